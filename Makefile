@@ -1,0 +1,77 @@
+# `make report` and `make test` start from a fresh clone with nothing prepared.
+
+PLAN ?= quick
+PORT ?= 8888
+
+# The first Python that is new enough and can make virtual environments (Debian splits that off as python3-venv).
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+	$$python -c 'import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
+	&& echo $$python && break; done)
+
+BIN := .venv/bin
+READY := .venv/ready
+MESHDNS := $(BIN)/meshdns
+
+# Behind a TLS proxy the host's bundle holds what pip's own does not.
+BUNDLE := $(firstword $(wildcard $(SSL_CERT_FILE) /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt))
+ifneq ($(BUNDLE),)
+export PIP_CERT ?= $(BUNDLE)
+export SSL_CERT_FILE ?= $(BUNDLE)
+endif
+ifneq ($(PIP_INDEX_URL),)
+export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
+endif
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help report test lab bench up down lint clean engine browser
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+report: engine ## from a fresh machine to reports/latest/index.html (PLAN=standard to publish)
+	@$(MESHDNS) report --plan $(PLAN)
+
+test: lint engine browser ## every test, on real containers and in a real browser
+	@$(BIN)/python -m pytest -p tests.plugins.no_skips
+
+lab: $(READY) ## JupyterLab with the notebooks, on this machine only (PORT=8888)
+	@$(BIN)/jupyter lab --ip=127.0.0.1 --port=$(PORT) --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
+
+bench: $(READY) ## the speed bars, beside other tools in one run
+	@status=0; for bench in tests/bench/*.py; do $(BIN)/python $$bench || status=1; done; exit $$status
+
+up: engine ## start the testbed and leave it running
+	@$(MESHDNS) up
+
+down: $(READY) ## remove the testbed
+	@$(MESHDNS) down
+
+lint: $(READY) ## ruff, mypy and the import contract
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/ruff format --check --quiet
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/lint-imports >.venv/lint-imports.log || { cat .venv/lint-imports.log; exit 1; }
+
+clean: ## remove what was built (not data/runs)
+	-@if [ -x $(MESHDNS) ]; then $(MESHDNS) down; fi
+	rm -rf .venv .meshdns reports *.egg-info .*_cache .hypothesis
+
+engine: $(READY)
+	@$(MESHDNS) engine
+
+browser: engine # one after the other: both may install packages
+	@$(MESHDNS) engine --browser
+
+# uv fills the environment in seconds; where it cannot (an index only pip is told of) pip does the same from the same lock.
+$(READY): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo 'Python 3.11 to 3.13 with venv was not found; on Debian and Ubuntu run:' \
+		'apt-get install python3 python3-venv (else name one: make PYTHON=/path/to/python3)' >&2; exit 3; }
+	@echo 'virtual environment: .venv, from requirements.lock'
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	@awk '/^uv==/ { on = 1 } on { print } on && !/\\$$/ { exit }' requirements.lock > .venv/uv.lock
+	@$(BIN)/pip install --quiet --require-hashes --requirement .venv/uv.lock \
+		&& $(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --require-hashes --requirement requirements.lock \
+		|| $(BIN)/pip install --quiet --require-hashes --requirement requirements.lock
+	@$(BIN)/pip install --quiet --no-deps --editable .
+	@touch $@

@@ -1,0 +1,260 @@
+"""The engine as seen through recorded answers of `docker`, and programs that misbehave."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from harness import debian, engine, errors, process
+
+ROOT = Path(__file__).resolve().parent.parent
+INFO = {
+    "ServerVersion": "20.10.24+dfsg1",
+    "CgroupVersion": "1",
+    "Driver": "overlay2",
+    "NCPU": 2,
+    "ClientInfo": {"Plugins": [{"Name": "compose", "Version": "v2.26.1"}, {"Name": "buildx", "Version": "0.13.1"}]},
+}
+
+
+@pytest.fixture
+def docker(tmp_path, monkeypatch):
+    """Puts a `docker` in front that answers `docker info` as given, and nothing else on PATH but the shell's own."""
+
+    def answer(info: dict[str, object], code: int = 0) -> None:
+        folder = tmp_path / "bin"
+        folder.mkdir(exist_ok=True)
+        script = folder / "docker"
+        quoted = json.dumps(info).replace("'", "'\\''")
+        script.write_text(
+            "#!/bin/sh\n"
+            "[ \"$1\" = --version ] && echo 'Docker version 28.2.2, build e6534b4' && exit\n"
+            f"echo '{quoted}'; exit {code}\n"
+        )
+        script.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+    return answer
+
+
+def test_find_reads_what_docker_says(docker):
+    docker(INFO)
+    found = engine.find()
+    assert (found.client, found.server, found.compose, found.buildx) == ("28.2.2", "20.10.24+dfsg1", "2.26.1", "0.13.1")
+    assert (found.cgroup, found.storage, found.cpus) == (1, "overlay2", 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "place", "words"),
+    [
+        ({"ServerVersion": "", "ServerErrors": ["permission denied while trying"]}, "engine", "usermod -aG docker"),
+        ({"ServerVersion": "", "ServerErrors": ["Cannot connect to the Docker daemon"]}, "engine", "does not answer"),
+        ({"ServerVersion": "19.03.15"}, "engine", "20.10 or newer"),
+        ({"ClientInfo": {"Plugins": INFO["ClientInfo"]["Plugins"][1:]}}, "compose", "Compose v2"),
+        ({"ClientInfo": {"Plugins": INFO["ClientInfo"]["Plugins"][:1]}}, "buildx", "buildx"),
+        ({"ClientInfo": {"Plugins": [{"Name": "compose", "Err": "not executable"}]}}, "compose", "Compose v2"),
+    ],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="the steps are Linux's")
+def test_each_thing_that_is_missing_has_its_message_and_step(docker, change, place, words):
+    docker(INFO | change, code=1 if "ServerErrors" in change else 0)
+    with pytest.raises(errors.EnvironmentProblem) as caught:
+        engine.find()
+    assert caught.value.place == place
+    assert words in caught.value.text()
+    assert caught.value.step
+    assert caught.value.exit_code == 3
+
+
+def test_no_docker_command(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(errors.EnvironmentProblem, match="no docker command"):
+        engine.find()
+
+
+def test_ensure_leaves_alone_what_works(docker, monkeypatch):
+    docker(INFO)
+    monkeypatch.setattr(debian, "install", lambda *_, **__: pytest.fail("installed something"))
+    said: list[str] = []
+    assert engine.ensure(said.append).server
+    assert said == []
+
+
+def test_no_root_no_install(docker, monkeypatch):
+    docker(INFO | {"ServerVersion": "", "ServerErrors": ["Cannot connect"]}, code=1)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(errors.EnvironmentProblem, match="sudo"):
+        engine.ensure(lambda text: pytest.fail(f"tried: {text}"))
+
+
+def test_targets_are_the_marked_stages():
+    names = engine.targets(ROOT / "compose/images/Dockerfile")
+    assert {"client", "dns", "web", "observer", "envoy"} <= set(names)
+    assert not {"apt", "wheels", "fetch"} & set(names)
+
+
+def test_content_changes_with_what_images_are_made_of(tmp_path):
+    agent = tmp_path / "harness/agent"
+    agent.mkdir(parents=True)
+    source = agent / "clock.py"
+    source.write_text("a = 1")
+    tags = [engine._content(tmp_path, "base")]
+    (agent / "__pycache__").mkdir()
+    (agent / "__pycache__/clock.pyc").write_bytes(b"x")
+    (tmp_path / "harness/cli.py").write_text("not in an image")
+    assert engine._content(tmp_path, "base") == tags[0]
+    tags.append(engine._content(tmp_path, "another base"))
+    source.write_text("a = 2")
+    tags.append(engine._content(tmp_path, "base"))
+    source.rename(agent / "clock2.py")
+    tags.append(engine._content(tmp_path, "base"))
+    assert len(set(tags)) == len(tags)
+    assert all(len(tag) == 12 for tag in tags)
+
+
+def test_the_build_context_is_what_the_tag_is_a_hash_of():
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert allowed == set(engine._IMAGE_SOURCES)
+
+
+def test_a_proxy_reaches_the_build_without_showing_its_password(monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://user:secret@proxy:3128")
+    argv = engine._build_argv("dns", "meshdns/dns:x")
+    assert "https_proxy" in argv
+    assert not any("secret@" in word for word in argv)
+
+
+def test_ca_bundle_prefers_the_variable(monkeypatch, tmp_path):
+    bundle = tmp_path / "ca.pem"
+    bundle.write_text("x")
+    monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
+    assert engine.ca_bundle() == bundle
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "absent"))
+    assert engine.ca_bundle() != bundle
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('ID=debian\nVERSION_ID="12"\nVERSION_CODENAME=bookworm\n', ("debian", False)),
+        ('ID=debian\nVERSION_ID="13"\n', ("debian", True)),
+        ("ID=debian\nVERSION_CODENAME=forky\n", ("debian", True)),  # testing has no number
+        ('ID=ubuntu\nID_LIKE=debian\nVERSION_ID="24.04"\n', ("ubuntu", True)),
+        ('ID=linuxmint\nID_LIKE="ubuntu debian"\nVERSION_ID="22"\n', ("ubuntu", True)),
+        ('ID=fedora\nVERSION_ID="42"\n', ("", False)),
+    ],
+)
+def test_distribution(tmp_path, text, expected):
+    path = tmp_path / "os-release"
+    path.write_text(text)
+    found = debian.distribution(path)
+    assert (found.family, found.has_plugins) == expected
+
+
+SOURCES = {
+    "one line": ("sources.list", "deb [arch=amd64 signed-by=/k.gpg] http://m.example/debian bookworm main contrib\n"),
+    "deb822": (
+        "sources.list.d/debian.sources",
+        "Types: deb\n# a note\nURIs: http://m.example/debian\nSuites: bookworm bookworm-updates\nComponents: main\n\n"
+        "Types: deb\nURIs: http://m.example/debian-security\nSuites: bookworm-security\nComponents: main\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_the_mirror_is_the_machines_own(tmp_path, kind):
+    name, text = SOURCES[kind]
+    (tmp_path / "sources.list.d").mkdir()
+    (tmp_path / name).write_text(text)
+    assert debian.mirror(tmp_path) == "http://m.example/debian"
+
+
+def test_the_mirror_is_not_a_third_partys_nor_ubuntus(tmp_path):
+    (tmp_path / "sources.list.d").mkdir()
+    (tmp_path / "sources.list").write_text(
+        "# deb http://off.example/debian bookworm main\n"
+        "deb-src http://src.example/debian bookworm main\n"
+        "deb http://ubuntu.example/ubuntu noble main\n"
+        "deb http://engine.example/linux/debian bookworm stable\n"
+    )
+    assert debian.mirror(tmp_path) is None
+    (tmp_path / "sources.list.d/a.list").write_text("deb http://third.example/debian bookworm main\n")
+    mirrors = tmp_path / "mirrors.txt"
+    mirrors.write_text("# list\nhttp://own.example/debian\tpriority:1\n")
+    (tmp_path / "sources.list.d/debian.sources").write_text(
+        f"Types: deb deb-src\nURIs: mirror+file://{mirrors}\nSuites: bookworm bookworm-updates\nComponents: main\n"
+    )
+    assert debian.mirror(tmp_path) == "http://own.example/debian"
+
+
+def test_a_program_out_of_time_is_gone_with_its_children(tmp_path):
+    marker = tmp_path / "pid"
+    done = process.run("sh", "-c", f"sleep 60 & echo $! > {marker}; wait", timeout_s=0.3)
+    assert (done.code, done.ok) == (124, False)
+    assert not _lives(int(marker.read_text()))
+
+
+def test_silence_is_not_waited_for_but_slowness_is():
+    assert process.run("sleep", "30", timeout_s=30, hush_s=0.2).code == 124
+    assert process.run("sh", "-c", "echo here; sleep 0.5", timeout_s=30, hush_s=0.2).ok
+
+
+def test_an_absent_program_is_a_result_not_an_exception():
+    done = process.run("no-such-program-here", timeout_s=1)
+    assert done.code == 127
+    assert "no-such-program-here" in done.last_lines(1)
+
+
+def test_results_keep_their_order_and_logs_their_output(tmp_path):
+    slow = process.Command(("sh", "-c", "sleep 0.2; echo slow; echo oops >&2"), 10, log=tmp_path / "log")
+    fast = process.Command(("echo", "fast"), 10)
+    assert [done.out.split()[0] for done in process.run_all([slow, fast], at_once=2)] == ["slow", "fast"]
+    assert (tmp_path / "log").read_text() == "slow\noops\n"
+
+
+def test_ctrl_c_leaves_no_program_behind(tmp_path):
+    marker = tmp_path / "pid"
+    code = f"from harness import process; process.run('sh', '-c', 'echo $$ > {marker}; exec sleep 60', timeout_s=60)"
+    child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 20
+    while not (marker.exists() and marker.read_text().strip()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate(timeout=20)
+    assert b"KeyboardInterrupt" in said
+    assert not _lives(int(marker.read_text()))
+
+
+def _lives(pid: int) -> bool:
+    """Still running; a zombie, which its parent has yet to collect, is not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.testbed
+def test_images_of_this_tree_exist_and_a_second_call_says_nothing():
+    first = engine.images(lambda _: None)
+    said: list[str] = []
+    assert engine.images(said.append) == first
+    assert said == []
+    assert engine.missing_images() == []
+
+
+@pytest.mark.testbed
+def test_a_failed_build_is_one_message_with_its_log(tmp_path, monkeypatch):
+    images = tmp_path / "compose/images"
+    images.mkdir(parents=True)
+    (images / "Dockerfile").write_text(f"# image\nFROM {engine.BASE_TAG} AS broken\nRUN echo the-reason && exit 7\n")
+    engine.base_image(lambda _: None)
+    monkeypatch.setattr(engine, "PROJECT", tmp_path)
+    with pytest.raises(errors.EnvironmentProblem) as caught:
+        engine.build_images(lambda _: None)
+    assert "the-reason" in caught.value.text()
+    assert "the-reason" in (tmp_path / ".meshdns/logs/build-broken.log").read_text()
