@@ -1,0 +1,233 @@
+"""The command line: verbs in the order of work. The only place that prints, and the only one that ends the process."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+from tabulate import tabulate
+
+from harness import doctor, engine, errors, plan, report, run, store, testbed
+from harness.mesh import topology
+from harness.plan import Plan
+from harness.progress import Progress
+from harness.testbed import Testbed
+
+RUNS = testbed.ROOT / "data" / "runs"
+REPORTS = testbed.ROOT / "reports"
+NOTEBOOKS = testbed.ROOT / "notebooks"
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+DESCRIPTION = """\
+Measures on this machine how service-mesh sidecars and DNS work together.
+
+exit codes: 0 done; 2 bad input; 3 the machine lacks something; 4 the testbed failed;
+5 damaged data; 6 the report failed; 7 disk full or not writable; 130 interrupted"""
+
+
+def say(line: str) -> None:
+    """A line for the person, on standard error; standard output is for results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; the exit code."""
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return int(options.verb(options) or 0)
+    except errors.MeshdnsError as error:
+        say(f"meshdns: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        say("meshdns: interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """TERM is handled as Ctrl-C is: what is complete is stored, the testbed goes down."""
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="meshdns", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+    def verb(name: str, action: object, text: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=text)
+        sub.set_defaults(verb=action)
+        return sub
+
+    verb("doctor", _doctor, "what is there, what is missing, and the command that mends it")
+    one = verb("engine", _engine, "find or install the container engine, build the images")
+    one.add_argument("--browser", action="store_true", help="chromium and its driver instead (for the tests)")
+    verb("up", _up, "start the testbed and wait until it answers")
+    verb("status", _status, "a table of the testbed's containers")
+    one = verb("logs", _logs, "a container's log")
+    one.add_argument("service", nargs="?", help="as in `meshdns status`; all if left out")
+    one = verb("exec", _exec, "run a command in a container")
+    one.add_argument("service")
+    one.add_argument("command", nargs=argparse.REMAINDER)
+    verb("down", _down, "remove the testbed")
+    one = verb("run", _run, "measure a plan; prints the run's folder")
+    _plan_options(one)
+    one.add_argument("--dry-run", action="store_true", help="print the first block and the time it will take")
+    one = verb("report", _report, "measure a plan, or take stored runs, and publish the notebooks as HTML")
+    _plan_options(one)
+    one.add_argument("--runs", type=Path, help="publish these stored runs instead of measuring (no engine needed)")
+    one.add_argument("--out", type=Path, default=REPORTS, help="folder for reports (default: reports/)")
+    one.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+                     help="a notebook parameter, as papermill takes it")  # fmt: skip
+    return parser
+
+
+def _plan_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--plan", default="quick", help=f"{', '.join(plan.shipped())}, or a TOML file (default: quick)")
+    parser.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with an unfinished run (its own plan)")
+    parser.add_argument("--keep", action="store_true", help="leave the testbed up afterwards")
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    findings = doctor.examine()
+    print(doctor.table(findings))
+    return errors.EnvironmentProblem.exit_code if any(f.state == "missing" for f in findings) else 0
+
+
+def _engine(options: argparse.Namespace) -> int:
+    if options.browser:
+        browser = engine.ensure_browser(say)
+        print(browser.chromium, browser.driver)
+        return 0
+    engine.ensure(say)
+    for tag in engine.images(say).tags.values():
+        print(tag)
+    return 0
+
+
+def _nets() -> topology.Nets:
+    default = topology.Nets()
+    return topology.Nets(os.environ.get("MESHDNS_PODS", default.pods), os.environ.get("MESHDNS_WORLD", default.world))
+
+
+def _bed(build: bool = False) -> Testbed:
+    """The testbed; images only where containers may be started."""
+    if not build:
+        engine.find()
+        return Testbed({}, _nets())
+    engine.ensure(say)
+    return Testbed(engine.images(say).tags, _nets())
+
+
+def _up(_: argparse.Namespace) -> int:
+    _bed(build=True).up(say)
+    say("the testbed is up; `meshdns status` shows it, `meshdns down` removes it")
+    return 0
+
+
+def _status(_: argparse.Namespace) -> int:
+    rows = _bed().status()
+    if not rows:
+        raise errors.TestbedError("the testbed is not up", step="run `meshdns up`")
+    heads = ["pod", "container", "health", "address", "intercepted"]
+    print(tabulate([(r.pod, r.container, r.state, r.address, r.intercepted) for r in rows], heads, tablefmt="plain"))
+    return 0
+
+
+def _logs(options: argparse.Namespace) -> int:
+    bed = _bed()
+    if options.service:
+        bed.container(options.service)
+    return bed.interactive("logs", *([options.service] if options.service else []))
+
+
+def _exec(options: argparse.Namespace) -> int:
+    if not options.command:
+        raise errors.InputError("no command is given", place="meshdns exec", step="e.g. `meshdns exec dns-bind sh`")
+    bed = _bed()
+    bed.container(options.service)
+    terminal = [] if sys.stdin.isatty() else ["-T"]
+    return bed.interactive("exec", *terminal, options.service, *options.command)
+
+
+def _down(_: argparse.Namespace) -> int:
+    _bed().down()
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    what = _plan(options)
+    if options.dry_run:
+        _print_plan(what)
+        return 0
+    print(_measure(what, options))
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    """The plan asked for; an unfinished run brings its own."""
+    if options.resume:
+        return plan.from_json(store.resume(options.resume).header.plan, str(options.resume))
+    return plan.find(options.plan)
+
+
+def _print_plan(what: Plan) -> None:
+    heads = ["experiment", "arm", "backend", "lookup", "name", "ndots", "arrival", "rate/s", "delay ms", "requests"]
+    rows = [
+        (c.experiment, c.arm, c.backend, f"{c.lookup} {c.qtype}", c.name_kind, c.ndots, c.arrival, f"{c.rate_hz:g}",
+         f"{c.dns_delay_ms:g}", t.count)
+        for t in what.block(0) for c in [t.cell]
+    ]  # fmt: skip
+    print(tabulate(rows, heads, tablefmt="plain"))
+    print(f"\nfirst of {what.blocks} blocks; about {run.seconds(what) / 60:.1f} minutes in all")
+
+
+def _measure(what: Plan, options: argparse.Namespace) -> Path:
+    """The folder of a finished run. However it ends, the testbed is as before and what is complete is stored."""
+    bed = _bed(build=True)
+    before = set(RUNS.glob("*.partial"))
+    try:
+        with _standing(bed, options.keep), Progress(run.seconds(what), "measuring") as progress:
+            return run.execute(what, bed, RUNS, progress, options.resume)
+    except (KeyboardInterrupt, errors.MeshdnsError):
+        for folder in {*RUNS.glob("*.partial")} - before or {options.resume} - {None}:
+            blocks = len(list(folder.glob("blocks/*.json")))
+            say(f"{blocks} of {what.blocks} blocks are stored; go on with `meshdns run --resume {folder}`")
+        raise
+
+
+@contextlib.contextmanager
+def _standing(bed: Testbed, keep: bool) -> Iterator[None]:
+    """The testbed is up inside, and afterwards as it was before."""
+    was_up = bed.is_up()
+    bed.up(say)
+    try:
+        yield
+    finally:
+        if not (keep or was_up):
+            bed.down()
+
+
+def _report(options: argparse.Namespace) -> int:
+    notebooks = report.notebooks_in(NOTEBOOKS)
+    parameters: dict[str, object] = {name: report.parameter(value) for name, value in options.parameters}
+    report.check_parameters(parameters, notebooks)
+    runs = options.runs or _measure(_plan(options), options)
+    with Progress(len(notebooks), "publishing", unit="") as progress:
+        index = report.publish(runs, options.out / runs.name, parameters, notebooks, progress.stage)
+    print(index)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""What was true while a run was measured: versions, machine, images, rules, proxy and name server configuration."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import harness
+from harness import process, testbed
+from harness.channel import Channel
+from harness.mesh import topology
+from harness.testbed import Testbed
+
+PACKAGES = ("pandas", "numpy", "scipy", "pyarrow", "docker", "dnspython", "papermill", "matplotlib", "seaborn")
+ASK_TIMEOUT_S = 30
+_VERSION_COMMANDS = {
+    "envoy": ("client-mode1-envoy", "envoy --version"),
+    "bind": ("dns-bind", "named -v"),
+    "dnsdist": ("dns-dnsdist", "dnsdist --version"),
+    "nginx": ("legacy-1", "nginx -v"),
+    "client python": ("client-plain-app", "python3 --version"),
+    "h2load": ("client-plain-app", "h2load --version"),
+    "dnsperf": ("client-plain-app", "dnsperf -h | head -n 1"),
+    "iptables": ("client-plain-observer", "iptables --version"),
+}
+
+
+def gather(bed: Testbed, observers: Mapping[str, Channel], clocks: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts tree of `run.json`; `clocks` are the agents' own calibration, by arm."""
+    client, mesh = testbed.cpu_sets()
+    return {
+        "clock": dict(clocks),
+        "machine": machine(),
+        "engine": _engine(bed),
+        "images": _images(bed),
+        "versions": _versions(bed),
+        "cpu_sets": {"client": client, "mesh": mesh},
+        "networks": {"pods": bed.nets.pods, "world": bed.nets.world},
+        "rules": {pod: channel.ask({"op": "loaded"}, ASK_TIMEOUT_S)[0]["text"] for pod, channel in observers.items()},
+        "envoy": {client.pod: _config_dump(observers[client.pod]) for client in topology.CLIENTS if client.sidecar},
+        "envoy_servers": json.loads((bed.state / "web-1" / "envoy.json").read_text()),
+        "dns": {path: _public(bed, path) for path in _DNS_FILES},
+    }
+
+
+_DNS_FILES = (
+    "resolv.conf",
+    "dns-bind/named.conf",
+    "dns-bind/cluster.local.zone",
+    "dns-dnsdist/dnsdist.conf",
+    "world-dns/named.conf",
+    "world-dns/example.com.zone",
+)
+
+
+def _public(bed: Testbed, path: str) -> str:
+    """A configuration file without this testbed's passwords."""
+    keys = bed.keys()
+    return (bed.state / path).read_text().replace(keys.console_key, "…").replace(keys.web_password, "…")
+
+
+def _config_dump(observer: Channel) -> Any:
+    page = {"url": f"http://127.0.0.1:{topology.PORT_ADMIN}/config_dump"}
+    body = observer.ask({"op": "snapshot", "pages": [page]}, ASK_TIMEOUT_S)[0]["pages"][0]
+    return json.loads(body) if body else None
+
+
+def machine() -> dict[str, Any]:
+    """Kernel, CPU and clock of this machine; identities only as hashes, to tell machines and boots apart."""
+    cpu = [line for line in _text("/proc/cpuinfo").splitlines() if line.startswith("model name")]
+    clock = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
+    return {
+        "kernel": platform.release(),
+        "architecture": platform.machine(),
+        "cpu": cpu[0].split(":", 1)[1].strip() if cpu else "",
+        "cpus": len(cpu),
+        "memory_kib": int(_text("/proc/meminfo").split()[1]),
+        "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "not exposed",
+        "clocksource": _text(clock),
+        "steal_share": steal_share(),
+        "conntrack_max": int(_text("/proc/sys/net/netfilter/nf_conntrack_max") or 0),
+        "machine_id_hash": hashlib.sha256(_text("/etc/machine-id").encode()).hexdigest()[:12],
+        "boot_id_hash": hashlib.sha256(_text("/proc/sys/kernel/random/boot_id").encode()).hexdigest()[:12],
+    }
+
+
+def steal_share() -> float:
+    """CPU time taken by other guests of the host since boot, as a share of all (proc(5), /proc/stat)."""
+    ticks = [int(field) for field in _text("/proc/stat").splitlines()[0].split()[1:9]]
+    return ticks[7] / sum(ticks) if sum(ticks) else 0.0
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _engine(bed: Testbed) -> dict[str, Any]:
+    info = bed.client.info()
+    keys = ("ServerVersion", "Driver", "CgroupVersion", "CgroupDriver", "KernelVersion", "OperatingSystem")
+    return {key: info.get(key, "") for key in keys}
+
+
+def _images(bed: Testbed) -> dict[str, Any]:
+    return {role: {"tag": tag, "id": bed.client.images.get(tag).id} for role, tag in sorted(bed.images.items())}
+
+
+def _versions(bed: Testbed) -> dict[str, str]:
+    found = {"meshdns": harness.__version__, "python": platform.python_version(), "commit": commit()}
+    found |= {name: importlib.metadata.version(name) for name in PACKAGES}
+    for name, (service, command) in _VERSION_COMMANDS.items():
+        done = process.run("docker", "exec", bed.name(service), "sh", "-c", f"{command} 2>&1", timeout_s=20)
+        lines = [line.strip() for line in done.out.splitlines() if line.strip()]
+        found[name] = lines[0] if lines else ""
+    return found
+
+
+def commit() -> str:
+    """The commit of the source tree, with a mark if it has been changed since; empty outside a checkout."""
+    done = process.run("git", "-C", str(testbed.ROOT), "describe", "--always", "--dirty", "--abbrev=12", timeout_s=10)
+    return done.out.strip() if done.ok else ""

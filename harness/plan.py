@@ -1,0 +1,302 @@
+"""A plan: TOML in, randomised blocks of cells out.
+
+Experiment: factors with their levels, crossed into cells. Block: every cell due in it, once, in random order. The
+recorded seed gives the same order again. Keys that do not exist are refused; so are levels that cannot be measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from harness import errors
+from harness.mesh import topology
+
+PLANS = Path(__file__).parent / "plans"
+BODY_SIZES = (0, 1024, 16384, 131072, 1048576)  # files in the web image
+MAX_SECONDS = 24 * 3600  # a plan that runs for longer is a typing error
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of factor levels. What does not apply is "none", 0 or false, never absent."""
+
+    experiment: str
+    arm: str
+    backend: str = "none"
+    kind: str = "lookup"
+    lookup: str = "wire"
+    name_kind: str = "fqdn"
+    qtype: str = "A"
+    ndots: int = 5
+    connection: str = "none"
+    arrival: str = "constant"
+    rate_hz: float = 0.0
+    concurrency: int = 1
+    dns_delay_ms: float = 0.0
+    body_bytes: int = 0
+    wait: str = "spin"
+    tool: str = "agent"
+    null_delay_us: float = 0.0
+    tls: bool = False
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A cell and how long it is measured; the bounds are hard, so that load always ends by itself."""
+
+    cell: Cell
+    count: int  # requests recorded
+    warmup: int  # requests before recording
+    timeout_ms: int  # per request
+    capture: bool  # packets are captured beside the agent's own clock
+
+    def seconds(self) -> float:
+        """Expected duration of the load, for the progress bar and `--dry-run`."""
+        requests = self.count + self.warmup
+        # Closed loops run at about 1 ms a request, or at the delay that was asked for.
+        per_request_s = 1 / self.cell.rate_hz if self.cell.rate_hz else 0.001 + self.cell.dns_delay_ms / 1000
+        return requests * per_request_s
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Factors (each a level or a list of levels) and load of one experiment of the plan."""
+
+    name: str
+    arm: tuple[str, ...]
+    kind: str = "lookup"
+    backend: tuple[str, ...] = ("none",)
+    lookup: tuple[str, ...] = ("wire",)
+    name_kind: tuple[str, ...] = ("fqdn",)
+    qtype: tuple[str, ...] = ("A",)
+    ndots: tuple[int, ...] = (5,)
+    connection: tuple[str, ...] = ("none",)
+    arrival: tuple[str, ...] = ("constant",)
+    rate_hz: tuple[float, ...] = (0.0,)
+    concurrency: tuple[int, ...] = (1,)
+    dns_delay_ms: tuple[float, ...] = (0.0,)
+    body_bytes: tuple[int, ...] = (0,)
+    wait: tuple[str, ...] = ("spin",)
+    tool: tuple[str, ...] = ("agent",)
+    null_delay_us: tuple[float, ...] = (0.0,)
+    tls: tuple[bool, ...] = (False,)
+    count: int = 200
+    warmup: int = 20
+    timeout_ms: int = 2000
+    every: int = 1  # measured in every k-th block
+    capture: bool = False
+    series: str = (
+        ""  # the experiment this one belongs to, where one table of factors cannot say it; its own name if empty
+    )
+
+    def cells(self) -> list[Cell]:
+        """All combinations, in the order the factors are written."""
+        factors = [f.name for f in dataclasses.fields(Cell) if f.name not in ("experiment", "kind")]
+        levels = [getattr(self, name) for name in factors]
+        return [
+            Cell(experiment=self.series or self.name, kind=self.kind, **dict(zip(factors, combination, strict=True)))
+            for combination in itertools.product(*levels)
+        ]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure."""
+
+    name: str
+    question: str
+    seed: int
+    blocks: int
+    experiments: tuple[Experiment, ...]
+
+    def block(self, number: int) -> list[Trial]:
+        """The trials of one block, in the order in which they run.
+
+        Cells with the same upstream delay stand together, since changing it disturbs most; the order of the delays and
+        of the cells within each is random.
+        """
+        rng = random.Random(f"{self.seed}/{number}")  # noqa: S311  an experiment's order, not a secret
+        trials = [
+            Trial(cell, e.count, e.warmup, e.timeout_ms, e.capture)
+            for e in self.experiments
+            if number % e.every == 0
+            for cell in e.cells()
+        ]
+        rng.shuffle(trials)
+        delays = sorted({trial.cell.dns_delay_ms for trial in trials})
+        rng.shuffle(delays)
+        return sorted(trials, key=lambda trial: delays.index(trial.cell.dns_delay_ms))
+
+    def seconds(self) -> float:
+        """Expected duration of all load."""
+        return sum(trial.seconds() for number in range(self.blocks) for trial in self.block(number))
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON; `from_json` reads it back."""
+        tree = dataclasses.asdict(self)
+        return {"experiment": tree.pop("experiments"), **tree}
+
+
+ALLOWED: dict[str, tuple[Any, ...]] = {
+    "arm": (*topology.ARMS, "null"),
+    "kind": ("lookup", "request"),
+    "backend": (*topology.BACKENDS, "none"),
+    "lookup": ("none", "wire", "getaddrinfo"),
+    "name_kind": ("fqdn", "short", "external", "absent"),
+    "qtype": ("A", "AAAA", "A+AAAA"),
+    "connection": ("new", "keepalive", "none"),
+    "arrival": ("closed", "constant", "poisson"),
+    "wait": ("spin", "block"),
+    "tool": ("agent", "h2load", "dnsperf"),
+    "body_bytes": BODY_SIZES,
+    "ndots": tuple(range(16)),  # resolv.conf(5): capped at 15
+}
+BOUNDS: dict[str, tuple[float, float]] = {
+    "rate_hz": (0, 20_000),
+    "concurrency": (1, 1000),
+    "dns_delay_ms": (0, 1000),
+    "null_delay_us": (0, 10_000),
+    "count": (1, 1_000_000),
+    "warmup": (0, 100_000),
+    "timeout_ms": (1, 60_000),
+    "every": (1, 1000),
+    "blocks": (1, 1000),
+    "seed": (0, 2**63 - 1),
+}
+
+
+def _refuse(place: str, fact: str, step: str) -> errors.InputError:
+    return errors.InputError(fact, place=place, step=step)
+
+
+def _scalar(place: str, key: str, value: Any, kind: type) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise _refuse(place, f"{key} is {value!r}", f"give a {kind.__name__}")
+    if key in ALLOWED and value not in ALLOWED[key]:
+        raise _refuse(place, f"{key} is {value!r}", f"choose from {', '.join(map(str, ALLOWED[key]))}")
+    low, high = BOUNDS.get(key, (None, None))
+    if low is not None and high is not None and not low <= value <= high:  # type: ignore[operator]
+        raise _refuse(place, f"{key} is {value}", f"give a number from {low:g} to {high:g}")
+    return value
+
+
+def _levels(place: str, key: str, value: Any, kind: type) -> tuple[Any, ...]:
+    values = value if isinstance(value, list | tuple) else [value]
+    if not values:
+        raise _refuse(place, f"{key} has no levels", "give at least one")
+    if len(set(map(str, values))) != len(values):
+        raise _refuse(place, f"{key} names a level twice", "leave one of them out")
+    return tuple(_scalar(place, key, one, kind) for one in values)
+
+
+def _known(place: str, table: dict[str, Any], known: set[str]) -> None:
+    unknown = sorted(set(table) - known)
+    if unknown:
+        raise _refuse(place, f"unknown key {', '.join(unknown)}", f"known keys are {', '.join(sorted(known))}")
+
+
+def _experiment(place: str, table: dict[str, Any]) -> Experiment:
+    hints = get_type_hints(Experiment)
+    _known(place, table, set(hints))
+    for key in ("name", "arm"):
+        if key not in table:
+            raise _refuse(place, f"{key} is missing", "add it")
+    place = f"{place} {table['name']!r}"
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        hint = hints[key]
+        inner = getattr(hint, "__args__", None)
+        values[key] = _levels(place, key, value, inner[0]) if inner else _scalar(place, key, value, hint)
+    experiment = Experiment(**values)
+    for cell in experiment.cells():
+        _measurable(place, cell)
+    return experiment
+
+
+def _measurable(place: str, cell: Cell) -> None:
+    """Refuse combinations that have no meaning, rather than measure something else."""
+    arm, request = cell.arm, cell.kind == "request"
+    checks = [
+        (not request or cell.connection != "none", "a request needs connection new or keepalive"),
+        (request or cell.connection != "new", "a lookup has connection none, or keepalive to use one socket for all"),
+        (request == (cell.backend != "none") or arm == "null", "a request needs a backend, a lookup has none"),
+        (request or cell.lookup != "none", "a lookup needs lookup wire or getaddrinfo"),
+        (arm != "ip" or (request and cell.lookup == "none"), "the arm ip knows addresses: kind request, lookup none"),
+        (arm in ("ip", "null") or cell.lookup != "none", "every arm but ip reaches its backend by name"),
+        (arm != "ip" or cell.backend != "static", "static is a way for a sidecar to know its endpoints"),
+        (not request or cell.name_kind in ("fqdn", "short"), "requests go to names of the cluster: fqdn or short"),
+        ((cell.rate_hz > 0) == (cell.arrival != "closed"), "open loops need rate_hz above 0, closed loops have none"),
+        (
+            cell.lookup != "getaddrinfo" or (cell.arrival == "closed" and cell.concurrency == 1),
+            "getaddrinfo blocks its caller: arrival closed, concurrency 1",
+        ),
+        (cell.lookup != "getaddrinfo" or cell.wait == "block", "getaddrinfo waits in the C library: wait block"),
+        (cell.lookup == "none" or not request or "A" in cell.qtype.split("+"), "a request needs an IPv4 address: A"),
+        (arm == "null" or cell.null_delay_us == 0, "null_delay_us belongs to the arm null"),
+        (cell.tool == "agent" or cell.arrival == "closed", "other rulers run closed loops"),
+    ]
+    for holds, rule in checks:
+        if not holds:
+            raise _refuse(f"{place} {cell.arm}", rule, "change the factor or split the experiment")
+
+
+def parse(text: str, place: str) -> Plan:
+    """The plan in `text`; `place` names it in messages. Raises InputError."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise _refuse(place, f"not TOML ({error})", "mend the line it names") from None
+    return from_json(document, place)
+
+
+def from_json(document: dict[str, Any], place: str) -> Plan:
+    """A plan from its TOML or JSON tree. Raises InputError."""
+    document = dict(document)
+    tables = document.pop("experiment", [])
+    _known(place, document, {"name", "question", "seed", "blocks"})
+    for key in ("name", "seed", "blocks"):
+        if key not in document:
+            raise _refuse(place, f"{key} is missing", "add it")
+    name = _scalar(place, "name", document["name"], str)
+    if not name.replace("-", "").isalnum():
+        raise _refuse(place, f"name is {name!r}", "use letters, digits and hyphens: it names folders")
+    if not isinstance(tables, list | tuple) or not tables or not all(isinstance(one, dict) for one in tables):
+        raise _refuse(place, "there is no experiment", "add an [[experiment]] table")
+    experiments = tuple(_experiment(f"{place} experiment {i}", dict(t)) for i, t in enumerate(tables, 1))
+    names = [experiment.name for experiment in experiments]
+    if len(set(names)) != len(names):
+        raise _refuse(place, "two experiments have one name", "rename one")
+    plan = Plan(
+        name=name,
+        question=_scalar(place, "question", document.get("question", ""), str),
+        seed=_scalar(place, "seed", document["seed"], int),
+        blocks=_scalar(place, "blocks", document["blocks"], int),
+        experiments=experiments,
+    )
+    if plan.seconds() > MAX_SECONDS:
+        raise _refuse(place, f"the load would take {plan.seconds() / 3600:.0f} hours", "lower count or blocks")
+    return plan
+
+
+def shipped() -> list[str]:
+    """Names of the plans that come with the package."""
+    return sorted(path.stem for path in PLANS.glob("*.toml"))
+
+
+def find(name: str) -> Plan:
+    """A shipped plan by name, or a plan file by path. Raises InputError."""
+    path = PLANS / f"{name}.toml" if name in shipped() else Path(name)
+    try:
+        return parse(path.read_text(encoding="utf-8"), str(path))
+    except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError, PermissionError) as error:
+        known = ", ".join(shipped())
+        fact = f"no such plan ({type(error).__name__})"
+        raise _refuse(name, fact, f"use {known}, or a path to a TOML file") from None

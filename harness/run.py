@@ -1,0 +1,269 @@
+"""One run of a plan, block by block, against a testbed that is up; it can be stopped and resumed between blocks.
+
+Order of a trial: counters, CPU, load, CPU, counters. Nothing but the load happens between the two CPU readings.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from harness import capture, counters, errors, facts, jobs, plan, rulers, samples, store, validity
+from harness.channel import Channel
+from harness.mesh import topology
+from harness.plan import Cell, Plan, Trial
+from harness.progress import Progress
+from harness.testbed import Testbed
+
+AGENT = ["python3", "-m", "agent"]
+ANSWER_SLACK_S = 30  # beyond the load's own limit: sending the columns through the engine
+OVERHEAD_S = 0.08  # of a trial beside its load, for the expected duration: readings before and after
+
+
+def seconds(what: Plan, blocks: int | None = None) -> float:
+    """Expected duration of measuring `blocks` blocks of a plan (all of them by default)."""
+    every = [sum(t.seconds() + OVERHEAD_S for t in what.block(n)) for n in range(what.blocks)]
+    return sum(every[: blocks if blocks is not None else what.blocks])
+
+
+def execute(what: Plan, bed: Testbed, root: Path, progress: Progress, resume: Path | None = None) -> Path:
+    """Every block of the plan is stored; the run's folder. Raises what `testbed` and `store` raise.
+
+    Interrupted or failed, it leaves `<name>.partial` with the complete blocks.
+    """
+    with contextlib.ExitStack() as stack:
+        observers = stack.enter_context(bed.observers())
+        agents = stack.enter_context(_Agents(bed))
+        clocks = {"plain": _clock(agents.of("plain", 5))}
+        known = facts.gather(bed, observers, clocks)
+        writer = _resumed(resume, what, known) if resume else store.create(root, _header(what, known))
+        session = _Session(bed, agents, observers, counters.Reader(bed, observers), progress)
+        for number in writer.missing():
+            started = _now()
+            measured = [
+                session.trial(index, trial, _seed(what, number, index)) for index, trial in _trials(what, number)
+            ]
+            table = pa.concat_tables([one.table for one in measured]).unify_dictionaries()
+            writer.write_block(number, table, [one.record for one in measured], started)
+            invalid = [one for one in measured if not one.record.valid]
+            writer.log(f"block {number}: {len(measured)} trials, {len(invalid)} invalid")
+            for one in invalid:
+                writer.log(f"block {number} cell {one.record.cell}: {'; '.join(one.record.reasons)}")
+        session.settle()
+    return writer.finish(_now())
+
+
+def _clock(agent: Channel) -> dict[str, Any]:
+    """What the agent finds out about its own clock, spinning for a second."""
+    found = agent.ask({"kind": "clock"}, ANSWER_SLACK_S)[0]["clock"]
+    return {
+        "resolution_ns": found["resolution_ns"],
+        "cost_p50_ns": found["read_p50_ns"],
+        "cost_p99_ns": found["read_p99_ns"],
+        "gaps_over_50us": found["gaps"],
+        "gap_share": found["gap_ns"] / found["spin_ns"],
+        "longest_gap_ns": found["longest_gap_ns"],
+        "backwards": found["backwards"],
+    }
+
+
+def _trials(what: Plan, number: int) -> Iterator[tuple[int, Trial]]:
+    return enumerate(what.block(number))
+
+
+def _seed(what: Plan, block: int, index: int) -> int:
+    """The seed of one trial's arrivals: recorded by being a function of what is recorded."""
+    return int.from_bytes(hashlib.sha256(f"{what.seed}/{block}/{index}".encode()).digest()[:4], "big")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _header(what: Plan, known: dict[str, Any]) -> store.RunHeader:
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    name = f"{what.name}-{stamp}-{secrets.token_hex(2)}"
+    return store.RunHeader(name, what.to_json(), what.seed, _now(), what.blocks, known)
+
+
+def _resumed(path: Path, what: Plan, known: dict[str, Any]) -> store.RunWriter:
+    """The unfinished run, if it is of this plan and of this machine."""
+    writer = store.resume(path)
+    if plan.from_json(writer.header.plan, str(path)) != what:
+        raise errors.InputError(
+            f"is a run of another plan ({writer.header.plan.get('name')})", place=str(path), step="give its own plan"
+        )
+    before, now = writer.header.facts.get("machine", {}), known["machine"]
+    if before.get("machine_id_hash") != now["machine_id_hash"]:
+        raise errors.InputError("was begun on another machine", place=str(path), step="resume it there, or start anew")
+    writer.log(f"resumed; boot {now['boot_id_hash']}, images {known['images']}")
+    return writer
+
+
+class _Agents:
+    """Load agents, started when first needed: one per client pod and ndots, since glibc reads RES_OPTIONS once."""
+
+    def __init__(self, bed: Testbed) -> None:
+        self._bed = bed
+        self._channels: dict[tuple[str, int], Channel] = {}
+
+    def of(self, arm: str, ndots: int) -> Channel:
+        """The agent in an arm's client container."""
+        key = ("plain" if arm == "null" else arm, ndots)  # the calibration target needs no pod of its own
+        if key not in self._channels:
+            service = f"{topology.ARMS[key[0]].pod}-app"
+            self._channels[key] = self._bed.channel(service, AGENT, {"RES_OPTIONS": f"ndots:{ndots}"})
+            self._channels[key].ask({"kind": "ping"}, ANSWER_SLACK_S)
+        return self._channels[key]
+
+    def __enter__(self) -> _Agents:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for channel in self._channels.values():
+            channel.close()
+
+
+@dataclass(frozen=True)
+class _Measured:
+    table: pa.Table
+    record: samples.CellRecord
+
+
+@dataclass(frozen=True)
+class _Load:
+    """What came back from a load, before it is judged."""
+
+    table: pa.Table
+    agent: dict[str, Any]
+
+
+class _Session:
+    """Runs trials one after the other, and remembers the condition the name server is in."""
+
+    def __init__(
+        self,
+        bed: Testbed,
+        agents: _Agents,
+        observers: Mapping[str, Channel],
+        reader: counters.Reader,
+        progress: Progress,
+    ) -> None:
+        self._bed, self._agents, self._observers = bed, agents, observers
+        self._reader, self._progress = reader, progress
+        self._delay_ms = -1.0  # unknown: a resumed run may find any
+        self._medians: dict[str, float] = {}
+
+    def trial(self, index: int, trial: Trial, seed: int) -> _Measured:
+        """One trial, measured and judged."""
+        cell = trial.cell
+        self._progress.doing(f"{cell.experiment} {cell.arm}")
+        self._set_delay(cell.dns_delay_ms)
+        started_ns = time.monotonic_ns()
+        before, used_before = self._reader.counts(cell), self._reader.usage()
+        load = self._load(index, trial, seed)
+        used, after = self._reader.usage(), self._reader.counts(cell)
+        counts = counters.difference(cell, before, after)
+        reasons = validity.reasons(trial, load.table, counts, load.agent, self._bed.nets)
+        record = samples.CellRecord(
+            cell=index,
+            parameters=_parameters(cell),
+            valid=not reasons,
+            reasons=reasons,
+            offered=trial.count,
+            started_ns=started_ns,
+            wall_s=_wall_s(load.table),
+            counters=counts,
+            cpu_us={name: use.cpu_us - used_before[name].cpu_us for name, use in used.items()},
+            memory_bytes={name: use.memory_bytes for name, use in used.items()},
+            agent=load.agent,
+        )
+        self._progress.advance(trial.seconds() + OVERHEAD_S, self._note(cell, load.table))
+        return _Measured(load.table, record)
+
+    def settle(self) -> None:
+        """The name server is left as it was found."""
+        self._set_delay(0.0)
+
+    def _set_delay(self, delay_ms: float) -> None:
+        if delay_ms != self._delay_ms:
+            self._bed.set_dns_delay(delay_ms)
+            self._delay_ms = delay_ms
+
+    def _load(self, index: int, trial: Trial, seed: int) -> _Load:
+        cell = trial.cell
+        if cell.tool != "agent":
+            table, known = rulers.measure(index, trial, self._bed.name(f"{topology.ARMS[cell.arm].pod}-app"))
+            return _Load(table, known)
+        agent = self._agents.of(cell.arm, cell.ndots)
+        job = jobs.job(trial, self._bed.nets, seed)
+        with self._captured(trial) as captured:
+            header, body = agent.ask(job, job["duration_limit_s"] + trial.timeout_ms / 1000 + ANSWER_SLACK_S)
+        table = jobs.table(index, header, body)
+        return _Load(captured.joined(table, cell) if captured else table, header["facts"])
+
+    @contextlib.contextmanager
+    def _captured(self, trial: Trial) -> Iterator[_Capture | None]:
+        """Packets on the client pod's interface while the load runs, where the plan asks for it."""
+        if not trial.capture:
+            yield None
+            return
+        client = topology.ARMS[trial.cell.arm]
+        observer = self._observers[client.pod]
+        expression = "udp port 53 or tcp port 8080 or tcp port 8443"
+        observer.ask({"op": "capture", "filter": expression, "interface": "eth0"}, ANSWER_SLACK_S)
+        captured = _Capture(self._bed.nets.pod(client.host))
+        try:
+            yield captured
+        finally:
+            reply, _ = observer.ask({"op": "captured"}, ANSWER_SLACK_S)
+            captured.pcap = base64.b64decode(reply["pcap"])
+
+    def _note(self, cell: Cell, table: pa.Table) -> str:
+        """Live medians of the headline experiments, by arm."""
+        if cell.experiment in ("lookup", "request") and table.num_rows:
+            took = table.column("end_ns").to_numpy() - table.column("start_ns").to_numpy()
+            self._medians[f"{cell.experiment} {cell.arm}"] = float(np.median(took)) / 1000
+        return ", ".join(f"{name} {value:.0f} µs" for name, value in sorted(self._medians.items()))
+
+
+class _Capture:
+    """A capture that is filled when the load has ended; its stamps become columns."""
+
+    def __init__(self, pod: str) -> None:
+        self._pod = pod
+        self.pcap = b""
+
+    def joined(self, table: pa.Table, cell: Cell) -> pa.Table:
+        """The samples with `wire_dns_ns` and `wire_total_ns` where packets were found."""
+        seen = list(capture.packets(self.pcap, self._pod))
+        ports = table.column("local_port").to_pylist()
+        read = capture.lookups if cell.kind == "lookup" else capture.requests
+        for name, values in (
+            ("wire_dns_ns", [one.dns_ns for one in read(seen, ports)]),
+            ("wire_total_ns", [one.total_ns for one in read(seen, ports)]),
+        ):
+            position = table.schema.get_field_index(name)
+            table = table.set_column(position, table.schema.field(name), pa.array(values, pa.int64()))
+        return table
+
+
+def _parameters(cell: Cell) -> dict[str, samples.Parameter]:
+    return {name: getattr(cell, name) for name in cell.__dataclass_fields__}
+
+
+def _wall_s(table: pa.Table) -> float:
+    if not table.num_rows:
+        return 0.0
+    return float(table.column("end_ns").to_numpy().max() - table.column("due_ns").to_numpy().min()) / 1e9

@@ -1,0 +1,130 @@
+"""Plans: what is refused, and that the same seed gives the same order."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness import errors, plan
+
+MINIMAL = """
+name = "p"
+seed = 1
+blocks = 2
+[[experiment]]
+name = "lookup"
+arm = ["plain", "mode1"]
+rate_hz = 100.0
+"""
+
+
+def refused(text: str) -> str:
+    with pytest.raises(errors.InputError) as caught:
+        plan.parse(text, "my.toml")
+    message = str(caught.value)
+    assert message.startswith("my.toml")
+    return message
+
+
+@pytest.mark.parametrize("name", plan.shipped())
+def test_shipped_plans_are_measurable_and_bounded(name: str) -> None:
+    what = plan.find(name)
+    assert what.blocks >= 15  # fewer pairs than that and the report is not worth publishing
+    arms = {trial.cell.arm for trial in what.block(0)}
+    assert {"ip", "plain", "plain-aa", "mode1", "mode2-envoy"} <= arms  # no plan without its noise floor
+    assert plan.from_json(json.loads(json.dumps(what.to_json())), "again") == what
+
+
+def test_a_block_holds_every_cell_once_in_an_order_that_the_seed_decides() -> None:
+    what = plan.find("quick")
+    first, again = what.block(3), what.block(3)
+    assert first == again
+    assert len({trial.cell for trial in first}) == len(first)
+    assert [t.cell for t in what.block(4)] != [t.cell for t in what.block(8)]
+    other = dataclasses.replace(what, seed=what.seed + 1)
+    assert [t.cell for t in other.block(3)] != [t.cell for t in first]
+
+
+def test_cells_with_one_upstream_delay_stand_together() -> None:
+    delays = [trial.cell.dns_delay_ms for trial in plan.find("quick").block(0)]
+    changes = sum(a != b for a, b in itertools.pairwise(delays))
+    assert changes == len(set(delays)) - 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("seed = 1", "sed = 1", "unknown key sed"),
+        ("blocks = 2", "blocks = 0", "blocks is 0"),
+        ("blocks = 2", 'blocks = "2"', "give a int"),
+        ("blocks = 2", "blocks = true", "give a int"),
+        ('name = "p"', 'name = "../p"', "it names folders"),
+        ("rate_hz = 100.0", "rate_hz = 0.0", "open loops need rate_hz"),
+        ("rate_hz = 100.0", "rate_hz = -5", "give a number from 0"),
+        ("rate_hz = 100.0", "rate = 100", "unknown key rate"),
+        ('"mode1"', '"mode3"', "choose from ip, plain"),
+        ('"mode1"', '"plain"', "names a level twice"),
+        ('"mode1"', '"ip"', "the arm ip knows addresses"),
+        ('arm = ["plain", "mode1"]', "arm = []", "no levels"),
+        ('arm = ["plain", "mode1"]', 'arm = "plain"\nkind = "request"', "a request needs connection"),
+        ("rate_hz = 100.0", 'lookup = "getaddrinfo"\nrate_hz = 5.0', "getaddrinfo blocks its caller"),
+        ("rate_hz = 100.0", "rate_hz = 1.0\ncount = 1000000", "hours"),
+        ("[[experiment]]", "[[experiments]]", "unknown key experiments"),
+        ("seed = 1", "seed = ", "not TOML"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(old: str, new: str, said: str) -> None:
+    assert old in MINIMAL
+    assert said in refused(MINIMAL.replace(old, new))
+
+
+def test_a_plan_without_experiments_is_refused() -> None:
+    assert "there is no experiment" in refused('name = "p"\nseed = 1\nblocks = 2\n')
+
+
+def test_two_experiments_of_one_name_are_refused() -> None:
+    second = MINIMAL[MINIMAL.index("[[experiment]]") :]
+    assert "two experiments have one name" in refused(MINIMAL + second)
+
+
+def test_a_missing_file_names_the_plans_there_are() -> None:
+    with pytest.raises(errors.InputError, match="use quick, standard, or a path"):
+        plan.find("no-such-plan")
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(string.printable, max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.sampled_from(["name", "seed", "blocks", "question", "experiment"]), _VALUES)
+def test_any_value_anywhere_is_a_plan_or_an_input_error(key: str, value: object) -> None:
+    document = {
+        "name": "p",
+        "seed": 1,
+        "blocks": 2,
+        "experiment": [{"name": "lookup", "arm": "plain", "rate_hz": 1.0}],
+        key: value,
+    }
+    try:
+        plan.from_json(document, "x")
+    except errors.InputError:
+        return
+
+
+@given(st.sampled_from([f.name for f in dataclasses.fields(plan.Experiment)]), _VALUES)
+def test_any_value_in_an_experiment_is_a_plan_or_an_input_error(key: str, value: object) -> None:
+    experiment = {"name": "lookup", "arm": "plain", "rate_hz": 1.0, key: value}
+    try:
+        what = plan.from_json({"name": "p", "seed": 1, "blocks": 1, "experiment": [experiment]}, "x")
+    except errors.InputError:
+        return
+    assert what.block(0)
