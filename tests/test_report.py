@@ -1,0 +1,159 @@
+"""A report is whole or absent, says answers first, fetches nothing and is the same twice."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+import small_notebooks
+import synthetic
+
+from harness import errors, report
+from harness.report import execute, page
+
+REMOTE = re.compile(
+    r"""(?:src|href|action|srcset)\s*=\s*["']?\s*(?:https?:|//)|url\(|@import|<script|<link|<iframe""", re.I
+)
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return synthetic.build(tmp_path_factory.mktemp("runs"), blocks=2, samples_per_cell=5)
+
+
+@pytest.fixture(scope="module")
+def books(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("notebooks")
+    return [small_notebooks.write(folder, stem) for stem in ("01_names", "10_card")]
+
+
+@pytest.fixture(scope="module")
+def published(runs: Path, books: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    index = report.publish(runs, tmp_path_factory.mktemp("reports") / "one", {"percentile": 90}, books, quiet)
+    return index.parent
+
+
+@pytest.mark.slow
+def test_pages_say_question_answer_caption_and_provenance(published: Path) -> None:
+    text = (published / "01_names.html").read_text()
+    order = ["What does 01_names cost?", "costs 4 µs more at p90", "Why it matters", "<figure>", "<table", "Much."]
+    assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
+    assert 'alt="Lower is better &amp; faster."' in text
+    assert "plt.subplots" not in text and "percentile = 90" in text and "Runs: as told here" in text
+    assert "<caption>Medians of <em>all</em> blocks.</caption>" in text
+    assert text.count("<th scope=") == 4  # two columns and two rows; the blank row names are gone
+    assert (published / "figures/01_names-1.png").read_bytes()[1:4] == b"PNG"
+    assert (published / "figures/01_names-1.pdf").read_bytes()[:4] == b"%PDF"
+
+
+@pytest.mark.slow
+def test_index_states_every_answer_and_links_to_every_page(published: Path, books: list[Path]) -> None:
+    text = (published / "index.html").read_text()
+    assert text.count("costs 4 µs more at p90") == len(books)
+    assert synthetic.NAME in text
+    targets = set(re.findall(r'(?:href|src)="([^"#]+)"', text))
+    assert {f"{book.stem}.html" for book in books} <= targets
+    assert all((published / target).exists() for target in targets)
+    assert (published.parent / "latest").resolve() == published
+
+
+@pytest.mark.slow
+def test_nothing_is_fetched_from_elsewhere(published: Path) -> None:
+    for path in published.glob("*.html"):
+        assert not REMOTE.findall(path.read_text()), path
+
+
+@pytest.mark.slow
+def test_the_same_data_give_the_same_bytes(published: Path, runs: Path, books: list[Path], tmp_path: Path) -> None:
+    again = report.publish(runs, tmp_path / "again", {"percentile": 90}, books, quiet).parent
+    assert contents(again) == contents(published)
+
+
+@pytest.mark.slow
+def test_a_failed_check_names_itself_and_publishes_nothing(runs: Path, books: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(errors.ReportError) as caught:
+        report.publish(runs, tmp_path / "reports" / "one", {"fail": True}, books[:1], quiet)
+    assert str(caught.value).startswith("01_names.ipynb, cell 'checks': run-x: only 3 blocks <b>;")
+    assert "Traceback" not in str(caught.value) and "\x1b" not in str(caught.value)
+    assert not (tmp_path / "reports").exists()
+
+
+@pytest.mark.slow
+def test_unknown_parameters_are_refused_before_anything_runs(runs: Path, books: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(errors.InputError, match="no notebook takes 'percentil'; use runs, percentile, fail"):
+        report.publish(runs, tmp_path / "one", {"percentil": 90.0}, books, quiet)
+
+
+def test_parameters_have_a_type_and_runs_is_required() -> None:
+    number = execute.Parameter("percentile", "float", "99.0", "")
+    place = execute.Parameter("runs", "str", "'x'", "")
+    execute.check_declared({Path("a"): [number, place], Path("b"): [place]}, {"percentile": 90})
+    with pytest.raises(errors.InputError, match="percentile is True; give a float"):
+        execute.check_declared({Path("a"): [number, place]}, {"percentile": True})
+    with pytest.raises(errors.InputError, match="does not take the parameter 'runs'"):
+        execute.check_declared({Path("a"): [number]}, {})
+
+
+@pytest.mark.parametrize(("typed", "value"), [("99.9", 99.9), ("true", True), ("data/x", "data/x"), ('"7"', "7")])
+def test_typed_parameters(typed: str, value: object) -> None:
+    assert report.parameter(typed) == value
+
+
+def test_other_people_s_folders_are_not_overwritten(runs: Path, tmp_path: Path) -> None:
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "index.html").write_text("mine")
+    (tmp_path / "other" / "latest").mkdir(parents=True)
+    for out in (thesis, thesis / "index.html", tmp_path / "latest", tmp_path / "other" / "one"):
+        with pytest.raises(errors.InputError):
+            report.publish(runs, out, {}, [], quiet)
+    assert (thesis / "index.html").read_text() == "mine"
+
+
+def test_an_older_report_is_replaced_whole_and_kept_if_the_new_one_fails(tmp_path: Path) -> None:
+    out = tmp_path / "one"
+    for generation in ("old", "new"):
+        with report._whole(out) as folder:
+            (folder / generation).write_text("")
+    with pytest.raises(errors.StorageError, match="No space left"), report._whole(out) as folder:
+        (folder / "third").write_text("")
+        raise OSError(28, "No space left on device")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "one"]
+    assert [path.name for path in out.iterdir()] == ["new"]
+
+
+def test_a_notebook_without_an_answer_or_a_question_is_refused() -> None:
+    untitled = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("words")])
+    silent = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Why?")])
+    with pytest.raises(errors.ReportError, match="does not begin with a question"):
+        page.read(untitled, "03")
+    with pytest.raises(errors.ReportError, match="no output in a cell tagged answer"):
+        page.read(silent, "03")
+
+
+def test_a_figure_that_drew_nothing_is_refused() -> None:
+    cells = [nbformat.v4.new_markdown_cell("# Why?")]
+    cells += [nbformat.v4.new_code_cell("pass", metadata={"tags": ["figure-2"]})]
+    with pytest.raises(errors.ReportError, match="03, cell 'figure-2': drew nothing"):
+        page.read(nbformat.v4.new_notebook(cells=cells), "03")
+
+
+def test_tables_lose_row_numbers_and_words_stand_left() -> None:
+    table = (
+        '<table border="1"><thead><tr><th></th><th>arm</th><th>p50</th></tr></thead>'
+        "<tbody><tr><th>0</th><td>plain</td><td>1.0</td></tr><tr><th>1</th><td>ip</td>"
+        "<td>2 µs</td></tr></tbody></table>"
+    )
+    better = page.accessible(table)
+    assert ">0<" not in better and '<th scope="row" class="words">plain</th>' in better
+    assert '<th scope="col" class="words">arm</th><th scope="col">p50</th>' in better
