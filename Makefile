@@ -36,6 +36,8 @@ test: lint engine browser ## every test, on real containers and in a real browse
 	@$(BIN)/python -m pytest -p tests.plugins.no_skips
 
 lab: $(READY) ## JupyterLab with the notebooks, on this machine only (PORT=8888)
+	@mkdir -p .venv/share/jupyter/lab/settings # no question about news: nothing is fetched from anywhere
+	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}' >.venv/share/jupyter/lab/settings/overrides.json
 	@$(BIN)/jupyter lab --ip=127.0.0.1 --port=$(PORT) --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 bench: $(READY) ## the speed bars, beside other tools in one run
@@ -71,7 +73,7 @@ $(READY): requirements.lock pyproject.toml
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	@awk '/^uv==/ { on = 1 } on { print } on && !/\\$$/ { exit }' requirements.lock > .venv/uv.lock
 	@$(BIN)/pip install --quiet --require-hashes --requirement .venv/uv.lock \
-		&& $(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --require-hashes --requirement requirements.lock \
+		&& $(BIN)/uv pip install --quiet --compile-bytecode --system-certs --python $(BIN)/python --require-hashes --requirement requirements.lock \
 		|| $(BIN)/pip install --quiet --require-hashes --requirement requirements.lock
 	@$(BIN)/pip install --quiet --no-deps --editable .
 	@touch $@

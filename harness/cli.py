@@ -10,18 +10,21 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from tabulate import tabulate
+from harness import errors
 
-from harness import doctor, engine, errors, plan, report, run, store, testbed
-from harness.mesh import topology
-from harness.plan import Plan
-from harness.progress import Progress
-from harness.testbed import Testbed
+if TYPE_CHECKING:
+    from harness.mesh import topology
+    from harness.plan import Plan
+    from harness.testbed import Testbed
 
-RUNS = testbed.ROOT / "data" / "runs"
-REPORTS = testbed.ROOT / "reports"
-NOTEBOOKS = testbed.ROOT / "notebooks"
+# Verbs import what they need when they run: `meshdns --help` does not wait for pandas.
+ROOT = Path(__file__).resolve().parents[1]
+RUNS = ROOT / "data" / "runs"
+REPORTS = ROOT / "reports"
+NOTEBOOKS = ROOT / "notebooks"
+PLANS = "quick, standard"
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 DESCRIPTION = """\
@@ -93,18 +96,22 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _plan_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--plan", default="quick", help=f"{', '.join(plan.shipped())}, or a TOML file (default: quick)")
+    parser.add_argument("--plan", default="quick", help=f"{PLANS}, or a TOML file (default: quick)")
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with an unfinished run (its own plan)")
     parser.add_argument("--keep", action="store_true", help="leave the testbed up afterwards")
 
 
 def _doctor(_: argparse.Namespace) -> int:
+    from harness import doctor
+
     findings = doctor.examine()
     print(doctor.table(findings))
     return errors.EnvironmentProblem.exit_code if any(f.state == "missing" for f in findings) else 0
 
 
 def _engine(options: argparse.Namespace) -> int:
+    from harness import engine
+
     if options.browser:
         browser = engine.ensure_browser(say)
         print(browser.chromium, browser.driver)
@@ -116,12 +123,17 @@ def _engine(options: argparse.Namespace) -> int:
 
 
 def _nets() -> topology.Nets:
+    from harness.mesh import topology
+
     default = topology.Nets()
     return topology.Nets(os.environ.get("MESHDNS_PODS", default.pods), os.environ.get("MESHDNS_WORLD", default.world))
 
 
 def _bed(build: bool = False) -> Testbed:
     """The testbed; images only where containers may be started."""
+    from harness import engine
+    from harness.testbed import Testbed
+
     if not build:
         engine.find()
         return Testbed({}, _nets())
@@ -136,6 +148,8 @@ def _up(_: argparse.Namespace) -> int:
 
 
 def _status(_: argparse.Namespace) -> int:
+    from tabulate import tabulate
+
     rows = _bed().status()
     if not rows:
         raise errors.TestbedError("the testbed is not up", step="run `meshdns up`")
@@ -176,12 +190,18 @@ def _run(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> Plan:
     """The plan asked for; an unfinished run brings its own."""
+    from harness import plan, store
+
     if options.resume:
         return plan.from_json(store.resume(options.resume).header.plan, str(options.resume))
     return plan.find(options.plan)
 
 
 def _print_plan(what: Plan) -> None:
+    from tabulate import tabulate
+
+    from harness import run
+
     heads = ["experiment", "arm", "backend", "lookup", "name", "ndots", "arrival", "rate/s", "delay ms", "requests"]
     rows = [
         (c.experiment, c.arm, c.backend, f"{c.lookup} {c.qtype}", c.name_kind, c.ndots, c.arrival, f"{c.rate_hz:g}",
@@ -194,6 +214,9 @@ def _print_plan(what: Plan) -> None:
 
 def _measure(what: Plan, options: argparse.Namespace) -> Path:
     """The folder of a finished run. However it ends, the testbed is as before and what is complete is stored."""
+    from harness import run
+    from harness.progress import Progress
+
     bed = _bed(build=True)
     before = set(RUNS.glob("*.partial"))
     try:
@@ -209,16 +232,20 @@ def _measure(what: Plan, options: argparse.Namespace) -> Path:
 @contextlib.contextmanager
 def _standing(bed: Testbed, keep: bool) -> Iterator[None]:
     """The testbed is up inside, and afterwards as it was before."""
-    was_up = bed.is_up()
-    bed.up(say)
-    try:
-        yield
-    finally:
-        if not (keep or was_up):
-            bed.down()
+    with bed.exclusive():
+        was_up = bed.is_up()
+        bed.up(say)
+        try:
+            yield
+        finally:
+            if not (keep or was_up):
+                bed.down()
 
 
 def _report(options: argparse.Namespace) -> int:
+    from harness import report
+    from harness.progress import Progress
+
     notebooks = report.notebooks_in(NOTEBOOKS)
     parameters: dict[str, object] = {name: report.parameter(value) for name, value in options.parameters}
     report.check_parameters(parameters, notebooks)

@@ -136,7 +136,9 @@ def find() -> Engine:
 def ensure(announce: Announce) -> Engine:
     """The engine answers: found, started or, where we are root on Debian or Ubuntu, installed."""
     engine = look()
-    if problems(engine):
+    if problems(engine) and not os.environ.get(
+        "DOCKER_HOST"
+    ):  # an engine that is named is not ours to install or start
         here = debian.distribution()
         if here.can_install:
             _ensure_packages(engine, here, announce)
@@ -357,6 +359,9 @@ def _refused(engine: Engine) -> errors.EnvironmentProblem:
     if "permission denied" in engine.refusal.lower():
         step = "run: sudo usermod -aG docker $USER, and log in again"
         return errors.EnvironmentProblem("docker runs but refuses this user", place="engine", step=step)
+    if host := os.environ.get("DOCKER_HOST"):
+        fact = f"docker does not answer ({engine.refusal})"
+        return errors.EnvironmentProblem(fact, place="engine", step=f"start it, or unset DOCKER_HOST ({host})")
     start = " ".join(_start_command()) if platform.system() == "Linux" else "open -a Docker"
     return errors.EnvironmentProblem(
         f"docker does not answer ({engine.refusal})",

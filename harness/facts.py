@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ _VERSION_COMMANDS = {
     "nginx": ("legacy-1", "nginx -v"),
     "client python": ("client-plain-app", "python3 --version"),
     "h2load": ("client-plain-app", "h2load --version"),
-    "dnsperf": ("client-plain-app", "dnsperf -h | head -n 1"),
+    "dnsperf": ("client-plain-app", "dpkg-query -W -f '${Version}' dnsperf"),
     "iptables": ("client-plain-observer", "iptables --version"),
 }
 
@@ -117,9 +118,14 @@ def _versions(bed: Testbed) -> dict[str, str]:
     found |= {name: importlib.metadata.version(name) for name in PACKAGES}
     for name, (service, command) in _VERSION_COMMANDS.items():
         done = process.run("docker", "exec", bed.name(service), "sh", "-c", f"{command} 2>&1", timeout_s=20)
-        lines = [line.strip() for line in done.out.splitlines() if line.strip()]
-        found[name] = lines[0] if lines else ""
+        found[name] = _version_in(done.out)
     return found
+
+
+def _version_in(said: str) -> str:
+    """The first thing in a program's answer that looks like a version."""
+    match = re.search(r"\d+\.\d+(\.\d+)?[\w.+~-]*", said)
+    return match[0] if match else said.strip()[:40]
 
 
 def commit() -> str:

@@ -44,11 +44,11 @@ def execute(what: Plan, bed: Testbed, root: Path, progress: Progress, resume: Pa
     """
     with contextlib.ExitStack() as stack:
         observers = stack.enter_context(bed.observers())
-        agents = stack.enter_context(_Agents(bed))
+        agents = stack.enter_context(Agents(bed))
         clocks = {"plain": _clock(agents.of("plain", 5))}
         known = facts.gather(bed, observers, clocks)
         writer = _resumed(resume, what, known) if resume else store.create(root, _header(what, known))
-        session = _Session(bed, agents, observers, counters.Reader(bed, observers), progress)
+        session = Session(bed, agents, observers, counters.Reader(bed, observers), progress)
         for number in writer.missing():
             started = _now()
             measured = [
@@ -111,7 +111,7 @@ def _resumed(path: Path, what: Plan, known: dict[str, Any]) -> store.RunWriter:
     return writer
 
 
-class _Agents:
+class Agents:
     """Load agents, started when first needed: one per client pod and ndots, since glibc reads RES_OPTIONS once."""
 
     def __init__(self, bed: Testbed) -> None:
@@ -127,7 +127,7 @@ class _Agents:
             self._channels[key].ask({"kind": "ping"}, ANSWER_SLACK_S)
         return self._channels[key]
 
-    def __enter__(self) -> _Agents:
+    def __enter__(self) -> Agents:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -136,7 +136,9 @@ class _Agents:
 
 
 @dataclass(frozen=True)
-class _Measured:
+class Measured:
+    """A trial's samples, and what stood around them."""
+
     table: pa.Table
     record: samples.CellRecord
 
@@ -149,13 +151,13 @@ class _Load:
     agent: dict[str, Any]
 
 
-class _Session:
+class Session:
     """Runs trials one after the other, and remembers the condition the name server is in."""
 
     def __init__(
         self,
         bed: Testbed,
-        agents: _Agents,
+        agents: Agents,
         observers: Mapping[str, Channel],
         reader: counters.Reader,
         progress: Progress,
@@ -165,7 +167,7 @@ class _Session:
         self._delay_ms = -1.0  # unknown: a resumed run may find any
         self._medians: dict[str, float] = {}
 
-    def trial(self, index: int, trial: Trial, seed: int) -> _Measured:
+    def trial(self, index: int, trial: Trial, seed: int) -> Measured:
         """One trial, measured and judged."""
         cell = trial.cell
         self._progress.doing(f"{cell.experiment} {cell.arm}")
@@ -190,7 +192,7 @@ class _Session:
             agent=load.agent,
         )
         self._progress.advance(trial.seconds() + OVERHEAD_S, self._note(cell, load.table))
-        return _Measured(load.table, record)
+        return Measured(load.table, record)
 
     def settle(self) -> None:
         """The name server is left as it was found."""

@@ -125,9 +125,11 @@ class Testbed:
         """
         if problem := self.nets.problem():
             raise errors.InputError(problem, place="MESHDNS_PODS, MESHDNS_WORLD", step="use e.g. 198.18.7 and 198.19.7")
-        self._take_lock()
-        if self.is_up():
-            return
+        with self.exclusive():
+            if not self.is_up():
+                self._start(announce)
+
+    def _start(self, announce: Announce) -> None:
         if self.containers():
             announce("removing what is left of an earlier testbed")
             self.down()
@@ -224,16 +226,25 @@ class Testbed:
 
     # -- what may stand in the way ---------------------------------------------------------------------------------
 
-    def _take_lock(self) -> None:
-        """One run at a time: two would measure each other."""
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Nobody else starts or measures meanwhile: two runs would measure each other. Raises EnvironmentProblem."""
+        if self._lock is not None:  # ours already
+            yield
+            return
         self.state.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.state.parent / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise errors.EnvironmentProblem(
-                "another meshdns is using the testbed", place=str(self.state.parent), step="wait for it, or stop it"
-            ) from None
+        with (self.state.parent / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                place = str(self.state.parent)
+                fact = "another meshdns is using the testbed"
+                raise errors.EnvironmentProblem(fact, place=place, step="wait for it, or stop it") from None
+            self._lock = lock
+            try:
+                yield
+            finally:
+                self._lock = None
 
     def _busy(self, whom: str) -> errors.EnvironmentProblem:
         return errors.EnvironmentProblem(

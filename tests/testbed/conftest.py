@@ -1,0 +1,32 @@
+"""One testbed for all tests here; it is up once, and gone at the end whatever happens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness import engine
+from harness.testbed import Testbed
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker("testbed")
+
+
+@pytest.fixture(scope="session")
+def bed() -> Iterator[Testbed]:
+    said: list[str] = []
+    engine.ensure(said.append)
+    testbed = Testbed(engine.images(said.append).tags)
+    testbed.down()  # an earlier session may have been killed
+    testbed.up(said.append)
+    try:
+        yield testbed
+    finally:
+        testbed.down()
+        assert testbed.containers() == []

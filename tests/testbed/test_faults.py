@@ -1,0 +1,262 @@
+"""What happens when something is in the way or breaks: one message, the right code, nothing lost, nothing left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness import cli, engine, errors, process, store, testbed
+from harness.mesh import topology
+from harness.testbed import Testbed
+
+ROOT = Path(__file__).parents[2]
+PLAN = """
+name = "faults"
+seed = 1
+blocks = 3
+[[experiment]]
+name = "lookup"
+arm = ["plain", "mode2-envoy"]
+arrival = "constant"
+rate_hz = 100.0
+count = 200
+"""
+
+
+@pytest.fixture
+def plan_file(tmp_path: Path) -> Path:
+    path = tmp_path / "faults.toml"
+    path.write_text(PLAN)
+    return path
+
+
+@pytest.fixture
+def partials() -> Iterator[list[Path]]:
+    """Unfinished runs that the test leaves; removed afterwards."""
+    before = set(cli.RUNS.glob("faults-*"))
+    found: list[Path] = []
+    yield found
+    for folder in set(cli.RUNS.glob("faults-*")) - before:
+        process.run("rm", "-rf", str(folder), timeout_s=10)
+
+
+def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "harness", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | environment,
+    )  # fmt: skip
+
+
+def unfinished() -> list[Path]:
+    return sorted(cli.RUNS.glob("faults-*.partial"))
+
+
+def wait_for_blocks(count: int) -> Path:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for folder in unfinished():
+            if len(list(folder.glob("blocks/*.json"))) >= count:
+                return folder
+        time.sleep(0.05)
+    raise AssertionError("no block was stored in time")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_runs_keep_what_is_complete_and_are_resumed(
+    bed: Testbed, plan_file: Path, partials: list[Path], number: signal.Signals
+) -> None:
+    running = start("run", "--plan", str(plan_file))
+    folder = wait_for_blocks(1)
+    running.send_signal(number)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == cli.INTERRUPTED
+    assert "Traceback" not in said
+    assert f"go on with `meshdns run --resume {folder}`" in said
+    agents = process.run("docker", "top", bed.name("client-plain-app"), timeout_s=10)
+    assert "agent" not in agents.out  # the load has stopped with its driver
+    kept = {path.name: path.read_bytes() for path in folder.glob("blocks/*")}
+    resumed = start("run", "--resume", str(folder))
+    out, said = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, said
+    finished = Path(out.strip())
+    assert finished.name == folder.name.removesuffix(".partial")
+    assert all((finished / "blocks" / name).read_bytes() == content for name, content in kept.items())
+    assert len(store.load(finished).cells) == 6
+
+
+def test_a_killed_run_is_recognised_and_left_alone_by_readers(
+    bed: Testbed, plan_file: Path, partials: list[Path]
+) -> None:
+    running = start("run", "--plan", str(plan_file))
+    folder = wait_for_blocks(1)
+    running.kill()
+    running.communicate()
+    with pytest.raises(errors.DataError, match="no finished run"):
+        store.load(_only(folder))
+    deadline = time.monotonic() + 5
+    while "agent" in process.run("docker", "top", bed.name("client-plain-app"), timeout_s=10).out:
+        assert time.monotonic() < deadline, "the load outlived its driver"
+        time.sleep(0.1)
+    assert len(store.load(folder).cells) >= 2  # asked for by name it is read, as far as it goes
+
+
+def _only(folder: Path) -> Path:
+    """A folder of runs that holds just this one."""
+    root = folder.parent / f"faults-only-{os.getpid()}"
+    root.mkdir()
+    process.run("cp", "-r", str(folder), str(root), timeout_s=10)
+    return root
+
+
+class EngineDoor:
+    """A way to the engine that can be shut, so that the engine seems to die."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._open: list[socket.socket] = []
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen(64)
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.socket(socket.AF_UNIX)
+                far.connect("/var/run/docker.sock")
+                self._open += [near, far]
+                for source, target in ((near, far), (far, near)):
+                    threading.Thread(target=self._copy, args=(source, target), daemon=True).start()
+
+    @staticmethod
+    def _copy(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def shut(self) -> None:
+        self.path.unlink()
+        self._listener.close()
+        for one in self._open:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+
+def test_an_engine_that_dies_during_a_run_is_told_and_the_run_can_go_on(
+    bed: Testbed, plan_file: Path, partials: list[Path], tmp_path: Path
+) -> None:
+    door = EngineDoor(tmp_path / "engine.sock")
+    running = start("run", "--plan", str(plan_file), DOCKER_HOST=f"unix://{door.path}")
+    folder = wait_for_blocks(1)
+    door.shut()
+    _, said = running.communicate(timeout=120)
+    assert running.returncode == errors.TestbedError.exit_code, said
+    assert "Traceback" not in said
+    assert f"--resume {folder}" in said
+    again = start("run", "--resume", str(folder))
+    _, said = again.communicate(timeout=120)
+    assert again.returncode == 0, said
+
+
+def test_a_half_written_header_is_told(bed: Testbed, plan_file: Path, partials: list[Path]) -> None:
+    running = start("run", "--plan", str(plan_file))
+    folder = wait_for_blocks(1)
+    running.send_signal(signal.SIGINT)
+    running.communicate(timeout=60)
+    whole = (folder / "run.json").read_text()
+    (folder / "run.json").write_text(whole[: len(whole) // 2])
+    done = start("run", "--resume", str(folder))
+    _, said = done.communicate(timeout=60)
+    assert done.returncode == errors.DataError.exit_code
+    assert "run.json" in said
+    assert "Traceback" not in said
+
+
+def test_a_second_run_at_the_same_time_is_refused(bed: Testbed, plan_file: Path, partials: list[Path]) -> None:
+    first = start("run", "--plan", str(plan_file))
+    wait_for_blocks(1)
+    second = start("run", "--plan", str(plan_file))
+    _, said = second.communicate(timeout=60)
+    first.send_signal(signal.SIGINT)
+    first.communicate(timeout=60)
+    assert second.returncode == errors.EnvironmentProblem.exit_code
+    assert "another meshdns is using the testbed" in said
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Testbed]:
+    """A testbed of another name, on other networks: for starts that are meant to fail."""
+    nets = topology.Nets("198.18.77", "198.19.77")
+    other = Testbed(engine.images(print).tags, nets, project="meshdns-fault", state=tmp_path / "x" / "state")
+    yield other
+    other.down()
+
+
+def test_a_busy_subnet_is_told_with_a_way_out(small: Testbed) -> None:
+    pool = {"Subnet": small.nets.cidrs()[0]}
+    network = small.client.api.create_network("meshdns-in-the-way", ipam={"Config": [pool]}, internal=True)
+    try:
+        with pytest.raises(errors.EnvironmentProblem, match="the container network meshdns-in-the-way") as caught:
+            small.up(lambda line: None)
+        assert "MESHDNS_PODS" in str(caught.value)
+        assert small.containers() == []
+    finally:
+        small.client.api.remove_network(network["Id"])
+
+
+def test_an_envoy_that_never_becomes_ready_is_named_and_everything_is_removed(
+    small: Testbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    render = small._render
+
+    def broken() -> None:
+        render()
+        path = small.state / "client-mode1" / "envoy.json"
+        path.write_text(path.read_text().replace('"web-headless.', '"nobody-here.'))
+
+    monkeypatch.setattr(small, "_render", broken)
+    monkeypatch.setattr(testbed, "READY_TIMEOUT_S", 5)
+    with pytest.raises(errors.TestbedError, match="client-mode1-envoy: has not resolved its endpoints after 5 s"):
+        small.up(lambda line: None)
+    assert small.containers() == []
+    assert not small.state.exists()
+
+
+def test_an_envoy_that_refuses_its_configuration_is_named_with_its_last_words(
+    small: Testbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    render = small._render
+
+    def broken() -> None:
+        render()
+        (small.state / "web-2" / "envoy.json").write_text('{"nonsense": 1}')
+
+    monkeypatch.setattr(small, "_render", broken)
+    with pytest.raises(errors.TestbedError, match="web-2-envoy: the container ended with code 1; its log ends"):
+        small.up(lambda line: None)
+    assert small.containers() == []
+
+
+def test_interrupted_up_leaves_nothing(small: Testbed, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(small, "wait_ready", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        small.up(lambda line: None)
+    assert small.containers() == []
+    label = f"com.docker.compose.project={small.project}"
+    assert small.client.networks.list(filters={"label": label}) == []
+    assert small.client.volumes.list(filters={"label": label}) == []

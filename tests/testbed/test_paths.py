@@ -1,0 +1,211 @@
+"""Which way traffic takes in each arm, told by counters, addresses and captured packets of the real components."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+
+import dns.flags
+import dns.message
+import dns.rcode
+import pytest
+
+from harness import counters, process, run
+from harness.mesh import topology
+from harness.plan import Cell, Trial
+from harness.progress import Progress
+from harness.testbed import Testbed
+
+SIDECARS = [client.arm for client in topology.CLIENTS if client.sidecar]
+
+
+@pytest.fixture(scope="module")
+def session(bed: Testbed) -> Iterator[run.Session]:
+    with contextlib.ExitStack() as stack:
+        observers = stack.enter_context(bed.observers())
+        agents = stack.enter_context(run.Agents(bed))
+        progress = stack.enter_context(Progress(1, "test"))
+        yield run.Session(bed, agents, observers, counters.Reader(bed, observers), progress)
+
+
+def trial(arm: str, **factors: object) -> Trial:
+    base = {"arrival": "closed", "wait": "block"}
+    return Trial(Cell("test", arm, **{**base, **factors}), count=20, warmup=3, timeout_ms=3000, capture=False)
+
+
+def request(arm: str, backend: str, **factors: object) -> Trial:
+    lookup = "none" if arm == "ip" else "wire"
+    return trial(arm, backend=backend, kind="request", connection="new", lookup=lookup, body_bytes=1024, **factors)
+
+
+def in_app(bed: Testbed, arm: str, program: str) -> str:
+    """What a Python program says in an arm's application container."""
+    container = bed.name(f"client-{arm}-app")
+    done = process.run("docker", "exec", container, "python3", "-c", program, timeout_s=30)
+    assert done.ok, done.last_lines(3)
+    return done.out.strip()
+
+
+@pytest.mark.parametrize("arm", ["plain", "plain-aa", "mode1", "mode2-envoy"])
+@pytest.mark.parametrize("name_kind", ["fqdn", "short", "external", "absent"])
+def test_lookups_are_valid_by_all_counters(session: run.Session, arm: str, name_kind: str) -> None:
+    for factors in ({"qtype": "A"}, {"qtype": "AAAA"}, {"lookup": "getaddrinfo", "qtype": "A+AAAA"}):
+        record = session.trial(0, trial(arm, name_kind=name_kind, **factors), seed=1).record
+        assert record.reasons == [], (factors, record.counters)
+
+
+@pytest.mark.parametrize(
+    ("arm", "backend"),
+    [("ip", "plain"), ("ip", "meshed")]
+    + [(arm, backend) for arm in ("plain", "mode1", "mode2-envoy") for backend in ("plain", "meshed")]
+    + [(arm, "static") for arm in SIDECARS],
+)
+@pytest.mark.parametrize("tls", [False, True])
+def test_requests_are_valid_by_all_counters(session: run.Session, arm: str, backend: str, tls: bool) -> None:
+    measured = session.trial(0, request(arm, backend, tls=tls), seed=1)
+    assert measured.record.reasons == [], measured.record.counters
+    assert measured.record.counters["servers/nginx_rq"] == 23
+
+
+def test_keep_alive_uses_the_connections_of_the_warm_up(session: run.Session) -> None:
+    asked = request("mode1", "meshed")
+    kept = Trial(Cell(**{**vars(asked.cell), "connection": "keepalive"}), 20, 3, 3000, False)
+    measured = session.trial(0, kept, seed=1)
+    assert measured.record.reasons == []
+    assert measured.record.counters["pod/rule/redirect_tcp"] == 1
+
+
+def test_mode_2_saves_the_cluster_dns_every_query_for_a_known_name(session: run.Session) -> None:
+    counted = {}
+    for arm in ("plain", "mode2-envoy"):
+        counted[arm] = session.trial(0, trial(arm), seed=1).record.counters
+    assert counted["plain"]["dnsdist/from_pod"] == 23
+    assert counted["mode2-envoy"]["dnsdist/from_pod"] == counted["mode2-envoy"]["pod/rule/dns_proxy"]
+    assert counted["mode2-envoy"]["pod/envoy/dns_rx"] == 23
+
+
+def test_delay_reaches_the_client_and_is_taken_back(session: run.Session) -> None:
+    slow = session.trial(0, trial("plain", dns_delay_ms=20.0), seed=1).table
+    fast = session.trial(0, trial("plain"), seed=1).table
+    took_ms = [
+        (end - start) / 1e6 for end, start in zip(slow["end_ns"].to_pylist(), slow["start_ns"].to_pylist(), strict=True)
+    ]
+    assert min(took_ms) >= 20
+    took_ms = [
+        (end - start) / 1e6 for end, start in zip(fast["end_ns"].to_pylist(), fast["start_ns"].to_pylist(), strict=True)
+    ]
+    assert min(took_ms) < 20
+
+
+def test_captured_packets_lie_inside_what_the_agent_measured(session: run.Session) -> None:
+    asked = request("plain", "plain")
+    table = session.trial(0, Trial(asked.cell, 20, 3, 3000, True), seed=1).table
+    for row in table.to_pylist():
+        assert 0 < row["wire_dns_ns"] <= row["dns_ns"] - row["start_ns"]
+        assert row["wire_dns_ns"] < row["wire_total_ns"] <= row["end_ns"] - row["start_ns"]
+
+
+def test_a_trial_whose_path_was_not_taken_is_invalid(session: run.Session, bed: Testbed) -> None:
+    """Somebody else asks the name server from the pod while the load runs: the counts must disagree."""
+    original = session._load
+
+    def disturbed(*arguments: object) -> object:
+        in_app(bed, "plain", "import socket; socket.getaddrinfo('web', 80, socket.AF_INET)")
+        return original(*arguments)
+
+    session._load = disturbed
+    try:
+        record = session.trial(0, trial("plain"), seed=1).record
+    finally:
+        session._load = original
+    assert not record.valid
+    assert any(reason.startswith("path not taken: DNS packets of the client") for reason in record.reasons)
+
+
+@pytest.mark.parametrize("arm", ["plain", "mode1", "mode2-envoy"])
+def test_dns_over_tcp_answers(bed: Testbed, arm: str) -> None:
+    query = dns.message.make_query("web.shop.svc.cluster.local.", "A").to_wire()
+    said = in_app(
+        bed,
+        arm,
+        "import socket, struct\n"
+        f"s = socket.create_connection(('10.96.0.10', 53), timeout=3); q = bytes.fromhex('{query.hex()}')\n"
+        "s.sendall(struct.pack('>H', len(q)) + q); print(s.recv(4096)[2:].hex())",
+    )
+    answer = dns.message.from_wire(bytes.fromhex(said))
+    assert answer.rcode() == dns.rcode.NOERROR
+    assert "10.96.1.10" in answer.answer[0].to_text()  # also in mode 2: Envoy has no DNS filter for TCP
+
+
+@pytest.mark.parametrize(
+    ("arm", "address"), [("plain", "10.96.1.10"), ("mode1", "10.96.1.10"), ("mode2-envoy", "240.240.0.10")]
+)
+def test_the_application_sees_a_real_or_a_virtual_address(bed: Testbed, arm: str, address: str) -> None:
+    program = "import socket; print(socket.getaddrinfo('web', 80, socket.AF_INET)[0][4][0])"
+    assert in_app(bed, arm, program) == address
+
+
+def test_an_address_without_a_listener_goes_nowhere_and_is_counted(bed: Testbed) -> None:
+    """240.240.9.9 belongs to nobody: without a mesh the packet may not leave the pod."""
+    program = (
+        "import socket\ntry: socket.create_connection(('240.240.9.9', 80), timeout=1)\nexcept OSError as e: print('no')"
+    )
+    assert in_app(bed, "plain", program) == "no"
+    with bed.observers() as observers:
+        rules = observers["client-plain"].ask({"op": "snapshot", "rules": True}, 10)[0]["rules"]
+    assert rules["escaped_vip"] > 0
+
+
+@pytest.mark.parametrize("arm", SIDECARS)
+def test_a_connection_to_the_proxy_port_itself_does_not_loop(bed: Testbed, arm: str) -> None:
+    address = bed.nets.pod(topology.ARMS[arm].host)
+    for port in (15001, 15006):
+        program = (
+            f"import socket\ns = socket.create_connection(('{address}', {port}), timeout=3)\n"
+            "s.sendall(b'GET / HTTP/1.0\\r\\n\\r\\n')\n"
+            "try: print(len(s.recv(100)))\nexcept ConnectionResetError: print(0)"
+        )
+        assert in_app(bed, arm, program) == "0"
+    page = {"url": f"http://127.0.0.1:{topology.PORT_ADMIN}/stats?format=json&filter=^server.total_connections$"}
+    with bed.observers() as observers:
+        reply = observers[f"client-{arm}"].ask({"op": "snapshot", "pages": [page]}, 10)[0]["pages"][0]
+    assert json.loads(reply)["stats"][0]["value"] < 50  # a loop would hold hundreds
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_inbound_connections_to_meshed_replicas_pass_their_sidecar(bed: Testbed, number: int) -> None:
+    host = bed.nets.pod(topology.MESHED_HOSTS[number - 1])
+    program = (
+        f"import http.client as h\nc = h.HTTPConnection('{host}', 8080, timeout=3)\n"
+        "c.request('GET', '/'); r = c.getresponse()\n"
+        "print(r.getheader('X-Replica'), r.getheader('server'))"
+    )
+    assert in_app(bed, "ip", program) == f"web-{number} envoy"
+
+
+def test_nothing_leaves_the_machine(bed: Testbed) -> None:
+    """Internal networks: a route that exists leads nowhere."""
+    program = (
+        "import socket\n"
+        "try: socket.create_connection(('192.0.2.1', 80), timeout=1); print('out')\n"
+        "except OSError: print('in')"
+    )
+    for arm in ("ip", "plain"):
+        assert in_app(bed, arm, program) == "in"
+    for network in bed.client.networks.list(filters={"label": f"com.docker.compose.project={bed.project}"}):
+        assert network.attrs["Internal"] is True
+
+
+def test_containers_hold_no_more_privilege_than_they_need(bed: Testbed) -> None:
+    for container in bed.containers():
+        host = container.attrs["HostConfig"]
+        service = container.labels["com.docker.compose.service"]
+        assert host["CapDrop"] == ["ALL"], service
+        assert host["ReadonlyRootfs"] and not host["Privileged"], service
+        assert not any("docker.sock" in bind for bind in host["Binds"] or []), service
+        assert not host["PortBindings"], service
+        wanted = set(host["CapAdd"] or [])
+        allowed = {"NET_ADMIN", "NET_RAW"} if service.endswith("observer") else set()
+        allowed |= {"NET_ADMIN"} if service.endswith("-rules") else set()
+        assert {cap.removeprefix("CAP_") for cap in wanted} <= allowed, service
