@@ -1,0 +1,124 @@
+"""Notebook 10: the instrument card. Each row is a value, the gate it must pass and the verdict.
+
+green: passed; amber: off, but in a way that is stated and does not touch differences between arms; red: the numbers
+that depend on it are not to be believed; not measured: the runs hold no such cell.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+
+import pandas as pd
+
+from harness import store, units
+from harness.tables import cells, consistency, gates, provenance, requests, ruler, text
+
+
+def card(runs: store.Runs) -> pd.DataFrame:
+    """All lines of the card."""
+    lines = [
+        *ruler.clock(runs),
+        *ruler.lag(runs),
+        *ruler.bias(runs),
+        *ruler.linearity(runs),
+        *consistency.conservation(runs),
+        *consistency.little(runs),
+        *consistency.additivity(runs),
+        *consistency.equal_arms(runs),
+        *ruler.headroom(runs),
+        *ruler.rulers(runs),
+        *observer(runs),
+        *environment(runs),
+        validity(runs),
+    ]
+    return pd.DataFrame([asdict(each) for each in lines])
+
+
+def observer(runs: store.Runs) -> list[gates.Row]:
+    """What capturing packets costs the captured."""
+    chosen = cells.select(runs, "card-observe-on", "card-observe-off")
+    found = cells.paired(
+        cells.matrix(cells.per_cell(runs, chosen, "from due"), ["experiment"]), "card-observe-off", "card-observe-on"
+    )
+    if found is None:
+        return [gates.missing("observer: packet capture", "stated")]
+    floor = requests.floor(runs)
+    said = f"{text.interval(found.absolute, signed=True)}, {text.percent(found.relative)}"
+    return [
+        gates.Row(
+            "observer: packet capture",
+            said,
+            "stated; capture is off in what is compared",
+            gates.GREEN,
+            text.reading(found, floor),
+        )
+    ]
+
+
+def environment(runs: store.Runs) -> list[gates.Row]:
+    """The machine, before it is blamed: governor, steal time, one machine for all runs."""
+    machines = [provenance.branch(header.facts, "machine") for header in runs.headers]
+    known = [each for each in machines if each]
+    if not known:
+        return [gates.missing("environment")]
+    steal = max((gates.fact(each, "steal_share") for each in known), default=math.nan)
+    governors = sorted({str(each.get("governor", "unknown")) for each in known})
+    identities = {str(each.get("machine_id_hash", "unknown")) for each in known}
+    sources = sorted({str(each.get("clocksource", "unknown")) for each in known})
+    stolen = gates.UNKNOWN if math.isnan(steal) else gates.judge(steal <= 0.01, gates.AMBER)
+    return [
+        gates.Row(
+            "environment: CPU",
+            ", ".join(sorted({f"{each.get('cpus', '?')} × {each.get('cpu', 'unknown')}" for each in known})),
+            "stated",
+            gates.GREEN,
+        ),
+        gates.Row(
+            "environment: governor",
+            ", ".join(governors),
+            "performance, or a guest's own",
+            gates.judge(not {"powersave", "ondemand"} & set(governors), gates.AMBER),
+        ),
+        gates.Row("environment: clock source", ", ".join(sources), "stated", gates.GREEN),
+        gates.Row(
+            "environment: steal time", text.ABSENT if math.isnan(steal) else units.percent(steal), "at most 1 %", stolen
+        ),
+        gates.Row(
+            "environment: machines",
+            str(len(identities)),
+            "1",
+            gates.judge(len(identities) == 1, gates.AMBER),
+            "absolute times do not carry over from one machine to another",
+        ),
+    ]
+
+
+def validity(runs: store.Runs) -> gates.Row:
+    """How many cells were left out."""
+    left_out, total = int((~runs.cells["valid"].astype(bool)).sum()), len(runs.cells)
+    share = left_out / max(total, 1)
+    return gates.Row(
+        "invalid cells",
+        f"{left_out} of {total}",
+        "at most 5 %, each with its reason",
+        gates.judge(share <= 0.05, gates.AMBER),
+    )
+
+
+# --- sentences ---
+
+
+def answer(table: pd.DataFrame) -> str:
+    """Whether the ruler can be trusted, and where not."""
+    counts = table["verdict"].value_counts()
+    red = [str(item) for item in table["item"][table["verdict"] == gates.RED]]
+    amber = [str(item) for item in table["item"][table["verdict"] == gates.AMBER]]
+    unmeasured = int(counts.get(gates.UNKNOWN, 0))
+    head = f"{int(counts.get(gates.GREEN, 0))} of {len(table)} gates are green"
+    said = [f"Yes: {head}." if not red else f"Not everywhere: {head}, and red are {'; '.join(red)}."]
+    if amber:
+        said.append(f"With care: {'; '.join(amber)}.")
+    if unmeasured:
+        said.append(f"Not measured: {unmeasured}.")
+    return " ".join(said)

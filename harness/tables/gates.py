@@ -1,0 +1,38 @@
+"""A line of the instrument card, and what it may say."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from harness.tables import text
+
+GREEN, AMBER, RED, UNKNOWN = "green", "amber", "red", "not measured"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the card."""
+
+    item: str
+    measured: str
+    gate: str
+    verdict: str
+    note: str = ""
+
+
+def judge(passed: bool, otherwise: str = RED) -> str:
+    """Green, or what it is otherwise."""
+    return GREEN if passed else otherwise
+
+
+def missing(item: str, gate: str = "") -> Row:
+    """The line of what the runs do not hold."""
+    return Row(item, text.ABSENT, gate, UNKNOWN)
+
+
+def fact(facts: dict[str, Any], *names: str) -> float:
+    """The first of these facts that is a number; NaN if none is."""
+    found = next((facts[name] for name in names if isinstance(facts.get(name), int | float)), math.nan)
+    return float(found)

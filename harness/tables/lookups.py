@@ -1,0 +1,268 @@
+"""Notebook 01: what a name resolves to, how fast, and how many queries that costs.
+
+Latency is counted from the due time. Arms are compared with `plain` in the same block; what `plain` and its twin
+`plain-aa` differ by is the noise floor.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness import stats, store, units
+from harness.tables import cells, text
+
+ARMS = ("plain", "plain-aa", "mode1", "mode2-envoy")  # the order of the ladder; `ip` asks no DNS
+BASE, TWIN, MODE1, MODE2 = ARMS
+NAME = ["lookup", "name_kind", "qtype", "ndots"]
+RCODES = {0: "NOERROR", 2: "SERVFAIL", 3: "NXDOMAIN", 5: "REFUSED"}
+DELAYED = "web"  # what the delay sweep asks for when it asks for a name of the cluster
+
+
+def by_arm(runs: store.Runs) -> pd.DataFrame:
+    """A row per arm: p50, p90, p99 and the difference of p50 from `plain`."""
+    chosen = cells.select(runs, "lookup")
+    medians = cells.matrix(cells.per_cell(runs, chosen, "from due"), ["arm"])
+    tails = {p: cells.matrix(cells.per_cell(runs, chosen, "from due", p), ["arm"]) for p in (0.9, 0.99)}
+    over_all = {p: cells.pooled(runs, chosen, "arm", "from due", p) for p in tails}
+    floor = cells.noise_floor(medians, BASE, TWIN)
+    rows: list[dict[str, Any]] = []
+    for arm in (each for each in ARMS if each in medians.columns):
+        difference = None if arm == BASE else cells.paired(medians, BASE, arm)
+        rows.append(
+            {
+                "arm": arm,
+                "blocks": len(cells.column(medians, arm)),
+                "p50": cells.interval(medians, arm),
+                "p90": tail(cells.interval(tails[0.9], arm), over_all[0.9].get(arm)),
+                "p99": tail(cells.interval(tails[0.99], arm), over_all[0.99].get(arm)),
+                "p50 against plain": difference,
+                "reading": "the baseline" if arm == BASE else text.reading(difference, None if arm == TWIN else floor),
+                "values": cells.column(medians, arm),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def tail(within: stats.Interval, over_all: float | None) -> str:
+    """The tail over blocks where each block has enough samples, else over all requests, which has no interval."""
+    if within.n:
+        return text.microseconds(within)
+    return text.ABSENT if over_all is None else f"{units.duration(over_all, 'µs')} (blocks pooled)"
+
+
+def floor(runs: store.Runs, experiment: str = "lookup") -> stats.NoiseFloor | None:
+    """What equal arms differ by at p50."""
+    chosen = cells.select(runs, experiment)
+    return cells.noise_floor(cells.matrix(cells.per_cell(runs, chosen, "from due"), ["arm"]), BASE, TWIN)
+
+
+def difference(runs: store.Runs, a: str, b: str) -> stats.Difference | None:
+    """Arm b minus arm a at p50 of the `lookup` experiment."""
+    chosen = cells.select(runs, "lookup")
+    return cells.paired(cells.matrix(cells.per_cell(runs, chosen, "from due"), ["arm"]), a, b)
+
+
+def by_name(runs: store.Runs) -> pd.DataFrame:
+    """A row per kind of lookup, name, record type, ndots and arm: p50 and the difference from `plain`."""
+    measured = cells.per_cell(runs, cells.select(runs, "names"), "from due")
+    medians = cells.matrix(measured, [*NAME, "arm"])
+    rows: list[dict[str, Any]] = []
+    for level in map(tuple, medians.columns):
+        *name, arm = level
+        against = None if arm == BASE else cells.paired(medians, (*name, BASE), level)
+        rows.append(
+            dict(zip([*NAME, "arm"], level, strict=True))
+            | {
+                "blocks": len(cells.column(medians, level)),
+                "p50": cells.interval(medians, level),
+                "p50 against plain": against,
+                "reading": "the baseline" if arm == BASE else text.reading(against, None),
+                "values": cells.column(medians, level),
+            }
+        )
+    return _ordered(pd.DataFrame(rows))
+
+
+def queries(runs: store.Runs, *experiments: str) -> pd.DataFrame:
+    """Queries counted at client, DNS proxy and cluster DNS: exact sums over all valid cells, and what is left over."""
+    chosen = cells.select(runs, *(experiments or ("lookup", "names")), kind="lookup", tool="agent")
+    chosen = chosen[chosen["arm"].isin(ARMS)]
+    counted = chosen.assign(
+        lookups=cells.asked(runs, chosen),
+        client=cells.counter(chosen, "pod/rule/dns_client"),
+        proxy=cells.counter(chosen, "pod/envoy/dns_rx"),
+        upstream=cells.counter(chosen, "pod/rule/dns_proxy"),
+        cluster=cells.counter(chosen, "dnsdist/from_pod"),
+    )
+    sums = ["lookups", "client", "proxy", "upstream", "cluster"]
+    table = counted.groupby([*NAME, "arm"], observed=True)[sums].sum().astype(int).reset_index()
+    proxied = table["arm"] == MODE2
+    reaching = table["upstream"] + table["client"].where(~proxied, 0)
+    left_over = (table["cluster"] - reaching).abs() + (table["proxy"] - table["client"]).abs().where(proxied, 0)
+    out = table.rename(
+        columns={"client": "at client", "proxy": "at proxy", "upstream": "by proxy", "cluster": "at cluster DNS"}
+    )
+    out["at proxy"] = [str(n) if p else text.ABSENT for n, p in zip(out["at proxy"], proxied, strict=True)]
+    out["client, per lookup"] = table["client"] / table["lookups"].clip(lower=1)
+    out["cluster DNS, per lookup"] = table["cluster"] / table["lookups"].clip(lower=1)
+    out["residual"] = left_over
+    out["agree"] = np.where(left_over == 0, "yes", "NO")
+    return _ordered(out)
+
+
+def return_codes(runs: store.Runs) -> pd.DataFrame:
+    """What wire lookups were answered, in requests: per name, record type and arm."""
+    chosen = cells.select(runs, "names", lookup="wire")
+    rows, position = cells.requests_of(runs, chosen)
+    codes, has_address = rows["rcode"].to_numpy(), (rows["address"] != "").to_numpy()
+    named = np.array([RCODES.get(code, f"rcode {code}") for code in range(-1, 24)], dtype=object)[codes.astype(int) + 1]
+    answers = np.where(codes == 0, np.where(has_address, "address", "NODATA"), named)
+    levels = chosen[["name_kind", "qtype", "arm"]].iloc[position].reset_index(drop=True)
+    counted = levels.assign(answer=answers).value_counts(["name_kind", "qtype", "arm", "answer"])
+    return _ordered(counted.unstack(fill_value=0).reset_index().rename_axis(columns=None))
+
+
+def aaaa(codes: pd.DataFrame, arm: str) -> str:
+    """What an AAAA query for a name of the cluster that has only an A record mostly gets in this arm; "" if unknown."""
+    rows = codes[(codes["name_kind"] == "fqdn") & (codes["qtype"] == "AAAA") & (codes["arm"] == arm)]
+    answers = rows.drop(columns=["name_kind", "qtype", "arm"]).sum()
+    return str(answers.idxmax()) if len(rows) and answers.sum() else ""
+
+
+def delays(runs: store.Runs, name_kind: str = "fqdn") -> pd.DataFrame:
+    """A row per delay of the cluster DNS's answers: p50 of both arms, and mode 2 minus plain."""
+    medians = _delay_medians(runs, name_kind)
+    rows: list[dict[str, Any]] = []
+    for delay in sorted({level[0] for level in medians.columns}):
+        both = [cells.interval(medians, (delay, arm)) for arm in (BASE, MODE2)]
+        pair = medians.reindex(columns=[(delay, BASE), (delay, MODE2)]).dropna()
+        rows.append(
+            {
+                "delay, ms": float(delay),
+                "blocks": len(pair),
+                BASE: both[0],
+                MODE2: both[1],
+                "mode2-envoy minus plain": cells.paired(medians, (delay, BASE), (delay, MODE2)),
+                "values": (pair.iloc[:, 1] - pair.iloc[:, 0]).to_numpy(dtype=float),
+            }
+        )
+    columns = ["delay, ms", "blocks", BASE, MODE2, "mode2-envoy minus plain", "values"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def break_even(runs: store.Runs, name_kind: str = "fqdn") -> stats.BreakEven | None:
+    """The delay (ms) at which mode 2 costs what plain costs; None without two delays in a block."""
+    medians = _delay_medians(runs, name_kind)
+    pairs = delays(runs, name_kind).set_index("delay, ms")["blocks"]
+    found = sorted(pairs.index[pairs >= pairs.max() / 2])  # one bad delay must not cost the blocks of all others
+    whole = medians.reindex(columns=[(delay, arm) for delay in found for arm in (BASE, MODE2)]).dropna()
+    if len(found) < 2 or not len(whole):
+        return None
+    values = whole.to_numpy(dtype=float)
+    return stats.break_even(np.array(found, dtype=float), values[:, 1::2] - values[:, 0::2])
+
+
+def _delay_medians(runs: store.Runs, name_kind: str) -> pd.DataFrame:
+    chosen = cells.select(runs, "delay", name_kind=name_kind)
+    return cells.matrix(cells.per_cell(runs, chosen, "from due"), ["dns_delay_ms", "arm"])
+
+
+def _ordered(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows in the order in which people think of names, not of the alphabet."""
+    order = {
+        "lookup": ["wire", "getaddrinfo"],
+        "name_kind": ["fqdn", "short", "external", "absent"],
+        "qtype": ["A", "AAAA", "A+AAAA"],
+        "arm": list(ARMS),
+    }
+    ranks = {
+        name: table[name].map({level: rank for rank, level in enumerate(levels)})
+        for name, levels in order.items()
+        if name in table.columns
+    }
+    if not ranks or table.empty:
+        return table
+    ndots = {"ndots": -table["ndots"]} if "ndots" in table.columns else {}
+    keys = pd.DataFrame(ranks | ndots)[[name for name in [*NAME, "arm"] if name in ranks | ndots]]
+    return table.loc[keys.sort_values(list(keys.columns), kind="stable").index].reset_index(drop=True)
+
+
+# --- sentences ---
+
+
+def answer(runs: store.Runs) -> str:
+    """How fast each arm answers a name of the cluster, beside `plain`."""
+    table = by_arm(runs)
+    rows = {row["arm"]: row for row in table.to_dict("records")}
+    if BASE not in rows:
+        return "No valid lookups without a mesh were measured, so there is nothing to compare with."
+    base = rows[BASE]
+    opening = f"Without a mesh a cluster name is answered in {text.interval(base['p50'])}"
+    said = [f"{opening} (p50, {text.blocks(base['blocks'])})."]
+    said += [_arm_sentence(arm, rows[arm]) for arm in (MODE2, MODE1) if arm in rows]
+    return " ".join(reversed(said[:2])) + "".join(f" {each}" for each in said[2:])
+
+
+def _arm_sentence(arm: str, row: dict[Any, Any]) -> str:
+    label = {MODE1: "Mode 1", MODE2: "Mode 2"}[arm]
+    opening = f"{label} answers a cluster name in {text.interval(row['p50'])}"
+    difference, verdict = row["p50 against plain"], row["reading"]
+    if verdict in ("less", "more"):
+        return f"{opening}, {text.size(difference)} than without a mesh ({text.blocks(difference.absolute.n)})."
+    return f"{opening}: compared with no mesh, {verdict}."
+
+
+def queries_answer(table: pd.DataFrame) -> str:
+    """Whether the three counts agree, and what mode 2 keeps from the cluster DNS."""
+    total, wrong = len(table), int((table["residual"] != 0).sum())
+    agree = (
+        f"Client, DNS proxy and cluster DNS counted the same queries in all {total} combinations"
+        if not wrong
+        else f"The counts of client, DNS proxy and cluster DNS disagree in {wrong} of {total} combinations"
+    )
+    per_lookup = table.groupby("arm", observed=True)[["lookups", "at cluster DNS"]].sum()
+    shares = [
+        f"{units.number(row['at cluster DNS'] / row['lookups'])} in {arm}"
+        for arm, row in per_lookup.iterrows()
+        if row["lookups"] and arm in (BASE, MODE1, MODE2)
+    ]
+    return f"{agree}. Queries that reach the cluster DNS per lookup: {', '.join(shares)}."
+
+
+def aaaa_answer(codes: pd.DataFrame) -> str:
+    """Whether a name without that record type is answered alike."""
+    plain, mode2 = aaaa(codes, BASE), aaaa(codes, MODE2)
+    if not plain or not mode2:
+        return "AAAA queries for an A-only name were not measured in both arms."
+    if plain == mode2:
+        return f"An AAAA query for an A-only name gets {plain} with and without mode 2."
+    return f"An AAAA query for an A-only name gets {plain} without a mesh and {mode2} in mode 2."
+
+
+def break_even_answer(found: stats.BreakEven | None, name_kind: str = "fqdn") -> str:
+    """From which delay of the cluster DNS mode 2 pays."""
+    name = "a cluster name" if name_kind == "fqdn" else "an external name"
+    if found is None:
+        return f"No delay sweep was measured for {name}."
+    return f"For {name} mode 2 {_ahead(found)} ({text.blocks(found.line.slope.n)})."
+
+
+def _ahead(found: stats.BreakEven) -> str:
+    without_delay = {
+        "always": "is ahead at every delay, already at 0 ms",
+        "never": "is never ahead, whatever the delay",
+    }
+    if found.delay is None:
+        return without_delay.get(found.kind, "breaks even at no delay that the blocks tell")
+    span = (
+        f"{units.number(found.delay.estimate)} ms [{units.number(found.delay.low)}, {units.number(found.delay.high)}]"
+    )
+    if found.delay.low <= 0:
+        return f"breaks even at {span}, which is not told from no delay at all"
+    reach = "" if found.measured else ", beyond the delays that were measured"
+    if found.kind == "wins_above":
+        return f"is ahead once the cluster DNS takes {span} longer{reach}"
+    return f"is ahead only while the cluster DNS takes less than {span} longer{reach}"

@@ -1,0 +1,288 @@
+"""The ruler itself: clock, punctuality, bias against the wire, straightness, head-room, other rulers beside it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from harness import stats, store, units
+from harness.tables import cells, gates, provenance, text
+
+GAP_SHARE = 0.001  # more stolen time than this and a pause is as likely as an effect
+GAP_SHARE_AMBER = 0.05  # the share at which a cell is invalid; between the two the medians hold and tails do not
+LAG_NS = 1_000_000  # p99 of the lateness at 500 requests/s
+BIAS_NS = {"dns bias": 10_000, "total bias": 20_000}  # p50 against packet stamps on the wire
+SLOPE = (0.98, 1.02)
+RESIDUAL_NS, RESIDUAL_SHARE = 5_000, 0.02  # of a straight line through the known delays
+HEADROOM = 2.0  # maximum rate over the highest planned one
+AGREE = 0.05  # p50 of another ruler
+LITTLE = 0.02  # a ruler that breaks Little's law by more contradicts itself
+
+
+def clock(runs: store.Runs) -> list[gates.Row]:
+    """Step, cost of reading, and the time that others take from the agent, worst arm of all runs."""
+    judged = [
+        each
+        for header in runs.headers
+        for each in provenance.branch(header.facts, "clock").values()
+        if isinstance(each, dict)
+    ]
+    if not judged:
+        return [gates.missing("clock")]
+    step = max(gates.fact(each, "resolution_ns") for each in judged)
+    cost = max(gates.fact(each, "cost_p50_ns", "read_p50_ns") for each in judged)
+    tail = max(gates.fact(each, "cost_p99_ns", "read_p99_ns") for each in judged)
+    share = max(_gap_share(each) for each in judged)
+    backwards = sum(gates.fact(each, "backwards") for each in judged if "backwards" in each)
+    stolen = gates.judge(share <= GAP_SHARE, gates.AMBER if share <= GAP_SHARE_AMBER else gates.RED)
+    return [
+        gates.Row("clock: step", units.duration(step, "ns"), "at most 1 µs", gates.judge(step <= 1_000)),
+        gates.Row(
+            "clock: cost of a reading, p50 / p99",
+            f"{units.number(cost)} / {units.number(tail)} ns",
+            "p50 at most 1 µs",
+            gates.judge(cost <= 1_000),
+        ),
+        gates.Row("clock: steps backwards", f"{backwards:g}", "0", gates.judge(backwards == 0)),
+        gates.Row(
+            "clock: time taken by others",
+            units.percent(share),
+            f"at most {units.percent(GAP_SHARE)}",
+            stolen,
+            "gaps over 50 µs in a spin of one second, worst pod; touches tails, not medians",
+        ),
+    ]
+
+
+def _gap_share(facts: dict[str, Any]) -> float:
+    if "gap_share" in facts:
+        return gates.fact(facts, "gap_share")
+    return gates.fact(facts, "gap_ns") / gates.fact(facts, "spin_ns")
+
+
+def lag_table(runs: store.Runs) -> pd.DataFrame:
+    """A row per planned rate: how late requests started, all blocks together."""
+    chosen = cells.select(runs, tool="agent")
+    chosen = chosen[chosen["rate_hz"] > 0].reset_index(drop=True)
+    rows, position = cells.requests_of(runs, chosen)
+    late = pd.DataFrame({"ns": cells.MEASURES["lag"](rows)})
+    what = ["kind", "connection", "arrival", "rate_hz"]
+    for name in what:
+        late[name] = chosen[name].to_numpy()[position]
+    if late.empty:
+        return pd.DataFrame(columns=[*what, "requests", "p50", "p99"])
+    groups = late.groupby(what, observed=True)["ns"]
+    table = groups.quantile(np.array([0.5, 0.99])).unstack()
+    table.columns = ["p50", "p99"]
+    return table.assign(requests=groups.size()).reset_index()
+
+
+def lag(runs: store.Runs) -> list[gates.Row]:
+    """Send lag at each planned rate."""
+    gate = "p99 under 1 ms"
+    lines = [
+        gates.Row(
+            f"send lag: {row['kind']}, {row['connection']}, {row['arrival']} {units.rate(row['rate_hz'])}",
+            f"p50 {units.duration(row['p50'], 'µs')}, p99 {units.duration(row['p99'], 'µs')}",
+            gate,
+            gates.judge(row["p99"] < LAG_NS),
+            f"{row['requests']} requests",
+        )
+        for row in lag_table(runs).to_dict("records")
+    ]
+    return lines or [gates.missing("send lag", gate)]
+
+
+def bias_values(runs: store.Runs) -> pd.DataFrame:
+    """A row per captured request: kind, and how much longer the agent's stamps are than the wire's (ns)."""
+    chosen = cells.select(runs, "card-wire")
+    rows, position = cells.requests_of(runs, chosen)
+    table = pd.DataFrame({name: cells.MEASURES[name](rows) for name in BIAS_NS})
+    table["dns bias"] = table["dns bias"].where((rows["wire_dns_ns"] >= 0).to_numpy())
+    table["total bias"] = table["total bias"].where((rows["wire_total_ns"] >= 0).to_numpy())
+    table["kind"] = chosen["kind"].to_numpy()[position]
+    table["cell"] = position
+    return table
+
+
+def bias(runs: store.Runs) -> list[gates.Row]:
+    """The agent's stamps against those of packets: lookups for the DNS phase, requests for the total."""
+    values = bias_values(runs)
+    lines = []
+    for name, kind, item in (
+        ("dns bias", "lookup", "bias of the DNS phase"),
+        ("dns bias", "request", "bias of the DNS phase in a request"),
+        ("total bias", "request", "bias of the request total"),
+    ):
+        gate = f"p50 within {units.duration(BIAS_NS[name], 'µs')}"
+        found = values[values["kind"] == kind].dropna(subset=[name])
+        if found.empty:
+            lines.append(gates.missing(item, gate))
+            continue
+        middle = stats.interval(found.groupby("cell")[name].median().to_numpy())
+        tail = f"p99 {units.duration(float(found[name].quantile(0.99)), 'µs')}"
+        measured = f"p50 {units.interval(middle, 'µs', signed=True)}, {tail}"
+        lines.append(
+            gates.Row(
+                item, measured, gate, gates.judge(abs(middle.estimate) <= BIAS_NS[name]), f"{len(found)} requests"
+            )
+        )
+    return lines
+
+
+def ladder(runs: store.Runs) -> tuple[pd.DataFrame, stats.Line | None]:
+    """A row per known delay: what was measured, and the distance from the fitted line; with the line itself (µs)."""
+    columns = ["added, µs", "measured", "residual, µs", "values"]
+    chosen = cells.select(runs, "card-ladder", arm="null")
+    medians = cells.matrix(cells.per_cell(runs, chosen, "from start"), ["null_delay_us"]).dropna()
+    if medians.shape[0] < 1 or medians.shape[1] < 2:
+        return pd.DataFrame(columns=columns), None
+    added = medians.columns.to_numpy(dtype=float)
+    measured = medians.to_numpy(dtype=float)
+    line = stats.slope_intercept(added, measured / 1_000)
+    expected = line.intercept.estimate + line.slope.estimate * added
+    rows = [
+        {
+            "added, µs": x,
+            "measured": stats.interval(measured[:, k]),
+            "residual, µs": float(measured[:, k].mean() / 1_000 - expected[k]),
+            "values": measured[:, k],
+        }
+        for k, x in enumerate(added)
+    ]
+    return pd.DataFrame(rows, columns=columns), line
+
+
+def linearity(runs: store.Runs) -> list[gates.Row]:
+    """Known delays against measured ones."""
+    table, line = ladder(runs)
+    gate = f"slope in [{SLOPE[0]}, {SLOPE[1]}]"
+    if line is None:
+        return [gates.missing("linearity", gate)]
+    span = float(table["added, µs"].max())
+    allowed = max(RESIDUAL_NS / 1_000, RESIDUAL_SHARE * span)
+    slope = f"{line.slope.estimate:.4f} [{line.slope.low:.4f}, {line.slope.high:.4f}]"
+    start = line.intercept
+    intercept = replace(start, estimate=1_000 * start.estimate, low=1_000 * start.low, high=1_000 * start.high)
+    return [
+        gates.Row(
+            "linearity: slope",
+            slope,
+            gate,
+            gates.judge(SLOPE[0] <= line.slope.estimate <= SLOPE[1]),
+            text.blocks(line.slope.n),
+        ),
+        gates.Row("linearity: intercept", units.interval(intercept, "µs"), "none: the round trip", gates.GREEN),
+        gates.Row(
+            "linearity: largest residual",
+            f"{units.number(line.residual)} µs",
+            f"at most {units.number(allowed)} µs",
+            gates.judge(line.residual <= allowed),
+        ),
+    ]
+
+
+def headroom(runs: store.Runs) -> list[gates.Row]:
+    """The agent's maximum rate against the highest planned one."""
+    chosen = cells.select(runs, "card-rate", tool="agent")
+    planned = runs.cells[runs.cells["experiment"] != "card-rate"].groupby("kind")["rate_hz"].max()
+    lines = []
+    for kind in ("lookup", "request"):
+        item, gate = f"maximum rate, {kind}", f"at least {HEADROOM:g} times any planned rate"
+        mine = chosen[chosen["kind"] == kind].reset_index(drop=True)
+        rows, position = cells.requests_of(runs, mine)
+        if rows.empty:
+            lines.append(gates.missing(item, gate))
+            continue
+        spans = pd.DataFrame({"cell": position, "start": rows["start_ns"].to_numpy(), "end": rows["end_ns"].to_numpy()})
+        groups = spans.groupby("cell")
+        rates = groups.size() / (groups["end"].max() - groups["start"].min()) * units.NS_PER_S
+        rate = stats.interval(rates.to_numpy())
+        highest = float(planned.get(kind, 0.0))
+        ratio = rate.estimate / highest if highest else math.inf
+        said = f"{units.rate(rate.estimate)} [{units.number(rate.low)}, {units.number(rate.high)}]"
+        note = (
+            f"{units.number(ratio)} times the highest planned, {units.rate(highest)}"
+            if highest
+            else "no rate is planned"
+        )
+        lines.append(gates.Row(item, said, gate, gates.judge(ratio >= HEADROOM), note))
+    return lines
+
+
+def rulers_table(runs: store.Runs) -> pd.DataFrame:
+    """A row per kind and ruler: p50 over blocks, its difference from the agent that waits alike, Little's residual."""
+    chosen = cells.select(runs, "card-ruler")
+    measured = cells.per_cell(runs, chosen, "from start")
+    measured = measured.assign(
+        ruler=[f"agent, {w}" if t == "agent" else t for t, w in zip(chosen["tool"], chosen["wait"], strict=True)]
+    )
+    medians = cells.matrix(measured, ["kind", "ruler"])
+    residual = cells.matrix(measured.assign(residual=_loop_residual(runs, chosen)), ["kind", "ruler"], "residual")
+    rows = [
+        {
+            "kind": kind,
+            "ruler": ruler,
+            "blocks": len(cells.column(medians, (kind, ruler))),
+            "p50": cells.interval(medians, (kind, ruler)),
+            "against agent, block": cells.paired(medians, (kind, "agent, block"), (kind, ruler))
+            if ruler != "agent, block"
+            else None,
+            "Little's residual": float(np.median(found))
+            if (found := cells.column(residual, (kind, ruler))).size
+            else math.nan,
+        }
+        for kind, ruler in map(tuple, medians.columns)
+    ]
+    return pd.DataFrame(rows, columns=["kind", "ruler", "blocks", "p50", "against agent, block", "Little's residual"])
+
+
+def _loop_residual(runs: store.Runs, chosen: pd.DataFrame) -> NDArray[np.float64]:
+    """(X·R - N) / N of each closed loop; other tools state their own running time and count."""
+    rows, position = cells.requests_of(runs, chosen)
+    spent = np.bincount(position, weights=cells.MEASURES["from start"](rows), minlength=len(chosen))
+    n = np.bincount(position, minlength=len(chosen))
+    wall = np.array(
+        [float(facts.get("run_time_s", facts.get("wall_ns", np.nan * 1.0) / 1e9)) for facts in chosen["agent"]],
+        dtype=float,
+    )
+    done = np.array(
+        [float(facts.get("completed", count)) for facts, count in zip(chosen["agent"], n, strict=True)], dtype=float
+    )
+    mean_s = np.divide(spent, n, out=np.full(len(chosen), np.nan), where=n > 0) / units.NS_PER_S
+    concurrency = chosen["concurrency"].to_numpy(dtype=float)
+    residual: NDArray[np.float64] = done * mean_s / wall / concurrency - 1
+    return residual
+
+
+def rulers(runs: store.Runs) -> list[gates.Row]:
+    """Other rulers on the same loop, where they pass Little's law themselves."""
+    table = rulers_table(runs)
+    gate = f"p50 within {units.percent(AGREE)} of the agent, or explained"
+    lines = []
+    for row in table.to_dict("records"):
+        found, law = row["against agent, block"], row["Little's residual"]
+        if row["ruler"].startswith("agent") or found is None:
+            continue
+        said = f"p50 {text.microseconds(row['p50'])}, {text.percent(found.relative)} against the agent"
+        near = abs(found.relative.estimate) <= AGREE
+        verdict = gates.judge(near, gates.AMBER)
+        note = _explained(near, law)
+        lines.append(gates.Row(f"cross-ruler: {row['ruler']} ({row['kind']})", said, gate, verdict, note))
+    return lines or [gates.missing("cross-rulers", gate)]
+
+
+def _explained(near: bool, law: float) -> str:
+    lawful = (
+        "Little's residual not known" if math.isnan(law) else f"Little's residual {units.percent(law, signed=True)}"
+    )
+    if near:
+        return lawful
+    if not math.isnan(law) and abs(law) > LITTLE:
+        return f"{lawful}: it breaks the law, so its latencies do not add up to its own running time"
+    return f"{lawful}: not explained by it"

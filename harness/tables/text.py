@@ -1,0 +1,98 @@
+"""How numbers of tables read: cells of a shown table, and the phrases of which answers are made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness import stats, units
+
+ABSENT = "–"  # not measured, or too few samples; never a zero
+
+
+def interval(each: stats.Interval | None, *, signed: bool = False) -> str:
+    """`143 ± 4 µs`; the estimate is in nanoseconds."""
+    return ABSENT if each is None or not each.n else units.interval(each, signed=signed)
+
+
+def microseconds(each: stats.Interval) -> str:
+    """`143 ± 4 µs`, in µs whatever the size: for columns that are compared by eye."""
+    return ABSENT if not each.n else units.interval(each, "µs")
+
+
+def percent(each: stats.Interval) -> str:
+    """`+3.1 % [2.0, 4.2]`; of nothing there is no share."""
+    return ABSENT if not each.n or not np.isfinite(each.estimate) else units.percent_interval(each)
+
+
+def size(difference: stats.Difference) -> str:
+    """`61 % [58, 64] less` or `3.1 % [2.0, 4.2] more`."""
+    relative = difference.relative
+    word = "less" if relative.estimate < 0 else "more"
+    sign = -1 if relative.estimate < 0 else 1
+    low, high = sorted((sign * relative.low, sign * relative.high))
+    turned = stats.Interval(abs(relative.estimate), low, high, relative.n, relative.confidence)
+    return f"{units.percent_interval(turned).lstrip('+')} {word}"
+
+
+def bound(difference: stats.Difference) -> float:
+    """The largest difference, in either direction, that the interval allows; nanoseconds."""
+    return max(abs(difference.absolute.low), abs(difference.absolute.high))
+
+
+def reading(difference: stats.Difference | None, floor: stats.NoiseFloor | None) -> str:
+    """What may be said of a difference."""
+    if difference is None:
+        return "not measured"
+    if difference.absolute.n < 2:
+        return "one block: no interval"
+    if not difference.clear:
+        return f"no difference larger than {units.duration(bound(difference))} seen"
+    if floor is not None and floor.hides(difference):
+        return f"below the noise floor ({units.duration(floor.absolute)})"
+    return "less" if difference.absolute.estimate < 0 else "more"
+
+
+def is_clear(difference: stats.Difference | None, floor: stats.NoiseFloor | None) -> bool:
+    """Whether the difference is told from zero and from what equal arms show."""
+    return reading(difference, floor) in ("less", "more")
+
+
+class Shown(pd.DataFrame):
+    """A table that a notebook shows whole: pandas would cut long sentences and long tables."""
+
+    def _repr_html_(self) -> str:
+        with pd.option_context("display.max_colwidth", None):
+            return self.to_html(border=0)
+
+
+def shown(table: pd.DataFrame) -> Shown:
+    """The table as people read it: intervals with units, differences in µs and in %, no columns of raw values."""
+    out: dict[str, Any] = {}
+    for name, values in table.items():
+        kinds = {type(value) for value in values} - {type(None)}
+        if kinds == {np.ndarray}:
+            continue
+        if kinds == {stats.Difference}:
+            out[f"{name}, µs"] = [ABSENT if each is None else interval(each.absolute, signed=True) for each in values]
+            out[f"{name}, %"] = [ABSENT if each is None else percent(each.relative) for each in values]
+        else:
+            out[str(name)] = [_cell(value) for value in values]
+    return Shown(out, index=[""] * len(table))  # row numbers would read as data
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, stats.Interval):
+        return microseconds(value)
+    if value is None or value is pd.NaT or (isinstance(value, float) and np.isnan(value)):
+        return ABSENT
+    if isinstance(value, float):
+        return f"{value:.0f}" if value.is_integer() else units.number(value)
+    return value
+
+
+def blocks(n: int) -> str:
+    """`20 blocks`."""
+    return f"{n} block{'s' * (n != 1)}"
