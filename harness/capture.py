@@ -103,6 +103,28 @@ def requests(seen: list[Packet], ports: list[int]) -> list[Exchange]:
     return out
 
 
+def in_turn(seen: list[Packet], count: int) -> list[Exchange]:
+    """The last `count` exchanges on a socket that is kept, one after the other: payload out to last payload in.
+
+    The first packets of the capture may be a warm-up's; the last exchanges are the recorded ones.
+    """
+    spans: list[tuple[int, int]] = []
+    asked, answered = -1, -1
+    for packet in (p for p in seen if p.payload > 0):
+        if packet.outgoing:
+            if answered >= 0:
+                spans.append((asked, answered))
+            asked, answered = packet.at_ns, -1
+        elif asked >= 0:
+            answered = packet.at_ns
+    if answered >= 0:
+        spans.append((asked, answered))
+    if len(spans) < count:
+        return [Exchange(-1, -1)] * count  # packets are missing: none can be told from another
+    dns = all(p.protocol == _UDP for p in seen)
+    return [Exchange(end - begin if dns else -1, end - begin) for begin, end in spans[-count:]]
+
+
 def _lookup_before(queries: list[Packet], begin_ns: int) -> tuple[int, int] | None:
     """Stamps of the last query and its answer before a connection began."""
     answers = [p for p in queries if not p.outgoing and p.at_ns <= begin_ns]

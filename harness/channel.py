@@ -40,13 +40,21 @@ class Channel:
 
     def ask(self, request: Mapping[str, Any], timeout_s: float) -> tuple[dict[str, Any], bytes]:
         """The answer to one request, and the bytes its `nbytes` announces. Raises TestbedError."""
-        deadline = time.monotonic() + timeout_s
+        self.send(request)
+        return self.receive(timeout_s)
+
+    def send(self, request: Mapping[str, Any]) -> None:
+        """The program has the request; `receive` must follow. Raises TestbedError."""
         assert self._process.stdin is not None  # noqa: S101  asked for above
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
         except (BrokenPipeError, ValueError):
             raise self._ended() from None
+
+    def receive(self, timeout_s: float) -> tuple[dict[str, Any], bytes]:
+        """The answer to the request that was sent. Raises TestbedError."""
+        deadline = time.monotonic() + timeout_s
         while b"\n" not in self._buffer:
             self._receive(deadline)
         line, self._buffer = self._buffer.split(b"\n", 1)

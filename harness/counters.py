@@ -52,6 +52,7 @@ class Reader:
     def __init__(self, testbed: Testbed, observers: Mapping[str, Channel]) -> None:
         """Resolves every container's cgroup once: reading one later is opening two files."""
         self._testbed, self._observers = testbed, observers
+        self._dnsdist, self._bind = testbed.dnsdist_page(), testbed.bind_page()
         self._groups = {
             c.labels["com.docker.compose.service"]: _cgroup(c.attrs["State"]["Pid"])
             for c in testbed.containers()
@@ -63,25 +64,19 @@ class Reader:
         if cell.arm == "null":
             return {}
         client = topology.ARMS[cell.arm]
-        pages = [_envoy_page()] if client.sidecar else []
-        pod, _ = self._observers[client.pod].ask({"op": "snapshot", "rules": True, "pages": pages}, ASK_TIMEOUT_S)
-        found: Counts = {f"pod/rule/{name}": count for name, count in pod["rules"].items()}
-        found["pod/conntrack/entries"] = pod["conntrack"]
-        if client.sidecar:
-            found |= {f"pod/envoy/{name}": count for name, count in _envoy(_page(client.pod, pod["pages"][0])).items()}
-        return found | self._shared(cell, client.pod)
-
-    def _shared(self, cell: Cell, pod: str) -> Counts:
+        pod, shared = self._observers[client.pod], self._observers["observer"]
         servers = self._servers(cell)
-        pages = [self._testbed.dnsdist_page(), self._testbed.bind_page(), *servers.values()]
-        reply, _ = self._observers["observer"].ask({"op": "snapshot", "pages": pages}, ASK_TIMEOUT_S)
-        names = ["dns-dnsdist", "dns-bind", *servers]
-        bodies = {name: _page(name, body) for name, body in zip(names, reply["pages"], strict=True)}
-        found = _dnsdist(json.loads(bodies["dns-dnsdist"]), pod) | _bind(json.loads(bodies["dns-bind"]))
-        for name in servers:
-            key, count = _server(name, bodies[name])
-            found[key] = found.get(key, 0) + count
-        return found
+        # Both are asked before either is awaited: they read at the same time.
+        pod.send({"op": "snapshot", "rules": True, "pages": [_envoy_page()] if client.sidecar else []})
+        shared.send({"op": "snapshot", "pages": [self._dnsdist, self._bind, *servers.values()]})
+        inside, _ = pod.receive(ASK_TIMEOUT_S)
+        outside, _ = shared.receive(ASK_TIMEOUT_S)
+        found: Counts = {f"pod/rule/{name}": count for name, count in inside["rules"].items()}
+        found["pod/conntrack/entries"] = inside["conntrack"]
+        if client.sidecar:
+            statistics = _envoy(_page(client.pod, inside["pages"][0]))
+            found |= {f"pod/envoy/{name}": count for name, count in statistics.items()}
+        return found | _outside(client.pod, ["dns-dnsdist", "dns-bind", *servers], outside["pages"])
 
     def _servers(self, cell: Cell) -> dict[str, dict[str, Any]]:
         """Statistics pages of the replicas behind the cell's backend."""
@@ -98,9 +93,32 @@ class Reader:
                 pages[f"{prefix}-{number}/envoy"] = {"url": stats}
         return pages
 
-    def usage(self) -> dict[str, Usage]:
-        """CPU and memory of every container that may carry traffic."""
-        return {service: group.read() for service, group in self._groups.items()}
+    def usage(self, cell: Cell) -> dict[str, Usage]:
+        """CPU and memory of the containers on this cell's path."""
+        return {service: group.read() for service, group in self._groups.items() if service in _on_path(cell)}
+
+
+def _outside(pod: str, names: list[str], pages: list[str | None]) -> Counts:
+    """Counters of name servers and replicas, from their pages."""
+    bodies = {name: _page(name, body) for name, body in zip(names, pages, strict=True)}
+    found = _dnsdist(json.loads(bodies.pop("dns-dnsdist")), pod) | _bind(json.loads(bodies.pop("dns-bind")))
+    for name, body in bodies.items():
+        key, count = _server(name, body)
+        found[key] = found.get(key, 0) + count
+    return found
+
+
+def _on_path(cell: Cell) -> set[str]:
+    """Compose services that a cell's traffic may pass."""
+    if cell.arm == "null":
+        return {"client-plain-app", "null-target"}
+    pod = topology.ARMS[cell.arm].pod
+    path = {f"{pod}-app", f"{pod}-envoy", "dns-dnsdist", "dns-bind", "world-dns"}
+    if cell.backend == "plain":
+        return path | {f"legacy-{n}" for n in (1, 2, 3)}
+    if cell.backend != "none":
+        path |= {f"web-{n}-{part}" for n in (1, 2, 3) for part in ("app", "envoy")}
+    return path
 
 
 def difference(cell: Cell, before: Counts, after: Counts) -> Counts:

@@ -54,7 +54,8 @@ def _dnsperf(index: int, trial: Trial, container: str) -> tuple[pa.Table, dict[s
     """dnsperf -v: rcode and duration per query, and the run time; it stamps no instants, so they are put end to end."""
     name, total = f"{service_of(trial.cell).fqdn}. {trial.cell.qtype}", trial.warmup + trial.count
     questions = "/tmp/dnsperf.txt"  # noqa: S108  the container's own tmpfs
-    ask = f"dnsperf -s {topology.DNS_CLUSTER_IP} -d {questions} -n 1 -c 1 -T 1 -q {trial.cell.concurrency} -v"
+    at_once = trial.cell.concurrency
+    ask = f"dnsperf -s {topology.DNS_CLUSTER_IP} -d {questions} -n 1 -T 1 -c {at_once} -q {at_once} -v"
     said = _run(container, f"yes '{name}' | head -n {total} > {questions}; {ask}", "dnsperf")
     found = _QUERY.findall(said)
     run_time = _RUN_TIME.search(said)

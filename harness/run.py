@@ -28,7 +28,8 @@ from harness.testbed import Testbed
 
 AGENT = ["python3", "-m", "agent"]
 ANSWER_SLACK_S = 30  # beyond the load's own limit: sending the columns through the engine
-OVERHEAD_S = 0.08  # of a trial beside its load, for the expected duration: readings before and after
+ATTEMPTS = 3  # measurements of one cell in one block, until one is valid
+OVERHEAD_S = 0.04  # of a trial beside its load, for the expected duration: readings before and after
 
 
 def seconds(what: Plan, blocks: int | None = None) -> float:
@@ -51,9 +52,7 @@ def execute(what: Plan, bed: Testbed, root: Path, progress: Progress, resume: Pa
         session = Session(bed, agents, observers, counters.Reader(bed, observers), progress)
         for number in writer.missing():
             started = _now()
-            measured = [
-                session.trial(index, trial, _seed(what, number, index)) for index, trial in _trials(what, number)
-            ]
+            measured = list(_block(session, what, number))
             table = pa.concat_tables([one.table for one in measured]).unify_dictionaries()
             writer.write_block(number, table, [one.record for one in measured], started)
             invalid = [one for one in measured if not one.record.valid]
@@ -78,8 +77,19 @@ def _clock(agent: Channel) -> dict[str, Any]:
     }
 
 
-def _trials(what: Plan, number: int) -> Iterator[tuple[int, Trial]]:
-    return enumerate(what.block(number))
+def _block(session: Session, what: Plan, number: int) -> Iterator[Measured]:
+    """Every trial of a block, an invalid one measured again at once: what disturbed it seldom lasts.
+
+    The rule is the same whatever the reason, and the invalid ones are kept beside the valid one.
+    """
+    index = 0
+    for trial in what.block(number):
+        for _ in range(ATTEMPTS):
+            measured = session.trial(index, trial, _seed(what, number, index))
+            index += 1
+            yield measured
+            if measured.record.valid:
+                break
 
 
 def _seed(what: Plan, block: int, index: int) -> int:
@@ -173,9 +183,9 @@ class Session:
         self._progress.doing(f"{cell.experiment} {cell.arm}")
         self._set_delay(cell.dns_delay_ms)
         started_ns = time.monotonic_ns()
-        before, used_before = self._reader.counts(cell), self._reader.usage()
+        before, used_before = self._reader.counts(cell), self._reader.usage(cell)
         load = self._load(index, trial, seed)
-        used, after = self._reader.usage(), self._reader.counts(cell)
+        used, after = self._reader.usage(cell), self._reader.counts(cell)
         counts = counters.difference(cell, before, after)
         reasons = validity.reasons(trial, load.table, counts, load.agent, self._bed.nets)
         record = samples.CellRecord(
@@ -187,7 +197,7 @@ class Session:
             started_ns=started_ns,
             wall_s=_wall_s(load.table),
             counters=counts,
-            cpu_us={name: use.cpu_us - used_before[name].cpu_us for name, use in used.items()},
+            cpu_us={name: round(use.cpu_us - used_before[name].cpu_us, 1) for name, use in used.items()},
             memory_bytes={name: use.memory_bytes for name, use in used.items()},
             agent=load.agent,
         )
@@ -221,10 +231,10 @@ class Session:
         if not trial.capture:
             yield None
             return
-        client = topology.ARMS[trial.cell.arm]
+        # The calibration target is asked from the plain pod.
+        client = topology.ARMS["plain" if trial.cell.arm == "null" else trial.cell.arm]
         observer = self._observers[client.pod]
-        expression = "udp port 53 or tcp port 8080 or tcp port 8443"
-        observer.ask({"op": "capture", "filter": expression, "interface": "eth0"}, ANSWER_SLACK_S)
+        observer.ask({"op": "capture", "interface": "eth0", "ports": [53, 8080, 8443]}, ANSWER_SLACK_S)
         captured = _Capture(self._bed.nets.pod(client.host))
         try:
             yield captured
@@ -250,15 +260,21 @@ class _Capture:
     def joined(self, table: pa.Table, cell: Cell) -> pa.Table:
         """The samples with `wire_dns_ns` and `wire_total_ns` where packets were found."""
         seen = list(capture.packets(self.pcap, self._pod))
-        ports = table.column("local_port").to_pylist()
-        read = capture.lookups if cell.kind == "lookup" else capture.requests
+        found = self._exchanges(seen, table, cell)
         for name, values in (
-            ("wire_dns_ns", [one.dns_ns for one in read(seen, ports)]),
-            ("wire_total_ns", [one.total_ns for one in read(seen, ports)]),
+            ("wire_dns_ns", [one.dns_ns for one in found]),
+            ("wire_total_ns", [one.total_ns for one in found]),
         ):
             position = table.schema.get_field_index(name)
             table = table.set_column(position, table.schema.field(name), pa.array(values, pa.int64()))
         return table
+
+    @staticmethod
+    def _exchanges(seen: list[capture.Packet], table: pa.Table, cell: Cell) -> list[capture.Exchange]:
+        if cell.connection == "keepalive" and cell.concurrency == 1:
+            return capture.in_turn(seen, table.num_rows)
+        ports = table.column("local_port").to_pylist()
+        return capture.lookups(seen, ports) if cell.kind == "lookup" else capture.requests(seen, ports)
 
 
 def _parameters(cell: Cell) -> dict[str, samples.Parameter]:

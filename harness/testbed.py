@@ -176,6 +176,7 @@ class Testbed:
             "MESHDNS_WORLD": self.nets.world,
             "MESHDNS_CPU_CLIENT": client,
             "MESHDNS_CPU_MESH": mesh,
+            "MESHDNS_CPU_ALL": ",".join(dict.fromkeys((client, *mesh.split(",")))),
             **images,
         }
 

@@ -59,6 +59,23 @@ def test_a_request_lasts_from_its_query_to_the_last_payload() -> None:
     assert capture.requests(seen, [5000, 5001]) == [capture.Exchange(90, 230), capture.Exchange(50, 400)]
 
 
+def test_exchanges_on_a_kept_socket_follow_each_other() -> None:
+    """A warm-up request, then two that count; the second answer comes in two pieces."""
+    data = pcap(
+        [
+            dns(0, 4000, True), dns(50, 4000, False), tcp(60, 5000, True, 0), tcp(70, 5000, False, 0),
+            tcp(100, 5000, True, 80), tcp(130, 5000, False, 900),
+            tcp(200, 5000, True, 80), tcp(205, 5000, False, 0), tcp(240, 5000, False, 500), tcp(260, 5000, False, 400),
+            tcp(300, 5000, True, 80), tcp(370, 5000, False, 900), tcp(375, 5000, True, 0),
+        ]
+    )  # fmt: skip
+    seen = list(capture.packets(data, POD))
+    assert capture.in_turn(seen, 2) == [capture.Exchange(-1, 60), capture.Exchange(-1, 70)]
+    assert capture.in_turn(seen, 9) == [capture.Exchange(-1, -1)] * 9
+    lookups = list(capture.packets(pcap([dns(0, 4000, True), dns(50, 4000, False)]), POD))
+    assert capture.in_turn(lookups, 1) == [capture.Exchange(50, 50)]
+
+
 @given(st.binary(max_size=200), st.booleans())
 def test_any_bytes_are_packets_or_a_data_error(data: bytes, headed: bool) -> None:
     try:

@@ -133,6 +133,15 @@ class Loop:
             elif not events and (not spin or not flights or len(self._stock) < self._depth):
                 pause = self._rest(t)
             events = poll(pause, EVENTS)
+            if not events and spin and flights and not self._worked:
+                # Nothing else to do: look again and again in the tightest loop, until something is due.
+                until_ns = min(self._due_ns or FAR_NS, tick_ns)
+                while not events and (seen := now()) < until_ns:
+                    if seen - t > GAP_NS:
+                        self.gaps += 1
+                        self.gap_ns += seen - t
+                    t = seen
+                    events = poll(0, EVENTS)
             if events:
                 self._wake(events)
             if t >= tick_ns:

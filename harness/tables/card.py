@@ -26,6 +26,7 @@ def card(runs: store.Runs) -> pd.DataFrame:
         *consistency.little(runs),
         *consistency.additivity(runs),
         *consistency.equal_arms(runs),
+        *consistency.precision(runs),
         *ruler.headroom(runs),
         *ruler.rulers(runs),
         *observer(runs),

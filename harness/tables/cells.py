@@ -38,6 +38,7 @@ MEASURES: Mapping[str, Callable[[pd.DataFrame], Values]] = {
     "from start": _span("end_ns", "start_ns"),
     "lag": _span("start_ns", "due_ns"),
     **{phase: _span(*instants) for phase, instants in PHASES.items()},
+    "on the wire": lambda rows: rows["wire_total_ns"].to_numpy().astype(float),
     "dns bias": lambda rows: _span("dns_ns", "start_ns")(rows) - rows["wire_dns_ns"].to_numpy(),
     "total bias": lambda rows: _span("end_ns", "start_ns")(rows) - rows["wire_total_ns"].to_numpy(),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -16,6 +17,7 @@ OWN_WORK_NS = (
     30_000  # opening a socket takes about 20 µs, reading an answer and writing its row the rest: in no latency
 )
 BLOCK_COUNTS = (5, 10, 20, 40)
+PRECISION = 0.03  # what a plan must resolve: far below any difference between arms
 
 
 def conservation(runs: store.Runs) -> list[gates.Row]:
@@ -135,6 +137,30 @@ def equal_arms(runs: store.Runs) -> list[gates.Row]:
     expected = (1 - stats.CONFIDENCE) * len(measured)
     said = f"{clear} of {len(measured)} comparisons differ, {units.number(expected)} expected by chance"
     lines.append(gates.Row("A/A: false positives", said, "at most 1", gates.judge(clear <= 1, gates.AMBER)))
+    return lines
+
+
+def precision(runs: store.Runs) -> list[gates.Row]:
+    """How sure the differences are: the widest interval of a paired difference among all pairs of steps."""
+    lines = []
+    for experiment, by in (("lookup", ["arm"]), ("request", ["arm", "backend"]), ("keepalive", ["arm", "backend"])):
+        medians = cells.matrix(cells.per_cell(runs, cells.select(runs, experiment), "from start"), by)
+        pairs = [(a, b, cells.paired(medians, a, b)) for a, b in itertools.combinations(medians.columns, 2)]
+        shares = {
+            (a, b): found.absolute.half_width / max(medians[a].mean(), medians[b].mean())
+            for a, b, found in pairs
+            if found is not None
+        }
+        gate = f"half-width at most {units.percent(PRECISION)} of the slower p50"
+        if not shares:
+            lines.append(gates.missing(f"precision: {experiment}", gate))
+            continue
+        worst = max(shares, key=shares.__getitem__)
+        names = " and ".join(" → ".join(step) if isinstance(step, tuple) else str(step) for step in worst)
+        said = f"widest {units.percent(shares[worst])}, middle {units.percent(float(np.median(list(shares.values()))))}"
+        verdict = gates.judge(shares[worst] <= PRECISION, gates.AMBER)
+        note = f"{len(shares)} pairs of steps; widest: {names}"
+        lines.append(gates.Row(f"precision of p50 differences: {experiment}", said, gate, verdict, note))
     return lines
 
 
