@@ -1,7 +1,8 @@
 """Carries one request through its phases, as a generator that yields whenever it must wait for its socket.
 
-A phase ends with the clock read right after the system call that ended it; whatever can be done before the due time
-(sockets, the first query) is done before, and whatever can wait (parsing, ports, closing) is done after the stamp.
+A phase ends with the clock read right after the system call that told of its end, so an answer counts as here when its
+socket is ready; whatever can be done before the due time (sockets, the first query) is done before, and whatever can
+wait (reading, parsing, ports, closing) is done after the stamp.
 """
 
 from __future__ import annotations
@@ -325,14 +326,13 @@ class Exchange:
     ) -> Generator[None, int, int]:
         """Waits for one answer to one of the parallel queries and returns when it came."""
         while True:
-            yield
+            ready_ns = yield
             try:
                 message = udp.recv(MAX_DATAGRAM)
             except BlockingIOError:
                 continue
             except OSError as error:
                 raise PhaseError("dns_error") from error
-            moment = now()
             place = (int.from_bytes(message[:2], "big") - first) & 0xFFFF
             if len(message) < 2 or place >= len(candidate) or answers[place] is not None:
                 self.stray_answers += 1
@@ -341,7 +341,7 @@ class Exchange:
             if answer.bad:
                 flight.rcode = answer.rcode
                 raise PhaseError("bad_answer")
-            return moment
+            return ready_ns
 
     def _settle(self, flight: Flight, answers: list[dnswire.Answer]) -> bool:
         """Whether the lookup ends with these answers; notes the address and the return code."""
@@ -385,8 +385,7 @@ class Exchange:
             self.waiting[line.fd] = flight
             self.epoll.register(line.fd, EPOLLOUT)
             line.registered = True
-            yield
-            moment = now()
+            moment = yield
             if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or sock.connect_ex(target) not in (0, 106):
                 raise PhaseError("connect_error")
             flight.connect_ns = moment
@@ -492,12 +491,12 @@ class Exchange:
                     plain = b""
                 if plain is not None:
                     return plain
-            yield
+            ready_ns = yield
             try:
                 data = line.sock.recv(RECEIVE)
             except BlockingIOError:
                 continue
-            flight.end_ns = now()
+            flight.end_ns = ready_ns
             if tls is None or not data or line.incoming is None:
                 return data
             line.incoming.write(data)

@@ -143,7 +143,7 @@ class Loop:
                     t = seen
                     events = poll(0, EVENTS)
             if events:
-                self._wake(events)
+                self._wake(events, now())
             if t >= tick_ns:
                 tick_ns = t + TICK_NS
                 self._expire(t)
@@ -218,14 +218,14 @@ class Loop:
             self._sleep(due_ns - t - (SPIN_NS if self.spin else 0))
         return 0.0
 
-    def _wake(self, events: list[tuple[int, int]]) -> None:
-        """Hands each event to the request that waits for it."""
+    def _wake(self, events: list[tuple[int, int]], ready_ns: int) -> None:
+        """Hands each event to the request that waits for it, with the time at which the kernel told of it."""
         waiting = self.exchange.waiting
-        for fd, mask in events:
+        for fd, _ in events:
             flight = waiting.get(fd)
             if flight is not None:
                 try:
-                    flight.steps.send(mask)
+                    flight.steps.send(ready_ns)
                 except StopIteration:
                     self._finish(flight)
             elif fd == self.hangup_fd:
