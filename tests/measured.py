@@ -85,8 +85,9 @@ def _cell(
     total = dns + tcp + http
     start, due = _starts(cell, total, begin_ns, rng)
     end = start + total
-    known = cell.experiment == "card-wire"
+    known = cell.experiment in ("card-wire", "card-ladder")
     biased = int(world.bias * 1_000)
+    bent = world.slope if cell.arm == "null" else 1.0  # the agent's microseconds against the wire's
     text = {"outcome": "ok", "address": _address(cell), "replica": "web-1" if request else ""}
     columns = {
         "cell": np.full(n, index),
@@ -104,8 +105,8 @@ def _cell(
         "queries": np.full(n, -1 if cell.lookup == "getaddrinfo" else _queries(cell)),
         "bytes": np.full(n, cell.body_bytes * request),
         "local_port": np.full(n, 40_000),
-        "wire_dns_ns": np.maximum(dns - biased, 0) if known else np.full(n, -1),
-        "wire_total_ns": np.maximum(total - biased, 0) if known else np.full(n, -1),
+        "wire_dns_ns": np.maximum((dns - biased) / bent, 0).astype(np.int64) if known else np.full(n, -1),
+        "wire_total_ns": np.maximum((total - biased) / bent, 0).astype(np.int64) if known else np.full(n, -1),
     }
     valid = bool(rng.random() >= world.invalid)
     record = samples.CellRecord(

@@ -10,7 +10,7 @@ import html
 import re
 from collections.abc import Sequence
 
-from harness import store
+from harness import plan, store
 from harness.report import page
 from harness.report.page import Page
 from harness.tables import provenance
@@ -110,5 +110,5 @@ def _notes(runs: store.Runs) -> str:
 
 def _command(runs: store.Runs) -> str:
     names = sorted({str(header.plan.get("name", "")) for header in runs.headers} - {""})
-    plan = names[0] if len(names) == 1 and re.fullmatch(r"[A-Za-z0-9-]+", names[0]) else ""
-    return f"make report PLAN={plan}" if plan and plan != "quick" else "make report"
+    known = len(names) == 1 and names[0] in plan.shipped()
+    return f"make report PLAN={names[0]}" if known and names[0] != "quick" else "make report"

@@ -146,6 +146,8 @@ def ladder(runs: store.Runs) -> tuple[pd.DataFrame, stats.Line | None]:
     """
     columns = ["added, µs", "on the wire, µs", "measured", "residual, µs", "values"]
     chosen = cells.select(runs, "card-ladder", arm="null")
+    if chosen.empty:
+        return pd.DataFrame(columns=columns), None
     medians = cells.matrix(cells.per_cell(runs, chosen, "from start"), ["null_delay_us"])
     wires = cells.matrix(cells.per_cell(runs, chosen, "on the wire"), ["null_delay_us"])
     both = medians.index[medians.notna().all(axis=1) & (wires > 0).all(axis=1)]
