@@ -118,8 +118,9 @@ class Plan:
     def block(self, number: int) -> list[Trial]:
         """The trials of one block, in the order in which they run.
 
-        Cells with the same upstream delay stand together, since changing it disturbs most; the order of the delays and
-        of the cells within each is random.
+        Cells with the same upstream delay stand together, since changing it disturbs most, and so do those of one
+        experiment, since a machine's noise changes within a second and what is compared should share it. The order of
+        the delays, of the experiments, and of the cells of each is random.
         """
         rng = random.Random(f"{self.seed}/{number}")  # noqa: S311  an experiment's order, not a secret
         trials = [
@@ -131,7 +132,9 @@ class Plan:
         rng.shuffle(trials)
         delays = sorted({trial.cell.dns_delay_ms for trial in trials})
         rng.shuffle(delays)
-        return sorted(trials, key=lambda trial: delays.index(trial.cell.dns_delay_ms))
+        names = sorted({trial.cell.experiment for trial in trials})
+        rng.shuffle(names)
+        return sorted(trials, key=lambda t: (delays.index(t.cell.dns_delay_ms), names.index(t.cell.experiment)))
 
     def seconds(self) -> float:
         """Expected duration of all load."""

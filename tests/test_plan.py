@@ -57,6 +57,17 @@ def test_cells_with_one_upstream_delay_stand_together() -> None:
     assert changes == len(set(delays)) - 1
 
 
+def test_cells_that_are_compared_stand_together_in_an_order_of_their_own() -> None:
+    what = plan.find("quick")
+    orders = set()
+    for number in range(1, 9):
+        cells = [trial.cell for trial in what.block(number)]
+        changes = sum(a.experiment != b.experiment for a, b in itertools.pairwise(cells))
+        assert changes == len({cell.experiment for cell in cells}) - 1
+        orders.add(tuple(cell.arm for cell in cells if cell.experiment == "lookup"))
+    assert len(orders) > 3
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
