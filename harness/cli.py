@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -25,6 +26,7 @@ RUNS = ROOT / "data" / "runs"
 REPORTS = ROOT / "reports"
 NOTEBOOKS = ROOT / "notebooks"
 PLANS = "quick, standard"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what a person mends by making room
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 DESCRIPTION = """\
@@ -54,6 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        say(f"meshdns: {error.filename or 'disk'}: {error.strerror}; free some space and run the same command again")
+        return errors.StorageError.exit_code
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

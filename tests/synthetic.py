@@ -114,7 +114,8 @@ def cells() -> list[SyntheticCell]:
     out += [replace(lookup, experiment="card-wire"), replace(request, experiment="card-wire", arm="plain")]
     out += [replace(null, null_delay_us=delay) for delay in (0.0, 50.0, 100.0, 200.0, 500.0, 1000.0)]
     out += [
-        replace(null, experiment="card-ruler", connection="keepalive", tool=tool) for tool in ("agent", "wrk", "h2load")
+        replace(null, experiment="card-ruler", connection="keepalive", tool=tool)
+        for tool in ("agent", "dnsperf", "h2load")
     ]
     out += [
         replace(null, experiment="card-ruler", kind="lookup", lookup="wire", tool=tool) for tool in ("agent", "dnsperf")

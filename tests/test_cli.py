@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -65,3 +66,14 @@ def test_networks_outside_the_benchmarking_range_are_refused() -> None:
     done = meshdns("up", MESHDNS_PODS="10.1.2")
     assert done.returncode == 2
     assert "outside 198.18.0.0/15" in done.stderr
+
+
+def test_a_full_disk_is_one_message_with_its_own_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", "/somewhere/block")
+
+    monkeypatch.setattr(cli, "_down", full)
+    assert cli.main(["down"]) == errors.StorageError.exit_code
+    assert capsys.readouterr().err.startswith("meshdns: /somewhere/block: No space left on device; free some space")
