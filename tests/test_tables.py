@@ -233,3 +233,11 @@ def test_shown_tables_have_units_and_no_raw_values() -> None:
     assert shown["p50"].iloc[0] == "50.0 ± 2.5 µs"
     assert "a" * 80 in shown._repr_html_()
     assert text.size(stats.paired([100.0, 100.0], [40.0, 41.0])).endswith("less")
+
+
+def test_waits_are_of_the_open_loop(usual: store.Runs) -> None:
+    table = requests.waits(usual).set_index("step")
+    assert (table["p50 from due"].map(lambda each: each.estimate) > 0).all()
+    asked = cells.select(usual, "open")
+    assert set(asked["arrival"]) == {"poisson"}
+    assert table["hidden wait mean"].map(lambda each: each.estimate).max() > 0  # a closed loop has none by definition

@@ -176,8 +176,8 @@ def changes(runs: store.Runs, experiment: str = "request") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def waits(runs: store.Runs, experiment: str = "request") -> pd.DataFrame:
-    """A row per step: the same requests from their due time and from their start; the gap is the hidden wait."""
+def waits(runs: store.Runs, experiment: str = "open") -> pd.DataFrame:
+    """A row per step: requests of an open loop from their due time and from their start; the gap is the hidden wait."""
     chosen = cells.select(runs, experiment)
     by = ["arm", "backend"]
     due, start, lag = (cells.matrix(cells.per_cell(runs, chosen, m), by) for m in ("from due", "from start", "lag"))
