@@ -36,10 +36,6 @@ class Progress:
         self._bar.set_description_str(what, refresh=False)
         self._bar.update(done - self._bar.n)
 
-    def say(self, line: str) -> None:
-        """A line that stays."""
-        tqdm.write(line, file=sys.stderr)
-
     def __enter__(self) -> Self:
         """The bar shows."""
         return self

@@ -221,16 +221,6 @@ def in_flight(start_ns: ArrayLike, end_ns: ArrayLike, edge: float = 0.1) -> InFl
     return InFlight(float((end - start).sum()) / span, int(level.max()), float(residual))
 
 
-def lag_quantiles(
-    due_ns: ArrayLike, start_ns: ArrayLike, probabilities: Sequence[float] = (0.5, 0.99, 0.999)
-) -> Floats:
-    """Quantiles of how late requests started against their plan, in nanoseconds."""
-    due, start = np.asarray(due_ns, dtype=np.int64), np.asarray(start_ns, dtype=np.int64)
-    if not due.size:
-        return np.full(len(probabilities), np.nan)
-    return np.asarray(np.quantile((start - due).astype(float), probabilities, method="linear"), dtype=float)
-
-
 def _t(confidence: float, n: int) -> float:
     if not 0 < confidence < 1:
         raise errors.InputError(f"a confidence of {confidence} is not between 0 and 1", step="0.95 is usual")

@@ -37,24 +37,9 @@ class Spread(Protocol):
         """The upper bound; infinity if unknown."""
 
 
-def ns_to_us(ns: float) -> float:
-    """Microseconds."""
-    return ns / NS_PER_US
-
-
-def ns_to_ms(ns: float) -> float:
-    """Milliseconds."""
-    return ns / NS_PER_MS
-
-
 def us_to_ns(us: float) -> float:
     """Nanoseconds."""
     return us * NS_PER_US
-
-
-def ms_to_ns(ms: float) -> float:
-    """Nanoseconds."""
-    return ms * NS_PER_MS
 
 
 def unit_for(values_ns: Iterable[float]) -> Unit:

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from harness import samples, store
+from harness import plan, samples, store
 
 NAME = "synthetic-20260101T000000Z-5eed"
 ARMS = ("ip", "plain", "plain-aa", "mode1", "mode2-envoy")
@@ -52,27 +52,10 @@ COUNTERS = (
 
 
 @dataclass(frozen=True)
-class SyntheticCell:
-    """The parameters of a cell, as the plan names them."""
+class SyntheticCell(plan.Cell):
+    """A cell of the plan, and how many queries its lookup takes."""
 
-    experiment: str
-    arm: str
-    backend: str = "none"
-    kind: str = "lookup"
-    lookup: str = "wire"
-    name_kind: str = "fqdn"
-    qtype: str = "A"
-    ndots: int = 5
-    connection: str = "none"
     arrival: str = "closed"
-    rate_hz: float = 0.0
-    concurrency: int = 1
-    dns_delay_ms: float = 0.0
-    body_bytes: int = 0
-    wait: str = "spin"
-    tool: str = "agent"
-    null_delay_us: float = 0.0
-    tls: bool = False
 
     @property
     def queries(self) -> int:

@@ -164,11 +164,6 @@ def test_in_flight_of_a_steady_and_of_a_growing_load() -> None:
     assert abs(backlog.residual) > 0.1
 
 
-def test_lag_is_start_minus_due() -> None:
-    due = 10**18 + np.arange(101)
-    assert list(stats.lag_quantiles(due, due + np.arange(101), (0.5, 0.99))) == [50.0, 99.0]
-
-
 def spread(estimate: float, half_width: float) -> stats.Interval:
     return stats.Interval(estimate, estimate - half_width, estimate + half_width, 9, 0.95)
 

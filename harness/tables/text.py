@@ -55,11 +55,6 @@ def reading(difference: stats.Difference | None, floor: stats.NoiseFloor | None)
     return "less" if difference.absolute.estimate < 0 else "more"
 
 
-def is_clear(difference: stats.Difference | None, floor: stats.NoiseFloor | None) -> bool:
-    """Whether the difference is told from zero and from what equal arms show."""
-    return reading(difference, floor) in ("less", "more")
-
-
 class Shown(pd.DataFrame):
     """A table that a notebook shows whole: pandas would cut long sentences and long tables."""
 
