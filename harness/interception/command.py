@@ -1,0 +1,98 @@
+"""The verb `rules`: prints what would be loaded or removed, or does it in the current network namespace."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from . import iptables, kernel, nftables, ruleset
+from .options import Family, Options, from_json
+from .refusal import Refusal
+from .ruleset import RuleSet
+
+DESCRIPTION = (
+    "print the interception rules for the options in a JSON file, as iptables-restore --noflush or nft -f reads them; "
+    "or load them into the current network namespace"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the verb."""
+    parser.add_argument("--mechanism", choices=("iptables", "nftables"), required=True)
+    parser.add_argument("--config", metavar="FILE", help="options as JSON; - reads standard input (default: Istio's)")
+    parser.add_argument("--family", choices=ruleset.FAMILIES, help="default: ipv4; nftables: all that are enabled")
+    parser.add_argument("--remove", action="store_true", help="what removes the rules, instead of what loads them")
+    parser.add_argument("--apply", action="store_true", help="do it here and now (NET_ADMIN) instead of printing it")
+    parser.add_argument("--replace", action="store_true", help="with --apply: even if other rules have our names")
+    parser.add_argument("--first", action="store_true", help="before all other rules of nat OUTPUT, not after them")
+    parser.add_argument("--named", action="store_true", help="comments by which counters are found")
+    parser.add_argument("--outbound-tproxy", action="store_true", help="outbound TCP by TPROXY too (not in Istio)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do what the arguments ask; the exit code: 0, 2 bad input, 3 the machine lacks something."""
+    try:
+        return _run(arguments)
+    except Refusal as refusal:
+        print(f"meshdns: {refusal}", file=sys.stderr)
+        return refusal.exit_code
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    options = read(arguments.config) if arguments.config else Options()
+    for warning in options.warnings:
+        print(f"meshdns: warning: {warning}", file=sys.stderr)
+    families = _families(arguments, options)
+    if arguments.family == "ipv6" and not options.enable_ipv6:
+        print("meshdns: warning: enable_ipv6 is false: IPv6 is left alone, there are no rules", file=sys.stderr)
+    rules = ruleset.build(options, *families, outbound_tproxy=arguments.outbound_tproxy)
+    if arguments.apply:
+        loader = kernel.Loader(arguments.mechanism, first=arguments.first, named=arguments.named)
+        act = loader.remove if arguments.remove else loader.apply
+        print(f"meshdns: {act(rules, replace=arguments.replace)}", file=sys.stderr)
+    else:
+        print(text(rules, arguments), end="")
+    return 0
+
+
+def _families(arguments: argparse.Namespace, options: Options) -> tuple[Family, ...]:
+    if arguments.family:
+        return (arguments.family,)
+    # iptables-restore reads one family; what is applied, and what nft reads, can be both.
+    both = options.enable_ipv6 and (arguments.apply or arguments.mechanism == "nftables")
+    return ruleset.FAMILIES if both else ("ipv4",)
+
+
+def text(rules: RuleSet, arguments: argparse.Namespace) -> str:
+    """What is printed."""
+    named, first = arguments.named, arguments.first
+    if arguments.mechanism == "nftables":
+        return nftables.render_removal(rules) if arguments.remove else nftables.render(rules, first=first, named=named)
+    if arguments.remove:
+        return iptables.render_removal(rules, named=named)
+    return iptables.render(rules, first=first, named=named)
+
+
+def read(name: str) -> Options:
+    """The options in a file, or on standard input for "-". Raises Refusal."""
+    place = "standard input" if name == "-" else name
+    try:
+        content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        return from_json(json.loads(content, object_pairs_hook=_once), place)
+    except OSError as problem:
+        raise Refusal(f"{place}: {problem.strerror}; give a file that can be read") from problem
+    except (ValueError, RecursionError) as problem:
+        reason = " ".join(str(problem).split())
+        raise Refusal(f"{place}: not JSON ({reason}); give one object of keys and values") from problem
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object whose keys are all different; of two equal keys JSON readers silently take one."""
+    found: dict[str, object] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"key {key} stands twice")
+        found[key] = value
+    return found

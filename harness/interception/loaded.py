@@ -1,0 +1,240 @@
+"""What a namespace holds, in a form that can be compared with what we would load.
+
+The tools print rules in another spelling than they read (marks in hexadecimal, implied matches, sorted states), and
+their versions differ in it. Both spellings are brought to one here; nothing else is interpreted.
+"""
+
+from __future__ import annotations
+
+import grp
+import ipaddress
+import re
+import shlex
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from . import iptables, nftables
+from .options import SELF_MARK
+from .refusal import Refusal
+from .ruleset import BASE_CHAINS, OUR_CHAINS, Field, RuleSet
+
+Canonical = tuple[tuple[str, ...], ...]
+_ALL_BITS = "0xffffffff"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of iptables-save: its chains, and their rules as printed, without `-A CHAIN`."""
+
+    chains: dict[str, list[str]] = field(default_factory=dict)
+
+    def ours(self) -> list[str]:
+        """Chains with our names."""
+        return [chain for chain in self.chains if chain in OUR_CHAINS]
+
+    @property
+    def blank(self) -> bool:
+        """No rule, and no chain but the kernel's."""
+        return not any(self.chains.values()) and all(chain.isupper() and "_" not in chain for chain in self.chains)
+
+
+def saved(text: str) -> dict[str, Table]:
+    """What `iptables-save` printed, by table."""
+    tables: dict[str, Table] = {}
+    name = ""
+    for printed in text.splitlines():
+        line = re.sub(r"^\[\d+:\d+\] ", "", printed)
+        if line.startswith("*"):
+            name = line[1:].strip()
+            tables[name] = Table()
+        elif line.startswith(":"):
+            tables[name].chains[line[1:].split()[0]] = []
+        elif line.startswith("-A "):
+            _, chain, spec = line.split(" ", 2)
+            tables[name].chains.setdefault(chain, []).append(spec)
+    return tables
+
+
+def canonical(spec: str) -> Canonical:
+    """A rule of iptables, as printed or as read, as a sorted set of (option, value…)."""
+    groups: list[list[str]] = []
+    negated = False
+    for word in shlex.split(spec):
+        if word == "!":
+            negated = True
+        elif re.match(r"--?[a-zA-Z]", word):
+            groups.append([*(["!"] if negated else []), word])
+            negated = False
+        else:
+            groups[-1].append(word)
+    return tuple(sorted(group for group in map(_group, groups) if group))
+
+
+def _group(words: list[str]) -> tuple[str, ...]:
+    """One option in one spelling; empty where it says nothing."""
+    negation, (option, *values) = (("!",), words[1:]) if words[0] == "!" else ((), words)
+    value = values[0] if values else ""
+    match option:
+        case "-m":
+            return ()
+        case "--nfmask" | "--ctmask" if value == _ALL_BITS:
+            return ()
+        case "--on-ip" if value in ("0.0.0.0", "::"):  # noqa: S104  "any", as iptables prints it
+            return ()
+        case "--set-mark" | "--set-xmark" | "--mark" | "--tproxy-mark":
+            values = [str(int(value.removesuffix(f"/{_ALL_BITS}"), 0))]
+            option = option.replace("xmark", "mark")
+        case "-s" | "-d" if not negation and ipaddress.ip_network(value, strict=False).prefixlen == 0:
+            return ()  # every address: printed as no condition
+        case "-s" | "-d":
+            values = [str(ipaddress.ip_network(value, strict=False))]
+        case "--ctstate":
+            values = [",".join(sorted(value.split(",")))]
+        case "--gid-owner":
+            values = [str(group_id(value))]
+    return (*negation, option, *values)
+
+
+def group_id(group: str) -> int:
+    """The number of a group given by number or name, as iptables and nft resolve it. Raises Refusal."""
+    if group.isdigit():
+        return int(group)
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise Refusal(f"group {group}: not in this machine's /etc/group; give its number") from None
+
+
+def check_groups(rules: RuleSet) -> None:
+    """Every group named in the rules is known here. Raises Refusal."""
+    for match in (match for step in rules.steps for match in step.rule.matches if match.field is Field.GID):
+        for value in match.values:
+            group_id(str(value))
+
+
+def holds(tables: dict[str, Table], rules: RuleSet, *, named: bool) -> bool:
+    """The tables hold these rules: our chains exactly, the kernel's chains at least."""
+    names = {(table, chain) for table, content in tables.items() for chain in content.ours()}
+    wanted_names = {(table, chain) for table in rules.tables for chain in iptables.own_chains(rules, table)}
+    if names != wanted_names:
+        return False
+    for table, chains in rules.tables.items():
+        for chain, wanted_rules in chains.items():
+            wanted = [canonical(iptables.spell(rule, named=named)) for rule in wanted_rules]
+            have = [canonical(spec) for spec in tables[table].chains.get(chain, [])]
+            if chain in BASE_CHAINS:
+                have = [one for one in have if one in wanted or _target(one) in OUR_CHAINS]
+            if sorted(have) != sorted(wanted) if chain in BASE_CHAINS else have != wanted:
+                return False
+    return True
+
+
+def _target(rule: Canonical) -> str:
+    return next((group[1] for group in rule if group[0] in ("-j", "-g")), "")
+
+
+def left_over(tables: dict[str, Table], rules: RuleSet, *, named: bool) -> dict[str, list[tuple[str, str]]]:
+    """Per table the rules in the kernel's chains, as (chain, rule), that belong to rules with our names.
+
+    Those that lead into our chains, those that `rules` puts there, and what Istio's options put beside them: pairs of
+    interface exemptions, exemptions of rerouted interfaces, marks of TPROXY.
+    """
+    found: dict[str, list[tuple[str, str]]] = {}
+    for table, content in tables.items():
+        base = [(chain, spec) for chain in BASE_CHAINS for spec in content.chains.get(chain, [])]
+        theirs = {(chain, canonical(spec)) for chain, spec in base}
+        wanted = {
+            (chain, canonical(iptables.spell(rule, named=named)))
+            for chain, chain_rules in rules.tables.get(table, {}).items()
+            for rule in chain_rules
+            if chain in BASE_CHAINS
+        }
+        for chain, spec in base:
+            rule = canonical(spec)
+            if _target(rule) in OUR_CHAINS or (chain, rule) in wanted or _beside(table, rule, theirs):
+                found.setdefault(table, []).append((chain, spec))
+    return found
+
+
+def _beside(table: str, rule: Canonical, all_rules: set[tuple[str, Canonical]]) -> bool:
+    words = {group[0]: group[-1] for group in rule if group[0] != "!"}
+    if _target(rule) == "RETURN" and len(rule) == 2 and ("-i" in words or "-o" in words):
+        name = words.get("-i", words.get("-o", ""))
+        pair = {("PREROUTING", (("-i", name), ("-j", "RETURN"))), ("OUTPUT", (("-j", "RETURN"), ("-o", name)))}
+        rerouted = any(("-i", name) in other and _target(other) == "ISTIO_REDIRECT" for _, other in all_rules)
+        return pair <= all_rules or rerouted
+    if table != "mangle" or not any(_target(other).startswith("ISTIO_") for _, other in all_rules):
+        return False
+    by_mark = "--mark" in words and words.get("-p") == "tcp"
+    kept = by_mark and (_target(rule) == "CONNMARK" or (_target(rule) == "RETURN" and words.get("-o") == "lo"))
+    return kept or (_target(rule) == "MARK" and words.get("--set-mark") == str(SELF_MARK))
+
+
+def tproxy_marks(text: str) -> set[int]:
+    """Marks that the rules in a listing of iptables-save or nft give to TPROXY's packets."""
+    found = re.findall(r"TPROXY .*--tproxy-mark (0x[0-9a-f]+|\d+)|\btproxy .*mark set (0x[0-9a-f]+|\d+)", text)
+    return {int(one or other, 0) for one, other in found}
+
+
+def nft_saved(text: str) -> set[tuple[str, tuple[str, ...]]]:
+    """What `nft list table` printed, as (chain, its lines)."""
+    found: list[tuple[str, tuple[str, ...]]] = []
+    chain, lines = "", list[str]()
+    for line in map(str.strip, text.splitlines()):
+        if line.startswith("chain "):
+            chain, lines = line.split()[1], []
+        elif line == "}" and chain:
+            found.append((chain, tuple(lines)))
+            chain = ""
+        elif chain and line:
+            lines.append(nft_canonical(line))
+    return set(found)
+
+
+def nft_wanted(rules: RuleSet, table: str, *, first: bool, named: bool) -> set[tuple[str, tuple[str, ...]]]:
+    """The same for what we would load into a table."""
+    chains: dict[str, list[str]] = {}
+    place = f"inet {nftables.TABLE_NAMES[table]} "
+    for line in nftables.render(rules, first=first, named=named).splitlines():
+        if line.startswith(f"add chain {place}"):
+            name, _, hook = line.removeprefix(f"add chain {place}").partition(" ")
+            chains[name] = [nft_canonical(hook.strip("{} "))] if hook else []
+        elif line.startswith(f"add rule {place}"):
+            name, _, rule = line.removeprefix(f"add rule {place}").partition(" ")
+            chains[name].append(nft_canonical(rule))
+    return {(name, tuple(lines)) for name, lines in chains.items()}
+
+
+_PRIORITIES = {"dstnat": -100, "mangle": -150, "raw": -300}
+
+
+def nft_canonical(line: str) -> str:
+    """A line of nft, as printed or as read, in one spelling."""
+    if line.startswith("type "):
+        kind, hook, name, offset = re.findall(r"type (\w+) hook (\w+) priority (-?\w+)(?: ([-+] \d+))?", line)[0]
+        number = _PRIORITIES[name] if name in _PRIORITIES else int(name)
+        return f"{kind} {hook} {number + int(offset.replace(' ', '') or 0)}"
+    line = re.sub(r"counter packets \d+ bytes \d+", "counter", line)
+    line = re.sub(r"0x[0-9a-f]+", lambda found: str(int(found[0], 16)), line)
+    line = re.sub(r'"([A-Za-z0-9_.@:*+-]+)"', r"\1", line)
+    line = re.sub(r"meta l4proto (tcp|udp) (?=(.* )?\1 [sd]port )", "", line)
+    line = re.sub(r"\bmeta ", "", line)
+    line = re.sub(r"(?<=addr )(!= )?(\S+)", _nft_network, line)
+    line = re.sub(r"(?<=skgid )(!= )?(\S+)", lambda found: f"{found[1] or ''}{group_id(found[2])}", line)
+    line = re.sub(r"(?<=ct state )(!= )?(\S+)", lambda found: (found[1] or "") + _ordered(found[2].split(",")), line)
+    return re.sub(r"\{ (.*?) \}", lambda found: _ordered(re.split(r",\s*", found[1])), line)
+
+
+def _nft_network(found: re.Match[str]) -> str:
+    return f"{found[1] or ''}{ipaddress.ip_network(found[2], strict=False)}"
+
+
+def _ordered(values: Iterable[str]) -> str:
+    return ",".join(sorted(values))
+
+
+def foreign_chains(tables: dict[str, Table]) -> Iterator[str]:
+    """Chains with our names, as "nat ISTIO_OUTPUT"."""
+    for table, content in tables.items():
+        for chain in content.ours():
+            yield f"{table} {chain}"

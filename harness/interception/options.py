@@ -1,0 +1,301 @@
+"""What may be asked of an interception: the options of Istio's sidecar, their names and defaults.
+
+Values are texts where Istio's are (lists separated by commas); they are checked when the record is made, all at once,
+and read through properties. What Istio refuses is refused; where Istio goes on with a warning, `warnings` says it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .refusal import Refusal
+
+Family = Literal["ipv4", "ipv6"]
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+DNS_PORT = 15053  # Istio's agent answers DNS here; not an option there
+SELF_MARK = 1338  # Istio's fixed mark for proxy -> own pod, in TPROXY mode
+_GROUPS_AT_MOST = 64  # all included groups stand in one rule; Istio's limit
+_RESERVED_TABLES = (0, 253, 254, 255)  # unspec, default, main, local: a local default route there cuts the machine off
+_LAST_ID = 2**32 - 2  # 2**32 - 1 is "no one"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Raises Refusal, naming every wrong key, its value and what is allowed."""
+
+    proxy_port: int = 15001  # outbound TCP goes here
+    inbound_capture_port: int = 15006  # inbound TCP goes here
+    inbound_tunnel_port: int = 15008  # never captured inbound: HBONE
+    proxy_uid: str = "1337"  # whose packets are never captured; several: "3,4"
+    proxy_gid: str = "1337"
+    inbound_interception_mode: str = "REDIRECT"
+    inbound_tproxy_mark: str = "1337"
+    inbound_tproxy_route_table: str = "133"
+    inbound_ports_include: str = ""  # none; "*": all; or a list
+    inbound_ports_exclude: str = ""
+    outbound_ports_include: str = ""  # captured although their address is not
+    outbound_ports_exclude: str = ""
+    outbound_ip_ranges_include: str = ""  # none; "*": all; or CIDRs of both families
+    outbound_ip_ranges_exclude: str = ""
+    reroute_virtual_interfaces: str = ""  # what comes from them is treated as outbound
+    exclude_interfaces: str = ""
+    owner_groups_include: str = "*"  # whose outbound packets are captured; numbers or names
+    owner_groups_exclude: str = ""
+    host_ipv4_loopback_cidr: str = "127.0.0.1/32"
+    redirect_dns: bool = False
+    capture_all_dns: bool = False  # any server, not only those listed
+    dns_servers_v4: tuple[str, ...] = ()
+    dns_servers_v6: tuple[str, ...] = ()
+    drop_invalid: bool = False
+    enable_ipv6: bool = False
+
+    def __post_init__(self) -> None:
+        found = list(_problems(dataclasses.asdict(self)))
+        if found:
+            raise Refusal("; ".join(found))
+
+    @property
+    def tproxy(self) -> bool:
+        """Inbound connections keep their destination address."""
+        return self.inbound_interception_mode == "TPROXY"
+
+    @property
+    def captures_dns(self) -> bool:
+        """DNS is redirected; Istio switches it off, with a warning, where no server is named."""
+        return self.redirect_dns and bool(self.capture_all_dns or self.dns_servers_v4 or self.dns_servers_v6)
+
+    @property
+    def uids(self) -> tuple[int, ...]:
+        """Users the proxy runs as."""
+        return tuple(map(int, split(self.proxy_uid)))
+
+    @property
+    def gids(self) -> tuple[int, ...]:
+        """Groups the proxy runs as; the users' numbers where none is named, as in Istio."""
+        return tuple(map(int, split(self.proxy_gid))) or self.uids
+
+    def ports(self, key: str) -> tuple[int, ...]:
+        """The list under `key`; empty for none and for "*"."""
+        return tuple(int(item) for item in split(getattr(self, key)) if item != "*")
+
+    def ranges(self, key: str, family: Family) -> tuple[Network, ...]:
+        """The CIDRs of one family under `key`; Istio lets lists be mixed."""
+        version = 4 if family == "ipv4" else 6
+        networks = (ipaddress.ip_network(item, strict=False) for item in split(getattr(self, key)) if item != "*")
+        return tuple(network for network in networks if network.version == version)
+
+    @property
+    def loopback_included(self) -> bool:
+        """An included range begins in a loopback network: then loopback traffic is not let pass beforehand."""
+        every = self.ranges("outbound_ip_ranges_include", "ipv4") + self.ranges("outbound_ip_ranges_include", "ipv6")
+        # The first address decides, as in Istio: 0.0.0.0/0 covers loopback and does not count.
+        return any(network.network_address.is_loopback for network in every)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is asked for and has no effect; Istio goes on, and so do we."""
+        return tuple(_warnings(self))
+
+
+def from_json(document: object, place: str) -> Options:
+    """The options in a JSON document; `place` names it in messages. Raises Refusal."""
+    if not isinstance(document, dict):
+        raise Refusal(f"{place}: not a JSON object; give the options as one object of keys and values")
+    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in document.items()}
+    unknown = [f"unknown key {_shown(key)}" for key in given if key not in _CHECKS]
+    known = {key: value for key, value in given.items() if key in _CHECKS}
+    found = unknown + list(_problems({**_defaults(), **known}))
+    if unknown:
+        found.append(f"the keys are {', '.join(_CHECKS)}")
+    if found:
+        raise Refusal(f"{place}: " + "; ".join(found))
+    return Options(**known)
+
+
+def split(text: str) -> tuple[str, ...]:
+    """The items of a list separated by commas; empty for an empty text."""
+    return tuple(item.strip() for item in text.split(",")) if text else ()
+
+
+def _defaults() -> dict[str, Any]:
+    return {field.name: field.default for field in dataclasses.fields(Options)}
+
+
+def _whole(text: str, low: int, high: int) -> bool:
+    """`text` is a whole number of at most ten plain digits in [low, high]; "+1", "1_0" and "٣" are not."""
+    return re.fullmatch("[0-9]{1,10}", text) is not None and low <= int(text) <= high
+
+
+def _list_of(item: Callable[[str], bool], *, star: bool = False, empty: bool = True) -> Callable[[object], bool]:
+    def check(value: object) -> bool:
+        if not isinstance(value, str):
+            return False
+        if value == "":
+            return empty
+        return (star and value == "*") or all(map(item, split(value)))
+
+    return check
+
+
+def _is_port_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 65535
+
+
+def _is_port(text: str) -> bool:
+    return _whole(text, 1, 65535)
+
+
+def _is_id(text: str) -> bool:
+    return _whole(text, 0, _LAST_ID)
+
+
+def _is_group(text: str) -> bool:
+    return _is_id(text) or re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", text) is not None
+
+
+def _is_interface(text: str) -> bool:
+    """A name the kernel takes (at most 15 bytes); a closing "+" means any that begins so, as in iptables."""
+    named = re.fullmatch(r"[A-Za-z0-9_.@:-]{1,15}|[A-Za-z0-9_.@:-]{1,14}\+", text)
+    return named is not None and text not in (".", "..")
+
+
+def _is_cidr(text: str) -> bool:
+    address, slash, length = text.partition("/")
+    if not slash or not _whole(length, 0, 128):
+        return False
+    try:
+        ipaddress.ip_network(f"{address}/{int(length)}", strict=False)
+    except ValueError:
+        return False
+    return "%" not in address
+
+
+def _is_loopback_cidr(value: object) -> bool:
+    if not isinstance(value, str) or not _is_cidr(value):
+        return False
+    network = ipaddress.ip_network(value, strict=False)
+    return isinstance(network, ipaddress.IPv4Network) and network.subnet_of(ipaddress.IPv4Network("127.0.0.0/8"))
+
+
+def _servers(version: int) -> Callable[[object], bool]:
+    def check(value: object) -> bool:
+        if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
+            return False
+        try:
+            return all(ipaddress.ip_address(item).version == version and "%" not in item for item in value)
+        except ValueError:
+            return False
+
+    return check
+
+
+def _is_mode(value: object) -> bool:
+    return value in ("REDIRECT", "TPROXY")
+
+
+def _is_mark(value: object) -> bool:
+    return isinstance(value, str) and _whole(value, 1, 2**32 - 1)
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, str) and _whole(value, 1, 2**32 - 1) and int(value) not in _RESERVED_TABLES
+
+
+def _is_bool(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+_PORT = (_is_port_number, "a port number from 1 to 65535")
+_PORTS = (_list_of(_is_port), 'ports from 1 to 65535 separated by commas, "80,443"')
+_IDS = 'whole numbers from 0 separated by commas, "3,4"'
+_INTERFACES = (_list_of(_is_interface), 'interface names separated by commas, "eth1,eth2"')
+_YES_NO = (_is_bool, "true or false")
+
+# Per key: whether a value is allowed, and what is allowed, in words.
+_CHECKS: Mapping[str, tuple[Callable[[object], bool], str]] = {
+    "proxy_port": _PORT,
+    "inbound_capture_port": _PORT,
+    "inbound_tunnel_port": _PORT,
+    "proxy_uid": (_list_of(_is_id, empty=False), _IDS),
+    "proxy_gid": (_list_of(_is_id), _IDS),
+    "inbound_interception_mode": (_is_mode, '"REDIRECT" or "TPROXY"'),
+    "inbound_tproxy_mark": (_is_mark, 'a mark from 1 to 4294967295, in digits, as a text: "1337"'),
+    "inbound_tproxy_route_table": (_is_table, 'a routing table that is not 253, 254 or 255, as a text: "133"'),
+    "inbound_ports_include": (_list_of(_is_port, star=True), '"", "*" or ports separated by commas, "80,443"'),
+    "inbound_ports_exclude": _PORTS,
+    "outbound_ports_include": _PORTS,
+    "outbound_ports_exclude": _PORTS,
+    "outbound_ip_ranges_include": (_list_of(_is_cidr, star=True), '"", "*" or CIDRs separated by commas, "10.0.0.0/8"'),
+    "outbound_ip_ranges_exclude": (_list_of(_is_cidr), 'CIDRs separated by commas, "10.0.0.0/8" (not "*")'),
+    "reroute_virtual_interfaces": _INTERFACES,
+    "exclude_interfaces": _INTERFACES,
+    "owner_groups_include": (_list_of(_is_group, star=True), '"*" or groups separated by commas, "java,202"'),
+    "owner_groups_exclude": (_list_of(_is_group), 'groups separated by commas, "java,202"'),
+    "host_ipv4_loopback_cidr": (_is_loopback_cidr, 'a CIDR inside 127.0.0.0/8, "127.0.0.1/32"'),
+    "redirect_dns": _YES_NO,
+    "capture_all_dns": _YES_NO,
+    "dns_servers_v4": (_servers(4), 'a list of IPv4 addresses, ["10.96.0.10"]'),
+    "dns_servers_v6": (_servers(6), 'a list of IPv6 addresses, ["fd00::10"]'),
+    "drop_invalid": _YES_NO,
+    "enable_ipv6": _YES_NO,
+}
+
+
+def _problems(values: Mapping[str, Any]) -> Iterator[str]:
+    """Everything that is wrong: first each value alone, and if they are right, what they are together."""
+    alone = [
+        f"{key} is {_shown(values[key])}, allowed: {allowed}"
+        for key, (right, allowed) in _CHECKS.items()
+        if not right(values[key])
+    ]
+    yield from alone
+    if not alone:
+        yield from _contradictions(values)
+
+
+def _shown(value: object) -> str:
+    """A value as JSON has it, in one line, cut where it is long."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    text = text if text.isprintable() else json.dumps(value, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
+    keys = ["proxy_port", "inbound_capture_port", "inbound_tunnel_port"]
+    for index, key in enumerate(keys):
+        for other in keys[:index]:
+            if values[key] == values[other]:
+                yield f"{key} is {values[key]}, and so is {other}: each needs a port of its own"
+        if values["redirect_dns"] and values[key] == DNS_PORT:
+            yield f"{key} is {DNS_PORT}, where redirected DNS goes: choose another port"
+    if values["inbound_interception_mode"] == "TPROXY" and int(values["inbound_tproxy_mark"]) == SELF_MARK:
+        yield f'inbound_tproxy_mark is "{SELF_MARK}", the mark of the proxy\'s calls to its own pod: choose another'
+    groups = split(values["owner_groups_include"])
+    if len(groups) > _GROUPS_AT_MOST:
+        yield f"owner_groups_include has {len(groups)} groups, allowed: {_GROUPS_AT_MOST} (one rule holds them all)"
+
+
+def _warnings(options: Options) -> Iterator[str]:
+    if options.redirect_dns and not options.captures_dns:
+        yield "redirect_dns is true, but capture_all_dns is false and no DNS servers are given: DNS is not captured"
+    if not options.redirect_dns and (options.capture_all_dns or options.dns_servers_v4 or options.dns_servers_v6):
+        yield "capture_all_dns and dns_servers have no effect while redirect_dns is false"
+    if options.inbound_ports_include not in ("", "*") and options.inbound_ports_exclude:
+        yield "inbound_ports_exclude has no effect beside a list in inbound_ports_include"
+    if options.inbound_ports_include == "" and options.tproxy:
+        yield "inbound_interception_mode is TPROXY, but inbound_ports_include is empty: nothing inbound is captured"
+    if options.owner_groups_include != "*" and options.owner_groups_exclude:
+        yield "owner_groups_exclude has no effect beside a list in owner_groups_include"
+    if options.owner_groups_include == "":
+        yield "owner_groups_include is empty: nothing outbound is captured"
+    if not options.enable_ipv6 and (
+        options.ranges("outbound_ip_ranges_include", "ipv6") or options.ranges("outbound_ip_ranges_exclude", "ipv6")
+    ):
+        yield "IPv6 ranges have no effect while enable_ipv6 is false"

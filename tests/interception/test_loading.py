@@ -1,0 +1,486 @@
+"""Rules in a real namespace: loaded once however often, exchanged under traffic, removed without a trace."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import asking
+import probe
+import pytest
+
+from harness.interception import iptables, nftables, routing, ruleset
+from harness.interception.kernel import Loader
+from harness.interception.options import Options, from_json
+from harness.interception.refusal import Refusal, Unavailable
+from harness.interception.ruleset import FAMILIES, Redirect, Rule, RuleSet, Step
+
+SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h
+VIP = "240.240.0.10"
+INJECTED: dict[str, Any] = {"inbound_ports_include": "*", "outbound_ip_ranges_include": "*"}
+RICH: dict[str, Any] = {
+    **INJECTED, "redirect_dns": True, "capture_all_dns": True, "enable_ipv6": True, "drop_invalid": True,
+    "exclude_interfaces": "net1", "reroute_virtual_interfaces": "eth1", "owner_groups_exclude": "202,203",
+    "inbound_interception_mode": "TPROXY", "outbound_ip_ranges_exclude": "10.0.0.0/8,fd00::/16",
+}  # fmt: skip
+MECHANISMS = ("iptables", "nftables")
+
+# What a container engine and other people have in a namespace.
+ENGINE = """*nat
+:DOCKER_OUTPUT - [0:0]
+-A OUTPUT -d 127.0.0.11/32 -j DOCKER_OUTPUT
+-A DOCKER_OUTPUT -d 127.0.0.11/32 -p udp -m udp --dport 53 -j DNAT --to-destination 127.0.0.11:4444
+COMMIT
+*filter
+-A OUTPUT -p tcp -m tcp --dport 9 -j ACCEPT
+COMMIT
+"""
+STRANGER = "*nat\n:ISTIO_OUTPUT - [0:0]\n-A OUTPUT -j ISTIO_OUTPUT\n-A ISTIO_OUTPUT -p tcp -j ACCEPT\nCOMMIT\n"
+
+
+@pytest.fixture
+def namespace() -> Iterator[None]:
+    """This thread, and what it starts, in a network namespace of its own."""
+    asking.needs_kernel()
+    with fresh_namespace():
+        yield
+
+
+class fresh_namespace:  # noqa: N801  a context manager
+    """The same for a block."""
+
+    def __enter__(self) -> None:
+        self.home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        probe.new_namespace()
+        probe.call("ip", "link", "set", "lo", "up")
+
+    def __exit__(self, *_: object) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.setns(self.home, probe.CLONE_NEWNET) == 0
+        os.close(self.home)
+
+
+def state() -> str:
+    """All that could have been changed, without counters."""
+    commands = (
+        "iptables-save", "ip6tables-save", "nft -s list ruleset", "ip rule", "ip -6 rule", "ip route show table all",
+        "ip -6 route show table all", "ip address show dev lo",
+    )  # fmt: skip
+    texts = (probe.call(*command.split()) for command in commands)
+    lines = [line for text in texts for line in text.splitlines() if not line.startswith("#")]
+    return re.sub(r"\[\d+:\d+\]|valid_lft.*", "", "\n".join(lines))
+
+
+def build(values: dict[str, Any], **more: bool) -> RuleSet:
+    return ruleset.build(Options(**values), *FAMILIES, **more)
+
+
+@pytest.mark.usefixtures("namespace")
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+@pytest.mark.parametrize("engine", [False, True])
+def test_loaded_once_and_removed_without_a_trace(mechanism: str, engine: bool) -> None:
+    if engine:
+        probe.call("iptables-restore", "--noflush", given=ENGINE)
+        probe.call("nft", "add table inet somebody; add chain inet somebody istio-output")
+    before = state()
+    for loader in (Loader(mechanism), Loader(mechanism, first=True, named=True)):
+        rules = build(RICH, outbound_tproxy=True)
+        assert loader.apply(rules).startswith("rules loaded")
+        loaded = state()
+        assert loaded != before
+        assert "nothing changed" in loader.apply(rules)
+        assert state() == loaded
+        assert loader.remove(rules).startswith("rules removed")
+        assert state() == before
+        assert loader.remove(rules) == "nothing to remove"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_rules_are_known_again(seed: int) -> None:
+    """What the tools print is recognised as what was loaded: by hand from the printed text, or by us."""
+    asking.needs_kernel()
+    options = from_json(asking.option_values(Random(seed)), "options")
+    rules = ruleset.build(options, *FAMILIES)
+    for mechanism in MECHANISMS:
+        with fresh_namespace():
+            before = state()
+            for family, text in routing.render(rules).items():
+                probe.call("ip", routing.OPTION[family], "-batch", "-", given=text)
+            if mechanism == "nftables":
+                probe.call("nft", "-f", "-", given=nftables.render(rules))
+            for family in rules.families if mechanism == "iptables" else ():
+                text = iptables.render(ruleset.build(options, family))
+                probe.call(f"{asking.TOOLS[family]}-restore", "--noflush", given=text)
+            assert "nothing changed" in Loader(mechanism).apply(rules)
+            Loader(mechanism).remove(rules)
+            assert state() == before
+
+
+@pytest.mark.usefixtures("namespace")
+def test_the_printed_removal_removes_what_was_printed() -> None:
+    rules = ruleset.build(Options(**{**RICH, "enable_ipv6": False}), "ipv4")
+    probe.call("iptables-restore", "--noflush", given=ENGINE)
+    before = probe.call("iptables-save", "-t", "nat")
+    probe.call("iptables-restore", "--noflush", given=iptables.render(rules))
+    probe.call("iptables-restore", "--noflush", given=iptables.render_removal(rules))
+    assert [x for x in probe.call("iptables-save", "-t", "nat").splitlines() if x[0] == "-"] == [
+        x for x in before.splitlines() if x[0] == "-"
+    ]
+    empty = state()
+    for text in (nftables.render(rules), nftables.render(rules), nftables.render_removal(rules)):
+        probe.call("nft", "-f", "-", given=text)
+    assert state() == empty
+
+
+@pytest.mark.usefixtures("namespace")
+def test_loading_the_printed_text_twice_doubles_nothing() -> None:
+    text = iptables.render(build(INJECTED))
+    probe.call("iptables-restore", "--noflush", given=text)
+    once = state()
+    with pytest.raises(RuntimeError):
+        probe.call("iptables-restore", "--noflush", given=text)
+    assert state() == once
+
+
+@pytest.mark.usefixtures("namespace")
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_rules_of_others_with_our_names_are_left_alone(mechanism: str) -> None:
+    if mechanism == "iptables":
+        probe.call("iptables-restore", "--noflush", given=STRANGER)
+    else:
+        probe.call("nft", "add table inet istio-proxy-nat; add chain inet istio-proxy-nat istio-output")
+    before = state()
+    rules = build(INJECTED)
+    with pytest.raises(Refusal, match=r"(ISTIO_OUTPUT|inet istio-proxy-nat)\); give --replace") as one:
+        Loader(mechanism).apply(rules)
+    assert one.value.exit_code == 2
+    with pytest.raises(Refusal, match="the rules loaded are not these"):
+        Loader(mechanism).remove(rules)
+    assert state() == before
+    assert Loader(mechanism).apply(rules, replace=True).startswith("rules loaded")
+    assert "nothing changed" in Loader(mechanism).apply(rules)
+
+
+@pytest.mark.usefixtures("namespace")
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_other_options_are_exchanged_only_when_asked_and_completely(mechanism: str) -> None:
+    loader = Loader(mechanism)
+    old, new = build({**RICH, "enable_ipv6": False}), build(INJECTED)
+    with fresh_namespace():
+        loader.apply(new)
+        wanted = state()
+    loader.apply(old)
+    with pytest.raises(Refusal, match="--replace"):
+        loader.apply(new)
+    loader.apply(new, replace=True)
+    assert state() == wanted
+
+
+@pytest.mark.usefixtures("namespace")
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_what_is_refused_leaves_the_state_as_it_was(mechanism: str) -> None:
+    loader = Loader(mechanism)
+    probe.call("iptables-restore", "--noflush", given=ENGINE)
+    loader.apply(build(INJECTED))
+    before = state()
+    rich = build({**RICH, "enable_ipv6": False})
+    # nat is the second table: what mangle has been given by then must go again.
+    broken = Step("nat", "ISTIO_REDIRECT", Rule((), Redirect(70000)), families=rich.families)
+    with pytest.raises(Unavailable, match="nothing was changed") as one:
+        loader.apply(RuleSet(rich.families, (*rich.steps, broken), rich.mark_routes), replace=True)
+    assert one.value.exit_code == 3
+    assert state() == before
+
+
+@pytest.mark.usefixtures("namespace")
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_routes_that_are_refused_leave_nothing_behind(mechanism: str) -> None:
+    Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text("1")
+    before = state()
+    with pytest.raises(Unavailable, match=r"nothing was changed.*IPv6 on lo"):
+        Loader(mechanism).apply(build(RICH))
+    assert state() == before
+
+
+@pytest.mark.usefixtures("namespace")
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_an_unknown_group_is_named(mechanism: str) -> None:
+    before = state()
+    with pytest.raises(Refusal, match="no-such-group"):
+        Loader(mechanism).apply(build({"owner_groups_exclude": "no-such-group"}))
+    assert state() == before
+
+
+@pytest.mark.usefixtures("namespace")
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_a_missing_tool_is_named(mechanism: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Unavailable, match=f"no such program; install the package {mechanism}"):
+        Loader(mechanism).apply(build(INJECTED))
+
+
+@pytest.mark.usefixtures("namespace")
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_the_command_without_permission(mechanism: str) -> None:
+    if shutil.which("setpriv") is None:
+        pytest.skip("needs setpriv: apt-get install util-linux")
+    folder = Path(ruleset.__file__).parents[1]
+    code = f"import sys; sys.path.insert(0, {str(folder)!r}); sys.argv[1:] = ['--mechanism', {mechanism!r}, '--apply']"
+    started = f"{code}; from interception.__main__ import main; sys.exit(main())"
+    done = subprocess.run(
+        ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-c", started],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 3
+    assert done.stderr.count("\n") == 1
+    assert "this needs NET_ADMIN" in done.stderr
+
+
+@pytest.mark.usefixtures("namespace")
+def test_the_command_loads_and_removes(tmp_path: Path) -> None:
+    folder = Path(ruleset.__file__).parents[1]
+    before = state()
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-m", "interception", "--mechanism", "nftables", "--apply", *arguments]
+        return subprocess.run(argv, cwd=folder, capture_output=True, text=True, check=False)
+
+    assert run().stderr == "meshdns: rules loaded: nftables, ipv4\n"
+    assert "istio-proxy-nat" in state()
+    other = tmp_path / "options.json"
+    other.write_text('{"inbound_ports_include": "*"}')
+    assert run("--config", str(other)).returncode == 2
+    assert run("--config", str(other), "--replace").returncode == 0
+    assert run("--config", str(other), "--remove").returncode == 0
+    assert state() == before
+
+
+class Proxy(threading.Thread):
+    """Listens as a sidecar does, echoes, and says of each connection where it wanted to go."""
+
+    def __init__(self, port: int, transparent: bool = False, original: bool = True) -> None:
+        super().__init__(daemon=True)
+        self.original = original
+        self.listener = socket.socket()
+        self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if transparent:
+            self.listener.setsockopt(socket.IPPROTO_IP, probe.IP_TRANSPARENT, 1)
+        self.listener.bind(("0.0.0.0", port))
+        self.listener.listen(64)
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            try:
+                one, _ = self.listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._echo, args=(one,), daemon=True).start()
+
+    def _echo(self, one: socket.socket) -> None:
+        with one:
+            address, port = one.getsockname()
+            if self.original:
+                port, packed = struct.unpack("!2xH4s8x", one.getsockopt(socket.SOL_IP, SO_ORIGINAL_DST, 16))
+                address = socket.inet_ntoa(packed)
+            one.sendall(f"{address}:{port}\n".encode())
+            while data := one.recv(65536):
+                one.sendall(data)
+
+    def __enter__(self) -> Proxy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+
+
+def greeting(one: socket.socket) -> str:
+    line = b""
+    while not line.endswith(b"\n"):
+        got = one.recv(1)
+        assert got, "closed before a word"
+        line += got
+    return line.decode().strip()
+
+
+def wanted(address: str, port: int) -> str:
+    """Where the one who answers says that we wanted to go."""
+    with socket.create_connection((address, port), timeout=5) as one:
+        return greeting(one)
+
+
+def virtual_route() -> None:
+    """An interface by which the virtual address would leave; nobody is there."""
+    probe.call("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "far0")
+    lines = (
+        "link set eth0 up\nlink set far0 up\naddress add 198.18.7.2/24 dev eth0\nroute add 240.240.0.0/16 dev eth0\n"
+    )
+    probe.call("ip", "-batch", "-", given=lines)
+
+
+@pytest.mark.usefixtures("namespace")
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_no_connection_is_lost_while_rules_are_exchanged(mechanism: str) -> None:
+    virtual_route()
+    loader = Loader(mechanism)
+    rule_sets = [build({**INJECTED, "outbound_ports_exclude": port}) for port in ("7777", "7778,7779")]
+    loader.apply(rule_sets[0])
+    stop = threading.Event()
+    answers: list[str] = []
+    problems: list[BaseException] = []
+
+    def transfer() -> None:
+        try:
+            with socket.create_connection((VIP, 80), timeout=5) as one:
+                assert greeting(one) == f"{VIP}:80"
+                number = 0
+                while not stop.is_set():
+                    block = number.to_bytes(4, "big") * 4096
+                    one.sendall(block)
+                    back = b""
+                    while len(back) < len(block):
+                        back += one.recv(len(block) - len(back))
+                    assert back == block
+                    number += 1
+        except BaseException as problem:  # noqa: BLE001  told in the main thread
+            problems.append(problem)
+
+    def connect() -> None:
+        try:
+            while not stop.is_set():
+                answers.append(wanted(VIP, 80))
+        except BaseException as problem:  # noqa: BLE001
+            problems.append(problem)
+
+    with Proxy(15001):
+        threads = [threading.Thread(target=work) for work in (transfer, connect)]
+        for thread in threads:
+            thread.start()
+        for count in range(50):
+            loader.apply(rule_sets[(count + 1) % 2], replace=True)
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert problems == []
+    assert len(answers) > 50
+    assert set(answers) == {f"{VIP}:80"}
+
+
+def answers(rules: RuleSet, mechanism: str, owner: int) -> list[bytes]:
+    """What comes to the DNS proxy when `owner` asks from the port that an application has just asked from."""
+    Loader(mechanism).apply(rules)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as proxy:
+        proxy.bind(("127.0.0.1", 15053))
+        proxy.settimeout(0.2)
+        for uid, question in ((1000, b"application"), (owner, b"again")):
+            packet = {"protocol": "udp", "destination": "240.240.0.53", "uid": uid, "gid": uid}
+            with probe.open_socket(packet) as asking_one:
+                asking_one.bind(("198.18.7.2", 5555))
+                asking_one.sendto(question, ("240.240.0.53", 53))
+        found = []
+        with contextlib.suppress(TimeoutError):
+            while True:
+                found.append(proxy.recv(100))
+    return found
+
+
+@pytest.mark.usefixtures("namespace")
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_zones_keep_the_proxys_queries_from_coming_back_to_it(mechanism: str) -> None:
+    virtual_route()
+    rules = build({**INJECTED, "redirect_dns": True, "capture_all_dns": True})
+    assert answers(rules, mechanism, 1000) == [b"application", b"again"]
+    with fresh_namespace():
+        virtual_route()
+        assert answers(rules, mechanism, 1337) == [b"application"]
+    with fresh_namespace():  # without the zones they do come back: what this shows is the zones' doing
+        virtual_route()
+        without = RuleSet(rules.families, tuple(step for step in rules.steps if step.table != "raw"))
+        assert answers(without, mechanism, 1337) == [b"application", b"again"]
+
+
+@pytest.mark.usefixtures("namespace")
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+@pytest.mark.parametrize("drop", [False, True])
+def test_segments_of_no_connection_are_dropped_when_asked(mechanism: str, drop: bool) -> None:
+    Loader(mechanism).apply(build({**INJECTED, "drop_invalid": drop}))
+    Path("/proc/sys/net/netfilter/nf_conntrack_tcp_loose").write_text("0")  # a segment out of nowhere is invalid
+    acknowledgement = struct.pack("!HHIIBBHHH", 40000, 8080, 1, 1, 5 << 4, 0x10, 1024, 0, 0)
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as out:
+        out.sendto(acknowledgement, ("127.0.0.1", 0))
+    named = probe.nftables_counters() if mechanism == "nftables" else probe.iptables_counters("iptables")
+    assert named.get("mangle ISTIO_DROP") == ([1] if drop else None)
+
+
+CLIENT = """
+import socket, sys
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=5) as one:
+    one.sendall(b"x" * 100000)
+    one.shutdown(socket.SHUT_WR)
+    data = b""
+    while got := one.recv(65536):
+        data += got
+greeting, echo = data.split(b"\\n", 1)
+print(greeting.decode(), len(echo))
+"""
+
+
+@pytest.mark.usefixtures("namespace")
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+@pytest.mark.parametrize("mode", ["REDIRECT", "TPROXY"])
+def test_inbound_connections_reach_the_proxy(mechanism: str, mode: str) -> None:
+    neighbour = probe.connect_namespaces()
+    rules = build({**INJECTED, "inbound_ports_exclude": "9000", "inbound_interception_mode": mode})
+    Loader(mechanism).apply(rules)
+    tproxy = mode == "TPROXY"
+
+    def from_outside(port: int) -> str:
+        argv = ["nsenter", "-t", str(neighbour.pid), "-n", sys.executable, "-c", CLIENT, "198.18.7.2", str(port)]
+        return probe.call(*argv).strip()
+
+    # Under TPROXY the accepted socket's own address is the one asked for, and no translation is needed to tell it.
+    with Proxy(15006, transparent=tproxy, original=not tproxy), Proxy(9000, original=False):
+        assert from_outside(8080) == "198.18.7.2:8080 100000"
+        assert from_outside(9000) == "198.18.7.2:9000 100000"
+
+
+def counted(name: str) -> int:
+    """Packets of the rules with a name, by whichever tool they were loaded."""
+    saved, listed = probe.call("iptables-save", "-c"), probe.call("nft", "list", "ruleset", "inet")
+    in_saved = re.findall(rf"^\[(\d+):.*meshdns:{name}\b", saved, re.MULTILINE)
+    in_listed = re.findall(rf"counter packets (\d+).*meshdns:{name}\b", listed)
+    return sum(map(int, in_saved + in_listed))
+
+
+@pytest.mark.usefixtures("namespace")
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+@pytest.mark.parametrize("inbound", ["REDIRECT", "TPROXY"])
+def test_outbound_tproxy_keeps_the_address_and_older_connections(mechanism: str, inbound: str) -> None:
+    virtual_route()
+    probe.call("ip", "address", "add", "240.240.0.99/32", "dev", "lo")
+    loader = Loader(mechanism, named=True)
+    rules = build({**INJECTED, "inbound_interception_mode": inbound}, outbound_tproxy=True)
+    before = state()
+    with Proxy(7000, original=False), Proxy(15001, transparent=True, original=False):
+        with socket.create_connection(("240.240.0.99", 7000), timeout=5) as older:
+            assert greeting(older) == "240.240.0.99:7000"
+            loader.apply(rules)
+            assert [wanted(VIP, 80) for _ in range(3)] == [f"{VIP}:80"] * 3
+            assert counted("redirect_tcp") == 3  # connections, not packets
+            older.sendall(b"still here\n")
+            assert greeting(older) == "still here"
+        loader.remove(rules)
+    assert state() == before
