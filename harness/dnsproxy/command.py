@@ -1,0 +1,227 @@
+"""`meshdns dns-proxy` and `python -m dnsproxy`: options checked, parts put together, run until a signal."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import gc
+import ipaddress
+import re
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from . import answer, cache, listener, nametable, wire
+from .metrics import Metrics, Page
+from .options import DESCRIPTION, LISTEN, add_arguments
+from .proxy import Proxy
+from .reactor import Reactor
+from .tablefile import PERIOD_S, TableFile
+from .upstream import Forwarder, Measures, Server
+
+NAME = "dns-proxy"
+MOST_TIMEOUT_MS = 600_000
+MOST_TTL_S = 604_800  # a week; RFC 2181 allows more, and nobody means it
+PENDING = 2048  # upstream attempts at a time; each has a descriptor
+DESCRIPTORS = PENDING + 1024  # and what connections, files and sockets need
+BAD_ARGUMENT, NO_PORT = 2, 3
+_ADDRESS = re.compile(r"(?:\[([^\]]+)\]|([^:\[\]]+))(?::([0-9]{1,5}))?")
+
+
+class ArgumentError(Exception):
+    """An argument that cannot be used; the message says which, why and what would do."""
+
+
+class PortError(Exception):
+    """An address that is taken or not allowed."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_ARGUMENT, f"{self.prog}: {message}; `{self.prog} --help` shows the options\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse and serve; the exit code."""
+    parser = _Parser(prog=NAME, description=DESCRIPTION)
+    add_arguments(parser)
+    return serve(parser.parse_args(arguments))
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Answer until SIGTERM or SIGINT; the exit code: 0, 2 for an argument, 3 for a port that cannot be had."""
+    try:
+        with contextlib.ExitStack() as stack:
+            _serve(options, stack)
+    except ArgumentError as error:
+        print(f"{NAME}: {error}", file=sys.stderr)
+        return BAD_ARGUMENT
+    except PortError as error:
+        print(f"{NAME}: {error}", file=sys.stderr)
+        return NO_PORT
+    return 0
+
+
+def _serve(options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
+    addresses = [_address("--listen", text) for text in options.listen or [LISTEN]]
+    servers = [_address("--upstream", text, default_port=53) for text in options.upstream]
+    page = _address("--metrics", options.metrics) if options.metrics else None
+    scope, style = _scope(options), _style(options)
+    timeout_s = _number("--timeout-ms", options.timeout_ms, 1, MOST_TIMEOUT_MS) / 1000
+    stale_s = _number("--serve-stale-s", options.serve_stale_s, 0, cache.MOST_TTL_S * 7)
+    if stale_s and not options.cache:
+        raise ArgumentError("--serve-stale-s: there is nothing stale without a cache; add --cache")
+    _raise_limit()
+
+    reactor = Reactor()
+    stack.callback(reactor.close)
+    metrics = Metrics(page is not None)
+    measures = Measures(metrics.asked, metrics.failed, metrics.took)
+    forwarder = Forwarder(reactor, servers, timeout_s, _pending(), measures, parallel=options.parallel)
+    stack.callback(forwarder.close)
+    proxy = Proxy(reactor, forwarder, metrics, style, cache.Cache(stale_s) if options.cache else None)
+    stack.enter_context(_signals(reactor.stop))
+
+    lines = []
+    for address in addresses:
+        datagrams, stream = _bound("--listen", address, listener.bind)
+        stack.callback(datagrams.close)
+        stack.callback(listener.Tcp(reactor, stream, proxy).close)
+        bound = Server(address.family, *datagrams.getsockname()[:2])
+        if bound in servers:
+            raise ArgumentError(f"--upstream {_show(bound)} is the proxy itself; name the real DNS server")
+        stack.callback(listener.Udp(reactor, datagrams, proxy).close)
+        lines.append(_show(bound))
+    if page:
+        sock = _bound("--metrics", page, listener.listening)
+        stack.callback(Page(reactor, sock, proxy.text, lambda: proxy.table is not None).close)
+    _watch_table(Path(options.name_table), scope, reactor, proxy, metrics)
+    print("\n".join(lines), flush=True)
+    reactor.run()
+
+
+def _watch_table(path: Path, scope: nametable.Scope, reactor: Reactor, proxy: Proxy, metrics: Metrics) -> None:
+    """The table that is there is in force when this returns; a later one between two queries."""
+
+    def loaded(table: nametable.NameTable) -> None:
+        metrics.table_loads["good"] += 1
+        proxy.swap(table)
+        gc.freeze()  # a table is no garbage: searching it for cycles would hold up queries
+
+    def wrong() -> None:
+        metrics.table_loads["wrong"] += 1
+
+    file = TableFile(path, scope, loaded, wrong)
+    for _ in file.look() or ():
+        pass
+
+    def look() -> None:
+        if work := file.look():
+            reactor.background(work)
+
+    reactor.every(PERIOD_S, look)
+
+
+@contextlib.contextmanager
+def _signals(stop: Callable[[], None]) -> Iterator[None]:
+    """SIGTERM and SIGINT end the service cleanly; afterwards they mean what they meant."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def _bound(option: str, address: Server, bind: Callable[..., Any]) -> Any:
+    try:
+        return bind(*address)
+    except OSError as error:
+        said = f"{option} {_show(address)}: {error.strerror}"
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise ArgumentError(f"{said}; give an address of this machine") from None
+        raise PortError(f"{said}; give another port, or 0 for a free one") from None
+
+
+def _raise_limit() -> None:
+    """As many descriptors as the bounds in this program add up to, where the system lets us."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _pending() -> int:
+    """Upstream attempts at a time: what the limit leaves after the clients' connections."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return PENDING
+    return max(16, min(PENDING, soft - listener.CONNECTIONS - 64))
+
+
+def _address(option: str, text: str, default_port: int | None = None) -> Server:
+    """ADDR:PORT or [ADDR]:PORT; the port may be left out where there is a default."""
+    match = _ADDRESS.fullmatch(text)
+    port = int(match[3]) if match and match[3] else default_port
+    try:
+        address = ipaddress.ip_address((match[1] or match[2]) if match else "")
+    except ValueError:
+        port = None
+    if port is None or port > 65_535 or (port == 0 and default_port is not None):
+        raise ArgumentError(f"{option}: {text!r} is not ADDR:PORT; e.g. 127.0.0.1:53 or [::1]:53")
+    return Server(socket.AF_INET if address.version == 4 else socket.AF_INET6, str(address), port)
+
+
+def _show(address: Server) -> str:
+    return f"[{address.address}]:{address.port}" if ":" in address.address else f"{address.address}:{address.port}"
+
+
+def _number(option: str, text: str, least: int, most: int) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and least <= int(text) <= most):
+        raise ArgumentError(f"{option}: {text!r} is not a whole number from {least} to {most}")
+    return int(text)
+
+
+def _scope(options: argparse.Namespace) -> nametable.Scope:
+    domain = options.domain.removesuffix(".").lower()
+    _wire("--domain", domain)
+    search = tuple(_search(Path(options.resolv_conf))) if options.resolv_conf else ()
+    return nametable.Scope(options.namespace, domain, search, options.all_search)
+
+
+def _style(options: argparse.Namespace) -> answer.Style:
+    ttl_s = _number("--ttl-s", options.ttl_s, 0, MOST_TTL_S)
+    return answer.Style(ttl_s, options.soa, _wire("--domain", options.domain))
+
+
+def _wire(option: str, name: str) -> bytes:
+    try:
+        return wire.encode_name(name)
+    except ValueError as error:
+        raise ArgumentError(f"{option}: {error}") from None
+
+
+def _search(path: Path) -> list[str]:
+    """The search list of a resolv.conf: the last `search` or `domain` line counts (resolv.conf(5))."""
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError as error:
+        raise ArgumentError(f"--resolv-conf {path}: {error.strerror}") from None
+    found: list[str] = []
+    for line in lines:
+        words = line.split()
+        if words and words[0] in ("search", "domain"):
+            found = words[1:] if words[0] == "search" else words[1:2]
+    return [domain for domain in found if domain != "."]

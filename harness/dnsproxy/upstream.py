@@ -1,0 +1,247 @@
+"""Asks the real DNS servers, over the transport the client came by, and believes only the answer to its own question.
+
+Each attempt has a socket of its own: the kernel picks a random port, passes on only what comes from the server's
+address and reports its ICMP errors. After Istio's agent: servers shuffled, the next one on a transport error; or all at
+once.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from . import wire
+from .reactor import READ, Countdown, Reactor
+from .stream import Stream
+
+Done = Callable[[bytes | None], None]
+# Servers that cannot read a query may leave the question out of these answers (RFC 1035 4.1.1).
+_UNREAD = (wire.FORMERR, wire.NOTIMP)
+
+
+class Server(NamedTuple):
+    """An address as sockets take it."""
+
+    family: socket.AddressFamily
+    address: str
+    port: int
+
+
+class Measures(NamedTuple):
+    """Called for each question put to the servers, for each that all of them failed, and with its seconds."""
+
+    asked: Callable[[], None]
+    failed: Callable[[], None]
+    took: Callable[[float], None]
+
+
+class Forwarder:
+    """Questions under way; at most `most` attempts at a time, beyond that a question fails at once."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        servers: list[Server],
+        timeout_s: float,
+        most: int,
+        measures: Measures,
+        *,
+        parallel: bool,
+    ) -> None:
+        self.reactor, self.most, self.measures = reactor, most, measures
+        self._servers, self._parallel = servers, parallel
+        self.deadlines: Countdown[Attempt] = reactor.countdown(timeout_s, Attempt.fail)
+        self.attempts: set[Attempt] = set()
+
+    def ask(self, query: wire.Query, tcp: bool, done: Done) -> None:
+        """`done` is called once, with the answer under the client's id, or with None if every server failed."""
+        servers = random.sample(self._servers, len(self._servers))
+        Question(self, query, tcp, servers, done).start(len(servers) if self._parallel else 1)
+
+    def close(self) -> None:
+        """Nobody waits for an answer any more."""
+        for attempt in list(self.attempts):
+            attempt.close()
+
+
+class Question:
+    """One query and the servers that were not asked yet."""
+
+    def __init__(self, forwarder: Forwarder, query: wire.Query, tcp: bool, servers: list[Server], done: Done) -> None:
+        self.query = query
+        self._forwarder, self._tcp, self._left, self._done = forwarder, tcp, servers, done
+        self._attempts: set[Attempt] = set()
+        self._begin_s = time.monotonic()
+        self._over = False
+
+    def start(self, at_once: int) -> None:
+        """Asks so many of the servers."""
+        self._forwarder.measures.asked()
+        for _ in range(at_once):
+            self._next()
+        self._settle()
+
+    def answered(self, attempt: Attempt, answer: bytes) -> None:
+        """The first answer is the answer, whatever its rcode."""
+        self._attempts.discard(attempt)
+        self._finish(self.query.message[:2] + answer[2:])
+
+    def failed(self, attempt: Attempt) -> None:
+        """This server did not answer; the next one may."""
+        self._attempts.discard(attempt)
+        if not self._over:
+            if not self._attempts:
+                self._next()
+            self._settle()
+
+    def _next(self) -> None:
+        """Opens an attempt with the next server that can be reached at all."""
+        while self._left and not self._over and len(self._forwarder.attempts) < self._forwarder.most:
+            server = self._left.pop()
+            try:
+                self._attempts.add((TcpAttempt if self._tcp else UdpAttempt)(self._forwarder, self, server))
+            except OSError:  # no route, no descriptor
+                continue
+            return
+
+    def _settle(self) -> None:
+        if not self._over and not self._attempts:
+            self._forwarder.measures.failed()
+            self._finish(None)
+
+    def _finish(self, answer: bytes | None) -> None:
+        if self._over:
+            return
+        self._over = True
+        for attempt in self._attempts:
+            attempt.close()
+        self._attempts.clear()
+        self._forwarder.measures.took(time.monotonic() - self._begin_s)
+        self._done(answer)
+
+
+class Attempt:
+    """One question to one server: under an id of its own, with a deadline."""
+
+    def __init__(self, forwarder: Forwarder, question: Question) -> None:
+        self._forwarder, self._question = forwarder, question
+        self._id = os.urandom(2)
+
+    def begin(self) -> None:
+        """Counted from now on."""
+        self._forwarder.attempts.add(self)
+        self._forwarder.deadlines.start(self)
+
+    @property
+    def message(self) -> bytes:
+        """The client's query under the attempt's id."""
+        return self._id + self._question.query.message[2:]
+
+    def belongs(self, answer: bytes) -> bool:
+        """Whether this is the answer to our question and to no other."""
+        if len(answer) < wire.HEADER or answer[:2] != self._id or not answer[2] & 0x80:
+            return False
+        if len(answer) == wire.HEADER and not any(answer[4:]):
+            return answer[3] & 15 in _UNREAD
+        question = self._question.query.question
+        echoed = answer[wire.HEADER : wire.HEADER + len(question)]
+        return answer[4:6] != b"\0\0" and echoed[-4:] == question[-4:] and echoed[:-4].lower() == question[:-4].lower()
+
+    def accept(self, answer: bytes) -> None:
+        """This is it."""
+        self.close()
+        self._question.answered(self, answer)
+
+    def fail(self) -> None:
+        """The server did not answer in time or not at all."""
+        self.close()
+        self._question.failed(self)
+
+    def close(self) -> None:
+        """Free of descriptors; no more events."""
+        self._forwarder.attempts.discard(self)
+        self._forwarder.deadlines.stop(self)
+
+
+class UdpAttempt(Attempt):
+    """By one datagram; forged ones are passed over until the deadline."""
+
+    def __init__(self, forwarder: Forwarder, question: Question, server: Server) -> None:
+        super().__init__(forwarder, question)
+        self._socket = socket.socket(server.family, socket.SOCK_DGRAM)
+        try:
+            self._socket.setblocking(False)
+            self._socket.connect((server.address, server.port))
+            self._socket.send(self.message)
+        except OSError:
+            self._socket.close()
+            raise
+        forwarder.reactor.watch(self._socket.fileno(), READ, self._ready)
+        self.begin()
+
+    def _ready(self, _: int) -> None:
+        try:
+            answer = self._socket.recv(wire.MOST_TCP)
+        except BlockingIOError:
+            return
+        except OSError:  # ICMP: nobody listens there
+            self.fail()
+            return
+        if not self.belongs(answer):
+            return
+        if len(answer) > self._question.query.udp_size:  # as in Istio: what the client cannot take is an error
+            self.fail()
+            return
+        self.accept(answer)
+
+    def close(self) -> None:
+        """Free of descriptors; no more events."""
+        super().close()
+        if self._socket.fileno() >= 0:
+            self._forwarder.reactor.forget(self._socket.fileno())
+            self._socket.close()
+
+
+class TcpAttempt(Attempt):
+    """By one connection for one question."""
+
+    def __init__(self, forwarder: Forwarder, question: Question, server: Server) -> None:
+        super().__init__(forwarder, question)
+        sock = socket.socket(server.family, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        try:
+            sock.connect((server.address, server.port))
+        except BlockingIOError:
+            pass
+        except OSError:
+            sock.close()
+            raise
+        self._stream = Stream(forwarder.reactor, sock, self._received, self._closed, connecting=True)
+        self.begin()
+        self._stream.write(len(self.message).to_bytes(2, "big") + self.message)
+
+    def _received(self, stream: Stream) -> None:
+        while len(stream.incoming) >= 2:
+            end = 2 + int.from_bytes(stream.incoming[:2], "big")
+            if len(stream.incoming) < end:
+                break
+            answer = bytes(stream.incoming[2:end])
+            del stream.incoming[:end]
+            if self.belongs(answer):
+                self.accept(answer)
+                return
+        if stream.ended:
+            stream.close()
+
+    def _closed(self, _: Stream) -> None:
+        if self in self._forwarder.attempts:  # not by us
+            self.fail()
+
+    def close(self) -> None:
+        """Free of descriptors; no more events."""
+        super().close()
+        self._stream.close()

@@ -1,0 +1,192 @@
+"""DNS messages as bytes: queries read and checked, names written, records walked. Pure functions; RFC 1035, 6891.
+
+A name is kept in wire form, uncompressed and in lower case (`b"\\3www\\7example\\3com\\0"`): no dot in a label can
+deceive it, and a parent domain is the same bytes from a label's start on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+A, CNAME, SOA, AAAA, OPT = 1, 5, 6, 28, 41
+IN = 1
+NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP = 0, 1, 2, 3, 4
+HEADER = 12
+QR, AA, TC, RD, RA, CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0010
+OPCODE = 0x7800
+OPT_BYTES = 11  # an OPT record without options
+DNSSEC_OK = 0x8000  # in the OPT record's TTL field, RFC 3225
+LEAST_UDP = 512  # what every client takes, RFC 1035 2.3.4
+MOST_TCP = 65_535
+MAX_NAME = 255
+MAX_LABEL = 63
+
+
+class MalformedError(Exception):
+    """The bytes are not a DNS message."""
+
+
+class RefusedError(Exception):
+    """A message that is answered by an rcode alone; `rcode` is -1 where even that would be wrong."""
+
+    def __init__(self, rcode: int) -> None:
+        super().__init__(rcode)
+        self.rcode = rcode
+
+
+class Query(NamedTuple):
+    """A query of which every byte was looked at."""
+
+    message: bytes  # as it came
+    question: bytes  # the first question as asked: name, type, class
+    name: bytes  # its name in lower case
+    qtype: int
+    qclass: int
+    udp_size: int  # what the client takes by UDP; at least 512
+    edns: bool
+    dnssec_ok: bool
+
+    @property
+    def flags(self) -> int:
+        """Bytes 2 and 3 of the header."""
+        return int.from_bytes(self.message[2:4], "big")
+
+
+class Record(NamedTuple):
+    """Where a record's parts lie in its message."""
+
+    section: int  # 0 answer, 1 authority, 2 additional
+    name: int
+    kind: int
+    qclass: int
+    ttl: int  # seconds, or OPT's flags
+    fixed: int  # place of the type; the TTL lies 4 bytes further
+    data: int
+    end: int
+
+
+def skip_name(message: bytes, at: int) -> int:
+    """The place after the name that begins at `at`. Pointers must lead backwards, so no loop is possible."""
+    after, length_so_far, lowest = -1, 1, at
+    while True:
+        if at >= len(message):
+            raise MalformedError("a name is cut short")
+        length = message[at]
+        if length == 0:
+            return after if after >= 0 else at + 1
+        if length >= 0xC0:
+            if at + 2 > len(message):
+                raise MalformedError("a pointer is cut short")
+            if after < 0:
+                after = at + 2
+            at = int.from_bytes(message[at : at + 2], "big") & 0x3FFF
+            if at >= lowest or at < HEADER:
+                raise MalformedError("a pointer does not lead backwards")
+            lowest = at
+        elif length > MAX_LABEL:
+            raise MalformedError("a label of an unknown kind")
+        else:
+            length_so_far += length + 1
+            if length_so_far > MAX_NAME:
+                raise MalformedError("a name is longer than 255 bytes")
+            at += length + 1
+
+
+def questions(message: bytes) -> tuple[bytes, int]:
+    """The first question as asked, and the place after the last one."""
+    at = HEADER
+    first = b""
+    for _ in range(int.from_bytes(message[4:6], "big")):
+        end = skip_name(message, at) + 4
+        if end > len(message):
+            raise MalformedError("a question is cut short")
+        first = first or message[at:end]
+        at = end
+    return first, at
+
+
+def records(message: bytes, at: int) -> Iterator[Record]:
+    """Every record from the place after the questions on; raises MalformedError where the counts promise more."""
+    for section, count in enumerate(struct.unpack_from(">HHH", message, 6)):
+        for _ in range(count):
+            name = at
+            fixed = skip_name(message, at)
+            data = fixed + 10
+            if data > len(message):
+                raise MalformedError("a record is cut short")
+            kind, qclass, ttl, length = struct.unpack_from(">HHIH", message, fixed)
+            at = data + length
+            if at > len(message):
+                raise MalformedError("a record is cut short")
+            yield Record(section, name, kind, qclass, ttl, fixed, data, at)
+
+
+def read_query(message: bytes) -> Query:
+    """The query in a message; raises RefusedError with the rcode it deserves."""
+    if len(message) < HEADER or message[2] & 0x80:  # to answer a response is to start a loop
+        raise RefusedError(-1)
+    if int.from_bytes(message[2:4], "big") & OPCODE:
+        raise RefusedError(NOTIMP)
+    try:
+        question, at = questions(message)
+        if not question:
+            raise RefusedError(SERVFAIL)  # as Istio's agent
+        edns = [record for record in records(message, at) if record.kind == OPT]
+    except MalformedError:
+        raise RefusedError(FORMERR) from None
+    if len(edns) > 1:  # RFC 6891 6.1.1
+        raise RefusedError(FORMERR)
+    qtype, qclass = struct.unpack(">HH", question[-4:])
+    size = edns[0].qclass if edns else 0
+    dnssec_ok = bool(edns and edns[0].ttl & DNSSEC_OK)
+    return Query(message, question, question[:-4].lower(), qtype, qclass, max(size, LEAST_UDP), bool(edns), dnssec_ok)
+
+
+def bare_reply(message: bytes, rcode: int) -> bytes:
+    """A header and, where it can be read, the question: what refusals and failures look like."""
+    flags = int.from_bytes(message[2:4], "big")
+    question, count = b"", 0
+    if not flags & OPCODE:  # other operations have something else in that place
+        with contextlib.suppress(MalformedError):
+            question, _ = questions(message)
+            count = int(bool(question))
+    flags = QR | RA | (flags & (OPCODE | RD | CD)) | rcode
+    return message[:2] + struct.pack(">HHHHH", flags, count, 0, 0, 0) + question
+
+
+def encode_name(text: str) -> bytes:
+    """A host name in wire form and lower case; raises ValueError where it cannot be one."""
+    parts = []
+    for label in text.removesuffix(".").lower().split("."):
+        octets = label.encode("ascii")  # UnicodeEncodeError is a ValueError
+        if not 0 < len(octets) <= MAX_LABEL:
+            raise ValueError(f"{text!r} has a label of {len(octets)} bytes")
+        parts.append(bytes([len(octets)]) + octets)
+    wire = b"".join(parts) + b"\0"
+    if len(wire) > MAX_NAME:
+        raise ValueError(f"{text!r} is longer than {MAX_NAME} bytes")
+    return wire
+
+
+def parents(name: bytes) -> list[int]:
+    """Places of the labels of a name in wire form, the first at 0; the root is not among them."""
+    places = []
+    at = 0
+    while name[at]:
+        places.append(at)
+        at += name[at] + 1
+    return places
+
+
+def show_name(name: bytes) -> str:
+    """A name as people write it, without the last dot; unprintable bytes as \\DDD (RFC 4343)."""
+    labels = []
+    at = 0
+    while name[at]:
+        label = name[at + 1 : at + 1 + name[at]]
+        labels.append("".join(chr(b) if 0x21 <= b <= 0x7E and b not in b'."\\' else f"\\{b:03d}" for b in label))
+        at += name[at] + 1
+    return ".".join(labels) or "."

@@ -1,0 +1,129 @@
+"""Messages as bytes: anything at all is answered or dropped, and what is answered can be read."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import dns.exception
+import dns.message
+import dns.name
+import fuzz
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from harness.dnsproxy import answer, cache, nametable, wire
+from harness.dnsproxy.metrics import Metrics
+from harness.dnsproxy.proxy import Proxy
+from harness.dnsproxy.reactor import Reactor
+from harness.dnsproxy.upstream import Forwarder, Measures
+
+QUESTION = b"\3api\7example\3com\0\0\1\0\1"
+MIXED = st.sampled_from(
+    [b"\0", b"\xc0\x0c", b"\xc0\x0d", b"\xc0\x21", b"\xff\xff", b"\3api", b"\7example\3com\0", QUESTION, b"\0\1\0\1",
+     b"\0\0\x29\x04\xd0\0\0\0\0\0\0", b"\0\0\x29\xff\xff\0\0\x80\0\0\0", b"\x3f" + b"a" * 63,
+     b"\0\x10\0\1\0\0\0\x1e\0\3\2hi"]
+) | st.binary(max_size=12)  # fmt: skip
+HEADER = st.builds(
+    lambda n, flags, counts: struct.pack(">HHHHHH", n, flags, *counts),
+    st.integers(0, 65_535),
+    st.sampled_from([0x0100, 0x0000, 0x0110, 0x8180, 0x2800, 0x0900]) | st.integers(0, 65_535),
+    st.tuples(*[st.sampled_from([0, 1, 1, 1, 2, 65_535])] * 1, *[st.sampled_from([0, 0, 0, 1, 2, 65_535])] * 3),
+)
+MESSAGE = st.binary(max_size=64) | st.builds(lambda h, parts: h + b"".join(parts), HEADER, st.lists(MIXED, max_size=8))
+
+
+def work(table: object) -> nametable.NameTable:
+    reading = nametable.read(json.dumps(table), nametable.Scope("shop", "cluster.local", ("svc.cluster.local",)))
+    while True:
+        try:
+            next(reading)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "all-options"])
+def proxy(request: pytest.FixtureRequest) -> Proxy:
+    reactor = Reactor()
+    metrics = Metrics(request.param)
+    forwarder = Forwarder(
+        reactor, [], 1.0, 16, Measures(metrics.asked, metrics.failed, metrics.took), parallel=request.param
+    )
+    kept = cache.Cache(60) if request.param else None
+    made = Proxy(reactor, forwarder, metrics, answer.Style(soa=request.param), kept)
+    made.swap(
+        work({"table": {"api.example.com": {"ips": ["192.0.2.1", "192.0.2.2", "::1"]}, "*.com": {"ips": ["::2"]}}})
+    )
+    return made
+
+
+@given(message=MESSAGE, tcp=st.booleans())
+@example(message=b"\0\0\1\0\0\1\0\0\0\0\0\0" + QUESTION, tcp=False)
+@example(message=b"\0\0\1\0\0\1\0\0\0\0\0\0" + b"\7example\3com\0\0\1\0\1", tcp=True)
+def test_any_message_gets_one_readable_answer_or_none(proxy: Proxy, message: bytes, tcp: bool) -> None:
+    sent: list[bytes] = []
+    proxy.answer(message, tcp, sent.append)
+    assert len(sent) == int(len(message) >= wire.HEADER and not message[2] & 0x80)
+    for reply in sent:
+        assert reply[:2] == message[:2]
+        assert len(reply) <= (65_535 if tcp else 4096)
+        try:
+            read = dns.message.from_wire(reply, one_rr_per_rrset=True)
+        except dns.exception.DNSException as error:
+            pytest.fail(f"{reply.hex()}: {error}")
+        assert read.flags & 0x8000
+        proxy.answer(message, tcp, sent.append)
+        assert sent[1][3] == reply[3]
+        assert sorted(sent[1]) == sorted(reply)  # the same, in another order perhaps
+        sent.clear()
+
+
+@given(MESSAGE)
+def test_what_is_taken_for_a_query_is_one_for_dnspython_too(message: bytes) -> None:
+    try:
+        query = wire.read_query(message)
+    except wire.RefusedError:
+        return
+    theirs = dns.message.from_wire(message, ignore_trailing=True, question_only=True)
+    assert theirs.question[0].name.canonicalize().to_wire() == query.name
+    assert theirs.question[0].rdtype == query.qtype
+
+
+_LABELS = st.lists(st.binary(min_size=1, max_size=20), max_size=6)
+
+
+@given(_LABELS)
+def test_names_are_shown_so_that_they_can_be_read_again(labels: list[bytes]) -> None:
+    name = b"".join(bytes([len(label)]) + label for label in labels) + b"\0"
+    assert wire.skip_name(b"\0" * 12 + name, 12) == 12 + len(name)
+    text = wire.show_name(name)
+    assert dns.name.from_text(text if text == "." else text + ".").to_wire() == name
+
+
+@given(st.integers(1, 300), st.integers(512, 1400), st.booleans())
+def test_an_answer_fits_and_says_so_when_it_is_cut(count: int, size: int, six: bool) -> None:
+    query = wire.read_query(
+        struct.pack(">HHHHHH", 7, 0x100, 1, 0, 0, 0) + QUESTION[:-4] + struct.pack(">HH", 28 if six else 1, 1)
+    )
+    packed = b"".join(n.to_bytes(16 if six else 4, "big") for n in range(count))
+    found = nametable.Found(
+        nametable.Addresses(b"" if six else packed, packed if six else b""), wire.encode_name("api.example")
+    )
+    made = answer.build(query, found, answer.Style(), limit=size, tally=answer.Tally(), serial=1)
+    reply = query.message[:2] + (made.rest or made.shuffled())
+    assert len(reply) <= size
+    read = dns.message.from_wire(reply, one_rr_per_rrset=True)
+    records = [s for s in read.answer if s.rdtype != 5]
+    assert read.answer[0].rdtype == 5  # CNAME first
+    assert len({str(s[0]) for s in records}) == len(records)
+    assert bool(read.flags & 0x0200) == (len(records) < count)
+    assert len(reply) + (28 if six else 16) > size or len(records) == count  # no room was wasted
+
+
+def test_a_short_storm_on_every_socket_leaves_nothing_behind(tmp_path: Path) -> None:
+    """`fuzz.py` is the same for as long as wanted."""
+    before = fuzz.descriptors()
+    assert fuzz.play(seed=7, seconds=1.5, folder=tmp_path) > 0
+    assert fuzz.descriptors() <= before
