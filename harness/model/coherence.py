@@ -1,0 +1,303 @@
+"""What only shows across resources: names given twice, hosts and subsets that are missing, addresses claimed twice."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from harness.model.faults import Fault
+from harness.model.fields import Labels
+from harness.model.resources import (
+    Destination,
+    DestinationRule,
+    Meta,
+    PeerAuthentication,
+    Resource,
+    Resources,
+    Sidecar,
+    VirtualService,
+)
+
+_SHOWN = 5  # known hosts named in a message
+
+
+def _add(faults: list[Fault], meta: Meta, path: str, fact: str, step: str) -> None:
+    faults.append(Fault(meta.place, path, fact, step))
+
+
+def names(found: Sequence[Resource], faults: list[Fault]) -> None:
+    """No two resources of one kind have the same name in the same namespace."""
+    seen: dict[tuple[str, str, str], Meta] = {}
+    for meta in (one.meta for one in found):
+        key = (meta.kind, meta.namespace, meta.name)
+        if meta.name and key in seen:
+            _add(
+                faults,
+                meta,
+                "metadata.name",
+                f"{meta} is there twice, first at {seen[key].place}",
+                "remove one of them or give it another name",
+            )
+        seen.setdefault(key, meta)
+
+
+def check(everything: Resources, faults: list[Fault]) -> None:
+    """Every reference across resources is met, and no address, route or default is claimed twice."""
+    known = Known(everything)
+    _slices(everything, faults)
+    _pods(everything, faults)
+    _addresses(everything, faults)
+    _rules(everything, known, faults)
+    for virtual in everything.virtual_services:
+        _hosts(virtual, known, faults)
+        for path, destination in _destinations(virtual):
+            _destination(path, destination, known, faults)
+    _once_routed(everything, faults)
+    _defaults("Sidecar", everything.sidecars, faults)
+    _defaults("PeerAuthentication", everything.peers, faults)
+
+
+class Known:
+    """Hosts with their ports, and the subsets that DestinationRules give them."""
+
+    def __init__(self, everything: Resources) -> None:
+        ports: dict[str, set[int]] = defaultdict(set)
+        for service in everything.services:
+            ports[service.host] |= {port.number for port in service.ports}
+        for entry in everything.entries:
+            for host in entry.hosts:
+                ports[host] |= {port.number for port in entry.ports}
+        self.ports: Mapping[str, set[int]] = ports
+        self.subsets: dict[str, set[str]] = defaultdict(set)
+        for rule in everything.rules:
+            for host in self.under(rule.host):
+                self.subsets[host] |= {subset.name for subset in rule.subsets}
+
+    def under(self, host: str) -> list[str]:
+        """The known hosts that a host, perhaps a wildcard, covers."""
+        if host in self.ports:
+            return [host]
+        return [one for one in self.ports if matches(host, one)]
+
+    def holds(self, host: str) -> bool:
+        """Whether a host is known, if only by a wildcard entry."""
+        return bool(self.under(host)) or any(matches(one, host) for one in self.ports)
+
+    def hint(self, host: str) -> str:
+        """The next step for a host that is not known: a longer form that is, or some that are."""
+        for one in self.ports:
+            if one.startswith(f"{host}."):
+                return f"write {one}"
+        some = sorted(self.ports)[:_SHOWN]
+        more = f" and {len(self.ports) - _SHOWN} more" if len(self.ports) > _SHOWN else ""
+        return f"known: {', '.join(some)}{more}" if some else "add its Service or ServiceEntry"
+
+
+def matches(wildcard: str, host: str) -> bool:
+    """Whether `*.x` covers a host below x, at any depth."""
+    return wildcard.startswith("*.") and host.endswith(wildcard[1:]) and host != wildcard
+
+
+# ---- Kubernetes
+
+
+def _slices(everything: Resources, faults: list[Fault]) -> None:
+    services = {(one.meta.namespace, one.meta.name): one for one in everything.services}
+    for piece in everything.slices:
+        service = services.get((piece.meta.namespace, piece.service))
+        if service is None:
+            _add(
+                faults,
+                piece.meta,
+                "metadata.labels",
+                f"the Service {piece.meta.namespace}/{piece.service} is not there",
+                "add it, or correct the label kubernetes.io/service-name",
+            )
+            continue
+        wanted = {port.name for port in service.ports}
+        for name, _ in piece.ports:
+            if name not in wanted:
+                _add(
+                    faults,
+                    piece.meta,
+                    "ports",
+                    f"the port name {name!r} is not one of {service.meta}'s",
+                    f"use {', '.join(map(repr, sorted(wanted)))}",
+                )
+
+
+def _pods(everything: Resources, faults: list[Fault]) -> None:
+    seen: dict[str, Meta] = {}
+    for pod in everything.pods:
+        if pod.address in seen:
+            _add(
+                faults,
+                pod.meta,
+                "status.podIP",
+                f"{pod.address} is also the address of {seen[pod.address]}",
+                "give each Pod its own",
+            )
+        elif pod.address:
+            seen[pod.address] = pod.meta
+
+
+# ---- addresses
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """An address range that a host answers for on some ports."""
+
+    low: int
+    high: int
+    text: str
+    host: str
+    ports: frozenset[tuple[int, str]]
+    meta: Meta
+
+
+def _claims(everything: Resources) -> Iterator[tuple[int, _Claim]]:
+    """Claims with their address family."""
+    for service in everything.services:
+        ports = frozenset((port.number, port.transport) for port in service.ports)
+        for address in service.cluster_ips:
+            yield _claim(address, service.host, ports, service.meta)
+    for entry in everything.entries:
+        ports = frozenset((port.number, port.transport) for port in entry.ports)
+        for address in entry.addresses:
+            yield _claim(address, " ".join(sorted(entry.hosts)), ports, entry.meta)
+
+
+def _claim(address: str, host: str, ports: frozenset[tuple[int, str]], meta: Meta) -> tuple[int, _Claim]:
+    net = ipaddress.ip_network(address)
+    return net.version, _Claim(int(net.network_address), int(net.broadcast_address), address, host, ports, meta)
+
+
+def _addresses(everything: Resources, faults: list[Fault]) -> None:
+    """An address and port lead to one host; one ClusterIP belongs to one Service."""
+    families: dict[int, list[_Claim]] = defaultdict(list)
+    for version, claim in _claims(everything):
+        families[version].append(claim)
+    for claims in families.values():
+        claims.sort(key=lambda one: (one.low, -one.high, one.meta.age))
+        open_: list[_Claim] = []  # those that reach over what comes next
+        for claim in claims:
+            open_ = [one for one in open_ if one.high >= claim.low]
+            for other in open_:
+                _overlap(other, claim, faults)
+            open_.append(claim)
+
+
+def _overlap(first: _Claim, second: _Claim, faults: list[Fault]) -> None:
+    if first.host == second.host or first.meta == second.meta:
+        return  # several entries may speak for one host
+    services = first.meta.kind == second.meta.kind == "Service"
+    shared = sorted(number for number, _ in first.ports & second.ports)
+    if not services and not shared:
+        return
+    old, new = sorted((first, second), key=lambda one: (one.meta.created_s, one.meta.place))
+    what = f"{new.text} is" if old.text == new.text else f"{new.text} overlaps {old.text},"
+    port = "" if services else f" on port {shared[0]}"
+    path = "spec.clusterIP" if new.meta.kind == "Service" else "spec.addresses"
+    _add(faults, new.meta, path, f"{what} the address of {old.meta}{port}", "give each its own")
+
+
+# ---- DestinationRule
+
+
+def _rules(everything: Resources, known: Known, faults: list[Fault]) -> None:
+    subsets: dict[tuple[str, str, str], DestinationRule] = {}
+    for rule in everything.rules:
+        covered = known.under(rule.host)
+        if not covered and not known.holds(rule.host):
+            _add(faults, rule.meta, "spec.host", f"the host {rule.host} is not known", known.hint(rule.host))
+            continue
+        ports = set().union(*(known.ports[host] for host in covered))
+        policies = [("trafficPolicy", rule.policy)]
+        policies += [(f"subsets[{n}].trafficPolicy", one.policy) for n, one in enumerate(rule.subsets)]
+        for path, policy in policies:
+            for number, _ in policy.ports:
+                if covered and number not in ports:
+                    _add(
+                        faults,
+                        rule.meta,
+                        f"spec.{path}.portLevelSettings",
+                        f"{rule.host} has no port {number}",
+                        f"use {_list(ports)}",
+                    )
+        for n, subset in enumerate(rule.subsets):
+            other = subsets.setdefault((rule.meta.namespace, rule.host, subset.name), rule)
+            if other is not rule:
+                _add(
+                    faults,
+                    rule.meta,
+                    f"spec.subsets[{n}].name",
+                    f"{other.meta} also gives {rule.host} the subset {subset.name}",
+                    "keep one",
+                )
+
+
+def _list(ports: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(ports)))
+
+
+# ---- VirtualService
+
+
+def _hosts(virtual: VirtualService, known: Known, faults: list[Fault]) -> None:
+    for n, host in enumerate(virtual.hosts):
+        if not known.holds(host):
+            _add(faults, virtual.meta, f"spec.hosts[{n}]", f"the host {host} is not known", known.hint(host))
+
+
+def _destinations(virtual: VirtualService) -> Iterator[tuple[str, Destination]]:
+    routes = [(f"http[{n}]", one.destinations) for n, one in enumerate(virtual.http)]
+    routes += [(f"tcp[{n}]", one.destinations) for n, one in enumerate(virtual.tcp)]
+    for path, destinations in routes:
+        for m, destination in enumerate(destinations):
+            yield f"spec.{path}.route[{m}].destination", destination
+
+
+def _destination(path: str, to: Destination, known: Known, faults: list[Fault]) -> None:
+    if to.host not in known.ports:
+        fact, step = f"the host {to.host} is not known", known.hint(to.host)
+        faults.append(Fault(to.place, f"{path}.host", fact, step))
+        return
+    if to.subset and to.subset not in known.subsets[to.host]:
+        given = ", ".join(sorted(known.subsets[to.host]))
+        step = f"known: {given}" if given else "add a DestinationRule that defines it"
+        faults.append(Fault(to.place, f"{path}.subset", f"{to.host} has no subset {to.subset}", step))
+    if to.port and to.port not in known.ports[to.host]:
+        fact, step = f"{to.host} has no port {to.port}", f"use {_list(known.ports[to.host])}"
+        faults.append(Fault(to.place, f"{path}.port", fact, step))
+
+
+def _once_routed(everything: Resources, faults: list[Fault]) -> None:
+    """A sidecar takes one VirtualService per host; a second one would be dropped without a word."""
+    seen: dict[str, Meta] = {}
+    for virtual in everything.virtual_services:
+        for n, host in enumerate(virtual.hosts):
+            first = seen.setdefault(host, virtual.meta)
+            if first != virtual.meta:
+                _add(
+                    faults,
+                    virtual.meta,
+                    f"spec.hosts[{n}]",
+                    f"{host} is already routed by {first}, and a sidecar takes one VirtualService per host",
+                    "put the routes into one",
+                )
+
+
+# ---- defaults of a namespace
+
+
+def _defaults(kind: str, found: Sequence[Sidecar] | Sequence[PeerAuthentication], faults: list[Fault]) -> None:
+    """Two of one scope contradict each other silently: Istio takes the older and says nothing."""
+    seen: dict[tuple[str, Labels], Meta] = {}
+    for one in found:
+        first = seen.setdefault((one.meta.namespace, one.selector), one.meta)
+        if first != one.meta:
+            scope = "the same workloads" if one.selector else f"the whole namespace {one.meta.namespace}"
+            _add(faults, one.meta, "spec", f"{first} already applies to {scope}", f"keep one {kind}")

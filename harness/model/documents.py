@@ -1,0 +1,126 @@
+"""YAML text as values that know their line.
+
+Stricter than YAML where a configuration is never meant that way: a key twice, an alias, a tag of one's own are faults.
+Scalars are typed as Kubernetes' reader does it (YAML 1.2): `yes`, `on` and `1:30` are text, not truth or sixty-fold.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import yaml
+
+from harness.model.faults import Fault, Place
+
+Scalar = str | int | float | bool | None
+MAX_DEPTH = 60  # published resources nest to 12; far deeper is an accident or an attack on the reader
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser is there in every published wheel
+_TAG = "tag:yaml.org,2002:"
+_TEXT_TAGS = {_TAG + name for name in ("str", "timestamp", "value")}
+# Not 012, which is ten to some readers and twelve to others, and no number so long that no field could take it.
+_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,30}|0x[0-9a-fA-F]{1,16})")
+_FLOAT = re.compile(r"[-+]?([0-9]{1,30}\.[0-9]{0,30}|\.[0-9]{1,30}|[0-9]{1,30})([eE][-+]?[0-9]{1,3})?")
+_TRUTH = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+
+
+@dataclass(frozen=True)
+class Value:
+    """A scalar, a sequence or a mapping."""
+
+    line: int  # from 1
+    data: Scalar | tuple[Value, ...] | dict[str, Value]
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document of a YAML stream."""
+
+    file: str
+    number: int  # from 1
+    root: Value
+
+
+def parse(text: str, file: str, faults: list[Fault]) -> list[Document]:
+    """The documents that are not empty; what cannot be read is added to `faults`."""
+    found: list[Document] = []
+    number = 0
+    try:
+        for number, node in enumerate(_nodes(text), start=1):
+            builder = _Builder(file, number, faults)
+            if node is not None and (root := builder.value(node, 0)).data is not None:
+                found.append(Document(file, number, root))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        what = " ".join(filter(None, (error.context, error.problem)))
+        faults.append(Fault(Place(file, number + 1, mark.line + 1 if mark else 0), "", f"not YAML: {what}"))
+    except yaml.YAMLError as error:
+        faults.append(Fault(Place(file), "", f"not YAML: {' '.join(str(error).split())}"))
+    except RecursionError:
+        faults.append(Fault(Place(file, number + 1), "", "nested too deeply to be a configuration"))
+    return found
+
+
+def _nodes(text: str) -> Iterator[yaml.Node | None]:
+    """Nodes of each document; unlike `compose_all`, an empty document is counted too."""
+    loader = _LOADER(text)
+    try:
+        while loader.check_node():
+            yield loader.get_node()
+    finally:
+        loader.dispose()
+
+
+class _Builder:
+    def __init__(self, file: str, number: int, faults: list[Fault]) -> None:
+        self.file, self.number, self.faults = file, number, faults
+        self.seen: set[int] = set()
+
+    def fault(self, line: int, fact: str, step: str = "") -> None:
+        self.faults.append(Fault(Place(self.file, self.number, line), "", fact, step))
+
+    def value(self, node: yaml.Node, depth: int) -> Value:
+        line = node.start_mark.line + 1
+        if id(node) in self.seen:
+            self.fault(line, "this value is used again by an alias", "write it out at each place")
+            return Value(line, None)
+        self.seen.add(id(node))
+        if depth > MAX_DEPTH:
+            self.fault(line, "nested too deeply to be a configuration")
+            return Value(line, None)
+        if isinstance(node, yaml.MappingNode):
+            return Value(line, self.mapping(node, depth))
+        if isinstance(node, yaml.SequenceNode):
+            return Value(line, tuple(self.value(child, depth + 1) for child in node.value))
+        return Value(line, self.scalar(node))
+
+    def mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Value]:
+        found: dict[str, Value] = {}
+        for key, child in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                self.fault(line, "a key must be text")
+                continue
+            if key.value in found:
+                first = found[key.value].line
+                self.fault(line, f"the key {key.value} stands here twice, first in line {first}", "keep one")
+                continue
+            found[key.value] = Value(line, self.value(child, depth + 1).data)
+        return found
+
+    def scalar(self, node: yaml.Node) -> Scalar:
+        text = str(node.value)
+        kind = node.tag.removeprefix(_TAG)
+        if node.tag in _TEXT_TAGS:
+            return text
+        if kind == "null":
+            return None
+        if kind == "bool":
+            return _TRUTH.get(text, text)
+        if kind == "int":
+            return int(text, 0) if _INTEGER.fullmatch(text) else text
+        if kind == "float":
+            return float(text) if _FLOAT.fullmatch(text) else text
+        self.fault(node.start_mark.line + 1, f"the YAML tag {node.tag} is not supported", "write a plain value")
+        return None
