@@ -68,7 +68,7 @@ browser: engine # one after the other: both may install packages
 # uv fills the environment in seconds; where it cannot (an index only pip is told of) pip does the same from the same lock.
 $(READY): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo 'Python 3.11 to 3.13 with venv was not found; on Debian and Ubuntu run:' \
-		'apt-get install python3 python3-venv (else name one: make PYTHON=/path/to/python3)' >&2; exit 3; }
+		'apt-get install python3 python3-venv (on Ubuntu 22.04 python3.11 python3.11-venv; else name one: make PYTHON=/path/to/python3)' >&2; exit 3; }
 	@echo 'virtual environment: .venv, from requirements.lock'
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	@awk '/^uv==/ { on = 1 } on { print } on && !/\\$$/ { exit }' requirements.lock > .venv/uv.lock

@@ -6,6 +6,7 @@ one request at a time, where exchanges follow each other and need no matching bu
 
 from __future__ import annotations
 
+import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,21 @@ _MAGIC_NS = 0xA1B23C4D
 _UDP, _TCP = 17, 6
 _FILE_HEADER, _PACKET_HEADER = 24, 16
 _ETHERNET = 14
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One IPv4 packet as it was on an interface."""
+
+    at_ns: int
+    protocol: int
+    source: str
+    source_port: int
+    target: str
+    target_port: int
+    flags: int  # TCP's; 0 for UDP
+    size: int  # bytes above UDP or TCP
+    payload: bytes  # of these, what was captured
 
 
 @dataclass(frozen=True)
@@ -38,33 +54,42 @@ class Exchange:
     total_ns: int
 
 
-def packets(pcap: bytes, pod: str) -> Iterator[Packet]:
-    """UDP and TCP packets of `pod` (its IPv4 address). Raises DataError for a file that is not such a capture."""
+def frames(pcap: bytes) -> Iterator[Frame]:
+    """UDP and TCP packets over IPv4. Raises DataError for a file that is not such a capture."""
     if len(pcap) < _FILE_HEADER or struct.unpack_from("<I", pcap)[0] != _MAGIC_NS:
         raise errors.DataError("not a pcap file with nanosecond stamps", place="capture")
-    own = bytes(map(int, pod.split(".")))
     offset = _FILE_HEADER
     while offset + _PACKET_HEADER <= len(pcap):
         seconds, nanoseconds, length, _ = struct.unpack_from("<IIII", pcap, offset)
         offset += _PACKET_HEADER
-        packet = _packet(pcap[offset : offset + length], seconds * 1_000_000_000 + nanoseconds, own)
+        frame = _frame(pcap[offset : offset + length], seconds * 1_000_000_000 + nanoseconds)
         offset += length
-        if packet is not None:
-            yield packet
+        if frame is not None:
+            yield frame
 
 
-def _packet(frame: bytes, at_ns: int, own: bytes) -> Packet | None:
-    ip = frame[_ETHERNET:]
-    if frame[12:14] != b"\x08\x00" or len(ip) < 28:
+def _frame(raw: bytes, at_ns: int) -> Frame | None:
+    ip = raw[_ETHERNET:]
+    if raw[12:14] != b"\x08\x00" or len(ip) < 28:
         return None
     header, total, protocol = (ip[0] & 15) * 4, int.from_bytes(ip[2:4], "big"), ip[9]
-    outgoing = ip[12:16] == own
     if protocol not in (_UDP, _TCP) or len(ip) < header + (20 if protocol == _TCP else 8):
         return None
-    source, target = struct.unpack_from(">HH", ip, header)
+    source_port, target_port = struct.unpack_from(">HH", ip, header)
     above = header + ((ip[header + 12] >> 4) * 4 if protocol == _TCP else 8)
-    local, remote = (source, target) if outgoing else (target, source)
-    return Packet(at_ns, outgoing, protocol, local, remote, total - above)
+    source, target = socket.inet_ntoa(ip[12:16]), socket.inet_ntoa(ip[16:20])
+    flags = ip[header + 13] if protocol == _TCP else 0
+    size = total - above
+    return Frame(at_ns, protocol, source, source_port, target, target_port, flags, size, ip[above : above + size])
+
+
+def packets(pcap: bytes, pod: str) -> Iterator[Packet]:
+    """The packets as `pod` (its IPv4 address) sees them. Raises DataError as `frames` does."""
+    for each in frames(pcap):
+        outgoing = each.source == pod
+        local, remote = each.source_port, each.target_port
+        local, remote = (local, remote) if outgoing else (remote, local)
+        yield Packet(each.at_ns, outgoing, each.protocol, local, remote, each.size)
 
 
 def lookups(seen: list[Packet], ports: list[int]) -> list[Exchange]:

@@ -8,7 +8,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "data" / "runs"
 REPORTS = ROOT / "reports"
 NOTEBOOKS = ROOT / "notebooks"
-PLANS = "quick, standard"
+PLANS = "interception, quick, standard"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what a person mends by making room
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -93,6 +93,11 @@ def _parser() -> argparse.ArgumentParser:
     one = verb("run", _run, "measure a plan; prints the run's folder")
     _plan_options(one)
     one.add_argument("--dry-run", action="store_true", help="print the first block and the time it will take")
+    one = verb("trace", _trace, "one request: what every hop saw of it")
+    one.add_argument("url", help="http://HOST[:PORT]/PATH or https://…, as an application in the pod would ask")
+    one.add_argument("--arm", default="mode1", help="the client pod that asks (default: mode1)")
+    one.add_argument("--json", action="store_true", help="the whole observation instead of a table")
+    _standalone(verb)
     one = verb("report", _report, "measure a plan, or take stored runs, and publish the notebooks as HTML")
     _plan_options(one)
     one.add_argument("--runs", type=Path, help="publish these stored runs instead of measuring (no engine needed)")
@@ -100,6 +105,24 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
                      help="a notebook parameter, as papermill takes it")  # fmt: skip
     return parser
+
+
+def _standalone(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    """Verbs that need no testbed; each brings its own arguments."""
+    import harness.dnsproxy.options as dns_proxy
+    import harness.interception.command as rules
+    from harness.model import verbs
+
+    dns_proxy.add_arguments(verb("dns-proxy", _dns_proxy, "answer DNS as Istio's agent does, alone"))
+    rules.add_arguments(verb("rules", rules.run, "print or load interception rules, alone"))
+    verbs.validate_arguments(verb("validate", verbs.validate, "check Kubernetes and Istio YAML"))
+    verbs.explain_arguments(verb("explain", verbs.explain_verb, "which way a name of the YAML takes, and why"))
+
+
+def _dns_proxy(options: argparse.Namespace) -> int:
+    from harness.dnsproxy import command
+
+    return command.serve(options)
 
 
 def _plan_options(parser: argparse.ArgumentParser) -> None:
@@ -111,7 +134,7 @@ def _plan_options(parser: argparse.ArgumentParser) -> None:
 def _doctor(_: argparse.Namespace) -> int:
     from harness import doctor
 
-    findings = doctor.examine()
+    findings = doctor.examine(_nets())
     print(doctor.table(findings))
     return errors.EnvironmentProblem.exit_code if any(f.state == "missing" for f in findings) else 0
 
@@ -136,7 +159,7 @@ def _nets() -> topology.Nets:
     return topology.Nets(os.environ.get("MESHDNS_PODS", default.pods), os.environ.get("MESHDNS_WORLD", default.world))
 
 
-def _bed(build: bool = False) -> Testbed:
+def _bed(build: bool = False, whole: bool = False) -> Testbed:
     """The testbed; images only where containers may be started."""
     from harness import engine
     from harness.testbed import Testbed
@@ -145,11 +168,11 @@ def _bed(build: bool = False) -> Testbed:
         engine.find()
         return Testbed({}, _nets())
     engine.ensure(say)
-    return Testbed(engine.images(say).tags, _nets())
+    return Testbed(engine.images(say).tags, _nets(), whole=whole)
 
 
 def _up(_: argparse.Namespace) -> int:
-    _bed(build=True).up(say)
+    _bed(build=True, whole=True).up(say)
     say("the testbed is up; `meshdns status` shows it, `meshdns down` removes it")
     return 0
 
@@ -195,6 +218,24 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _trace(options: argparse.Namespace) -> int:
+    import json
+
+    from harness import run, trace
+    from harness.mesh import topology
+    from harness.tables import hops
+
+    trace.Target.parse(options.url)
+    if options.arm not in topology.ARMS:
+        raise errors.InputError("no such arm", place=options.arm, step=f"choose from {', '.join(topology.ARMS)}")
+    bed = _bed(build=True, whole=not topology.ARMS[options.arm].core)
+    with _standing(bed, keep=False), bed.observers() as observers, run.Agents(bed) as agents:
+        agent = agents.of(options.arm, 5)
+        seen = trace.observe(bed, observers, agent, options.arm, options.url).to_json()
+    print(json.dumps(seen, indent=1) if options.json else hops.text(seen))
+    return 0
+
+
 def _plan(options: argparse.Namespace) -> Plan:
     """The plan asked for; an unfinished run brings its own."""
     from harness import plan, store
@@ -224,7 +265,7 @@ def _measure(what: Plan, options: argparse.Namespace) -> Path:
     from harness import run
     from harness.progress import Progress
 
-    bed = _bed(build=True)
+    bed = _bed(build=True, whole=what.whole())
     before = set(RUNS.glob("*.partial"))
     try:
         with _standing(bed, options.keep), Progress(run.seconds(what), "measuring") as progress:

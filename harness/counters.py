@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,21 @@ from harness.plan import Cell
 from harness.testbed import Testbed
 
 ASK_TIMEOUT_S = 30
+CGROUPS = Path("/sys/fs/cgroup")  # where every distribution mounts them, v1 or v2
 Counts = dict[str, float]
 
 # Envoy statistic -> our name; several may add up to one.
 _ENVOY = {
-    r"dns_filter\.mesh\.downstream_rx_queries": "dns_rx",
-    r"dns_filter\.mesh\.external_a+_record_queries": "dns_external",
-    r"http\.out_[\w-]+\.downstream_rq_completed": "listener_rq",
-    r"cluster\.(web|web-static|legacy)-(http|tls)\.upstream_cx_total": "cluster_cx",
-    r"cluster\.(web|web-static|legacy)-http\.upstream_rq_completed": "cluster_rq",
-    r"cluster\.(web|web-static|legacy)-http\.update_attempt": "cluster_resolutions",
-    r"cluster\.passthrough\.upstream_cx_total": "passthrough_cx",
-    r"cluster\.blackhole\.upstream_cx_total": "blackhole_cx",
+    r"dns_filter\.mesh\.downstream_rx_queries": "dnsproxy/queries",
+    r"dns_filter\.mesh\.external_a+_record_queries": "dnsproxy/forwarded",
+    r"listener\.0\.0\.0\.0_15001\.downstream_cx_total": "envoy/outbound_cx",
+    r"http\.out_[\w-]+\.downstream_rq_completed": "envoy/listener_rq",
+    r"cluster\.(web|web-static|legacy)-(http|tls)\.upstream_cx_total": "envoy/cluster_cx",
+    r"cluster\.(web|web-static|legacy)-http\.upstream_rq_completed": "envoy/cluster_rq",
+    r"cluster\.(web|web-static|legacy)-http\.update_attempt": "envoy/cluster_resolutions",
+    r"cluster\.passthrough\.upstream_cx_total": "envoy/passthrough_cx",
+    r"cluster\.passthrough\.upstream_cx_overflow": "envoy/passthrough_overflow",
+    r"tcp\.blackhole\.downstream_cx_total": "envoy/blackhole_cx",
 }
 _ENVOY_FILTER = "|".join(f"^{pattern}$" for pattern in _ENVOY).replace("+", "%2B").replace("|", "%7C")
 _INBOUND = "http.inbound.downstream_rq_completed"
@@ -43,7 +46,7 @@ class Usage:
     """CPU time spent and memory held by one container."""
 
     cpu_us: float
-    memory_bytes: int
+    memory_bytes: int | None  # None where the kernel counts none: Raspberry Pi OS switches it off
 
 
 class Reader:
@@ -59,48 +62,66 @@ class Reader:
             if c.status == "running" and not c.labels["com.docker.compose.service"].endswith("-observer")
         }
 
-    def counts(self, cell: Cell) -> Counts:
-        """All counters on this cell's path, as totals since the containers started."""
-        if cell.arm == "null":
-            return {}
-        client = topology.ARMS[cell.arm]
-        pod, shared = self._observers[client.pod], self._observers["observer"]
-        servers = self._servers(cell)
-        # Both are asked before either is awaited: they read at the same time.
-        pod.send({"op": "snapshot", "rules": True, "pages": [_envoy_page()] if client.sidecar else []})
-        shared.send({"op": "snapshot", "pages": [self._dnsdist, self._bind, *servers.values()]})
-        inside, _ = pod.receive(ASK_TIMEOUT_S)
-        outside, _ = shared.receive(ASK_TIMEOUT_S)
-        found: Counts = {f"pod/rule/{name}": count for name, count in inside["rules"].items()}
-        found["pod/conntrack/entries"] = inside["conntrack"]
-        if client.sidecar:
-            statistics = _envoy(_page(client.pod, inside["pages"][0]))
-            found |= {f"pod/envoy/{name}": count for name, count in statistics.items()}
-        return found | _outside(client.pod, ["dns-dnsdist", "dns-bind", *servers], outside["pages"])
+    def counts(self, *cells: Cell) -> list[Counts]:
+        """For each cell all counters on its path, as totals since the containers started; all read at one moment."""
+        measured = [cell for cell in cells if cell.arm != "null"]
+        servers = {name: page for cell in measured for name, page in self._servers(cell).items()}
+        pods = {topology.ARMS[cell.arm].pod: cell for cell in measured}
+        # Everybody is asked before anybody is awaited: they read at the same time.
+        for pod, cell in pods.items():
+            self._observers[pod].send(_question(cell))
+        if measured:
+            pages = [self._dnsdist, self._bind, *servers.values()]
+            self._observers["observer"].send({"op": "snapshot", "pages": pages})
+        inside = {pod: self._observers[pod].receive(ASK_TIMEOUT_S)[0] for pod in pods}
+        outside: dict[str, str] = {}
+        if measured:
+            names = ["dns-dnsdist", "dns-bind", *servers]
+            reply, _ = self._observers["observer"].receive(ASK_TIMEOUT_S)
+            outside = {name: _page(name, body) for name, body in zip(names, reply["pages"], strict=True)}
+        return [self._of(cell, inside, outside) if cell in measured else {} for cell in cells]
+
+    def _of(self, cell: Cell, inside: Mapping[str, Any], outside: Mapping[str, str]) -> Counts:
+        pod = topology.ARMS[cell.arm].pod
+        mine = {name: outside[name] for name in ("dns-dnsdist", "dns-bind", *self._servers(cell))}
+        return _inside(cell, inside[pod]) | _outside(pod, mine)
 
     def _servers(self, cell: Cell) -> dict[str, dict[str, Any]]:
         """Statistics pages of the replicas behind the cell's backend."""
-        if cell.backend == "none":
-            return {}
-        hosts = topology.BACKENDS[cell.backend].hosts
-        prefix = "legacy" if cell.backend == "plain" else "web"
+        service = topology.BACKENDS.get(cell.backend)
         pages: dict[str, dict[str, Any]] = {}
-        for number, host in enumerate(hosts, 1):
+        for replica, host in service.replicas.items() if service else ():
             base = f"http://{self._testbed.nets.pod(host)}"
-            pages[f"{prefix}-{number}/nginx"] = {"url": f"{base}:{topology.PORT_STATUS}/status"}
-            if prefix == "web":
+            pages[f"{replica}/nginx"] = {"url": f"{base}:{topology.PORT_STATUS}/status"}
+            if service and service.meshed:
                 stats = f"{base}:{topology.PORT_STATS}/stats?format=json&filter=^{_INBOUND}$"
-                pages[f"{prefix}-{number}/envoy"] = {"url": stats}
+                pages[f"{replica}/envoy"] = {"url": stats}
         return pages
 
     def usage(self, cell: Cell) -> dict[str, Usage]:
-        """CPU and memory of the containers on this cell's path."""
+        """CPU and memory of the containers on this cell's path; none where a sidecar comes and goes."""
+        if cell.answer != "none":
+            return {}
         return {service: group.read() for service, group in self._groups.items() if service in _on_path(cell)}
 
 
-def _outside(pod: str, names: list[str], pages: list[str | None]) -> Counts:
+def _question(cell: Cell) -> dict[str, Any]:
+    client = topology.ARMS[cell.arm]
+    return {"op": "snapshot", "rules": client.mechanism, "pages": list(_local_pages(cell).values())}
+
+
+def _inside(cell: Cell, reply: Mapping[str, Any]) -> Counts:
+    """Counters of the client's own pod."""
+    found: Counts = {f"pod/rule/{name}": count for name, count in reply["rules"].items()}
+    found["pod/conntrack/entries"] = reply["conntrack"]
+    for name, body in zip(_local_pages(cell), reply["pages"], strict=True):
+        for key, count in _LOCAL[name](_page(f"client-{cell.arm} {name}", body)).items():
+            found[f"pod/{key}"] = found.get(f"pod/{key}", 0) + count
+    return found
+
+
+def _outside(pod: str, bodies: dict[str, str]) -> Counts:
     """Counters of name servers and replicas, from their pages."""
-    bodies = {name: _page(name, body) for name, body in zip(names, pages, strict=True)}
     found = _dnsdist(json.loads(bodies.pop("dns-dnsdist")), pod) | _bind(json.loads(bodies.pop("dns-bind")))
     for name, body in bodies.items():
         key, count = _server(name, body)
@@ -113,12 +134,12 @@ def _on_path(cell: Cell) -> set[str]:
     if cell.arm == "null":
         return {"client-plain-app", "null-target"}
     pod = topology.ARMS[cell.arm].pod
-    path = {f"{pod}-app", f"{pod}-envoy", "dns-dnsdist", "dns-bind", "world-dns"}
-    if cell.backend == "plain":
-        return path | {f"legacy-{n}" for n in (1, 2, 3)}
-    if cell.backend != "none":
-        path |= {f"web-{n}-{part}" for n in (1, 2, 3) for part in ("app", "envoy")}
-    return path
+    path = {f"{pod}-app", f"{pod}-envoy", f"{pod}-dns", "dns-dnsdist", "dns-bind", "world-dns"}
+    service = topology.BACKENDS.get(cell.backend)
+    if service is None:
+        return path
+    parts = ("-app", "-envoy") if service.meshed else ("",)
+    return path | {f"{replica}{part}" for replica in service.replicas for part in parts}
 
 
 def difference(cell: Cell, before: Counts, after: Counts) -> Counts:
@@ -127,7 +148,7 @@ def difference(cell: Cell, before: Counts, after: Counts) -> Counts:
     if "pod/conntrack/entries" in after:
         result["pod/conntrack/entries"] = after["pod/conntrack/entries"]
     if "servers/nginx_rq" in result:  # each replica has also counted our own question
-        result["servers/nginx_rq"] -= len(topology.BACKENDS[cell.backend].hosts)
+        result["servers/nginx_rq"] -= len(topology.BACKENDS[cell.backend].replicas)
     return result
 
 
@@ -137,8 +158,20 @@ def _page(place: str, body: str | None) -> str:
     return body
 
 
-def _envoy_page() -> dict[str, Any]:
-    return {"url": f"http://127.0.0.1:{topology.PORT_ADMIN}/stats?format=json&filter={_ENVOY_FILTER}"}
+def _local_pages(cell: Cell) -> dict[str, dict[str, Any]]:
+    """What the pod's own proxies and its loader count, each a page on its loopback; none where they are taken down."""
+    client = topology.ARMS[cell.arm]
+    pages: dict[str, dict[str, Any]] = {}
+    base = "http://127.0.0.1"
+    if cell.sidecar != "up":
+        return pages
+    if client.sidecar:
+        pages["envoy"] = {"url": f"{base}:{topology.PORT_ADMIN}/stats?format=json&filter={_ENVOY_FILTER}"}
+    if client.dns == "agent":
+        pages["dnsproxy"] = {"url": f"{base}:{topology.PORT_DNS_METRICS}/metrics"}
+    if client.mechanism == "ebpf":
+        pages["loader"] = {"url": f"{base}:{topology.PORT_LOADER}/counters"}
+    return pages
 
 
 def _envoy(body: str) -> Counts:
@@ -148,6 +181,25 @@ def _envoy(body: str) -> Counts:
             if "value" in stat and re.fullmatch(pattern, stat["name"]):
                 found[name] = found.get(name, 0) + stat["value"]
     return found
+
+
+def _dnsproxy(body: str) -> Counts:
+    """Sums of the Prometheus counters of the DNS proxy: all queries, and those it asked upstream for."""
+    found: Counts = {"dnsproxy/queries": 0, "dnsproxy/forwarded": 0}
+    for line in body.splitlines():
+        if line.startswith("dns_requests_total"):
+            found["dnsproxy/queries"] += float(line.rsplit(" ", 1)[1])
+        elif line.startswith("dns_upstream_requests_total"):
+            found["dnsproxy/forwarded"] += float(line.rsplit(" ", 1)[1])
+    return found
+
+
+def _loader(body: str) -> Counts:
+    """The programs count what rules count elsewhere, by the same names."""
+    return {f"rule/{name}": count for name, count in json.loads(body)["counters"].items()}
+
+
+_LOCAL: dict[str, Callable[[str], Counts]] = {"envoy": _envoy, "dnsproxy": _dnsproxy, "loader": _loader}
 
 
 def _dnsdist(page: dict[str, Any], pod: str) -> Counts:
@@ -172,12 +224,12 @@ class _Group:
     """Files of one container's cgroup; v1 and v2 spell them differently."""
 
     cpu: Path
-    memory: Path
+    memory: Path | None
     version: int
 
     def read(self) -> Usage:
         try:
-            memory = int(self.memory.read_text())
+            memory = int(self.memory.read_text()) if self.memory else None
             if self.version == 1:
                 return Usage(int(self.cpu.read_text()) / 1000, memory)  # cpuacct.usage: nanoseconds
             fields = dict(line.split() for line in self.cpu.read_text().splitlines())
@@ -187,17 +239,23 @@ class _Group:
 
 
 def _cgroup(pid: int) -> _Group:
-    """The cgroup of a process, from the kernel's own list (cgroups(7))."""
-    root = Path("/sys/fs/cgroup")
+    """The cgroup of a process."""
     try:
-        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+        listing = Path(f"/proc/{pid}/cgroup").read_text()
     except OSError:
         raise errors.TestbedError(
             "the containers' processes are not visible here", place="/proc", step="run meshdns on the engine's machine"
         ) from None
-    paths = {name: path for _, names, path in (line.split(":", 2) for line in lines) for name in names.split(",")}
-    if "cpuacct" in paths:
-        cpu = root / "cpuacct" / paths["cpuacct"].lstrip("/") / "cpuacct.usage"
-        return _Group(cpu, root / "memory" / paths["memory"].lstrip("/") / "memory.usage_in_bytes", 1)
-    base = root / paths[""].lstrip("/")
-    return _Group(base / "cpu.stat", base / "memory.current", 2)
+    return _group(listing, CGROUPS)
+
+
+def _group(listing: str, root: Path) -> _Group:
+    """The files under `root` of the cgroups in `listing`, the kernel's own list for a process (cgroups(7))."""
+    lines = (line.split(":", 2) for line in listing.splitlines())
+    paths = {name: path.lstrip("/") for _, names, path in lines for name in names.split(",")}
+    if (root / "cgroup.controllers").exists():  # v2 is mounted; v1 hierarchies may be listed and mounted nowhere
+        cpu, memory, version = root / paths[""] / "cpu.stat", root / paths[""] / "memory.current", 2
+    else:
+        cpu = root / "cpuacct" / paths.get("cpuacct", "") / "cpuacct.usage"
+        memory, version = root / "memory" / paths.get("memory", "") / "memory.usage_in_bytes", 1
+    return _Group(cpu, memory if memory.exists() else None, version)

@@ -136,12 +136,18 @@ def root_filesystem(archive: Path) -> None:
         "--quiet",
         "--variant=minbase",
         "--include=ca-certificates",
-        *([f"--keyring={KEYRING}"] if KEYRING.exists() else []),
+        f"--keyring={KEYRING}",
         BASE_SUITE,
         str(archive),
         *([source] if source else []),
         timeout_s=INSTALL_TIMEOUT_S,
     )
+    if "NO_PUBKEY" in done.last_lines(20):  # Ubuntu 22.04's keys end with Debian 11
+        raise errors.EnvironmentProblem(
+            f"debian-archive-keyring here is older than the keys of Debian {BASE_SUITE}",
+            place=str(KEYRING),
+            step=f"make `docker pull debian:{BASE_SUITE}-slim` work, or install debian-archive-keyring 2023.3 or newer",
+        )
     _expect(done)
 
 

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Literal
 
 from harness import debian, engine, process
+from harness.mesh import topology
 
 State = Literal["ok", "missing", "warn"]
 
 _DISK_BYTES = 5 * 10**9  # images 1 GB, their build cache 1 GB, virtual environment 1 GB, and runs
 _MEMORY_BYTES = 3 * 10**9  # ten containers and a notebook kernel, measured below 2 GB
 _CPUS = 2  # on one, the client and the proxies it measures would take turns
-_SUBNETS = ("198.18.0.0/24", "198.19.0.0/24")  # pods and external world
+_NETS = topology.Nets()  # where nothing else is asked for
 _OWN_NETWORK = "meshdns"  # Compose prefixes its networks so; ours may of course be there
 _LAB_PORT = 8888
 _STEAL_SHARE = 0.01  # above it a p99 may be the neighbour's
@@ -41,13 +42,13 @@ class Finding:
     mend: str = ""  # the one command, or what to change
 
 
-def examine() -> list[Finding]:
-    """All findings, in the order in which they matter."""
+def examine(nets: topology.Nets = _NETS) -> list[Finding]:
+    """All findings, in the order in which they matter; `nets` are the networks that the testbed would take."""
     here = engine.look()
     return [
         _python(),
         *_engine(here),
-        *([_images(), *_subnets()] if here.server else []),
+        *([_images(), *_subnets(nets)] if here.server else []),
         _port(_LAB_PORT),
         _disk(),
         _memory(here),
@@ -94,8 +95,20 @@ def _engine(here: engine.Engine) -> Iterator[Finding]:
         elif here.client:  # without a docker command there is nothing to have plugins
             yield Finding(name, "ok", detail)
     if here.server:
-        rootless = ", rootless: rule counters may be out of reach" if here.rootless else ""
-        yield Finding("cgroup", "warn" if rootless else "ok", f"v{here.cgroup}{rootless}")
+        yield _cgroup(here)
+
+
+def _cgroup(here: engine.Engine) -> Finding:
+    effects = {"cpuset": "the client shares its CPU with what it measures", "memory": "no memory is recorded"}
+    lacks = [name for name in effects if name not in here.controllers]
+    words = ["rootless: rule counters may be out of reach"] if here.rootless else []
+    words += [f"no {name}: {effects[name]}" for name in lacks]
+    mend = ""
+    if lacks and here.rootless:  # systemd gives its users memory and pids only
+        mend = "put Delegate=cpu cpuset io memory pids into user@.service"
+    elif lacks:  # Raspberry Pi OS starts so
+        mend = f"boot with {' '.join(f'cgroup_enable={name}' for name in lacks)}"
+    return Finding("cgroup", "warn" if words else "ok", "; ".join([f"v{here.cgroup}", *words]), mend)
 
 
 def _images() -> Finding:
@@ -130,9 +143,12 @@ def host_routes(path: Path = Path("/proc/net/route")) -> list[str]:
     return routes
 
 
-def _subnets() -> list[Finding]:
+def _subnets(nets: topology.Nets) -> list[Finding]:
+    if problem := nets.problem():
+        mend = "export MESHDNS_PODS=198.18.7 MESHDNS_WORLD=198.19.7"
+        return [Finding("subnets", "missing", problem, mend)]
     taken = _networks()
-    return [_subnet(subnet, taken) for subnet in _SUBNETS]
+    return [_subnet(subnet, taken) for subnet in nets.cidrs()]
 
 
 def _subnet(subnet: str, taken: list[tuple[str, str]]) -> Finding:

@@ -27,7 +27,8 @@ Announce = Callable[[str], None]
 PROJECT = Path(__file__).resolve().parent.parent
 BASE_TAG = "meshdns/base:trixie"
 _REGISTRY_BASE = f"debian:{debian.BASE_SUITE}-slim"
-_IMAGE_SOURCES = ("compose/images", "harness/agent", "harness/observer")  # the build context: see .dockerignore
+# The build context: see .dockerignore.
+_IMAGE_SOURCES = ("compose/images", "harness/agent", "harness/observer", "harness/dnsproxy", "harness/interception")
 _OLDEST_ENGINE = (20, 10)  # the first with Compose v2's API and the build secrets we use
 
 _ASK_TIMEOUT_S = 20.0  # a healthy engine answers in 0.2 s; one that is loaded with builds may need seconds
@@ -41,6 +42,7 @@ _CA_BUNDLES = (
     "/etc/ssl/certs/ca-certificates.crt",  # Debian and kin
     "/etc/pki/tls/certs/ca-bundle.crt",  # Fedora and kin
 )
+_CONTROLLERS = {"cpuset": "CPUSet", "memory": "MemoryLimit"}  # cgroup controller: its flag in `docker info`
 _PROXY_VARIABLES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
 
@@ -53,6 +55,7 @@ class Engine:
     compose: str  # the CLI plugin, so always v2
     buildx: str
     cgroup: int  # 1 or 2; 0 without a server
+    controllers: frozenset[str]  # of "cpuset" and "memory", those it can give to containers
     storage: str  # storage driver
     kernel: str  # of the server: with Docker Desktop it is not the host's
     cpus: int
@@ -97,6 +100,7 @@ def look() -> Engine:
         compose=versions.get("compose", "").removeprefix("v"),
         buildx=versions.get("buildx", "").removeprefix("v"),
         cgroup=int(info.get("CgroupVersion") or (1 if server else 0)),  # 20.10 leaves it out on some systems
+        controllers=frozenset(name for name, flag in _CONTROLLERS.items() if info.get(flag)),
         storage=info.get("Driver") or "",
         kernel=info.get("KernelVersion") or "",
         cpus=info.get("NCPU") or 0,
@@ -251,14 +255,17 @@ def base_image(announce: Announce, tag: str = BASE_TAG) -> None:
 
 
 def _ensure_mmdebstrap(announce: Announce, pull: process.Finished) -> None:
-    if shutil.which("mmdebstrap"):
+    # Ubuntu does not know Debian's keys by itself.
+    there = {"mmdebstrap": shutil.which("mmdebstrap"), "debian-archive-keyring": debian.KEYRING.exists()}
+    packages = [name for name, found in there.items() if not found]
+    if not packages:
         return
     if not debian.distribution().can_install:
         raise errors.EnvironmentProblem(
             f"no base image: {pull.last_lines(1)}",
-            step=f"make `docker pull {_REGISTRY_BASE}` work, or install mmdebstrap, which builds it without a registry",
+            step=f"make `docker pull {_REGISTRY_BASE}` work, or install {' and '.join(packages)}: "
+            "mmdebstrap builds it without a registry",
         )
-    packages = ["mmdebstrap", "debian-archive-keyring"]  # Ubuntu does not know Debian's keys by itself
     announce(f"installing the distribution's packages: {' '.join(packages)}")
     debian.install(packages)
 

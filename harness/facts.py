@@ -43,7 +43,7 @@ def gather(bed: Testbed, observers: Mapping[str, Channel], clocks: Mapping[str, 
         "cpu_sets": {"client": client, "mesh": mesh},
         "networks": {"pods": bed.nets.pods, "world": bed.nets.world},
         "rules": {pod: channel.ask({"op": "loaded"}, ASK_TIMEOUT_S)[0]["text"] for pod, channel in observers.items()},
-        "envoy": {client.pod: _config_dump(observers[client.pod]) for client in topology.CLIENTS if client.sidecar},
+        "envoy": _config_dumps(bed, observers),
         "envoy_servers": json.loads((bed.state / "web-1" / "envoy.json").read_text()),
         "dns": {path: _public(bed, path) for path in _DNS_FILES},
     }
@@ -63,6 +63,15 @@ def _public(bed: Testbed, path: str) -> str:
     """A configuration file without this testbed's passwords."""
     keys = bed.keys()
     return (bed.state / path).read_text().replace(keys.console_key, "…").replace(keys.web_password, "…")
+
+
+def _config_dumps(bed: Testbed, observers: Mapping[str, Channel]) -> dict[str, Any]:
+    """By pod; of those configured alike the first."""
+    alike: dict[object, str] = {}
+    for client in bed.clients():
+        if client.sidecar:
+            alike.setdefault((client.dns, client.guarded, client.mechanism == "tproxy"), client.pod)
+    return {pod: _config_dump(observers[pod]) for pod in alike.values()}
 
 
 def _config_dump(observer: Channel) -> Any:

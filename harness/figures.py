@@ -42,6 +42,11 @@ LOOKS = {
     "plain-aa": Look("#666666", "s"),
     "mode1": Look("#D55E00", "^"),
     "mode2-envoy": Look("#0072B2", "D"),
+    # Lighter or darker than theirs where two would be one grey.
+    "mode2-agent": Look("#009E73", "P"),
+    "nftables": Look("#F0A800", ">"),
+    "tproxy": Look("#742C5B", "X"),
+    "ebpf": Look("#3FA0DA", "*"),
 }
 OTHER = Look("#444444", "o")
 # Phases and containers are told apart by lightness and hatch: colour is taken.
@@ -161,8 +166,8 @@ def delays(table: pd.DataFrame, found: stats.BreakEven | None = None) -> Axes:
     table = table[table["blocks"] > 0]
     with _axes(3.4) as ax:
         added = table["delay, ms"].to_numpy(dtype=float)
-        each = [row.absolute for row in table["mode2-envoy minus plain"]]
-        style = look("mode2-envoy")
+        each = [row.absolute for row in table["mode 2 minus plain"]]
+        style = look("mode2-agent")
         scale = units.NS_PER_MS
         for x, values in zip(added, table["values"], strict=True):
             ax.scatter(np.full(len(values), x), values / scale, s=9, color=style.colour, alpha=0.45, linewidths=0)
@@ -228,6 +233,45 @@ def differences(table: pd.DataFrame, floor: stats.NoiseFloor | None, label: str 
             ax.set_xlim(min(*ends, 0) - 0.08 * span, max(*ends, 0) + 0.08 * span)
         ax.set_xlabel(f"{label} (grey: noise floor)" if floor is not None else label)
         return ax
+
+
+def contrasts(table: pd.DataFrame, column: str, label: str) -> Axes:
+    """A row per measure, mechanisms side by side: paired differences; grey is what equal arms differ by there."""
+    measures = list(dict.fromkeys(table["measure"]))
+    arms = [arm for arm in LOOKS if arm in set(table["arm"])]
+    with _axes(1.3 + (0.16 + 0.19 * len(arms)) * max(len(measures), 1)) as ax:
+        if not measures:
+            ax.set_axis_off()
+            ax.set_title("not measured in this run")
+            return ax
+        floors = table.groupby("measure", sort=False)["noise floor, µs"].first().fillna(0)
+        ax.barh(range(len(measures)), 2 * floors, left=-floors, height=0.94, color="#dddddd", zorder=0)
+        ax.axvline(0, color="#222222", linewidth=1)
+        for row in table.to_dict("records"):
+            y = measures.index(row["measure"]) + 0.8 / len(arms) * (arms.index(row["arm"]) - (len(arms) - 1) / 2)
+            _mark(ax, y, row[column].absolute, row["arm"], row["values"], spread=0.07)
+        _rows(ax, measures)
+        ax.set_xlabel(f"{label}, µs (grey: noise floor)" + _around_zero(ax, table, column, floors))
+        shown = table.drop_duplicates("arm").set_index("arm")["mechanism"]
+        handles = _arm_handles(arms)
+        for handle, arm in zip(handles, arms, strict=True):
+            handle.set_label(str(shown[arm]))
+        ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(arms), handletextpad=0.3)
+        return ax
+
+
+def _around_zero(ax: Axes, table: pd.DataFrame, column: str, floors: pd.Series[float]) -> str:
+    """An axis that holds zero, the floors, the intervals and the bulk of drawn blocks; what to say of the rest."""
+    drawn = [_us(each) for each in table["values"] if len(each) < VISIBLE_BLOCKS]
+    ends = [_us([each.absolute.low, each.absolute.estimate, each.absolute.high]) for each in table[column]]
+    bulk = [np.quantile(each, (0.1, 0.9)) for each in drawn]
+    known = np.concatenate([[0.0, -floors.max(), floors.max()], *ends, *bulk])
+    known = known[np.isfinite(known)]
+    room = 0.05 * float(np.ptp(known)) or 1.0
+    left, right = known.min() - room, known.max() + room
+    ax.set_xlim(left, right)
+    beyond = sum(int(((each < left) | (each > right)).sum()) for each in drawn)
+    return f"\n{beyond} of the blocks beyond the axis" if beyond else ""
 
 
 def residuals(table: pd.DataFrame) -> Axes:

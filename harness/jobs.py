@@ -52,7 +52,10 @@ def _lookup(cell: Cell, nets: topology.Nets) -> dict[str, Any]:
     if cell.arm == "null":
         name = NULL_NAME.format(delay=cell.null_delay_us)
         return {"wire": names.wire(name, cell.qtype, cell.ndots), "resolver": [nets.pod(topology.NULL_HOST), 53]}
-    name = names.application_name(cell.name_kind, service_of(cell))
+    if cell.answer != "none":
+        name = f"{topology.answer_name(cell.answer, topology.ARMS[cell.arm])}."
+    else:
+        name = names.application_name(cell.name_kind, service_of(cell))
     if cell.lookup == "getaddrinfo":
         return {"name": name, "family": {"A": "inet", "AAAA": "inet6", "A+AAAA": "unspec"}[cell.qtype]}
     if cell.lookup == "wire":
@@ -64,6 +67,8 @@ def _request(cell: Cell, nets: topology.Nets) -> dict[str, Any]:
     service = service_of(cell)
     direct = cell.lookup == "none"  # the arm ip names a pod, and so the container's own port
     port = (8443 if cell.tls else 8080) if direct else (443 if cell.tls else 80)
+    if cell.answer != "none":
+        port = topology.ANSWERS[cell.answer].port
     # A one-off request says so, as one-off clients do; the server then closes first and keeps the port's TIME_WAIT.
     close = "Connection: close\r\n" if cell.connection == "new" else ""
     head = f"GET /bytes/{cell.body_bytes} HTTP/1.1\r\nHost: {service.fqdn}\r\nUser-Agent: meshdns\r\n{close}\r\n"

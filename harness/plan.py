@@ -44,6 +44,14 @@ class Cell:
     tool: str = "agent"
     null_delay_us: float = 0.0
     tls: bool = False
+    extra_rules: int = 0  # that match nothing, before those that capture
+    answer: str = "none"  # what the name is answered with, where that is the question
+    intercepted: bool = True
+    sidecar: str = "up"
+
+    def state(self) -> tuple[str, int, bool, str]:
+        """What must be brought about in the pod before this cell can be measured."""
+        return self.arm if self.answer != "none" else "", self.extra_rules, self.intercepted, self.sidecar
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,10 @@ class Experiment:
     tool: tuple[str, ...] = ("agent",)
     null_delay_us: tuple[float, ...] = (0.0,)
     tls: tuple[bool, ...] = (False,)
+    extra_rules: tuple[int, ...] = (0,)
+    answer: tuple[str, ...] = ("none",)
+    intercepted: tuple[bool, ...] = (True,)
+    sidecar: tuple[str, ...] = ("up",)
     count: int = 200
     warmup: int = 20
     timeout_ms: int = 2000
@@ -119,8 +131,8 @@ class Plan:
         """The trials of one block, in the order in which they run.
 
         Cells with the same upstream delay stand together, since changing it disturbs most, and so do those of one
-        experiment, since a machine's noise changes within a second and what is compared should share it. The order of
-        the delays, of the experiments, and of the cells of each is random.
+        experiment, since a machine's noise changes within a second and what is compared should share it; within it,
+        cells that need the same state of a pod. The order of all of these, and of the cells of each, is random.
         """
         rng = random.Random(f"{self.seed}/{number}")  # noqa: S311  an experiment's order, not a secret
         trials = [
@@ -134,7 +146,27 @@ class Plan:
         rng.shuffle(delays)
         names = sorted({trial.cell.experiment for trial in trials})
         rng.shuffle(names)
-        return sorted(trials, key=lambda t: (delays.index(t.cell.dns_delay_ms), names.index(t.cell.experiment)))
+        states = sorted({trial.cell.state() for trial in trials})
+        rng.shuffle(states)
+        return sorted(
+            trials,
+            key=lambda t: (
+                delays.index(t.cell.dns_delay_ms),
+                names.index(t.cell.experiment),
+                states.index(t.cell.state()),
+            ),
+        )
+
+    def whole(self) -> bool:
+        """Whether pods are needed that are not part of every testbed."""
+        cells = [cell for experiment in self.experiments for cell in experiment.cells()]
+        arms = {cell.arm for cell in cells} - {"null"}
+        replicas = {
+            name for cell in cells if cell.backend != "none" for name in topology.BACKENDS[cell.backend].replicas
+        }
+        return any(not topology.ARMS[arm].core for arm in arms) or any(
+            not server.core and server.pod in replicas for server in topology.MESHED
+        )
 
     def seconds(self) -> float:
         """Expected duration of all load."""
@@ -158,6 +190,8 @@ ALLOWED: dict[str, tuple[Any, ...]] = {
     "wait": ("spin", "block"),
     "tool": ("agent", "h2load", "dnsperf"),
     "body_bytes": BODY_SIZES,
+    "answer": (*topology.ANSWERS, "none"),
+    "sidecar": ("up", "down"),
     "ndots": tuple(range(16)),  # resolv.conf(5): capped at 15
 }
 BOUNDS: dict[str, tuple[float, float]] = {
@@ -165,6 +199,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "concurrency": (1, 1000),
     "dns_delay_ms": (0, 1000),
     "null_delay_us": (0, 10_000),
+    "extra_rules": (0, 10_000),
     "count": (1, 1_000_000),
     "warmup": (0, 100_000),
     "timeout_ms": (1, 60_000),
@@ -245,10 +280,27 @@ def _measurable(place: str, cell: Cell) -> None:
         (cell.lookup == "none" or not request or "A" in cell.qtype.split("+"), "a request needs an IPv4 address: A"),
         (arm == "null" or cell.null_delay_us == 0, "null_delay_us belongs to the arm null"),
         (cell.tool == "agent" or cell.arrival == "closed", "other rulers run closed loops"),
+        (not cell.backend.startswith("in-") or arm == "ip", "one replica alone is called by its address: arm ip"),
+        *_pod_checks(cell),
     ]
     for holds, rule in checks:
         if not holds:
             raise _refuse(f"{place} {cell.arm}", rule, "change the factor or split the experiment")
+
+
+def _pod_checks(cell: Cell) -> list[tuple[bool, str]]:
+    """Rules for what is done to a pod, as (holds, rule)."""
+    client = topology.ARMS.get(cell.arm)
+    asked = cell.answer != "none"
+    return [
+        (not asked or cell.arm in topology.ANSWERING, f"answers are tried in {' and '.join(topology.ANSWERING)}"),
+        (
+            not asked or (cell.kind == "request" and cell.connection == "new" and cell.lookup == "wire"),
+            "an answer is tried by kind request, connection new, lookup wire",
+        ),
+        (asked or (cell.intercepted and cell.sidecar == "up"), "only trials of answers take a pod's sidecar away"),
+        (cell.extra_rules == 0 or (client is not None and client.sidecar), "extra_rules need an arm that captures"),
+    ]
 
 
 def parse(text: str, place: str) -> Plan:

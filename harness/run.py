@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import json
 import secrets
 import time
 from collections.abc import Iterator, Mapping
@@ -19,8 +20,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from harness import capture, counters, errors, facts, jobs, plan, rulers, samples, store, validity
+from harness import capture, counters, errors, facts, jobs, plan, rulers, samples, store, trace, validity
 from harness.channel import Channel
+from harness.conditions import Conditions
 from harness.mesh import topology
 from harness.plan import Cell, Plan, Trial
 from harness.progress import Progress
@@ -28,6 +30,9 @@ from harness.testbed import Testbed
 
 AGENT = ["python3", "-m", "agent"]
 ANSWER_SLACK_S = 30  # beyond the load's own limit: sending the columns through the engine
+_MODES = {"mode1", "mode2-agent"}  # traced whatever the plan asks: their paths are what the two modes are
+TRACED = f"http://{topology.WEB.name}/bytes/1024"  # as a neighbour asks; both sidecars, where there are any
+CONFORMANCE_TIMEOUT_S = 60  # some fifty questions, most answered at once
 ATTEMPTS = 3  # measurements of one cell in one block, until one is valid
 OVERHEAD_S = 0.04  # of a trial beside its load, for the expected duration: readings before and after
 
@@ -47,20 +52,63 @@ def execute(what: Plan, bed: Testbed, root: Path, progress: Progress, resume: Pa
         observers = stack.enter_context(bed.observers())
         agents = stack.enter_context(Agents(bed))
         clocks = {"plain": _clock(agents.of("plain", 5))}
+        refused = _refused(bed)
         known = facts.gather(bed, observers, clocks)
+        known |= {"traces": _traces(bed, observers, agents, what, refused), "refused": refused}
+        known["conformance"] = _conformance(bed, what)
         writer = _resumed(resume, what, known) if resume else store.create(root, _header(what, known))
-        session = Session(bed, agents, observers, counters.Reader(bed, observers), progress)
+        conditions = stack.enter_context(Conditions(bed, observers))
+        reader = counters.Reader(bed, observers)
+        session = Session(bed, agents, observers, reader, conditions, progress=progress)
         for number in writer.missing():
             started = _now()
-            measured = list(_block(session, what, number))
+            measured = list(_block(session, what, number, refused))
             table = pa.concat_tables([one.table for one in measured]).unify_dictionaries()
             writer.write_block(number, table, [one.record for one in measured], started)
             invalid = [one for one in measured if not one.record.valid]
             writer.log(f"block {number}: {len(measured)} trials, {len(invalid)} invalid")
             for one in invalid:
                 writer.log(f"block {number} cell {one.record.cell}: {'; '.join(one.record.reasons)}")
-        session.settle()
-    return writer.finish(_now())
+        closing = {"resolutions": _resolutions(reader)}
+    return writer.finish(_now(), closing)
+
+
+def _refused(bed: Testbed) -> dict[str, str]:
+    """Arms and backends whose way of capturing is not allowed on this machine -> why."""
+    pods = bed.refusals()
+    arms = {client.arm: pods[client.pod] for client in bed.clients() if client.pod in pods}
+    return arms | {each.backend: pods[each.name] for each in topology.INBOUND if each.name in pods}
+
+
+def _traces(
+    bed: Testbed, observers: Mapping[str, Channel], agents: Agents, what: Plan, refused: Mapping[str, str]
+) -> dict[str, Any]:
+    """One request of each arm that resolves names, observed at every hop: arm -> trace."""
+    arms = {cell.arm for experiment in what.experiments for cell in experiment.cells()}
+    return {
+        client.arm: trace.observe(bed, observers, agents.of(client.arm, 5), client.arm, TRACED).to_json()
+        for client in bed.clients()
+        if client.arm in arms | _MODES and client.arm not in ("ip", "plain-aa", *topology.ANSWERING, *refused)
+    }
+
+
+def _resolutions(reader: counters.Reader) -> dict[str, Any]:
+    """How often the sidecar of mode 1 has resolved endpoints since its start, by its own count and by the rules'."""
+    (counts,) = reader.counts(Cell("closing", "mode1"))
+    names = {"attempts": "pod/envoy/cluster_resolutions", "queries": "pod/rule/dns_proxy"}
+    return {"mode1": {name: counts[key] for name, key in names.items()}}
+
+
+def _conformance(bed: Testbed, what: Plan) -> dict[str, Any]:
+    """How the DNS proxies of mode 2 answer the conformance suite, asked as an application asks: arm -> rows."""
+    arms = {cell.arm for experiment in what.experiments for cell in experiment.cells()}
+    suite = ["python3", "-m", "dnsproxy.conformance", "--world", "/state/world.json"]
+    suite += ["--server", f"{topology.DNS_CLUSTER_IP}:53", "--timeout-s", "1"]
+    return {
+        client.arm: json.loads(bed.within(client.pod, "dnsproxy", suite, CONFORMANCE_TIMEOUT_S))
+        for client in bed.clients()
+        if client.arm in arms and client.dns_proxy and client.mechanism == "iptables"
+    }
 
 
 def _clock(agent: Channel) -> dict[str, Any]:
@@ -77,15 +125,16 @@ def _clock(agent: Channel) -> dict[str, Any]:
     }
 
 
-def _block(session: Session, what: Plan, number: int) -> Iterator[Measured]:
+def _block(session: Session, what: Plan, number: int, refused: Mapping[str, str]) -> Iterator[Measured]:
     """Every trial of a block, an invalid one measured again at once: what disturbed it seldom lasts.
 
     The rule is the same whatever the reason, and the invalid ones are kept beside the valid one.
     """
     index = 0
-    for trial in what.block(number):
+    trials = [t for t in what.block(number) if not {t.cell.arm, t.cell.backend} & refused.keys()]
+    for trial, following in zip(trials, [*(t.cell for t in trials[1:]), None], strict=True):
         for _ in range(ATTEMPTS):
-            measured = session.trial(index, trial, _seed(what, number, index))
+            measured = session.trial(index, trial, _seed(what, number, index), following)
             index += 1
             yield measured
             if measured.record.valid:
@@ -162,7 +211,7 @@ class _Load:
 
 
 class Session:
-    """Runs trials one after the other, and remembers the condition the name server is in."""
+    """Runs trials one after the other."""
 
     def __init__(
         self,
@@ -170,22 +219,34 @@ class Session:
         agents: Agents,
         observers: Mapping[str, Channel],
         reader: counters.Reader,
+        conditions: Conditions,
+        *,
         progress: Progress,
     ) -> None:
         self._bed, self._agents, self._observers = bed, agents, observers
-        self._reader, self._progress = reader, progress
-        self._delay_ms = -1.0  # unknown: a resumed run may find any
+        self._reader, self._conditions, self._progress = reader, conditions, progress
         self._medians: dict[str, float] = {}
+        self._read: dict[Cell, counters.Counts] = {}  # at the end of the last trial, for it and for the one to follow
 
-    def trial(self, index: int, trial: Trial, seed: int) -> Measured:
-        """One trial, measured and judged."""
+    def trial(self, index: int, trial: Trial, seed: int, following: Cell | None = None) -> Measured:
+        """One trial, measured and judged.
+
+        Counters of the cell to follow are read together with the last ones of this one, to lose no time between them.
+        """
         cell = trial.cell
         self._progress.doing(f"{cell.experiment} {cell.arm}")
-        self._set_delay(cell.dns_delay_ms)
-        started_ns = time.monotonic_ns()
-        before, used_before = self._reader.counts(cell), self._reader.usage(cell)
+        changed = self._conditions.prepare(cell)
+        before = self._read.get(cell, {})
+        if changed or cell not in self._read:
+            (before,) = self._reader.counts(cell)
+        started_ns, used_before = time.monotonic_ns(), self._reader.usage(cell)
         load = self._load(index, trial, seed)
-        used, after = self._reader.usage(cell), self._reader.counts(cell)
+        used = self._reader.usage(cell)
+        # A pod whose sidecar comes and goes is read on its own.
+        alone = following is None or following == cell or cell.answer != "none" or following.answer != "none"
+        read = [cell] if alone or following is None else [cell, following]
+        self._read = dict(zip(read, self._reader.counts(*read), strict=True))
+        after = self._read[cell]
         counts = counters.difference(cell, before, after)
         reasons = validity.reasons(trial, load.table, counts, load.agent, self._bed.nets)
         record = samples.CellRecord(
@@ -196,22 +257,13 @@ class Session:
             offered=trial.count,
             started_ns=started_ns,
             wall_s=_wall_s(load.table),
-            counters=counts,
+            counters={name: count for name, count in counts.items() if count},
             cpu_us={name: round(use.cpu_us - used_before[name].cpu_us, 1) for name, use in used.items()},
-            memory_bytes={name: use.memory_bytes for name, use in used.items()},
+            memory_bytes={name: use.memory_bytes for name, use in used.items() if use.memory_bytes is not None},
             agent=load.agent,
         )
         self._progress.advance(trial.seconds() + OVERHEAD_S, self._note(cell, load.table))
         return Measured(load.table, record)
-
-    def settle(self) -> None:
-        """The name server is left as it was found."""
-        self._set_delay(0.0)
-
-    def _set_delay(self, delay_ms: float) -> None:
-        if delay_ms != self._delay_ms:
-            self._bed.set_dns_delay(delay_ms)
-            self._delay_ms = delay_ms
 
     def _load(self, index: int, trial: Trial, seed: int) -> _Load:
         cell = trial.cell
@@ -234,13 +286,13 @@ class Session:
         # The calibration target is asked from the plain pod.
         client = topology.ARMS["plain" if trial.cell.arm == "null" else trial.cell.arm]
         observer = self._observers[client.pod]
-        observer.ask({"op": "capture", "interface": "eth0", "ports": [53, 8080, 8443]}, ANSWER_SLACK_S)
+        observer.ask({"op": "capture", "interfaces": ["eth0"], "ports": [53, 8080, 8443]}, ANSWER_SLACK_S)
         captured = _Capture(self._bed.nets.pod(client.host))
         try:
             yield captured
         finally:
             reply, _ = observer.ask({"op": "captured"}, ANSWER_SLACK_S)
-            captured.pcap = base64.b64decode(reply["pcap"])
+            captured.pcap = base64.b64decode(reply["pcap"]["eth0"])
 
     def _note(self, cell: Cell, table: pa.Table) -> str:
         """Live medians of the headline experiments, by arm."""

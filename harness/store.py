@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -117,14 +117,14 @@ class RunWriter:
         _write(parquet, _parquet_bytes(table))
         _write(record, encoded)  # last: the block exists from here on
 
-    def finish(self, finished: str) -> Path:
-        """The folder has its final name; refused while blocks are missing."""
+    def finish(self, finished: str, closing: Mapping[str, Any] | None = None) -> Path:
+        """The folder has its final name; refused while blocks are missing. `closing`: facts known only at the end."""
         if missing := self.missing():
             raise errors.DataError(f"lacks {_listed(missing)}", place=str(self.path), step="resume the run first")
         final = self.path.with_name(self.header.name)
         if final.exists():
             raise errors.DataError("exists already; runs are never overwritten", place=str(final), step="move it away")
-        self.header = replace(self.header, finished=finished)
+        self.header = replace(self.header, finished=finished, facts={**self.header.facts, **(closing or {})})
         _write(self.path / "run.json", _json_bytes(self.header.to_json(), self.path / "run.json"))
         with _storage(final):
             self.path.rename(final)

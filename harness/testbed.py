@@ -34,6 +34,7 @@ COMPOSE = ROOT / "compose"
 STATE = ROOT / ".meshdns" / "state"
 READY_TIMEOUT_S = 60  # proxies and name servers answer within a few seconds of their start
 UP_TIMEOUT_S = 300
+REFUSED = 3  # exit code of a loader whose mechanism is not allowed here
 DOWN_TIMEOUT_S = 180
 Announce = Callable[[str], None]
 
@@ -57,6 +58,12 @@ def cpu_sets() -> tuple[str, str]:
     return str(cpus[-1]), ",".join(map(str, cpus[:-1]))
 
 
+def _cgroup2() -> str:
+    """Where the cgroup 2 tree is mounted; beside version 1 it is not at the usual place (proc(5), mounts)."""
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    return next((fields[1] for fields in mounts if fields[2] == "cgroup2"), "/sys/fs/cgroup")
+
+
 @dataclass
 class Testbed:
     """Containers of one Compose project on this machine's engine."""
@@ -67,6 +74,7 @@ class Testbed:
     nets: topology.Nets = field(default_factory=topology.Nets)
     project: str = PROJECT
     state: Path = STATE
+    whole: bool = False  # also the pods that only some plans need
     _client: docker.DockerClient | None = None
     _lock: IO[str] | None = None
 
@@ -110,13 +118,29 @@ class Testbed:
     # -- up and down -----------------------------------------------------------------------------------------------
 
     def is_up(self) -> bool:
-        """Every container of the project runs, or is an init container that succeeded, in the state we would render."""
+        """Every container wanted runs, or is an init container that succeeded, in the state we would render.
+
+        More pods than wanted are idle, and in nobody's way.
+        """
         found = self.containers()
-        if not found or len(found) != len(self._services()) or not self._state_is_current():
+        there = {c.labels["com.docker.compose.service"] for c in found}
+        if not found or not set(self._services()) <= there or not self._state_is_current():
             return False
-        return all(
-            c.status == "running" or (_is_init(c) and c.attrs["State"]["ExitCode"] == 0) for c in map(_reloaded, found)
-        )
+        return all(c.status == "running" or _is_done(c) or _is_refused(c) for c in map(_reloaded, found))
+
+    def refusals(self) -> dict[str, str]:
+        """Pods whose way of capturing this kernel or engine does not allow -> why, in the loader's words."""
+        found: dict[str, str] = {}
+        for container in map(_reloaded, self.containers()):
+            if _is_refused(container):
+                lines = container.logs(tail=1).decode(errors="replace").strip().splitlines()
+                service = container.labels["com.docker.compose.service"]
+                found[service.removesuffix("-loader")] = lines[-1] if lines else "no reason given"
+        return found
+
+    def clients(self) -> list[topology.ClientPod]:
+        """The client pods that are wanted."""
+        return [client for client in topology.CLIENTS if client.core or self.whole]
 
     def up(self, announce: Announce) -> None:
         """Every pod is up and every proxy and name server answers. Raises EnvironmentProblem or TestbedError.
@@ -158,17 +182,23 @@ class Testbed:
                 place=self.project,
                 step=f"try `docker rm -f $(docker ps -aq --filter label=com.docker.compose.project={self.project})`",
             )
+        for left in self.containers():  # observers that were attached when their run was killed
+            with contextlib.suppress(docker.errors.DockerException):
+                left.remove(force=True)
         shutil.rmtree(self.state, ignore_errors=True)
 
     def _compose(self, *arguments: str) -> tuple[str, ...]:
-        return ("docker", "compose", "-p", self.project, "-f", str(COMPOSE / "compose.yaml"), *arguments)
+        rendered = self.state / "compose.yaml"
+        file = rendered if rendered.exists() else COMPOSE / "compose.yaml"
+        where = ("--project-directory", str(COMPOSE), "-f", str(file))
+        return ("docker", "compose", "-p", self.project, *where, *arguments)
 
     def _environment(self, partial: bool = False) -> dict[str, str]:
         client, mesh = cpu_sets()
         images = {f"MESHDNS_IMAGE_{name.upper()}": tag for name, tag in self.images.items()}
         if partial:  # `down` needs no image, but Compose wants every variable
             images = {
-                f"MESHDNS_IMAGE_{name}": "none" for name in ("WEB", "OBSERVER", "CLIENT", "ENVOY", "DNS")
+                f"MESHDNS_IMAGE_{name}": "none" for name in ("WEB", "OBSERVER", "CLIENT", "ENVOY", "DNS", "DNSPROXY")
             } | images
         return {
             "MESHDNS_STATE": str(self.state),
@@ -176,6 +206,7 @@ class Testbed:
             "MESHDNS_WORLD": self.nets.world,
             "MESHDNS_CPU_CLIENT": client,
             "MESHDNS_CPU_MESH": mesh,
+            "MESHDNS_CGROUP2": _cgroup2(),
             "MESHDNS_CPU_ALL": ",".join(dict.fromkeys((client, *mesh.split(",")))),
             **images,
         }
@@ -196,7 +227,7 @@ class Testbed:
         raise errors.TestbedError(f"Compose failed: {done.last_lines(1)}", place="compose/compose.yaml")
 
     def _services(self) -> list[str]:
-        return list(yaml.safe_load((COMPOSE / "compose.yaml").read_text())["services"])
+        return list(yaml.safe_load(rendering.composition(COMPOSE, whole=self.whole))["services"])
 
     # -- rendered state --------------------------------------------------------------------------------------------
 
@@ -207,7 +238,7 @@ class Testbed:
     def _render(self) -> None:
         keys = rendering.new_secrets()
         shutil.rmtree(self.state, ignore_errors=True)
-        for path, content in rendering.files(COMPOSE, self.nets, keys).items():
+        for path, content in rendering.files(COMPOSE, self.nets, keys, whole=self.whole).items():
             target = self.state / path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(content)
@@ -215,11 +246,13 @@ class Testbed:
         secret.touch(mode=0o600)
         secret.write_text(json.dumps({"console_key": keys.console_key, "web_password": keys.web_password}))
         (self.state / "environment.json").write_text(json.dumps(self._environment()))
+        (self.state / "whole.json").write_text(json.dumps(self.whole))
 
     def _state_is_current(self) -> bool:
         """What is mounted equals what we would render now, and the images are the same."""
         try:
-            rendered = rendering.files(COMPOSE, self.nets, self.keys())
+            whole = bool(json.loads((self.state / "whole.json").read_text()))
+            rendered = rendering.files(COMPOSE, self.nets, self.keys(), whole=whole)
             same = json.loads((self.state / "environment.json").read_text()) == self._environment()
             return same and all((self.state / path).read_text() == text for path, text in rendered.items())
         except (OSError, ValueError, TypeError):
@@ -282,18 +315,23 @@ class Testbed:
     def _not_ready(self, observers: Mapping[str, Channel]) -> dict[str, str]:
         """Services that do not answer, each with what is wrong."""
         waiting: dict[str, str] = {}
+        refused = self.refusals()
         for container in map(_reloaded, self.containers()):
             service, state = container.labels["com.docker.compose.service"], container.attrs["State"]
-            if state["Status"] == "exited" and (not _is_init(container) or state["ExitCode"] != 0):
+            if state["Status"] == "exited" and not _is_done(container) and not _is_refused(container):
                 raise errors.TestbedError(
                     f"the container ended with code {state['ExitCode']}", place=service, step=self._last_words(service)
                 )
         for service, (pod, page) in self._probes().items():
+            if any(service.startswith(f"{each}-") for each in refused):
+                continue
             reply, _ = observers[pod].ask({"op": "snapshot", "pages": [page]}, timeout_s=15)
             if reply["pages"][0] is None:
                 waiting[service] = "does not answer"
-        for client in topology.CLIENTS:
-            if client.sidecar and f"{client.pod}-envoy" not in waiting and self._endpoints(observers, client.pod) < 3:
+        for client in self.clients():
+            if not client.sidecar or client.pod in refused or f"{client.pod}-envoy" in waiting:
+                continue
+            if self._endpoints(observers, client.pod) < 3:
                 waiting[f"{client.pod}-envoy"] = "has not resolved its endpoints"
         return waiting
 
@@ -307,19 +345,17 @@ class Testbed:
     def _probes(self) -> dict[str, tuple[str, dict[str, Any]]]:
         """Service -> (who asks, page): what must answer before anything is measured."""
         probes: dict[str, tuple[str, dict[str, Any]]] = {}
-        for client in topology.CLIENTS:
-            if client.sidecar:
-                ready = {"url": f"http://127.0.0.1:{topology.PORT_ADMIN}/ready", "timeout_s": 1}
-                probes[f"{client.pod}-envoy"] = (client.pod, ready)
-        for number, host in enumerate(topology.MESHED_HOSTS, 1):
-            base = f"http://{self.nets.pod(host)}"
+        for client in self.clients():
+            probes |= {name: (client.pod, page) for name, page in _own_probes(client).items()}
+        for server in (each for each in topology.MESHED if each.core or self.whole):
+            base = f"http://{self.nets.pod(server.host)}"
             stats = {"url": f"{base}:{topology.PORT_STATS}/stats?filter=^server.live$", "timeout_s": 1}
-            probes[f"web-{number}-envoy"] = ("observer", stats)
+            probes[f"{server.pod}-envoy"] = ("observer", stats)
             status = {"url": f"{base}:{topology.PORT_STATUS}/status", "timeout_s": 1}
-            probes[f"web-{number}-app"] = ("observer", status)
-        for number, host in enumerate(topology.PLAIN_HOSTS, 1):
+            probes[f"{server.pod}-app"] = ("observer", status)
+        for pod, host in topology.LEGACY_PODS.items():
             status = {"url": f"http://{self.nets.pod(host)}:{topology.PORT_STATUS}/status", "timeout_s": 1}
-            probes[f"legacy-{number}"] = ("observer", status)
+            probes[pod] = ("observer", status)
         probes["dns-bind"] = ("observer", self.bind_page())
         probes["dns-dnsdist"] = ("observer", self.dnsdist_page())
         return probes
@@ -346,12 +382,63 @@ class Testbed:
     @contextlib.contextmanager
     def observers(self) -> Iterator[dict[str, Channel]]:
         """A channel to every observer: by client pod name, and `observer` for servers and name servers."""
-        services = {client.pod: f"{client.pod}-observer" for client in topology.CLIENTS} | {"observer": "observer"}
+        services = {client.pod: f"{client.pod}-observer" for client in self.clients()} | {"observer": "observer"}
         with contextlib.ExitStack() as stack:
             yield {
                 key: stack.enter_context(self.channel(service, ["python3", "-m", "observer"]))
                 for key, service in services.items()
             }
+
+    @contextlib.contextmanager
+    def attached(self, pod: str) -> Iterator[Channel]:
+        """A channel to an observer that joins a pod's namespaces for a while. Raises TestbedError."""
+        name = f"{self.project}-{pod}-attached-{os.getpid()}"
+        # Reading rule counters and connection tracking; capturing packets.
+        joined = self._joined(pod, "observer", ["sleep", "infinity"], name=name, cap_add=["NET_ADMIN", "NET_RAW"])
+        try:
+            with Channel(name, ["python3", "-m", "observer"]) as channel:
+                yield channel
+        finally:
+            with contextlib.suppress(docker.errors.DockerException, OSError):
+                joined.remove(force=True)
+
+    def within(self, pod: str, role: str, argv: list[str], timeout_s: float) -> str:
+        """What a program of an image prints when it runs in a pod as an application would. Raises TestbedError."""
+        mounts = {str(self.state): {"bind": "/state", "mode": "ro"}}
+        joined = self._joined(pod, role, argv[1:], entrypoint=argv[:1], user="1000:1000", volumes=mounts)
+        try:
+            code = joined.wait(timeout=timeout_s)["StatusCode"]
+            said, wrong = joined.logs(stderr=False).decode(), joined.logs(stdout=False).decode(errors="replace")
+        except (docker.errors.DockerException, OSError) as error:
+            raise errors.TestbedError(f"{argv[0]} did not end ({error})", place=pod) from None
+        finally:
+            with contextlib.suppress(docker.errors.DockerException, OSError):
+                joined.remove(force=True)
+        if code:
+            raise errors.TestbedError(f"{argv[0]} failed ({wrong.strip().splitlines()[-1:]})", place=pod)
+        return said
+
+    def _joined(self, pod: str, role: str, command: list[str], **more: Any) -> Container:
+        """A container that shares a pod's namespaces."""
+        labels = {"project": self.project, "service": f"{pod}-attached", "oneoff": "True"}
+        try:
+            return self.client.containers.run(
+                self._image(role),
+                command,
+                detach=True,
+                network_mode=f"container:{self.container(pod).id}",
+                cap_drop=["ALL"],
+                security_opt=["no-new-privileges:true"],
+                read_only=True,
+                labels={f"com.docker.compose.{key}": value for key, value in labels.items()},
+                **more,
+            )
+        except (docker.errors.DockerException, OSError) as error:
+            raise errors.TestbedError(f"nobody could join ({error})", place=pod) from None
+
+    def _image(self, role: str) -> str:
+        """The image of a role; a testbed that is only looked at takes it from what is up."""
+        return self.images.get(role) or str(self.container("observer").attrs["Config"]["Image"])
 
     # -- conditions and looking in ---------------------------------------------------------------------------------
 
@@ -364,18 +451,38 @@ class Testbed:
         if not done.ok:
             raise errors.TestbedError(f"the delay was not set ({done.last_lines(1)})", place="dns-dnsdist")
 
+    def set_sidecar(self, client: topology.ClientPod, observers: Mapping[str, Channel], *, up: bool) -> None:
+        """The pod's Envoy is killed, or started and ready again. Raises TestbedError."""
+        service = f"{client.pod}-envoy"
+        container = self.container(service)
+        try:
+            container.start() if up else container.kill()
+        except (docker.errors.DockerException, OSError) as error:
+            raise errors.TestbedError(
+                f"could not be {'started' if up else 'killed'} ({error})", place=service
+            ) from None
+        page = _own_probes(client)[service]
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while up and (
+            observers[client.pod].ask({"op": "snapshot", "pages": [page]}, timeout_s=15)[0]["pages"][0] is None
+            or self._endpoints(observers, client.pod) < 3
+        ):
+            if time.monotonic() > deadline:
+                raise errors.TestbedError("is not ready again", place=service, step=self._last_words(service))
+            time.sleep(0.05)
+
     def status(self) -> list[Row]:
         """A row per container."""
         rows = []
         taken = {client.pod: client.intercepted() for client in topology.CLIENTS}
-        taken |= {f"web-{n}": "tcp in and out" for n, _ in enumerate(topology.MESHED_HOSTS, 1)}
+        taken |= {server.pod: f"tcp in and out ({server.mechanism})" for server in topology.MESHED}
         for container in self.containers():
             service = container.labels["com.docker.compose.service"]
             pod = next((p for p in sorted(taken, key=len, reverse=True) if service.startswith(p)), service)
             networks = container.attrs["NetworkSettings"]["Networks"].values()
             address = " ".join(filter(None, (n.get("IPAddress", "") for n in networks)))
             state = container.attrs["State"]
-            words = "done" if _is_init(container) and state.get("ExitCode") == 0 else state["Status"]
+            words = "done" if _is_done(container) else "refused" if _is_refused(container) else state["Status"]
             rows.append(Row(pod, service, words, address, taken.get(pod, "nothing") if service == pod else ""))
         return sorted(rows, key=lambda row: (row.pod, row.container))
 
@@ -393,10 +500,29 @@ def engine_gone(error: Exception) -> errors.TestbedError:
     )
 
 
-def _is_init(container: Container) -> bool:
-    """One that does its work and ends: rules, certificate."""
-    service = container.labels["com.docker.compose.service"]
-    return bool(service.endswith("-rules") or service == "tls")
+def _own_probes(client: topology.ClientPod) -> dict[str, dict[str, Any]]:
+    """Service -> page on the pod's loopback that answers once it is ready."""
+    ports = {}
+    if client.sidecar:
+        ports["envoy"] = f"{topology.PORT_ADMIN}/ready"
+    if client.dns == "agent":
+        ports["dns"] = f"{topology.PORT_DNS_METRICS}/metrics"
+    if client.mechanism == "ebpf":
+        ports["loader"] = f"{topology.PORT_LOADER}/counters"
+    return {f"{client.pod}-{part}": {"url": f"http://127.0.0.1:{page}", "timeout_s": 1} for part, page in ports.items()}
+
+
+def _is_done(container: Container) -> bool:
+    """One that did its work and ended well: rules, certificate."""
+    service, state = container.labels["com.docker.compose.service"], container.attrs["State"]
+    ended = state["Status"] == "exited" and state["ExitCode"] == 0
+    return bool(ended and (service.endswith("-rules") or service == "tls"))
+
+
+def _is_refused(container: Container) -> bool:
+    """A loader that says the kernel or the engine does not allow its way of capturing."""
+    service, state = container.labels["com.docker.compose.service"], container.attrs["State"]
+    return bool(service.endswith("-loader") and state["Status"] == "exited" and state["ExitCode"] == REFUSED)
 
 
 def _reloaded(container: Container) -> Container:

@@ -26,7 +26,10 @@ Counts = Mapping[str, float]
 def reasons(trial: Trial, table: pa.Table, counts: Counts, agent: Mapping[str, Any], nets: topology.Nets) -> list[str]:
     """Why the trial is not valid; empty if it is."""
     cell = trial.cell
-    found = [*_offered(trial, table, agent), *_answers(cell, table, nets)]
+    found = list(_offered(trial, table, agent))
+    if cell.answer != "none":  # what becomes of the request is the question; only the lookup has a right answer
+        return [*found, *_answered(cell, table, nets)]
+    found += _answers(cell, table, nets)
     if cell.tool == "agent" and cell.arm != "null":
         found += _path(trial, counts, agent)
     return found
@@ -67,6 +70,12 @@ def _answers(cell: Cell, table: pa.Table, nets: topology.Nets) -> Iterator[str]:
             yield f"wrong {column}: {', '.join(wrong[:3])}"
 
 
+def _answered(cell: Cell, table: pa.Table, nets: topology.Nets) -> Iterator[str]:
+    right = topology.ANSWERS[cell.answer].of(nets, topology.ARMS[cell.arm])
+    if wrong := set(pc.unique(table.column("address")).to_pylist()) - {right}:
+        yield f"wrong address: {', '.join(sorted(map(str, wrong)))}, expected {right}"
+
+
 def _addresses(cell: Cell, nets: topology.Nets) -> set[str]:
     service = topology.BACKENDS.get(cell.backend, topology.WEB)
     if cell.name_kind == "absent" or cell.qtype == "AAAA":
@@ -91,7 +100,7 @@ def _rcodes(cell: Cell) -> set[int]:
 def _replicas(cell: Cell) -> set[str]:
     if cell.kind == "lookup":
         return {""}
-    return {f"{'legacy' if cell.backend == 'plain' else 'web'}-{n}" for n in (1, 2, 3)}
+    return set(topology.BACKENDS[cell.backend].replicas)
 
 
 def _path(trial: Trial, counts: Counts, agent: Mapping[str, Any]) -> Iterator[str]:
@@ -114,7 +123,7 @@ def _path(trial: Trial, counts: Counts, agent: Mapping[str, Any]) -> Iterator[st
     reaching = forwarded if client.dns_proxy else asked + forwarded
     pairs.append(("queries at the cluster DNS, against those sent to it", counts.get("dnsdist/from_pod", 0), reaching))
     if client.dns_proxy:
-        pairs.append(("queries at the DNS proxy, against the client's", counts.get("pod/envoy/dns_rx", 0), asked))
+        pairs.append(("queries at the DNS proxy, against the client's", counts.get("pod/dnsproxy/queries", 0), asked))
     if requests:
         pairs += _request_path(cell, client, counts, requests, connections)
     for what, counted, expected in pairs:
@@ -126,7 +135,7 @@ def _request_path(
     cell: Cell, client: topology.ClientPod, counts: Counts, requests: int, connections: int
 ) -> list[tuple[str, float, float]]:
     pairs: list[tuple[str, float, float]] = [("requests at the servers", counts.get("servers/nginx_rq", 0), requests)]
-    if cell.backend != "plain" and not cell.tls:
+    if topology.BACKENDS[cell.backend].meshed and not cell.tls:
         pairs.append(("requests at the servers' sidecars", counts.get("servers/envoy_rq", 0), requests))
     if client.sidecar:
         pairs += [

@@ -1,6 +1,9 @@
 """Makes modules shared by tests (`synthetic`) importable from any test."""
 
+import signal
 import sys
 from pathlib import Path
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that started us in the background had it ignored
 
 sys.path.insert(0, str(Path(__file__).parent))

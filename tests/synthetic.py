@@ -8,8 +8,8 @@ Data dictionary of CellRecord.counters (differences after minus before; 0 where 
     pod/rule/redirect_tcp       connections redirected to the proxy's 15001
     pod/rule/redirect_dns_udp   queries redirected to the proxy's 15053
     pod/rule/clusterip          connections translated from a ClusterIP to a pod (kube-proxy style)
-    pod/envoy/dns_rx            queries that Envoy's dns_filter received (downstream_rx_queries)
-    pod/envoy/dns_external      those of them that it forwarded to the cluster DNS
+    pod/dnsproxy/queries            queries that Envoy's dns_filter received (downstream_rx_queries)
+    pod/dnsproxy/forwarded      those of them that it forwarded to the cluster DNS
     pod/envoy/listener_cx       connections that Envoy's outbound listener accepted
     pod/envoy/cluster_rq        requests that Envoy sent to upstream clusters
     pod/conntrack/entries       connection-tracking entries added
@@ -267,8 +267,8 @@ def _counters(cell: SyntheticCell, n: int, from_other: int) -> dict[str, int | f
         "pod/rule/redirect_tcp": connections * meshed,
         "pod/rule/redirect_dns_udp": lookups * mode2,
         "pod/rule/clusterip": connections * (cell.arm in ("plain", "plain-aa")),
-        "pod/envoy/dns_rx": lookups * mode2,
-        "pod/envoy/dns_external": forwarded * mode2,
+        "pod/dnsproxy/queries": lookups * mode2,
+        "pod/dnsproxy/forwarded": forwarded * mode2,
         "pod/envoy/listener_cx": connections * meshed,
         "pod/envoy/cluster_rq": requests * meshed,
         "pod/conntrack/entries": lookups + connections,

@@ -1,10 +1,12 @@
 """The doctor looks at this machine and at staged ones."""
 
+import dataclasses
 import socket
 
 import pytest
 
 from harness import debian, doctor, engine, process
+from harness.mesh import topology
 
 
 def test_this_machine_is_described_whatever_it_is():
@@ -29,6 +31,32 @@ def test_a_busy_subnet_is_named_with_its_holder():
     assert finding.mend == "docker network rm office"
     assert doctor._subnet("198.19.0.0/24", taken).state == "ok"
     assert doctor._subnet("198.18.0.0/24", [("the docker network meshdns_pods", "198.18.0.0/24")]).state == "ok"
+
+
+def test_the_networks_looked_at_are_those_asked_for():
+    assert [f.name for f in doctor._subnets(topology.Nets("198.18.7", "198.19.7"))] == [
+        "subnet 198.18.7.0/24",
+        "subnet 198.19.7.0/24",
+    ]
+    (finding,) = doctor._subnets(topology.Nets("10.0.0", "198.19.7"))
+    assert (finding.state, "10.0.0.0/24" in finding.detail) == ("missing", True)
+
+
+@pytest.mark.parametrize(
+    ("controllers", "rootless", "state", "mend"),
+    [
+        ({"cpuset", "memory"}, False, "ok", ""),
+        ({"cpuset"}, False, "warn", "cgroup_enable=memory"),
+        ({"memory"}, True, "warn", "Delegate=cpu cpuset"),
+        ({"cpuset", "memory"}, True, "warn", ""),
+    ],
+)
+def test_cgroup_controllers_that_are_missing_are_told(controllers, rootless, state, mend):
+    here = dataclasses.replace(engine.look(), cgroup=2, controllers=frozenset(controllers), rootless=rootless)
+    finding = doctor._cgroup(here)
+    assert finding.state == state
+    assert mend in finding.mend
+    assert all((f"no {name}" in finding.detail) == (name not in controllers) for name in ("cpuset", "memory"))
 
 
 def test_host_routes_are_read_in_the_hosts_byte_order(tmp_path):

@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 INFO = {
     "ServerVersion": "20.10.24+dfsg1",
     "CgroupVersion": "1",
+    "CPUSet": True,
+    "MemoryLimit": False,
     "Driver": "overlay2",
     "NCPU": 2,
     "ClientInfo": {"Plugins": [{"Name": "compose", "Version": "v2.26.1"}, {"Name": "buildx", "Version": "0.13.1"}]},
@@ -47,6 +49,7 @@ def test_find_reads_what_docker_says(docker):
     found = engine.find()
     assert (found.client, found.server, found.compose, found.buildx) == ("28.2.2", "20.10.24+dfsg1", "2.26.1", "0.13.1")
     assert (found.cgroup, found.storage, found.cpus) == (1, "overlay2", 2)
+    assert found.controllers == {"cpuset"}
 
 
 @pytest.mark.parametrize(
@@ -190,6 +193,26 @@ def test_the_mirror_is_not_a_third_partys_nor_ubuntus(tmp_path):
         f"Types: deb deb-src\nURIs: mirror+file://{mirrors}\nSuites: bookworm bookworm-updates\nComponents: main\n"
     )
     assert debian.mirror(tmp_path) == "http://own.example/debian"
+
+
+@pytest.fixture
+def mmdebstrap(tmp_path, monkeypatch):
+    """Puts an `mmdebstrap` in front that says what it is told to, and how it was called, and fails."""
+
+    def answer(says: str) -> None:
+        script = tmp_path / "mmdebstrap"
+        script.write_text(f"#!/bin/sh\necho \"$@\"; echo '{says}' >&2; exit 1\n")
+        script.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    return answer
+
+
+def test_keys_older_than_the_base_are_told(mmdebstrap, tmp_path):
+    mmdebstrap("W: GPG error: trixie InRelease: NO_PUBKEY 6ED0E7B82643E131")
+    with pytest.raises(errors.EnvironmentProblem, match="older than the keys of Debian trixie") as caught:
+        debian.root_filesystem(tmp_path / "base.tar")
+    assert "docker pull" in caught.value.step
 
 
 def test_a_program_out_of_time_is_gone_with_its_children(tmp_path):

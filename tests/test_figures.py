@@ -107,7 +107,7 @@ def test_one_block_is_drawn_without_an_interval(tmp_path_factory: pytest.TempPat
 def test_a_delay_without_pairs_is_left_out(usual: store.Runs) -> None:
     table = lookups.delays(usual)
     table.at[0, "blocks"] = 0
-    table["mode2-envoy minus plain"] = [None, *table["mode2-envoy minus plain"][1:]]
+    table["mode 2 minus plain"] = [None, *table["mode 2 minus plain"][1:]]
     drawn(figures.delays(table, None))
     drawn(figures.delays(table[:1], None))
 

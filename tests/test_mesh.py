@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import dns.message
 import pytest
+import yaml
 
 from harness import rendering
 from harness.mesh import envoy, names, rules, topology
@@ -54,9 +56,8 @@ def test_resolv_conf_holds_the_search_list_the_agent_uses() -> None:
 
 
 def pod_rules(arm: str) -> list[str]:
-    client = topology.ARMS[arm]
-    pod = rules.PodRules(NETS, NETS.pod(client.host), client.sidecar, client.dns_proxy, cluster_ips=True)
-    return rules.restore_input(pod).splitlines()
+    files = rules.files(NETS, topology.ARMS[arm])
+    return [line for name in ("node", "iptables", "nftables") for line in files.get(name, "").splitlines()]
 
 
 def test_the_plain_pod_has_no_interception_and_mode_1_leaves_dns_alone() -> None:
@@ -71,17 +72,19 @@ def test_mode_2_adds_dns_capture_and_conntrack_zones_to_mode_1() -> None:
     assert sum("CT --zone" in line for line in added) == 6
 
 
-def test_loop_breakers_come_before_captures() -> None:
-    """Istio's order: 127.0.0.6 first, the proxy's own traffic before DNS, DNS before the loopback exemption."""
-    lines = [line for line in pod_rules("mode2-envoy") if line.startswith("-A ISTIO_OUTPUT ")]
-    assert "-s 127.0.0.6/32 -j RETURN" in lines[0]
-    position = {
-        "owner": next(i for i, line in enumerate(lines) if line.endswith("--uid-owner 1337 -j RETURN")),
-        "dns": next(i for i, line in enumerate(lines) if "15053" in line),
-        "localhost": next(i for i, line in enumerate(lines) if "-d 127.0.0.1/32 -j RETURN" in line),
-        "rest": next(i for i, line in enumerate(lines) if line.endswith("-j ISTIO_REDIRECT")),
-    }
-    assert sorted(position, key=position.__getitem__) == ["owner", "dns", "localhost", "rest"]
+def test_our_capture_stands_before_the_engines_name_server_rule() -> None:
+    for arm, place in {"mode1": "-I OUTPUT 1 -j ISTIO_OUTPUT", "nftables": "hook output priority -101"}.items():
+        assert any(place in line for line in pod_rules(arm))
+
+
+@pytest.mark.parametrize("mechanism", topology.MECHANISMS)
+def test_every_mechanism_has_a_client_and_a_server_and_its_own_way_of_loading(mechanism: str) -> None:
+    clients = [client for client in topology.CLIENTS if client.mechanism == mechanism and client.dns == "agent"]
+    assert len(clients) == 1
+    applied = rules.files(NETS, clients[0])["apply"]
+    loaded = {"iptables": "rules/iptables", "nftables": "nft -f", "tproxy": "policy-routes", "ebpf": "ebpf --wait"}
+    assert loaded[mechanism] in applied
+    assert [server.mechanism for server in topology.MESHED].count(mechanism) == (3 if mechanism == "iptables" else 1)  # type: ignore[arg-type]
 
 
 def test_endpoints_are_drawn_with_equal_probability() -> None:
@@ -92,26 +95,48 @@ def test_endpoints_are_drawn_with_equal_probability() -> None:
     assert ["0.33333333" in lines[0], "0.50000000" in lines[1], "probability" in lines[2]] == [True, True, False]
 
 
-def test_dns_listener_only_in_mode_2_and_both_loop_guards_everywhere() -> None:
-    for dns_proxy in (False, True):
-        config = envoy.bootstrap(NETS, "x", outbound=True, dns_proxy=dns_proxy)
-        listeners = {one["name"]: one for one in config["static_resources"]["listeners"]}
-        assert ("dns_udp" in listeners) == dns_proxy
+def listeners(sidecar: envoy.Sidecar) -> dict[str, Any]:
+    return {one["name"]: one for one in envoy.bootstrap(NETS, sidecar)["static_resources"]["listeners"]}
+
+
+def test_envoy_answers_dns_only_where_it_is_the_proxy_and_guards_its_own_ports() -> None:
+    for kind, answers in (("cluster", False), ("envoy", True), ("agent", False)):
+        found = listeners(envoy.Sidecar("x", outbound=True, dns=kind))  # type: ignore[arg-type]
+        assert ("dns_udp" in found) == answers
+        assert (f"{topology.WEB.virtual_ip}_80" in found) == (kind != "cluster")
         for name, port in (("virtual_outbound", 15001), ("virtual_inbound", 15006)):
-            guard = listeners[name]["filter_chains"][0]
+            guard = found[name]["filter_chains"][0]
             assert guard["filter_chain_match"] == {"destination_port": port}
             assert guard["filters"][0]["typed_config"]["cluster"] == "blackhole"
+    unguarded = listeners(envoy.Sidecar("x", outbound=True, guarded=False))
+    assert not any("filter_chain_match" in chain for chain in unguarded["virtual_outbound"]["filter_chains"])
 
 
-def test_every_file_is_rendered_without_a_placeholder_left() -> None:
-    files = rendering.files(COMPOSE, NETS, rendering.new_secrets())
+@pytest.mark.parametrize("whole", [False, True])
+def test_every_file_is_rendered_without_a_placeholder_left(whole: bool) -> None:
+    files = rendering.files(COMPOSE, NETS, rendering.new_secrets(), whole=whole)
     for path, text in files.items():
         assert "$pod_net" not in text, path
         assert "$world_net" not in text, path
+        assert "$answers" not in text, path
         if path.endswith(".json"):
             json.loads(text)
-    moved = rendering.files(COMPOSE, topology.Nets("198.18.7", "198.19.7"), rendering.new_secrets())
+    moved = rendering.files(COMPOSE, topology.Nets("198.18.7", "198.19.7"), rendering.new_secrets(), whole=whole)
     assert not any("198.18.0." in text or "198.19.0." in text for text in moved.values())
+
+
+def test_a_pod_mounts_only_what_is_rendered_and_owns_a_namespace_that_others_join() -> None:
+    for whole in (False, True):
+        services = yaml.safe_load(rendering.composition(COMPOSE, whole=whole))["services"]
+        folders = {path.split("/")[0] for path in rendering.files(COMPOSE, NETS, rendering.new_secrets(), whole=whole)}
+        for name, service in services.items():
+            for volume in service.get("volumes", []):
+                if str(volume).startswith("${MESHDNS_STATE}/"):
+                    assert volume.split("/")[1].split(":")[0] in folders, (name, volume)
+            mode = service.get("network_mode", "none")
+            assert mode == "none" or mode.removeprefix("service:") in services, name
+            assert set(service.get("depends_on", ())) <= set(services), name
+    assert {"client-ebpf", "web-tproxy"} <= set(services)
 
 
 @pytest.mark.parametrize(

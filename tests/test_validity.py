@@ -46,7 +46,7 @@ PLAIN = {
     "pod/rule/escaped_clusterip": 0, "dnsdist/from_pod": ALL, "servers/nginx_rq": ALL,
 }  # fmt: skip
 MODE2 = {
-    "pod/rule/dns_client": ALL, "pod/rule/dns_proxy": 4, "dnsdist/from_pod": 4, "pod/envoy/dns_rx": ALL,
+    "pod/rule/dns_client": ALL, "pod/rule/dns_proxy": 4, "dnsdist/from_pod": 4, "pod/dnsproxy/queries": ALL,
     "pod/rule/redirect_tcp": ALL, "pod/envoy/cluster_rq": ALL, "servers/nginx_rq": ALL,
 }  # fmt: skip
 

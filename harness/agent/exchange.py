@@ -8,6 +8,7 @@ wait (reading, parsing, ports, closing) is done after the stamp.
 from __future__ import annotations
 
 import _socket
+import errno
 import os
 import select
 import socket
@@ -380,13 +381,19 @@ class Exchange:
             line = flight.line = self._line(family)
         sock, target = line.sock, (flight.address, self.job.port)
         # A second connect returns 0 as soon as the connection stands. Next door it stands when the first call returns,
-        # so this saves the turn through epoll that a non-blocking connect would add to the phase.
-        if sock.connect_ex(target) and sock.connect_ex(target):
+        # so this saves the turn through epoll that a non-blocking connect would add to the phase. After a refusal it
+        # would be another attempt.
+        code = sock.connect_ex(target)
+        if code == errno.EINPROGRESS:
+            code = sock.connect_ex(target)
+        if code not in (0, errno.EALREADY):
+            raise PhaseError("connect_error")
+        if code:
             self.waiting[line.fd] = flight
             self.epoll.register(line.fd, EPOLLOUT)
             line.registered = True
             moment = yield
-            if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or sock.connect_ex(target) not in (0, 106):
+            if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or sock.connect_ex(target) not in (0, errno.EISCONN):
                 raise PhaseError("connect_error")
             flight.connect_ns = moment
             self.epoll.modify(line.fd, EPOLLIN)

@@ -1,15 +1,16 @@
 """A sidecar's bootstrap, after what Istio generates, with static resources.
 
 Listeners: virtual outbound (15001) with one non-bound listener per service address, virtual inbound (15006), statistics
-(15090), and in mode 2 the DNS listener (15053 UDP: `envoy.filters.udp.dns_filter`; TCP: passed to the cluster DNS, as
-Envoy has no DNS filter for TCP). Reference: Envoy v3 API.
+(15090), and where Envoy answers DNS itself the DNS listener (15053 UDP: `envoy.filters.udp.dns_filter`; TCP: passed to
+the cluster DNS, as Envoy has no DNS filter for TCP). Reference: Envoy v3 API.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from harness.mesh import topology
+from harness.mesh import names, topology
 from harness.mesh.topology import PORT_ADMIN, PORT_DNS, PORT_INBOUND, PORT_OUTBOUND, PORT_STATS, Nets, Service
 
 Json = dict[str, Any]
@@ -53,10 +54,12 @@ def _listener(name: str, host: str, port: int, chains: list[Json], **more: Any) 
     return {"name": name, "address": _address(host, port), "filter_chains": chains, **more}
 
 
-def _guarded(name: str, port: int, chains: list[Json], **more: Any) -> Json:
-    """A listener for redirected connections; one that was not redirected (it names the port itself) goes nowhere."""
+def _capturing(name: str, port: int, chains: list[Json], sidecar: Sidecar, **more: Any) -> Json:
+    """A listener for captured connections; one that was not captured (it names the port itself) goes nowhere."""
     guard = {"filter_chain_match": {"destination_port": port}, "filters": [_tcp_proxy("blackhole")]}
-    return _listener(name, "0.0.0.0", port, [guard, *chains], **more)  # noqa: S104  REDIRECT may target any address
+    chains = [guard, *chains] if sidecar.guarded else chains
+    more |= {"transparent": True} if sidecar.transparent else {}
+    return _listener(name, "0.0.0.0", port, chains, **more)  # noqa: S104  REDIRECT may target any address
 
 
 def _service_listeners(service: Service, addresses: list[str]) -> list[Json]:
@@ -127,19 +130,20 @@ def _static(name: str, hosts: list[str], port: int) -> Json:
     }
 
 
-def dns_table() -> list[tuple[str, str]]:
-    """Names that mode 2 answers itself, with the virtual IP of each."""
-    return [(service.fqdn, service.virtual_ip) for service in topology.SERVICES]
+def _dns_table(nets: Nets) -> dict[str, list[str]]:
+    """Names that Envoy answers itself."""
+    services = {service.fqdn: [service.virtual_ip] for service in topology.SERVICES}
+    return services | {host.name: list(host.ips) for host in names.conformance_world(nets).hosts()}
 
 
-def _dns_listeners() -> list[Json]:
+def _dns_listeners(nets: Nets) -> list[Json]:
     domains = [
         {
             "name": name,
-            "endpoint": {"address_list": {"address": [address]}},
+            "endpoint": {"address_list": {"address": addresses}},
             "answer_ttl": f"{DNS_ANSWER_TTL_S}s",
         }
-        for name, address in dns_table()
+        for name, addresses in _dns_table(nets).items()
     ]
     dns_filter = {
         "@type": f"{_TYPE}extensions.filters.udp.dns_filter.v3.DnsFilterConfig",
@@ -172,21 +176,39 @@ def _overload() -> Json:
     }
 
 
-def bootstrap(nets: Nets, node: str, *, outbound: bool, dns_proxy: bool) -> Json:
-    """The whole bootstrap of one sidecar; `outbound` is true for client pods, which know the services."""
+@dataclass(frozen=True)
+class Sidecar:
+    """What tells one sidecar from another."""
+
+    node: str
+    outbound: bool = False  # a client pod's: it knows the services
+    dns: topology.Dns = "cluster"
+    guarded: bool = True
+    transparent: bool = False  # TPROXY hands connections over with their addresses as they were
+
+
+def bootstrap(nets: Nets, sidecar: Sidecar) -> Json:
+    """The whole bootstrap of one sidecar."""
     original_dst_filter = {
         "name": "envoy.filters.listener.original_dst",
         "typed_config": {"@type": f"{_TYPE}extensions.filters.listener.original_dst.v3.OriginalDst"},
     }
     listeners = [
-        _guarded("virtual_outbound", PORT_OUTBOUND, [{"filters": [_tcp_proxy("passthrough")]}], use_original_dst=True),
-        _guarded(
+        _capturing(
+            "virtual_outbound",
+            PORT_OUTBOUND,
+            [{"filters": [_tcp_proxy("passthrough")]}],
+            sidecar,
+            use_original_dst=True,
+        ),
+        _capturing(
             "virtual_inbound",
             PORT_INBOUND,
             [
                 {"filter_chain_match": {"destination_port": 8080}, "filters": [_http("inbound", "inbound")]},
                 {"filters": [_tcp_proxy("inbound_passthrough")]},
             ],
+            sidecar,
             listener_filters=[original_dst_filter],
         ),
         _listener("stats", "0.0.0.0", PORT_STATS, [{"filters": [_http("stats", "admin", "/stats")]}]),  # noqa: S104
@@ -198,15 +220,15 @@ def bootstrap(nets: Nets, node: str, *, outbound: bool, dns_proxy: bool) -> Json
         _static("admin", ["127.0.0.1"], PORT_ADMIN),
         {"name": "blackhole", "type": "STATIC", "connect_timeout": CONNECT_TIMEOUT},
     ]
-    for service in topology.SERVICES if outbound else ():
-        addresses = [service.cluster_ip, *([service.virtual_ip] if dns_proxy else [])]
+    for service in topology.SERVICES if sidecar.outbound else ():
+        addresses = [service.cluster_ip, *([service.virtual_ip] if sidecar.dns != "cluster" else [])]
         listeners += _service_listeners(service, addresses)
         clusters += [_service_cluster(nets, service, "http", 8080), _service_cluster(nets, service, "tls", 8443)]
-    if dns_proxy:
-        listeners += _dns_listeners()
+    if sidecar.dns == "envoy":
+        listeners += _dns_listeners(nets)
         clusters.append(_static("cluster_dns", [topology.DNS_CLUSTER_IP], 53))
     return {
-        "node": {"id": node, "cluster": "meshdns"},
+        "node": {"id": sidecar.node, "cluster": "meshdns"},
         "admin": {"address": _address("127.0.0.1", PORT_ADMIN)},
         "static_resources": {"listeners": listeners, "clusters": clusters},
         "overload_manager": _overload(),

@@ -7,7 +7,21 @@ import dns.message
 import dns.name
 import dns.rdatatype
 
+from harness.dnsproxy import conformance
 from harness.mesh import topology
+
+
+def conformance_world(nets: topology.Nets) -> conformance.World:
+    """The names that the conformance suite asks for; mode 2's DNS proxies know them beside the services."""
+    return conformance.World(
+        namespace=topology.NAMESPACE,
+        domain=topology.DOMAIN,
+        search=topology.SEARCH,
+        external=conformance.Host("paid.example.com", ("240.240.0.200",)),
+        upstream=f"{nets.pod(topology.DNS_HOST)}:{topology.PORT_DNS_DIRECT}",
+        upstream_name=topology.EXTERNAL_NAME,
+        absent_name="absent.example.com",
+    )
 
 
 def application_name(name_kind: str, service: topology.Service) -> str:

@@ -1,67 +1,73 @@
-"""Interception rules of one pod, as `iptables-restore --noflush` input.
+"""What one pod's namespace gets: interception, and beside it what a node would do.
 
-Chains, their order and their verdicts are those of Istio's sidecar interception (istio-iptables) with DNS capture for
-all servers where the pod has a DNS proxy. Beside them stand two things a node would do: ClusterIP translation as
-kube-proxy's iptables mode does it, and counting rules, named by their comment, which have no verdict.
+Interception comes from `harness.interception`, with the options that Istio gives a sidecar. Beside it stand ClusterIP
+translation as kube-proxy's iptables mode does it, routes for the virtual ranges, and counting rules, named by their
+comment, which have no verdict.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from harness.interception import iptables, nftables, routing
+from harness.interception.options import Options
+from harness.interception.ruleset import build
 from harness.mesh import topology
-from harness.mesh.topology import PORT_DNS, PORT_INBOUND, PORT_OUTBOUND, PORT_STATS, PORT_STATUS, PROXY_UID
+from harness.mesh.topology import PORT_STATS, PORT_STATUS, PROXY_UID
 
-TUNNEL_PORT = 15008  # HBONE: never captured inbound
 INBOUND_EXCLUDED = (PORT_STATUS, 15021, PORT_STATS)  # Istio's agent, readiness and statistics ports
+Pod = topology.ClientPod | topology.ServerPod
 
 
-@dataclass(frozen=True)
-class PodRules:
-    """What one pod's namespace gets."""
+def options(pod: Pod) -> Options:
+    """What Istio asks of a sidecar's interception; port 53 too where the pod has a DNS proxy."""
+    dns_proxy = isinstance(pod, topology.ClientPod) and pod.dns_proxy
+    return Options(
+        inbound_ports_include="*",
+        inbound_ports_exclude=",".join(map(str, INBOUND_EXCLUDED)),
+        outbound_ip_ranges_include="*",
+        redirect_dns=dns_proxy,
+        capture_all_dns=dns_proxy,
+        inbound_interception_mode="TPROXY" if pod.mechanism == "tproxy" else "REDIRECT",
+    )
 
-    nets: topology.Nets
-    address: str
-    sidecar: bool
-    dns_proxy: bool
-    cluster_ips: bool  # client pods only: servers call nobody
+
+def files(nets: topology.Nets, pod: Pod) -> dict[str, str]:
+    """File of the pod's state folder -> content; `apply` is the script that loads the others."""
+    found = {"node": _node(nets, pod), "routes": _routes(nets, pod)} if isinstance(pod, topology.ClientPod) else {}
+    if isinstance(pod, topology.ServerPod) or pod.sidecar:
+        found |= _interception(pod)
+    commands = [line for name, line in _LOADED_BY.items() if name in found]
+    if pod.mechanism == "ebpf":  # a loader that is refused says so itself; the rest of the testbed comes up
+        commands.append("python3 -m interception.ebpf --wait 10 || true")
+    return {**found, "apply": "".join(f"{line}\n" for line in commands)}
+
+
+_LOADED_BY = {  # in this order
+    "routes": "ip -batch /rules/routes",
+    "node": "iptables-restore --noflush /rules/node",
+    "policy-routes": "ip -batch /rules/policy-routes",
+    "iptables": "iptables-restore --noflush /rules/iptables",
+    "nftables": "nft -f /rules/nftables",
+}
+
+
+def _interception(pod: Pod) -> dict[str, str]:
+    wanted = options(pod)
+    if pod.mechanism == "ebpf":
+        return {}
+    # First in OUTPUT: the container engine's own name server rule (127.0.0.11) must not come before ours.
+    if pod.mechanism == "nftables":
+        return {"nftables": nftables.render(build(wanted, "ipv4"), first=True, named=True)}
+    rules = build(wanted, "ipv4", outbound_tproxy=pod.mechanism == "tproxy")
+    found = {"iptables": iptables.render(rules, first=True, named=True)}
+    if lines := routing.render(rules)["ipv4"]:
+        found["policy-routes"] = lines
+    return found
 
 
 def _count(name: str) -> str:
     return f'-m comment --comment "meshdns:{name}"'
-
-
-def _inbound() -> Iterator[str]:
-    yield "-A PREROUTING -p tcp -j ISTIO_INBOUND"
-    for port in (TUNNEL_PORT, *INBOUND_EXCLUDED):
-        yield f"-A ISTIO_INBOUND -p tcp --dport {port} -j RETURN"
-    yield f"-A ISTIO_INBOUND -p tcp {_count('inbound_tcp')} -j ISTIO_IN_REDIRECT"
-    yield f"-A ISTIO_IN_REDIRECT -p tcp -j REDIRECT --to-ports {PORT_INBOUND}"
-
-
-def _outbound(dns_proxy: bool) -> Iterator[str]:
-    """Loop breakers first, then DNS, then everything; the order decides."""
-    not_self = "53,15008" if dns_proxy else str(TUNNEL_PORT)
-    ports = f"-m multiport ! --dports {not_self}" if dns_proxy else f"! --dport {not_self}"
-    # First in OUTPUT: the container engine's own name server rule (127.0.0.11) must not come before ours.
-    yield "-I OUTPUT 1 -j ISTIO_OUTPUT"
-    yield "-A ISTIO_OUTPUT -o lo -s 127.0.0.6/32 -j RETURN"
-    for owner, who in (("uid", PROXY_UID), ("gid", PROXY_UID)):
-        match = f"-m owner --{owner}-owner {who}"
-        other = f"-m owner ! --{owner}-owner {who}"
-        yield f"-A ISTIO_OUTPUT -o lo ! -d 127.0.0.1/32 -p tcp {ports} {match} -j ISTIO_IN_REDIRECT"
-        if dns_proxy:
-            yield f"-A ISTIO_OUTPUT -o lo -p tcp ! --dport 53 {other} -j RETURN"
-        else:
-            yield f"-A ISTIO_OUTPUT -o lo {other} -j RETURN"
-        yield f"-A ISTIO_OUTPUT {match} -j RETURN"
-    if dns_proxy:
-        yield f"-A ISTIO_OUTPUT -p tcp --dport 53 {_count('redirect_dns_tcp')} -j REDIRECT --to-ports {PORT_DNS}"
-        yield f"-A ISTIO_OUTPUT -p udp --dport 53 {_count('redirect_dns_udp')} -j REDIRECT --to-ports {PORT_DNS}"
-    yield "-A ISTIO_OUTPUT -d 127.0.0.1/32 -j RETURN"
-    yield "-A ISTIO_OUTPUT -j ISTIO_REDIRECT"
-    yield f"-A ISTIO_REDIRECT -p tcp {_count('redirect_tcp')} -j REDIRECT --to-ports {PORT_OUTBOUND}"
 
 
 def _cluster_ips(nets: topology.Nets) -> Iterator[str]:
@@ -80,61 +86,40 @@ def _cluster_ips(nets: topology.Nets) -> Iterator[str]:
                 yield f"-A KUBE-SERVICES {match} {chance} {_count('clusterip_tcp')} -j DNAT --to-destination {target}"
 
 
-def _zones() -> Iterator[str]:
-    """The proxy's own queries live in conntrack zone 1, the application's in zone 2.
-
-    Without them a proxy query that happens to use the source port of an application query follows that query's
-    translation and comes back to the proxy itself.
-    """
-    for owner in ("uid", "gid"):
-        yield f"-A OUTPUT -p udp --dport 53 -m owner --{owner}-owner {PROXY_UID} -j CT --zone 1"
-        yield f"-A OUTPUT -p udp --sport {PORT_DNS} -m owner --{owner}-owner {PROXY_UID} -j CT --zone 2"
-    yield "-A OUTPUT -p udp --dport 53 -j CT --zone 2"
-    yield "-A PREROUTING -p udp --sport 53 -j CT --zone 1"
-
-
-def _dns_counts() -> Iterator[str]:
+def _dns_counts(pod: topology.ClientPod) -> Iterator[str]:
+    # Programs change the address before there is a packet; rules see the port that the application asked for.
+    asked = topology.PORT_DNS if pod.mechanism == "ebpf" else 53
     for protocol in ("udp", "tcp"):
-        packets = f"-p {protocol} --dport 53" + (" --syn" if protocol == "tcp" else "")
-        suffix = "" if protocol == "udp" else "_tcp"
-        yield f"-A OUTPUT {packets} -m owner ! --uid-owner {PROXY_UID} {_count(f'dns_client{suffix}')}"
-        yield f"-A OUTPUT {packets} -m owner --uid-owner {PROXY_UID} {_count(f'dns_proxy{suffix}')}"
+        syn, suffix = ("", "") if protocol == "udp" else (" --syn", "_tcp")
+        client, proxy = f"! --uid-owner {PROXY_UID}", f"--uid-owner {PROXY_UID}"
+        yield f"-A OUTPUT -p {protocol} --dport {asked}{syn} -m owner {client} {_count(f'dns_client{suffix}')}"
+        yield f"-A OUTPUT -p {protocol} --dport 53{syn} -m owner {proxy} {_count(f'dns_proxy{suffix}')}"
 
 
 def _escapes() -> Iterator[str]:
     """A packet that still has a virtual address when it leaves was not translated: counted, and it goes nowhere."""
-    for name, cidr in (("escaped_clusterip", topology.CLUSTER_IPS), ("escaped_vip", topology.VIRTUAL_IPS)):
-        yield f"-A POSTROUTING -d {cidr} {_count(name)} -j DROP"
+    escapes = {
+        "escaped_clusterip": topology.CLUSTER_IPS,
+        "escaped_vip": topology.VIRTUAL_IPS,
+        "escaped_unroutable": topology.UNROUTABLE,
+    }
+    for name, cidr in escapes.items():
+        yield f"-A POSTROUTING -d {cidr} ! -o lo {_count(name)} -j DROP"
 
 
-def restore_input(pod: PodRules) -> str:
-    """The rules as `iptables-restore --noflush` reads them; atomic per table."""
-    nat: list[str] = []
-    chains: list[str] = []
-    if pod.sidecar:
-        chains += ["ISTIO_INBOUND", "ISTIO_REDIRECT", "ISTIO_IN_REDIRECT", "ISTIO_OUTPUT"]
-        nat += [*_inbound(), *_outbound(pod.dns_proxy)]
-    if pod.cluster_ips:
-        chains += ["KUBE-SERVICES"]
-        nat += _cluster_ips(pod.nets)
-    raw = [*_dns_counts(), *(_zones() if pod.dns_proxy else ())] if pod.cluster_ips else []
-    mangle = list(_escapes()) if pod.cluster_ips else []
-    tables = {"raw": ([], raw), "mangle": ([], mangle), "nat": (chains, nat)}
-    lines: list[str] = []
-    for table, (names, rules) in tables.items():
-        if rules:
-            lines += [f"*{table}", *(f":{name} - [0:0]" for name in names), *rules, "COMMIT"]
+def _node(nets: topology.Nets, pod: topology.ClientPod) -> str:
+    """`iptables-restore --noflush` input; client pods only, as servers call nobody."""
+    tables = {"raw": _dns_counts(pod), "mangle": _escapes(), "nat": _cluster_ips(nets)}
+    chains = {"nat": [":KUBE-SERVICES - [0:0]"]}
+    lines = [line for name, rules in tables.items() for line in (f"*{name}", *chains.get(name, ()), *rules, "COMMIT")]
     return "\n".join(lines) + "\n"
 
 
-def route_commands(pod: PodRules) -> str:
+def _routes(nets: topology.Nets, pod: topology.ClientPod) -> str:
     """`ip -batch` input: the virtual ranges leave by the pod's ordinary interface, as a default route would have it.
 
     Not by `lo`: Istio's rule that leaves loopback traffic alone would then let every virtual address bypass the proxy.
     Not a blackhole: connect() would fail before any rule is asked.
     """
-    if not pod.cluster_ips:
-        return ""
-    return "".join(
-        f"route replace {cidr} dev eth0 src {pod.address}\n" for cidr in (topology.CLUSTER_IPS, topology.VIRTUAL_IPS)
-    )
+    ranges = (topology.CLUSTER_IPS, topology.VIRTUAL_IPS, topology.UNROUTABLE)
+    return "".join(f"route replace {cidr} dev eth0 src {nets.pod(pod.host)}\n" for cidr in ranges)

@@ -7,13 +7,16 @@ virtual IPs in 240.240.0.0/16, the range Istio allocates from.
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 NAMESPACE = "shop"
 DOMAIN = "cluster.local"
 SEARCH = (f"{NAMESPACE}.svc.{DOMAIN}", f"svc.{DOMAIN}", DOMAIN)
 CLUSTER_IPS = "10.96.0.0/16"
 VIRTUAL_IPS = "240.240.0.0/16"
+UNROUTABLE = "192.0.2.0/24"  # TEST-NET-1 (RFC 5737): nobody is there
 DNS_CLUSTER_IP = "10.96.0.10"
 EXTERNAL_NAME = "api.example.com"
 ABSENT_NAME = f"absent.{NAMESPACE}.svc.{DOMAIN}"
@@ -21,6 +24,8 @@ ABSENT_NAME = f"absent.{NAMESPACE}.svc.{DOMAIN}"
 PROXY_UID = 1337  # Istio's sidecar user: the rules tell the proxy's own traffic by it
 PORT_OUTBOUND, PORT_INBOUND, PORT_DNS = 15001, 15006, 15053
 PORT_ADMIN, PORT_STATS, PORT_STATUS = 15000, 15090, 15020
+PORT_DNS_METRICS, PORT_LOADER = 15054, 15099  # the DNS proxy's own counters, those of the eBPF loader
+PORT_DNS_DIRECT = 5353  # the cluster DNS again, where nobody captures
 
 
 @dataclass(frozen=True)
@@ -59,20 +64,23 @@ class Service:
     backend: str  # the plan's word for it
     cluster_ip: str
     virtual_ip: str  # what mode 2 answers
-    hosts: tuple[int, ...]  # endpoints, as host numbers on the pod network
-    headless: str  # the headless twin that a sidecar re-resolves; empty: endpoints are given statically
+    replicas: Mapping[str, int]  # pods behind it, each with its host number on the pod network
+    headless: str = ""  # the headless twin that a sidecar re-resolves; empty: endpoints are given statically
+    meshed: bool = True  # its replicas have a sidecar
 
     @property
     def fqdn(self) -> str:
         """The name without its final dot."""
         return f"{self.name}.{SEARCH[0]}"
 
+    @property
+    def hosts(self) -> tuple[int, ...]:
+        """Endpoints, as host numbers on the pod network."""
+        return tuple(self.replicas.values())
 
-WEB = Service("web", "meshed", "10.96.1.10", "240.240.0.10", (21, 22, 23), "web-headless")
-WEB_STATIC = Service("web-static", "static", "10.96.1.11", "240.240.0.11", (21, 22, 23), "")
-LEGACY = Service("legacy", "plain", "10.96.1.20", "240.240.0.20", (31, 32, 33), "legacy-headless")
-SERVICES = (WEB, WEB_STATIC, LEGACY)
-BACKENDS = {service.backend: service for service in SERVICES}
+
+Dns = Literal["cluster", "envoy", "agent"]
+Mechanism = Literal["iptables", "nftables", "tproxy", "ebpf"]
 
 
 @dataclass(frozen=True)
@@ -81,28 +89,112 @@ class ClientPod:
 
     arm: str
     host: int
-    sidecar: bool  # outbound and inbound TCP go through Envoy
-    dns_proxy: bool  # port 53 goes to Envoy's DNS listener
+    sidecar: bool = False  # outbound and inbound TCP go through Envoy
+    dns: Dns = "cluster"  # who answers port 53: the cluster DNS, Envoy's filter, or a proxy with the agent's semantics
+    mechanism: Mechanism = "iptables"  # what captures
+    guarded: bool = True  # the sidecar refuses connections to its own ports
+    core: bool = True  # part of every testbed; the others come up for the plans that need them
 
     @property
     def pod(self) -> str:
         """The pod's name, also that of its pause container's Compose service."""
         return f"client-{self.arm}"
 
+    @property
+    def dns_proxy(self) -> bool:
+        """Port 53 goes to a DNS proxy inside the pod."""
+        return self.dns != "cluster"
+
     def intercepted(self) -> str:
-        """What the rules take, in words."""
+        """What is taken, by what, in words."""
         taken = ["tcp out and in"] if self.sidecar else []
         taken += ["dns udp and tcp"] if self.dns_proxy else []
-        return ", ".join(taken) or "nothing"
+        return f"{', '.join(taken)} ({self.mechanism})" if taken else "nothing"
 
 
+MECHANISMS: tuple[Mechanism, ...] = get_args(Mechanism)
 CLIENTS = (
-    ClientPod("ip", 41, sidecar=False, dns_proxy=False),
-    ClientPod("plain", 42, sidecar=False, dns_proxy=False),
-    ClientPod("plain-aa", 43, sidecar=False, dns_proxy=False),
-    ClientPod("mode1", 44, sidecar=True, dns_proxy=False),
-    ClientPod("mode2-envoy", 45, sidecar=True, dns_proxy=True),
+    ClientPod("ip", 41),
+    ClientPod("plain", 42),
+    ClientPod("plain-aa", 43),
+    ClientPod("mode1", 44, sidecar=True),
+    ClientPod("mode2-envoy", 45, sidecar=True, dns="envoy"),
+    ClientPod("mode2-agent", 46, sidecar=True, dns="agent"),
+    # mode 2 again, captured in three other ways
+    ClientPod("nftables", 47, sidecar=True, dns="agent", mechanism="nftables", core=False),
+    ClientPod("tproxy", 48, sidecar=True, dns="agent", mechanism="tproxy", core=False),
+    ClientPod("ebpf", 49, sidecar=True, dns="agent", mechanism="ebpf", core=False),
+    # mode 1 again, to take its interception and its sidecar away, and to leave its loop guard out
+    ClientPod("answers", 51, sidecar=True, core=False),
+    ClientPod("unguarded", 52, sidecar=True, guarded=False, core=False),
 )
 ARMS = {client.arm: client for client in CLIENTS}
+ANSWERING = ("answers", "unguarded")  # arms that ask for names answered in unusual ways
+
+
+@dataclass(frozen=True)
+class ServerPod:
+    """A replica of `web` with a sidecar."""
+
+    pod: str
+    host: int
+    mechanism: Mechanism = "iptables"
+
+    @property
+    def core(self) -> bool:
+        """Part of every testbed."""
+        return self.mechanism == "iptables"
+
+
+MESHED = (
+    ServerPod("web-1", 21),
+    ServerPod("web-2", 22),
+    ServerPod("web-3", 23),
+    ServerPod("web-nftables", 24, "nftables"),
+    ServerPod("web-tproxy", 25, "tproxy"),
+    ServerPod("web-ebpf", 26, "ebpf"),
+)
+LEGACY_PODS = {"legacy-1": 31, "legacy-2": 32, "legacy-3": 33}
 DNS_HOST, OBSERVER_HOST, NULL_HOST = 10, 50, 60
-MESHED_HOSTS, PLAIN_HOSTS = WEB.hosts, LEGACY.hosts
+
+_REPLICAS = {server.pod: server.host for server in MESHED if server.core}
+WEB = Service("web", "meshed", "10.96.1.10", "240.240.0.10", _REPLICAS, "web-headless")
+WEB_STATIC = Service("web-static", "static", "10.96.1.11", "240.240.0.11", _REPLICAS)
+LEGACY = Service("legacy", "plain", "10.96.1.20", "240.240.0.20", LEGACY_PODS, "legacy-headless", meshed=False)
+SERVICES = (WEB, WEB_STATIC, LEGACY)
+# One replica for each way to capture what comes in; called by its pod address, so it needs no Service.
+INBOUND = tuple(
+    Service(server.pod, f"in-{server.mechanism}", "", "", {server.pod: server.host})
+    for server in {server.mechanism: server for server in reversed(MESHED)}.values()
+)
+BACKENDS = {service.backend: service for service in (*SERVICES, *INBOUND)}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An address that a name may be answered with, and the port an application would then use."""
+
+    address: str  # {pods}: the pod network; {own}: the asking pod
+    port: int
+
+    def of(self, nets: Nets, client: ClientPod) -> str:
+        """The address as this pod is told it."""
+        return self.address.format(pods=nets.pods, own=nets.pod(client.host))
+
+
+ANSWERS = {
+    "pod": Answer("{pods}.31", 8080),
+    "clusterip": Answer(LEGACY.cluster_ip, 80),
+    "virtual": Answer(LEGACY.virtual_ip, 80),
+    "loopback": Answer("127.0.0.1", 80),
+    "own": Answer("{own}", 80),
+    "unroutable": Answer("192.0.2.1", 80),
+    # the sidecar itself, by its port for what is captured
+    "loopback-sidecar": Answer("127.0.0.1", PORT_OUTBOUND),
+    "own-sidecar": Answer("{own}", PORT_OUTBOUND),
+}
+
+
+def answer_name(answer: str, client: ClientPod) -> str:
+    """The name that is answered so in this pod."""
+    return f"answer-{answer}-{client.arm}.{SEARCH[0]}"

@@ -1,4 +1,4 @@
-"""Serve observations until standard input ends."""
+"""Serve observations, and changes to the pod's rules, until standard input ends."""
 
 from __future__ import annotations
 
@@ -11,35 +11,71 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 TIMEOUT_S = 5  # a statistics page that takes longer is as good as down
 ETH_P_ALL = 0x0003  # linux/if_ether.h; outgoing packets are seen with this only
 SO_RCVBUFFORCE, SO_TIMESTAMPNS = 33, 35  # asm-generic/socket.h
-SOL_PACKET, PACKET_STATISTICS = 263, 6  # linux/if_packet.h
+SOL_PACKET, PACKET_STATISTICS, PACKET_OUTGOING = 263, 6, 4  # linux/if_packet.h
 ROOM_BYTES = 64 << 20  # some 25,000 small packets: more than a captured trial sends
 HEAD_BYTES = 128  # Ethernet, IPv4 and TCP with options fit
 CONTROL_BYTES = 256
-_COUNTED = re.compile(r"^\[(\d+):(\d+)\].*--comment \"?meshdns:(\w+)")
+_COUNTED = re.compile(r"^\[(\d+):\d+\].*--comment \"?meshdns:(\w+)")
+_NFT_COUNTED = re.compile(r"counter packets (\d+) bytes \d+.*comment \"meshdns:(\w+)\"")
 
 
-def rules() -> dict[str, int]:
+def rules(mechanism: str) -> dict[str, int]:
     """Packets per rule comment, summed over the rules that share it (in nat: new flows)."""
-    out = subprocess.run(["iptables-save", "-c"], capture_output=True, text=True, check=True).stdout
+    found = [_COUNTED.match(line) for line in said("iptables-save", "-c").splitlines()]
+    if mechanism == "nftables":
+        found += [_NFT_COUNTED.search(line) for line in said("nft", "list", "ruleset", "inet").splitlines()]
     counters: dict[str, int] = {}
-    for line in out.splitlines():
-        match = _COUNTED.match(line)
+    for match in found:
         if match:
-            counters[match[3]] = counters.get(match[3], 0) + int(match[1])
+            counters[match[2]] = counters.get(match[2], 0) + int(match[1])
     return counters
+
+
+def said(*command: str, given: str = "") -> str:
+    """What a program prints. Raises RuntimeError with its own words."""
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{command[0]}: {done.stderr.strip() or done.returncode}")
+    return done.stdout
+
+
+def extra_rules(count: int, mechanism: str) -> None:
+    """So many rules that match nothing stand before those that capture, in the table where these decide."""
+    if mechanism == "nftables":
+        lines = "".join(f"ip daddr 192.0.2.1 tcp dport {number} return\n" for number in range(1, count + 1))
+        chain = f"chain out {{\ntype nat hook output priority -102;\n{lines}}}"
+        said("nft", "-f", "-", given=f"table ip meshdns\ndelete table ip meshdns\ntable ip meshdns {{\n{chain}\n}}\n")
+        return
+    table = "mangle" if mechanism == "tproxy" else "nat"
+    lines = "".join(f"-A MESHDNS_EXTRA -d 192.0.2.1/32 -p tcp --dport {n} -j RETURN\n" for n in range(1, count + 1))
+    said("iptables-restore", "--noflush", given=f"*{table}\n:MESHDNS_EXTRA - [0:0]\n{lines}COMMIT\n")
+    if "-A OUTPUT -j MESHDNS_EXTRA" not in said("iptables", "-t", table, "-S", "OUTPUT"):
+        said("iptables", "-t", table, "-I", "OUTPUT", "1", "-j", "MESHDNS_EXTRA")
+
+
+def interception(on: bool) -> None:
+    """Outbound traffic is captured, or no longer: the jump to the capturing rules stands, or is taken out."""
+    where = ("-I", "OUTPUT", "1") if on else ("-D", "OUTPUT")
+    said("iptables", "-t", "nat", *where, "-j", "ISTIO_OUTPUT")
+
+
+def tracked() -> list[str]:
+    """Connection tracking entries, a line each, as conntrack(8) prints them."""
+    return said("conntrack", "-L", "-o", "extended").splitlines()
 
 
 def loaded() -> str:
     """The rules and routes as the kernel holds them."""
     texts = [
         subprocess.run(c, capture_output=True, text=True, check=False).stdout
-        for c in (["iptables-save"], ["ip", "route"])
+        for c in (["iptables-save"], ["nft", "list", "ruleset", "inet"], ["ip", "rule"], ["ip", "route"])
     ]
     return "\n".join(texts)
 
@@ -70,12 +106,9 @@ class Capture:
     tcpdump would be woken for every packet, and what it costs would be in what is measured.
     """
 
-    def __init__(self) -> None:
-        self.socket: socket.socket | None = None
-
-    def start(self, interface: str, ports: list[int]) -> None:
-        """From now on packets are kept."""
-        self.ports = set(ports)
+    def __init__(self, interface: str, ports: list[int], size: int = HEAD_BYTES) -> None:
+        """From now on packets are kept, `size` bytes of each; without ports those of all."""
+        self.ports, self.size, self.loopback = set(ports), size, interface == "lo"
         taking = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
         taking.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, ROOM_BYTES)
         taking.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
@@ -84,57 +117,90 @@ class Capture:
         self.socket = taking
 
     def stop(self) -> tuple[bytes, int]:
-        """A pcap file (nanosecond stamps, heads only) and the number of packets that found no room."""
-        assert self.socket is not None  # noqa: S101  stop follows start
-        out = [struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, HEAD_BYTES, 1)]
+        """A pcap file (nanosecond stamps) and the number of packets that found no room."""
+        out = [struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, self.size, 1)]
         with self.socket as taken:
             while True:
                 try:
-                    frame, control, _, _ = taken.recvmsg(HEAD_BYTES, CONTROL_BYTES)
+                    frame, control, _, address = taken.recvmsg(self.size, CONTROL_BYTES)
                 except BlockingIOError:
                     break
-                if self._wanted(frame):
+                if self._wanted(frame, address[2]):
                     seconds, nanoseconds = struct.unpack("qq", control[0][2][:16])
                     out.append(struct.pack("<IIII", seconds, nanoseconds, len(frame), len(frame)) + frame)
             _, dropped = struct.unpack("II", taken.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
-        self.socket = None
         return b"".join(out), dropped
 
-    def _wanted(self, frame: bytes) -> bool:
-        """UDP or TCP over IPv4 with one of the ports at either end."""
+    def _wanted(self, frame: bytes, direction: int) -> bool:
+        """UDP or TCP over IPv4 with one of the ports at either end; on lo, where packets pass twice, once."""
         above = 14 + (frame[14] & 15) * 4 if len(frame) > 14 else 0
         if frame[12:14] != b"\x08\x00" or len(frame) < above + 4 or frame[23] not in (6, 17):
             return False
-        return bool(self.ports & set(struct.unpack_from(">HH", frame, above)))
+        if self.loopback and direction != PACKET_OUTGOING:
+            return False
+        return not self.ports or bool(self.ports & set(struct.unpack_from(">HH", frame, above)))
 
 
-def answer(request: dict[str, Any], capture: Capture) -> dict[str, Any]:
-    """One observation."""
-    match request["op"]:
-        case "snapshot":
-            return {
-                "rules": rules() if request.get("rules") else {},
-                "conntrack": conntrack(),
-                "pages": pages(request.get("pages", [])),
-            }
-        case "loaded":
-            return {"text": loaded()}
-        case "capture":
-            capture.start(request["interface"], request["ports"])
-            return {}
-        case "captured":
-            data, dropped = capture.stop()
-            return {"pcap": base64.b64encode(data).decode(), "dropped": dropped}
-        case other:
-            return {"error": f"unknown op {other!r}"}
+Captures = dict[str, Capture]
+Request = dict[str, Any]
+
+
+def _snapshot(request: Request, _: Captures) -> dict[str, Any]:
+    return {
+        "rules": rules(request["rules"]) if request.get("rules") else {},
+        "conntrack": conntrack(),
+        "pages": pages(request.get("pages", [])),
+    }
+
+
+def _capture(request: Request, captures: Captures) -> dict[str, Any]:
+    for interface in request["interfaces"]:
+        captures[interface] = Capture(interface, request.get("ports", []), request.get("size", HEAD_BYTES))
+    return {}
+
+
+def _captured(_: Request, captures: Captures) -> dict[str, Any]:
+    found = {interface: captures.pop(interface).stop() for interface in list(captures)}
+    return {
+        "pcap": {interface: base64.b64encode(data).decode() for interface, (data, _) in found.items()},
+        "dropped": sum(dropped for _, dropped in found.values()),
+    }
+
+
+def _extra_rules(request: Request, _: Captures) -> dict[str, Any]:
+    extra_rules(request["count"], request["mechanism"])
+    return {}
+
+
+def _interception(request: Request, _: Captures) -> dict[str, Any]:
+    interception(request["on"])
+    return {}
+
+
+OPERATIONS: dict[str, Callable[[Request, Captures], dict[str, Any]]] = {
+    "snapshot": _snapshot,
+    "loaded": lambda _request, _captures: {"text": loaded()},
+    "tracked": lambda _request, _captures: {"entries": tracked()},
+    "capture": _capture,
+    "captured": _captured,
+    "extra_rules": _extra_rules,
+    "interception": _interception,
+}
+
+
+def answer(request: Request, captures: Captures) -> dict[str, Any]:
+    """One observation, or one change."""
+    if request["op"] not in OPERATIONS:
+        return {"error": f"unknown op {request['op']!r}"}
+    return OPERATIONS[request["op"]](request, captures)
 
 
 def main() -> None:
     """Answer each line; a failed observation is an answer too."""
-    capture = Capture()
+    captures: Captures = {}
     for line in sys.stdin:
         try:
-            reply = answer(json.loads(line), capture)
+            reply = answer(json.loads(line), captures)
         except Exception as error:  # noqa: BLE001  the driver turns it into a message that names the pod
             reply = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(reply), flush=True)

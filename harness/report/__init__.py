@@ -36,12 +36,13 @@ def publish(
     runs, out = runs.resolve(), out.absolute()
     _check_target(out)
     measured = store.load(runs)  # before the kernels: what is wrong with the data is told in a second
+    notebooks, unasked = _answerable(notebooks, measured)
     stems = [notebook.stem for notebook in notebooks]
     executed = execute.execute([each.resolve() for each in notebooks], {**parameters, "runs": str(runs)}, progress)
     progress("writing pages", len(stems), len(stems))
     pages = [page.read(notebook, stem) for notebook, stem in zip(executed, stems, strict=True)]
     with _whole(out) as folder:
-        _write(folder, pages, measured)
+        _write(folder, pages, measured, unasked)
     return out / INDEX
 
 
@@ -67,7 +68,20 @@ def parameter(text: str) -> object:
     return value
 
 
-def _write(folder: Path, pages: Sequence[page.Page], runs: store.Runs) -> None:
+def _answerable(notebooks: Sequence[Path], runs: store.Runs) -> tuple[list[Path], list[str]]:
+    """Notebooks whose experiment (`needs` in their metadata) these runs hold, and the questions of the others."""
+    there, can, unasked = set(runs.cells["experiment"]), [], []
+    for notebook in notebooks:
+        document = json.loads(notebook.read_text(encoding="utf-8"))
+        needs = document.get("metadata", {}).get("meshdns", {}).get("needs")
+        if needs is None or needs in there:
+            can.append(notebook)
+        else:
+            unasked.append("".join(document["cells"][0]["source"]).splitlines()[0].lstrip("# "))
+    return can, unasked
+
+
+def _write(folder: Path, pages: Sequence[page.Page], runs: store.Runs, unasked: Sequence[str]) -> None:
     links = [page.Link(INDEX, INDEX_LABEL), *(page.Link(page.address(each.stem), each.label) for each in pages)]
     (folder / "figures").mkdir()
     footer = index.footer(runs)
@@ -77,7 +91,7 @@ def _write(folder: Path, pages: Sequence[page.Page], runs: store.Runs) -> None:
             (folder / "figures" / f"{figure.name}.png").write_bytes(figure.png)
             if figure.pdf:
                 (folder / "figures" / f"{figure.name}.pdf").write_bytes(figure.pdf)
-    (folder / INDEX).write_text(index.document(pages, links, runs), encoding="utf-8")
+    (folder / INDEX).write_text(index.document(pages, links, runs, unasked), encoding="utf-8")
 
 
 def _check_target(out: Path) -> None:

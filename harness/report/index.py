@@ -19,8 +19,8 @@ TITLE = "Sidecars and DNS: what was asked, what was measured"
 CLAIMS, CARD = "00", "10"  # how the file names of these two notebooks begin
 
 
-def document(pages: Sequence[Page], links: Sequence[page.Link], runs: store.Runs) -> str:
-    """The whole HTML document."""
+def document(pages: Sequence[Page], links: Sequence[page.Link], runs: store.Runs, unasked: Sequence[str] = ()) -> str:
+    """The whole HTML document; `unasked`: questions of notebooks that these runs cannot answer."""
     answers = [each for each in pages if not each.stem.startswith((CLAIMS, CARD))]
     claims = [each for each in pages if each.stem.startswith(CLAIMS)]
     card = [each for each in pages if each.stem.startswith(CARD)]
@@ -31,6 +31,7 @@ def document(pages: Sequence[Page], links: Sequence[page.Link], runs: store.Runs
 {"".join(map(_card, answers))}
 {"".join(map(_card, claims))}
 {"".join(map(_card, card))}
+{_unasked(unasked)}
 <h2>Do it again</h2>
 <pre><code>{html.escape(_command(runs))}</code></pre>
 <p>Measures on your own machine and publishes this report from what it finds. Numbers depend on the machine; which arm
@@ -68,6 +69,13 @@ def _card(one: Page) -> str:
 <div class="answer">{answer}</div>{thumb}
 </article>
 """
+
+
+def _unasked(questions: Sequence[str]) -> str:
+    if not questions:
+        return ""
+    listed = "".join(f"<li>{html.escape(question)}</li>" for question in questions)
+    return f"<h2>Not asked in these runs</h2>\n<ul>{listed}</ul>\n<p>Other plans do: {', '.join(plan.shipped())}.</p>"
 
 
 def _measured(runs: store.Runs) -> str:

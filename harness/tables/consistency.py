@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import stats as scipy_stats
 
 from harness import stats, store, units
+from harness.mesh import topology
 from harness.tables import cells, gates, lookups, requests, ruler, text
 
 OWN_WORK_NS = 50_000  # between requests, in no latency: sockets opened (20 µs each), the answer read, its row written
@@ -21,7 +22,7 @@ PRECISION = 0.03  # what a plan must resolve: far below any difference between a
 def conservation(runs: store.Runs) -> list[gates.Row]:
     """Queries at client, proxy and cluster DNS; requests at client, sidecars and servers."""
     every = cells.select(runs, tool="agent")
-    dns = every[every["arm"].isin(lookups.ARMS) & (every["lookup"] != "none")].reset_index(drop=True)
+    dns = every[(every["arm"] != "null") & (every["lookup"] != "none")].reset_index(drop=True)
     left_over = _dns_residual(dns)
     served = every[(every["kind"] == "request") & (every["arm"] != "null")].reset_index(drop=True)
     unserved = np.abs(cells.counter(served, "servers/nginx_rq") - cells.asked(runs, served))
@@ -33,9 +34,9 @@ def conservation(runs: store.Runs) -> list[gates.Row]:
 
 def _dns_residual(chosen: pd.DataFrame) -> NDArray[np.float64]:
     client, proxy = cells.counter(chosen, "pod/rule/dns_client"), cells.counter(chosen, "pod/rule/dns_proxy")
-    proxied = (chosen["arm"] == lookups.MODE2).to_numpy()
+    proxied = np.array([topology.ARMS[str(arm)].dns_proxy for arm in chosen["arm"]], dtype=bool)
     at_cluster = cells.counter(chosen, "dnsdist/from_pod") - proxy - np.where(proxied, 0, client)
-    at_proxy = np.where(proxied, cells.counter(chosen, "pod/envoy/dns_rx") - client, 0)
+    at_proxy = np.where(proxied, cells.counter(chosen, "pod/dnsproxy/queries") - client, 0)
     return np.abs(at_cluster) + np.abs(at_proxy)
 
 

@@ -14,8 +14,11 @@ import pandas as pd
 from harness import stats, store, units
 from harness.tables import cells, text
 
-ARMS = ("plain", "plain-aa", "mode1", "mode2-envoy")  # the order of the ladder; `ip` asks no DNS
-BASE, TWIN, MODE1, MODE2 = ARMS
+ARMS = ("plain", "plain-aa", "mode1", "mode2-envoy", "mode2-agent")  # the order of the ladder; `ip` asks no DNS
+BASE, TWIN, MODE1, MODE2_ENVOY, MODE2 = (
+    ARMS  # mode 2 is what Istio does: its agent's proxy; Envoy's filter is the other
+)
+PROXIED = (MODE2_ENVOY, MODE2)
 NAME = ["lookup", "name_kind", "qtype", "ndots"]
 RCODES = {0: "NOERROR", 2: "SERVFAIL", 3: "NXDOMAIN", 5: "REFUSED"}
 DELAYED = "web"  # what the delay sweep asks for when it asks for a name of the cluster
@@ -93,13 +96,13 @@ def queries(runs: store.Runs, *experiments: str) -> pd.DataFrame:
     counted = chosen.assign(
         lookups=cells.asked(runs, chosen),
         client=cells.counter(chosen, "pod/rule/dns_client"),
-        proxy=cells.counter(chosen, "pod/envoy/dns_rx"),
+        proxy=cells.counter(chosen, "pod/dnsproxy/queries"),
         upstream=cells.counter(chosen, "pod/rule/dns_proxy"),
         cluster=cells.counter(chosen, "dnsdist/from_pod"),
     )
     sums = ["lookups", "client", "proxy", "upstream", "cluster"]
     table = counted.groupby([*NAME, "arm"], observed=True)[sums].sum().astype(int).reset_index()
-    proxied = table["arm"] == MODE2
+    proxied = table["arm"].isin(PROXIED)
     reaching = table["upstream"] + table["client"].where(~proxied, 0)
     left_over = (table["cluster"] - reaching).abs() + (table["proxy"] - table["client"]).abs().where(proxied, 0)
     out = table.rename(
@@ -145,11 +148,11 @@ def delays(runs: store.Runs, name_kind: str = "fqdn") -> pd.DataFrame:
                 "blocks": len(pair),
                 BASE: both[0],
                 MODE2: both[1],
-                "mode2-envoy minus plain": cells.paired(medians, (delay, BASE), (delay, MODE2)),
+                "mode 2 minus plain": cells.paired(medians, (delay, BASE), (delay, MODE2)),
                 "values": (pair.iloc[:, 1] - pair.iloc[:, 0]).to_numpy(dtype=float),
             }
         )
-    columns = ["delay, ms", "blocks", BASE, MODE2, "mode2-envoy minus plain", "values"]
+    columns = ["delay, ms", "blocks", BASE, MODE2, "mode 2 minus plain", "values"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -202,12 +205,12 @@ def answer(runs: store.Runs) -> str:
     base = rows[BASE]
     opening = f"Without a mesh a cluster name is answered in {text.interval(base['p50'])}"
     said = [f"{opening} (p50, {text.blocks(base['blocks'])})."]
-    said += [_arm_sentence(arm, rows[arm]) for arm in (MODE2, MODE1) if arm in rows]
+    said += [_arm_sentence(arm, rows[arm]) for arm in (MODE2, MODE2_ENVOY, MODE1) if arm in rows]
     return " ".join(reversed(said[:2])) + "".join(f" {each}" for each in said[2:])
 
 
 def _arm_sentence(arm: str, row: dict[Any, Any]) -> str:
-    label = {MODE1: "Mode 1", MODE2: "Mode 2"}[arm]
+    label = {MODE1: "Mode 1", MODE2: "Mode 2", MODE2_ENVOY: "Mode 2 by Envoy's own DNS filter"}[arm]
     opening = f"{label} answers a cluster name in {text.interval(row['p50'])}"
     difference, verdict = row["p50 against plain"], row["reading"]
     if verdict in ("less", "more"):
@@ -227,19 +230,21 @@ def queries_answer(table: pd.DataFrame) -> str:
     shares = [
         f"{units.number(row['at cluster DNS'] / row['lookups'])} in {arm}"
         for arm, row in per_lookup.iterrows()
-        if row["lookups"] and arm in (BASE, MODE1, MODE2)
+        if row["lookups"] and arm != TWIN
     ]
     return f"{agree}. Queries that reach the cluster DNS per lookup: {', '.join(shares)}."
 
 
 def aaaa_answer(codes: pd.DataFrame) -> str:
     """Whether a name without that record type is answered alike."""
-    plain, mode2 = aaaa(codes, BASE), aaaa(codes, MODE2)
-    if not plain or not mode2:
-        return "AAAA queries for an A-only name were not measured in both arms."
-    if plain == mode2:
+    plain = aaaa(codes, BASE)
+    others = {arm: answer for arm in PROXIED if (answer := aaaa(codes, arm))}
+    if not plain or not others:
+        return "AAAA queries for an A-only name were not measured with and without mode 2."
+    if set(others.values()) == {plain}:
         return f"An AAAA query for an A-only name gets {plain} with and without mode 2."
-    return f"An AAAA query for an A-only name gets {plain} without a mesh and {mode2} in mode 2."
+    said = " and ".join(f"{answer} in {arm}" for arm, answer in others.items())
+    return f"An AAAA query for an A-only name gets {plain} without a mesh, {said}."
 
 
 def break_even_answer(found: stats.BreakEven | None, name_kind: str = "fqdn") -> str:

@@ -73,8 +73,14 @@ def invalid(runs: store.Runs) -> pd.DataFrame:
     return counted.sort_values("cells", ascending=False, ignore_index=True)
 
 
-def checks(runs: store.Runs, *experiments: str) -> pd.DataFrame:
-    """A row per experiment: blocks, cells, invalid ones, failures, send lag. Raises ReportError if one fails."""
+def checks(runs: store.Runs, *experiments: str, planned: bool = False) -> pd.DataFrame:
+    """A row per experiment: blocks, cells, invalid ones, failures, send lag. Raises ReportError if one fails.
+
+    `planned`: only those that some plan of these runs holds, of which there must be one.
+    """
+    if planned:
+        there = set(runs.cells["experiment"])
+        experiments = tuple(name for name in experiments if name in there) or experiments
     table = pd.DataFrame([_check(runs, name) for name in experiments])
     if problem := next((_problem(row) for row in table.to_dict("records") if _problem(row)), ""):
         raise errors.ReportError(problem, place=", ".join(header.name for header in runs.headers), step="measure again")

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from harness import stats, store, units
-from harness.tables import cells, lookups, text
+from harness.tables import cells, lookups, provenance, text
 
 Level = tuple[str, str]  # arm, backend
 
@@ -47,12 +47,14 @@ LADDER = (
     Step("mode1", "plain", "mode 1, sidecar at the client"),
     Step("mode1", "static", "mode 1, both sidecars, endpoints known"),
     Step("mode1", "meshed", "mode 1, both sidecars"),
-    Step("mode2-envoy", "plain", "mode 2, sidecar at the client"),
-    Step("mode2-envoy", "meshed", "mode 2, both sidecars"),
+    Step("mode2-envoy", "plain", "mode 2 by Envoy's DNS filter, sidecar at the client"),
+    Step("mode2-envoy", "meshed", "mode 2 by Envoy's DNS filter, both sidecars"),
+    Step("mode2-agent", "plain", "mode 2 by the agent's proxy, sidecar at the client"),
+    Step("mode2-agent", "meshed", "mode 2 by the agent's proxy, both sidecars"),
 )
 STEPS = {step.level: step for step in LADDER}
-PLAIN, TWIN, MODE1, MODE2 = ("plain", "plain"), ("plain-aa", "plain"), ("mode1", "meshed"), ("mode2-envoy", "meshed")
-STATIC = ("mode1", "static")
+PLAIN, TWIN, MODE1, MODE2 = ("plain", "plain"), ("plain-aa", "plain"), ("mode1", "meshed"), ("mode2-agent", "meshed")
+STATIC, MODE2_ENVOY = ("mode1", "static"), ("mode2-envoy", "meshed")
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,9 @@ CHANGES = (
     Change(PLAIN, ("mode1", "plain"), "sidecar at the client, mode 1"),
     Change(("plain", "meshed"), MODE1, "sidecar at the client too, mode 1"),
     Change(STATIC, MODE1, "STRICT_DNS for known endpoints"),
-    Change(("mode1", "plain"), ("mode2-envoy", "plain"), "mode 2 for mode 1, client only"),
+    Change(("mode1", "plain"), ("mode2-agent", "plain"), "mode 2 for mode 1, client only"),
     Change(MODE1, MODE2, "mode 2 for mode 1, both sidecars"),
+    Change(MODE2, MODE2_ENVOY, "Envoy's DNS filter for the agent's proxy"),
     Change(PLAIN, MODE1, "whole mesh, mode 1"),
     Change(PLAIN, MODE2, "whole mesh, mode 2"),
 )
@@ -81,6 +84,7 @@ CHANGES = (
 _ROLES = (
     ("client app", r"client-{arm}-app"),
     ("client sidecar", r"client-{arm}-envoy"),
+    ("DNS proxy", r"client-{arm}-dns"),
     ("server sidecar", r"{server}-envoy"),
     ("server (nginx)", r"{server}(-app)?"),
     ("dnsdist", r"dns-dnsdist"),
@@ -199,7 +203,7 @@ def waits(runs: store.Runs, experiment: str = "open") -> pd.DataFrame:
 def role(step: Level, service: str) -> str:
     """What the container does in a cell of that step; "" for one that is only there."""
     arm, backend = step
-    server = r"legacy-\d+" if backend == "plain" else r"web-\d+"
+    server = r"legacy-\d+" if backend == "plain" else r"web-\w+"
     forms = ((name, form.format(arm=re.escape(arm), server=server)) for name, form in _ROLES)
     return next((name for name, form in forms if re.fullmatch(form, service)), "")
 
@@ -265,8 +269,8 @@ _PATH = {
     "at server sidecars": "servers/envoy_rq",
     "at servers": "servers/nginx_rq",
     "client queries": "pod/rule/dns_client",
-    "at DNS proxy": "pod/envoy/dns_rx",
-    "forwarded": "pod/envoy/dns_external",
+    "at DNS proxy": "pod/dnsproxy/queries",
+    "forwarded": "pod/dnsproxy/forwarded",
     "proxy's own queries": "pod/rule/dns_proxy",
     "re-resolutions": "pod/envoy/cluster_resolutions",
     "at cluster DNS": "dnsdist/from_pod",
@@ -302,14 +306,18 @@ class Resolutions:
 
     attempts: int  # by Envoy's count
     queries: int  # packets to port 53, by the rules' count
-    seconds: float  # of cells in which this could be seen
+    span: str  # in which these were counted
 
 
 def resolutions(runs: store.Runs) -> Resolutions:
-    """Over all valid cells of mode 1: it resolves by the clock, not by the request."""
+    """It resolves by the clock, not by the request: as told at the end of the run, else over the cells of mode 1."""
+    told = [provenance.branch(header.facts, "resolutions").get("mode1") for header in runs.headers]
+    if all(told):
+        attempts, queries = (int(sum(each[name] for each in told if each)) for name in ("attempts", "queries"))
+        return Resolutions(attempts, queries, "from its start to the end of the run")
     chosen = cells.select(runs, arm="mode1")
-    attempts, queries = (cells.counter(chosen, _PATH[name]).sum() for name in ("re-resolutions", "proxy's own queries"))
-    return Resolutions(int(attempts), int(queries), float(chosen["wall_s"].sum()))
+    attempts, queries = (int(cells.counter(chosen, _PATH[n]).sum()) for n in ("re-resolutions", "proxy's own queries"))
+    return Resolutions(attempts, queries, f"in {units.number(chosen['wall_s'].sum())} s of all mode 1 cells")
 
 
 # --- sentences ---

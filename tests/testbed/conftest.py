@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import engine
+from harness import cli, engine
 from harness.testbed import Testbed
 
 
@@ -22,7 +22,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def bed() -> Iterator[Testbed]:
     said: list[str] = []
     engine.ensure(said.append)
-    testbed = Testbed(engine.images(said.append).tags)
+    # As the commands that tests start, with every pod.
+    testbed = Testbed(engine.images(said.append).tags, cli._nets(), whole=True)
     testbed.down()  # an earlier session may have been killed
     testbed.up(said.append)
     try:

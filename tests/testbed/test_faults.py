@@ -20,6 +20,7 @@ from harness.mesh import topology
 from harness.testbed import Testbed
 
 ROOT = Path(__file__).parents[2]
+ENGINE = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
 PLAN = """
 name = "faults"
 seed = 1
@@ -91,7 +92,7 @@ def test_interrupted_runs_keep_what_is_complete_and_are_resumed(
     finished = Path(out.strip())
     assert finished.name == folder.name.removesuffix(".partial")
     assert all((finished / "blocks" / name).read_bytes() == content for name, content in kept.items())
-    assert len(store.load(finished).cells) == 6
+    assert len(store.load(finished).cells.drop_duplicates(["block", "arm"])) == 6  # a noisy trial is measured again
 
 
 def test_a_killed_run_is_recognised_and_left_alone_by_readers(
@@ -134,7 +135,7 @@ class EngineDoor:
             while True:
                 near, _ = self._listener.accept()
                 far = socket.socket(socket.AF_UNIX)
-                far.connect("/var/run/docker.sock")
+                far.connect(ENGINE)
                 self._open += [near, far]
                 for source, target in ((near, far), (far, near)):
                     threading.Thread(target=self._copy, args=(source, target), daemon=True).start()

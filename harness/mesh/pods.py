@@ -1,0 +1,79 @@
+"""The Compose services that a pod consists of, made from the `x-` parts of compose/compose.yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from harness.mesh import topology
+
+Service = dict[str, Any]
+Services = dict[str, Service]
+_DONE, _STARTED = {"condition": "service_completed_successfully"}, {"condition": "service_started"}
+
+
+def services(parts: Mapping[str, Service], *, whole: bool) -> Services:
+    """Every pod of the testbed; `whole`: also those that only some plans need."""
+    found: Services = {}
+    for name, host in topology.LEGACY_PODS.items():
+        found[name] = {
+            **parts["x-web"],
+            "environment": {"REPLICA": name},
+            "networks": _address(host),
+            "depends_on": {"tls": _DONE},
+        }
+    for server in topology.MESHED:
+        if server.core or whole:
+            found |= _server(parts, server)
+    for client in topology.CLIENTS:
+        if client.core or whole:
+            found |= _client(parts, client)
+    return found
+
+
+def _address(host: int) -> dict[str, Any]:
+    return {"pods": {"ipv4_address": f"${{MESHDNS_PODS}}.{host}"}}
+
+
+def _in(pod: str, part: Service, *mounts: str, after: Mapping[str, dict[str, str]] | None = None) -> Service:
+    """A container in the pod's namespace."""
+    volumes = [*part.get("volumes", []), *(f"${{MESHDNS_STATE}}/{pod}:{path}:ro" for path in mounts)]
+    return {**part, "network_mode": f"service:{pod}", "volumes": volumes, "depends_on": after or {pod: _STARTED}}
+
+
+def _captured(parts: Mapping[str, Service], pod: str, mechanism: topology.Mechanism) -> tuple[Services, dict[str, Any]]:
+    """What sets interception up in a pod, and the state it is in before anybody else starts."""
+    ready = {f"{pod}-rules": _DONE}
+    if mechanism == "ebpf":  # the programs stay as long as the container that loaded them; the rules wait for it
+        loader, after = _in(pod, parts["x-loader"]), {f"{pod}-loader": _STARTED}
+        return {f"{pod}-loader": loader, f"{pod}-rules": _in(pod, parts["x-rules"], "/rules", after=after)}, ready
+    return {f"{pod}-rules": _in(pod, parts["x-rules"], "/rules")}, ready
+
+
+def _envoy(parts: Mapping[str, Service], mechanism: topology.Mechanism) -> Service:
+    return parts["x-envoy-transparent" if mechanism == "tproxy" else "x-envoy"]
+
+
+def _server(parts: Mapping[str, Service], server: topology.ServerPod) -> Services:
+    rules, ready = _captured(parts, server.pod, server.mechanism)
+    app = _in(server.pod, parts["x-web"], after={**ready, "tls": _DONE})
+    return {
+        server.pod: {**parts["x-pause"], "networks": _address(server.host)},
+        **rules,
+        f"{server.pod}-envoy": _in(server.pod, _envoy(parts, server.mechanism), "/etc/envoy", after=ready),
+        f"{server.pod}-app": {**app, "environment": {"REPLICA": server.pod}},
+    }
+
+
+def _client(parts: Mapping[str, Service], client: topology.ClientPod) -> Services:
+    pod = client.pod
+    rules, ready = _captured(parts, pod, client.mechanism)
+    found = {pod: {**parts["x-pause"], "networks": _address(client.host)}, **rules}
+    after = {**ready, "dns-dnsdist": _STARTED}
+    if client.sidecar:
+        found[f"{pod}-envoy"] = _in(pod, _envoy(parts, client.mechanism), "/etc/envoy", after=after)
+    if client.dns == "agent":
+        found[f"{pod}-dns"] = _in(pod, parts["x-dnsproxy"], "/etc/meshdns", after=after)
+    found[f"{pod}-app"] = _in(pod, parts["x-app"], after={**ready, "tls": _DONE})
+    found[f"{pod}-observer"] = _in(pod, parts["x-observer"])
+    return found

@@ -1,0 +1,238 @@
+"""One request, and what every hop saw of it: packets in each namespace, address translations, counters that moved.
+
+The document is plain JSON (`Trace.to_json`), stored with a run and drawn by the notebook. Nothing in it is inferred:
+packets are captured, translations are the kernel's connection tracking entries, listeners and clusters are those whose
+statistics moved.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import dns.exception
+import dns.message
+import dns.rcode
+
+from harness import capture, errors, jobs
+from harness.channel import Channel
+from harness.mesh import names, topology
+from harness.testbed import Testbed
+
+ANSWER_SLACK_S = 30
+FRAME_BYTES = 2048  # whole packets: one request is small
+TIMEOUT_MS = 2000
+INTERFACES = ("eth0", "lo")
+_FLAGS = ((0x02, "SYN"), (0x01, "FIN"), (0x04, "RST"))
+_UDP = 17
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is asked for."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+
+    @classmethod
+    def parse(cls, url: str) -> Target:
+        """An http or https URL. Raises InputError."""
+        try:
+            parts = urlsplit(url)
+            port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        except (ValueError, KeyError):
+            step = "give http://HOST[:PORT]/PATH or https://…"
+            raise errors.InputError("not a URL that can be traced", place=url, step=step) from None
+        if not parts.hostname:
+            raise errors.InputError("names no host", place=url, step="give http://HOST[:PORT]/PATH")
+        return cls(parts.scheme, parts.hostname, port, parts.path or "/")
+
+    def job(self) -> dict[str, Any]:
+        """One request of the load agent, as an application in the pod would make it."""
+        head = f"GET {self.path} HTTP/1.1\r\nHost: {self.host}\r\nUser-Agent: meshdns\r\nConnection: close\r\n\r\n"
+        tls = {"server_name": self.host, "cafile": jobs.TLS_CERTIFICATE} if self.scheme == "https" else None
+        return {
+            "kind": "request",
+            "lookup": "wire",
+            "wire": names.wire(self.host, "A", 5),
+            "resolver": [topology.DNS_CLUSTER_IP, 53],
+            "port": self.port,
+            "request": head,
+            "tls": tls,
+            "count": 1,
+            "timeout_ms": TIMEOUT_MS,
+            "wait": "block",
+        }
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A packet, where it was seen, and what it said."""
+
+    at_us: float  # after the first packet
+    namespace: str  # the pod
+    interface: str
+    protocol: str
+    source: str
+    target: str
+    flags: str
+    size: int
+    says: str
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What was observed of one request."""
+
+    arm: str
+    url: str
+    pods: dict[str, str]  # pod -> address, of every namespace that was watched
+    request: dict[str, Any]  # outcome, status, answered address, replica, phases in ns
+    packets: list[Seen]
+    translations: list[str]  # the client pod's connection tracking entries that the request made
+    rules: dict[str, float]  # rule -> packets
+    proxies: dict[str, dict[str, float]]  # pod -> Envoy statistic -> by how much it moved
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+def observe(bed: Testbed, observers: Mapping[str, Channel], agent: Channel, arm: str, url: str) -> Trace:
+    """Trace one request from an arm's client. Raises InputError and TestbedError."""
+    target, client = Target.parse(url), topology.ARMS[arm]
+    with contextlib.ExitStack() as stack:
+        watched = {client.pod: observers[client.pod]}
+        for pod in _namespaces(target):
+            watched[pod] = stack.enter_context(bed.attached(pod))
+        before = _state(watched, client)
+        for channel in watched.values():
+            channel.ask({"op": "capture", "interfaces": list(INTERFACES), "size": FRAME_BYTES}, ANSWER_SLACK_S)
+        header, body = agent.ask(target.job(), ANSWER_SLACK_S)
+        seen = {pod: _captured(channel) for pod, channel in watched.items()}
+        after = _state(watched, client)
+    row = jobs.table(0, header, body).to_pylist()[0]
+    addresses = {pod: _address(bed, pod) for pod in watched}
+    return Trace(
+        arm,
+        url,
+        addresses,
+        row,
+        list(_packets(seen)),
+        _made(before.tracked, after.tracked),
+        _moved(before.rules, after.rules),
+        {pod: _moved(before.proxies.get(pod, {}), counts) for pod, counts in after.proxies.items()},
+    )
+
+
+def _namespaces(target: Target) -> list[str]:
+    """Pods beside the client's whose packets are worth watching: the name server's and those behind the name."""
+    service = next((each for each in topology.SERVICES if target.host.split(".")[0] == each.name), None)
+    return ["dns", *(service.replicas if service else ())]
+
+
+def _address(bed: Testbed, pod: str) -> str:
+    hosts = {client.pod: client.host for client in topology.CLIENTS} | {each.pod: each.host for each in topology.MESHED}
+    return bed.nets.pod({**hosts, **topology.LEGACY_PODS, "dns": topology.DNS_HOST}[pod])
+
+
+@dataclass(frozen=True)
+class _State:
+    """Counters and entries at one moment."""
+
+    rules: dict[str, float]
+    tracked: list[str]
+    proxies: dict[str, dict[str, float]]
+
+
+def _state(watched: Mapping[str, Channel], client: topology.ClientPod) -> _State:
+    own = watched[client.pod]
+    rules = own.ask({"op": "snapshot", "rules": client.mechanism}, ANSWER_SLACK_S)[0]["rules"]
+    proxies: dict[str, dict[str, float]] = {}
+    for pod, channel in watched.items():
+        page = {"url": f"http://127.0.0.1:{topology.PORT_ADMIN}/stats?format=json&usedonly", "timeout_s": 2}
+        body = channel.ask({"op": "snapshot", "pages": [page]}, ANSWER_SLACK_S)[0]["pages"][0]
+        if body is not None:
+            proxies[pod] = {s["name"]: s["value"] for s in json.loads(body)["stats"] if "value" in s}
+    return _State(rules, own.ask({"op": "tracked"}, ANSWER_SLACK_S)[0]["entries"], proxies)
+
+
+def _moved(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
+    return {name: count - before.get(name, 0) for name, count in after.items() if count > before.get(name, 0)}
+
+
+def _made(before: list[str], after: list[str]) -> list[str]:
+    """Entries that were not there before; those of the observation itself are left out."""
+    known = {_key(line) for line in before}
+    own = {f"dport={port}" for port in _OBSERVERS}
+    return [line for line in after if _key(line) not in known and not own & set(line.split())]
+
+
+def _key(line: str) -> str:
+    """A connection tracking entry without what changes while it lives: timer, state, flags."""
+    return " ".join(word for word in line.split() if "=" in word and not word.startswith(("packets=", "bytes=")))
+
+
+def _captured(channel: Channel) -> dict[str, bytes]:
+    reply = channel.ask({"op": "captured"}, ANSWER_SLACK_S)[0]
+    return {interface: base64.b64decode(pcap) for interface, pcap in reply["pcap"].items()}
+
+
+def _packets(seen: Mapping[str, Mapping[str, bytes]]) -> Iterator[Seen]:
+    """All packets in the order in which they passed; those of the observation itself are left out."""
+    found = [
+        (frame, pod, interface)
+        for pod, pcaps in seen.items()
+        for interface, pcap in pcaps.items()
+        for frame in capture.frames(pcap)
+        if not _OBSERVERS & {frame.source_port, frame.target_port}
+    ]
+    found.sort(key=lambda each: each[0].at_ns)
+    for frame, pod, interface in found:
+        yield Seen(
+            (frame.at_ns - found[0][0].at_ns) / 1000,
+            pod,
+            interface,
+            "udp" if frame.protocol == _UDP else "tcp",
+            f"{frame.source}:{frame.source_port}",
+            f"{frame.target}:{frame.target_port}",
+            " ".join(name for bit, name in _FLAGS if frame.flags & bit),
+            frame.size,
+            _said(frame),
+        )
+
+
+# Pages that observers read, name servers' consoles: never part of an application's request.
+_OBSERVERS = {topology.PORT_ADMIN, topology.PORT_STATS, topology.PORT_STATUS, topology.PORT_DNS_METRICS,
+              topology.PORT_LOADER, 5199, 8053, 8083}  # fmt: skip
+
+
+def _said(frame: capture.Frame) -> str:
+    """DNS question and answer, the first line of HTTP, TLS as such."""
+    if not frame.payload:
+        return ""
+    if {53, 5300, topology.PORT_DNS} & {frame.source_port, frame.target_port}:
+        return _dns(frame.payload if frame.protocol == _UDP else frame.payload[2:])
+    if frame.payload[:1] in (b"\x16", b"\x17"):
+        return "TLS handshake" if frame.payload[:1] == b"\x16" else "TLS data"
+    first = frame.payload.split(b"\r\n", 1)[0]
+    return first.decode("ascii", "replace") if b"HTTP/1" in first else ""
+
+
+def _dns(wire: bytes) -> str:
+    try:
+        message = dns.message.from_wire(wire, ignore_trailing=True)
+    except dns.exception.DNSException:
+        return ""
+    question = " ".join(f"{q.name} {dns.rdatatype.to_text(q.rdtype)}" for q in message.question)
+    if not message.flags & 0x8000:
+        return f"{question}?"
+    answers = ", ".join(str(record) for rrset in message.answer for record in rrset)
+    return f"{question}: {answers or dns.rcode.to_text(message.rcode())}"

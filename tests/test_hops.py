@@ -1,0 +1,178 @@
+"""One traced request, hop by hop: every way it can take or end, from packets as the kernel shows them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import traces
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.tables import hops, transfers
+
+ABSENT = ("web.shop.svc.cluster.local.shop.svc.cluster.local.", "web.shop.svc.cluster.local.svc.cluster.local.",
+          "web.shop.svc.cluster.local.cluster.local.")  # fmt: skip
+
+
+def route(path: transfers.Path, kind: str) -> list[tuple[str, str, str, str]]:
+    return [
+        (each.source, each.target, each.asked, each.reached) for each in path.hops if each.kind == kind and not each.own
+    ]
+
+
+def test_mode_1_asks_the_cluster_dns_and_passes_three_connections() -> None:
+    path = transfers.read(traces.mode1())
+    assert route(path, "DNS") == [
+        ("application", "dnsdist", "10.96.0.10:53", "198.18.0.10:53"),
+        ("dnsdist", "BIND", "127.0.0.1:5300", "127.0.0.1:5300"),
+    ]
+    assert route(path, "TCP") == [
+        ("application", "sidecar", "10.96.1.10:80", "127.0.0.1:15001"),
+        ("sidecar", "server sidecar", traces.WEB, traces.WEB),
+        ("server sidecar", "server", traces.WEB, traces.WEB),
+    ]
+    assert [each.inside for each in path.of("TCP")] == [True, False, True]
+    assert [each.kept for each in path.of("TCP")] == [False, False, True]
+    assert all(each.ending == "answered" for each in path.hops)
+    app, proxy, _ = path.of("TCP")
+    assert app.taken == "listener 10.96.1.10_80, filter out_web, cluster web-http"
+    assert proxy.taken == "listener 0.0.0.0_15006, filter inbound, cluster inbound"
+    assert (app.said, app.answer) == (traces.REQUEST, traces.RESPONSE)
+
+
+def test_the_sidecars_own_lookup_is_shown_and_not_counted() -> None:
+    path = transfers.read(traces.mode1())
+    own = [(each.source, each.said) for each in path.hops if each.own]
+    assert own == [("sidecar", "web-headless.shop.svc.cluster.local. A?"),
+                   ("dnsdist", "web-headless.shop.svc.cluster.local. A?")]  # fmt: skip
+    assert hops.totals(path)["DNS exchanges"] == 2
+
+
+def test_packets_seen_twice_are_counted_once() -> None:
+    path = transfers.read(traces.mode1())
+    _, proxy, server = path.of("TCP")
+    assert [(each.what, each.packets, each.forward) for each in proxy.messages] == [
+        ("connects", 3, True), ("requests", 1, True), ("responds", 1, False)]  # fmt: skip
+    assert proxy.size == 160 + 1010
+    assert server.packets == 2
+    assert path.hops[0].packets == 2
+
+
+def test_mode_2_answers_inside_the_pod_and_ends_at_the_same_port() -> None:
+    path = transfers.read(traces.mode2())
+    assert route(path, "DNS") == [("application", "DNS proxy", "10.96.0.10:53", "127.0.0.1:15053")]
+    assert route(path, "TCP")[0] == ("application", "sidecar", "240.240.0.10:80", "127.0.0.1:15001")
+    total = hops.totals(path)
+    assert (total["DNS exchanges"], total["DNS leaving"], total["connections"], total["connections leaving"]) == (
+        1,
+        0,
+        3,
+        1,
+    )
+
+
+def test_names_of_the_search_list_are_told_once_and_counted_each() -> None:
+    one, two = transfers.read(traces.mode1(*ABSENT)), transfers.read(traces.mode2(*ABSENT))
+    assert [(row.times, row.hop.target) for row in one.rows()][:4] == [
+        (3, "dnsdist"),
+        (3, "BIND"),
+        (1, "dnsdist"),
+        (1, "BIND"),
+    ]
+    first, second = hops.totals(one), hops.totals(two)
+    assert (first["DNS exchanges"], second["DNS exchanges"]) == (8, 10)
+    assert (first["exchanges each"], second["exchanges each"]) == (2, 3)
+    assert (first["exchanges of the name found"], second["exchanges of the name found"]) == (2, 1)
+    assert first["names not found"] == second["names not found"] == 3
+
+
+def test_without_a_mesh_the_call_is_direct_and_others_questions_are_left_out() -> None:
+    path = transfers.read(traces.direct())
+    assert route(path, "TCP") == [("application", "server", "10.96.1.20:80", traces.LEGACY)]
+    assert len(path.of("DNS")) == 2
+
+
+def test_capture_that_leaves_no_entry_is_told_by_what_the_application_knows() -> None:
+    trace = traces.mode2() | {"translations": []}  # as eBPF does it
+    path = transfers.read(trace)
+    assert route(path, "DNS")[0][2:] == ("10.96.0.10:53", "127.0.0.1:15053")
+    assert route(path, "TCP")[0][2:] == ("240.240.0.10:80", "127.0.0.1:15001")
+
+
+def test_a_loop_is_one_row_with_its_rounds_and_the_guard_ends_it_at_once() -> None:
+    looped, guarded = transfers.read(traces.loop(40)), transfers.read(traces.loop(guarded=True))
+    rows = [
+        (row.times, row.hop.source, row.hop.target, row.hop.ending) for row in looped.rows() if row.hop.kind == "TCP"
+    ]
+    assert rows == [(1, "application", "sidecar", "closed"), (39, "sidecar", "sidecar", "closed")]
+    rows = [(row.times, row.hop.source, row.hop.target) for row in guarded.rows() if row.hop.kind == "TCP"]
+    assert rows == [(1, "application", "sidecar")]
+    assert "filter blackhole" in guarded.of("TCP")[0].taken
+
+
+@pytest.mark.parametrize(
+    ("trace", "target", "ending", "whats"),
+    [
+        (traces.refused(), "sidecar", "refused", ["connects", "refuses"]),
+        (traces.lost(), "nobody", "lost", ["connects"]),
+    ],
+)
+def test_failed_connections_say_how(trace: dict[str, Any], target: str, ending: str, whats: list[str]) -> None:
+    hop = transfers.read(trace).of("TCP")[0]
+    assert (hop.target, hop.ending, [each.what for each in hop.messages]) == (target, ending, whats)
+    assert ending in hops.text(trace)
+
+
+def test_names_that_fail_make_no_connection() -> None:
+    assert transfers.read(traces.unknown()).of("TCP") == []
+    assert transfers.read(traces.unknown()).hops[0].answer == "NXDOMAIN"
+    mute = transfers.read(traces.mute()).hops
+    assert [(each.ending, each.packets) for each in mute] == [("lost", 2)]
+
+
+def test_tls_is_told_as_such() -> None:
+    hop = transfers.read(traces.mode1(says=("TLS handshake", "TLS data"))).of("TCP")[0]
+    assert (hop.said, hop.answer) == ("TLS handshake", "TLS data")
+
+
+def test_last_words_of_an_older_connection_are_no_hop() -> None:
+    assert len(transfers.read(traces.mode1(kept=True)).hops) == len(transfers.read(traces.mode1()).hops)
+
+
+@given(st.integers(0, 10**6), st.integers(0, 30))
+def test_no_packet_of_a_connection_is_lost_or_counted_twice(seed: int, length: int) -> None:
+    trace = traces.lost() | {"packets": traces.random_stages(seed, length)}
+    path = transfers.read(trace)
+    assert sum(hop.packets for hop in path.hops) == length + 1
+    assert sum(hop.size for hop in path.hops) == sum(each["size"] for each in trace["packets"])
+
+
+def test_the_text_tells_everything_once() -> None:
+    lines = hops.text(traces.mode1(*ABSENT)).splitlines()
+    assert lines[0] == "GET http://web.shop.svc.cluster.local/ from client-mode1: ok, 200 from web-1, told 10.96.1.10"
+    assert lines[1] == "dns 1.00 µs, connect 1.00 µs, tls 1.00 µs, first byte 1.00 µs, transfer 1.00 µs, total 5.00 µs"
+    whole = "\n".join(lines)
+    assert whole.count("10.96.1.10:80 → 127.0.0.1:15001") == 1
+    assert "rules      redirect_tcp 1" in whole
+    assert "envoy      web-1: listener 0.0.0.0_15006" in whole
+    assert "8 DNS exchanges (4 leaving a pod) and used 3 connections (1 leaving)" in whole
+    assert "admin" not in whole
+
+
+def test_the_answer_compares_the_modes_or_says_that_it_cannot() -> None:
+    said = hops.answer(hops.paths(traces.traced(traces.mode1(*ABSENT), traces.mode2(*ABSENT))))
+    assert "mode 1 made 8 DNS exchanges (4 leaving a pod)" in said
+    assert "mode 2 made 10 DNS exchanges (3 leaving a pod)" in said
+    assert "The name itself took 2 and 1, each one of the search list that does not exist 2 and 3." in said
+    assert said.endswith("both connections ended at 127.0.0.1:15001.")
+    assert "not traced in both modes" in hops.answer(hops.paths(traces.traced(traces.mode1())))
+    assert hops.table({}, "mode1").empty
+
+
+def test_the_table_has_a_row_per_hop_and_the_newest_run_wins() -> None:
+    runs = traces.traced(traces.mode1(), earlier=(traces.mode1(*ABSENT), traces.mode2()))
+    table = hops.table(hops.paths(runs), "mode1", "mode2-agent")
+    assert table["arm"].tolist() == ["mode1"] * 7 + ["mode2-agent"] * 4
+    assert table["from"].tolist()[2:4] == ["sidecar (own)", "dnsdist (own)"]
+    assert hops.counts(runs)["run"].tolist() == ["r0", "r0", "r1"]
