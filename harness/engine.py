@@ -28,7 +28,11 @@ PROJECT = Path(__file__).resolve().parent.parent
 BASE_TAG = "meshdns/base:trixie"
 _REGISTRY_BASE = f"debian:{debian.BASE_SUITE}-slim"
 # The build context: see .dockerignore.
-_IMAGE_SOURCES = ("compose/images", "harness/agent", "harness/observer", "harness/dnsproxy", "harness/interception")
+_IMAGE_SOURCES = (
+    *("compose/images", "compose/world"),
+    *(f"harness/{name}" for name in ("agent", "observer", "dnsproxy", "interception")),
+    *(f"harness/{name}" for name in ("__init__.py", "errors.py", "mesh", "model", "controlplane")),
+)
 _OLDEST_ENGINE = (20, 10)  # the first with Compose v2's API and the build secrets we use
 
 _ASK_TIMEOUT_S = 20.0  # a healthy engine answers in 0.2 s; one that is loaded with builds may need seconds

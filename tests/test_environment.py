@@ -15,7 +15,8 @@ CONDA_NAMES = {"docker": "docker-py"}  # where conda-forge's name differs from P
 def project() -> tuple[dict[str, Requirement], str]:
     """The direct requirements, by name, and the Python bound."""
     table = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = table["dependencies"] + table["optional-dependencies"]["dev"]
+    extras = table["optional-dependencies"]
+    lines = table["dependencies"] + extras["control-plane"] + extras["dev"]
     found = {canonicalize_name(need.name): need for need in map(Requirement, lines)}
     assert len(found) == len(lines), "a package is listed twice"
     return found, table["requires-python"]
@@ -27,10 +28,10 @@ def test_conda_asks_for_the_same():
     plain = [entry for entry in listed["dependencies"] if isinstance(entry, str)]
     assert plain[0].startswith("python "), "the Python bound stands first"
     conda = {need.name: str(need.specifier) for need in map(Requirement, plain) if need.name != "pip"}
+    assert listed["dependencies"][-1] == {"pip": [str(needs.pop("xds-protos")), "-e ."]}  # conda-forge has none
     expected = {CONDA_NAMES.get(name, name): str(need.specifier) for name, need in needs.items()}
     assert conda == {"python": str(Requirement(f"python{python}").specifier), **expected}
     assert listed["channels"] == ["conda-forge", "nodefaults"]
-    assert listed["dependencies"][-1] == {"pip": ["-e ."]}
 
 
 def test_the_lock_satisfies_every_bound_with_hashes():
@@ -44,3 +45,10 @@ def test_the_lock_satisfies_every_bound_with_hashes():
     for name, need in project()[0].items():
         assert name in pins, f"{name} is not locked: make the lock again (CONTRIBUTING.md)"
         assert all(need.specifier.contains(version) for version in pins[name]), f"{name} {pins[name]} against {need}"
+
+
+def test_the_control_planes_image_holds_the_locked_versions():
+    locked = (ROOT / "requirements.lock").read_text()
+    pins = re.findall(r"(?:grpcio|protobuf|xds-protos)==[\d.]+", (ROOT / "compose/images/Dockerfile").read_text())
+    assert len(pins) == 3
+    assert all(re.search(rf"^{re.escape(pin)}\b", locked, re.MULTILINE) for pin in pins), pins

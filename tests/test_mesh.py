@@ -79,12 +79,15 @@ def test_our_capture_stands_before_the_engines_name_server_rule() -> None:
 
 @pytest.mark.parametrize("mechanism", topology.MECHANISMS)
 def test_every_mechanism_has_a_client_and_a_server_and_its_own_way_of_loading(mechanism: str) -> None:
-    clients = [client for client in topology.CLIENTS if client.mechanism == mechanism and client.dns == "agent"]
+    alike = [client for client in topology.CLIENTS if client.mechanism == mechanism and client.dns == "agent"]
+    clients = [client for client in alike if not client.governed]
     assert len(clients) == 1
     applied = rules.files(NETS, clients[0])["apply"]
     loaded = {"iptables": "rules/iptables", "nftables": "nft -f", "tproxy": "policy-routes", "ebpf": "ebpf --wait"}
     assert loaded[mechanism] in applied
-    assert [server.mechanism for server in topology.MESHED].count(mechanism) == (3 if mechanism == "iptables" else 1)  # type: ignore[arg-type]
+    assert [server.mechanism for server in topology.MESHED if not server.governed].count(mechanism) == (
+        3 if mechanism == "iptables" else 1
+    )  # type: ignore[arg-type]
 
 
 def test_endpoints_are_drawn_with_equal_probability() -> None:
@@ -112,23 +115,24 @@ def test_envoy_answers_dns_only_where_it_is_the_proxy_and_guards_its_own_ports()
     assert not any("filter_chain_match" in chain for chain in unguarded["virtual_outbound"]["filter_chains"])
 
 
-@pytest.mark.parametrize("whole", [False, True])
-def test_every_file_is_rendered_without_a_placeholder_left(whole: bool) -> None:
-    files = rendering.files(COMPOSE, NETS, rendering.new_secrets(), whole=whole)
+@pytest.mark.parametrize("groups", [(), topology.GROUPS])
+def test_every_file_is_rendered_without_a_placeholder_left(groups: tuple[topology.Group, ...]) -> None:
+    files = rendering.files(COMPOSE, NETS, rendering.new_secrets(), groups)
     for path, text in files.items():
         assert "$pod_net" not in text, path
         assert "$world_net" not in text, path
         assert "$answers" not in text, path
+        assert "$update_key" not in text, path
         if path.endswith(".json"):
             json.loads(text)
-    moved = rendering.files(COMPOSE, topology.Nets("198.18.7", "198.19.7"), rendering.new_secrets(), whole=whole)
+    moved = rendering.files(COMPOSE, topology.Nets("198.18.7", "198.19.7"), rendering.new_secrets(), groups)
     assert not any("198.18.0." in text or "198.19.0." in text for text in moved.values())
 
 
 def test_a_pod_mounts_only_what_is_rendered_and_owns_a_namespace_that_others_join() -> None:
-    for whole in (False, True):
-        services = yaml.safe_load(rendering.composition(COMPOSE, whole=whole))["services"]
-        folders = {path.split("/")[0] for path in rendering.files(COMPOSE, NETS, rendering.new_secrets(), whole=whole)}
+    for groups in ((), topology.GROUPS):
+        services = yaml.safe_load(rendering.composition(COMPOSE, groups))["services"]
+        folders = {path.split("/")[0] for path in rendering.files(COMPOSE, NETS, rendering.new_secrets(), groups)}
         for name, service in services.items():
             for volume in service.get("volumes", []):
                 if str(volume).startswith("${MESHDNS_STATE}/"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from harness.mesh import topology
@@ -12,8 +12,8 @@ Services = dict[str, Service]
 _DONE, _STARTED = {"condition": "service_completed_successfully"}, {"condition": "service_started"}
 
 
-def services(parts: Mapping[str, Service], *, whole: bool) -> Services:
-    """Every pod of the testbed; `whole`: also those that only some plans need."""
+def services(parts: Mapping[str, Service], groups: Collection[topology.Group]) -> Services:
+    """Every pod of the testbed: the core and these groups."""
     found: Services = {}
     for name, host in topology.LEGACY_PODS.items():
         found[name] = {
@@ -23,16 +23,31 @@ def services(parts: Mapping[str, Service], *, whole: bool) -> Services:
             "depends_on": {"tls": _DONE},
         }
     for server in topology.MESHED:
-        if server.core or whole:
+        if server.group in ("core", *groups):
             found |= _server(parts, server)
     for client in topology.CLIENTS:
-        if client.core or whole:
-            found |= _client(parts, client)
-    return found
+        if client.group in ("core", *groups):
+            found |= _client(parts, client, world="governed" in groups and (client.governed or client.arm == "plain"))
+    return found | (_governed(parts) if "governed" in groups else {})
 
 
-def _address(host: int) -> dict[str, Any]:
-    return {"pods": {"ipv4_address": f"${{MESHDNS_PODS}}.{host}"}}
+def _governed(parts: Mapping[str, Service]) -> Services:
+    """The control plane, the dead replica, and the servers outside."""
+    servers = {
+        name: {**parts[f"x-{name}"], "networks": {"world": {"ipv4_address": f"${{MESHDNS_WORLD}}.{host}"}}}
+        for name, host in topology.WORLD_HOSTS.items()
+    }
+    return {
+        "control-plane": {**parts["x-plane"], "networks": _address(topology.PLANE_HOST)},
+        topology.DEAD_POD: {**parts["x-pause"], "networks": _address(topology.DEAD_HOST)},
+        **servers,
+    }
+
+
+def _address(host: int, *, world: bool = False) -> dict[str, Any]:
+    """The pod network, and where the servers outside are called, theirs: the pod's ordinary route to them."""
+    outside = {"world": {"ipv4_address": f"${{MESHDNS_WORLD}}.{host}"}} if world else {}
+    return {"pods": {"ipv4_address": f"${{MESHDNS_PODS}}.{host}"}, **outside}
 
 
 def _in(pod: str, part: Service, *mounts: str, after: Mapping[str, dict[str, str]] | None = None) -> Service:
@@ -56,24 +71,31 @@ def _envoy(parts: Mapping[str, Service], mechanism: topology.Mechanism) -> Servi
 
 def _server(parts: Mapping[str, Service], server: topology.ServerPod) -> Services:
     rules, ready = _captured(parts, server.pod, server.mechanism)
-    app = _in(server.pod, parts["x-web"], after={**ready, "tls": _DONE})
+    app = _in(server.pod, parts["x-shop" if server.governed else "x-web"], after={**ready, "tls": _DONE})
+    known = {"REPLICA": server.pod} | ({"READY": "no"} if server.pod == topology.SPARE_POD else {})
     return {
         server.pod: {**parts["x-pause"], "networks": _address(server.host)},
         **rules,
         f"{server.pod}-envoy": _in(server.pod, _envoy(parts, server.mechanism), "/etc/envoy", after=ready),
-        f"{server.pod}-app": {**app, "environment": {"REPLICA": server.pod}},
+        f"{server.pod}-app": {**app, "environment": known},
     }
 
 
-def _client(parts: Mapping[str, Service], client: topology.ClientPod) -> Services:
+def _client(parts: Mapping[str, Service], client: topology.ClientPod, *, world: bool) -> Services:
     pod = client.pod
     rules, ready = _captured(parts, pod, client.mechanism)
-    found = {pod: {**parts["x-pause"], "networks": _address(client.host)}, **rules}
+    found = {pod: {**parts["x-pause"], "networks": _address(client.host, world=world)}, **rules}
     after = {**ready, "dns-dnsdist": _STARTED}
     if client.sidecar:
-        found[f"{pod}-envoy"] = _in(pod, _envoy(parts, client.mechanism), "/etc/envoy", after=after)
+        envoy = _in(pod, _envoy(parts, client.mechanism), "/etc/envoy", after=after)
+        if client.resolver == "getaddrinfo":  # the one that reads it
+            envoy["volumes"].append("${MESHDNS_STATE}/resolv.conf:/etc/resolv.conf:ro")
+        found[f"{pod}-envoy"] = envoy
     if client.dns == "agent":
-        found[f"{pod}-dns"] = _in(pod, parts["x-dnsproxy"], "/etc/meshdns", after=after)
+        # A governed one gets its table from the control plane.
+        table = ["names:/etc/meshdns:ro"] if client.governed else [f"${{MESHDNS_STATE}}/{pod}:/etc/meshdns:ro"]
+        proxy = parts["x-dnsproxy"]
+        found[f"{pod}-dns"] = _in(pod, {**proxy, "volumes": [*proxy["volumes"], *table]}, after=after)
     found[f"{pod}-app"] = _in(pod, parts["x-app"], after={**ready, "tls": _DONE})
     found[f"{pod}-observer"] = _in(pod, parts["x-observer"])
     return found

@@ -34,7 +34,9 @@ def options(pod: Pod) -> Options:
 
 def files(nets: topology.Nets, pod: Pod) -> dict[str, str]:
     """File of the pod's state folder -> content; `apply` is the script that loads the others."""
-    found = {"node": _node(nets, pod), "routes": _routes(nets, pod)} if isinstance(pod, topology.ClientPod) else {}
+    # A replica's static sidecar calls nobody; one that is governed knows the whole mesh, and resolves names of it.
+    calls = pod.governed or isinstance(pod, topology.ClientPod)
+    found = {"node": _node(nets, pod), "routes": _routes(nets, pod)} if calls else {}
     if isinstance(pod, topology.ServerPod) or pod.sidecar:
         found |= _interception(pod)
     commands = [line for name, line in _LOADED_BY.items() if name in found]
@@ -77,8 +79,8 @@ def _cluster_ips(nets: topology.Nets) -> Iterator[str]:
         match = f"-d {topology.DNS_CLUSTER_IP}/32 -p {protocol} --dport 53"
         target = f"{nets.pod(topology.DNS_HOST)}:53"
         yield f"-A KUBE-SERVICES {match} {_count(f'clusterip_dns_{protocol}')} -j DNAT --to-destination {target}"
-    for service in topology.SERVICES:
-        for port, target_port in ((80, 8080), (443, 8443)):
+    for service in (*topology.SERVICES, topology.SHOP, topology.SHOP_DEAD):
+        for port, target_port in zip(service.ports, service.target_ports, strict=True):
             match = f"-d {service.cluster_ip}/32 -p tcp --dport {port}"
             for left, host in zip(range(len(service.hosts), 0, -1), service.hosts, strict=True):
                 chance = f"-m statistic --mode random --probability {1 / left:.8f}" if left > 1 else ""
@@ -86,7 +88,7 @@ def _cluster_ips(nets: topology.Nets) -> Iterator[str]:
                 yield f"-A KUBE-SERVICES {match} {chance} {_count('clusterip_tcp')} -j DNAT --to-destination {target}"
 
 
-def _dns_counts(pod: topology.ClientPod) -> Iterator[str]:
+def _dns_counts(pod: Pod) -> Iterator[str]:
     # Programs change the address before there is a packet; rules see the port that the application asked for.
     asked = topology.PORT_DNS if pod.mechanism == "ebpf" else 53
     for protocol in ("udp", "tcp"):
@@ -107,15 +109,15 @@ def _escapes() -> Iterator[str]:
         yield f"-A POSTROUTING -d {cidr} ! -o lo {_count(name)} -j DROP"
 
 
-def _node(nets: topology.Nets, pod: topology.ClientPod) -> str:
-    """`iptables-restore --noflush` input; client pods only, as servers call nobody."""
+def _node(nets: topology.Nets, pod: Pod) -> str:
+    """`iptables-restore --noflush` input."""
     tables = {"raw": _dns_counts(pod), "mangle": _escapes(), "nat": _cluster_ips(nets)}
     chains = {"nat": [":KUBE-SERVICES - [0:0]"]}
     lines = [line for name, rules in tables.items() for line in (f"*{name}", *chains.get(name, ()), *rules, "COMMIT")]
     return "\n".join(lines) + "\n"
 
 
-def _routes(nets: topology.Nets, pod: topology.ClientPod) -> str:
+def _routes(nets: topology.Nets, pod: Pod) -> str:
     """`ip -batch` input: the virtual ranges leave by the pod's ordinary interface, as a default route would have it.
 
     Not by `lo`: Istio's rule that leaves loopback traffic alone would then let every virtual address bypass the proxy.

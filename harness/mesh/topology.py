@@ -67,11 +67,20 @@ class Service:
     replicas: Mapping[str, int]  # pods behind it, each with its host number on the pod network
     headless: str = ""  # the headless twin that a sidecar re-resolves; empty: endpoints are given statically
     meshed: bool = True  # its replicas have a sidecar
+    governed: bool = False  # known to sidecars that the control plane configures
+    host: str = ""  # its whole name, where that is not one of the namespace
+    ports: tuple[int, int] = (80, 443)  # plain and TLS, as clients call it
+    target_ports: tuple[int, int] = (8080, 8443)
 
     @property
     def fqdn(self) -> str:
         """The name without its final dot."""
-        return f"{self.name}.{SEARCH[0]}"
+        return self.host or f"{self.name}.{SEARCH[0]}"
+
+    @property
+    def external(self) -> bool:
+        """Outside the mesh and its namespace."""
+        return bool(self.host)
 
     @property
     def hosts(self) -> tuple[int, ...]:
@@ -81,6 +90,10 @@ class Service:
 
 Dns = Literal["cluster", "envoy", "agent"]
 Mechanism = Literal["iptables", "nftables", "tproxy", "ebpf"]
+Resolver = Literal["c-ares", "getaddrinfo", "hickory"]
+# Every testbed has the core; the others come up for the plans that need them.
+Group = Literal["core", "interception", "governed"]
+GROUPS: tuple[Group, ...] = get_args(Group)
 
 
 @dataclass(frozen=True)
@@ -93,12 +106,18 @@ class ClientPod:
     dns: Dns = "cluster"  # who answers port 53: the cluster DNS, Envoy's filter, or a proxy with the agent's semantics
     mechanism: Mechanism = "iptables"  # what captures
     guarded: bool = True  # the sidecar refuses connections to its own ports
-    core: bool = True  # part of every testbed; the others come up for the plans that need them
+    group: Group = "core"
+    resolver: Resolver = "c-ares"  # what its sidecar resolves names with
 
     @property
     def pod(self) -> str:
         """The pod's name, also that of its pause container's Compose service."""
         return f"client-{self.arm}"
+
+    @property
+    def governed(self) -> bool:
+        """The control plane configures its sidecar and its DNS proxy."""
+        return self.group == "governed"
 
     @property
     def dns_proxy(self) -> bool:
@@ -121,12 +140,17 @@ CLIENTS = (
     ClientPod("mode2-envoy", 45, sidecar=True, dns="envoy"),
     ClientPod("mode2-agent", 46, sidecar=True, dns="agent"),
     # mode 2 again, captured in three other ways
-    ClientPod("nftables", 47, sidecar=True, dns="agent", mechanism="nftables", core=False),
-    ClientPod("tproxy", 48, sidecar=True, dns="agent", mechanism="tproxy", core=False),
-    ClientPod("ebpf", 49, sidecar=True, dns="agent", mechanism="ebpf", core=False),
+    ClientPod("nftables", 47, sidecar=True, dns="agent", mechanism="nftables", group="interception"),
+    ClientPod("tproxy", 48, sidecar=True, dns="agent", mechanism="tproxy", group="interception"),
+    ClientPod("ebpf", 49, sidecar=True, dns="agent", mechanism="ebpf", group="interception"),
     # mode 1 again, to take its interception and its sidecar away, and to leave its loop guard out
-    ClientPod("answers", 51, sidecar=True, core=False),
-    ClientPod("unguarded", 52, sidecar=True, guarded=False, core=False),
+    ClientPod("answers", 51, sidecar=True, group="interception"),
+    ClientPod("unguarded", 52, sidecar=True, guarded=False, group="interception"),
+    # both modes as the control plane configures them; mode 1 also with Envoy's other resolvers
+    ClientPod("mode1-xds", 53, sidecar=True, group="governed"),
+    ClientPod("mode2-xds", 54, sidecar=True, dns="agent", group="governed"),
+    ClientPod("mode1-getaddrinfo", 55, sidecar=True, group="governed", resolver="getaddrinfo"),
+    ClientPod("mode1-hickory", 56, sidecar=True, group="governed", resolver="hickory"),
 )
 ARMS = {client.arm: client for client in CLIENTS}
 ANSWERING = ("answers", "unguarded")  # arms that ask for names answered in unusual ways
@@ -134,40 +158,71 @@ ANSWERING = ("answers", "unguarded")  # arms that ask for names answered in unus
 
 @dataclass(frozen=True)
 class ServerPod:
-    """A replica of `web` with a sidecar."""
+    """A replica with a sidecar: of `web`, or where the control plane governs, of `shop`."""
 
     pod: str
     host: int
     mechanism: Mechanism = "iptables"
+    group: Group = "core"
 
     @property
-    def core(self) -> bool:
-        """Part of every testbed."""
-        return self.mechanism == "iptables"
+    def governed(self) -> bool:
+        """The control plane configures its sidecar."""
+        return self.group == "governed"
 
 
 MESHED = (
     ServerPod("web-1", 21),
     ServerPod("web-2", 22),
     ServerPod("web-3", 23),
-    ServerPod("web-nftables", 24, "nftables"),
-    ServerPod("web-tproxy", 25, "tproxy"),
-    ServerPod("web-ebpf", 26, "ebpf"),
+    ServerPod("web-nftables", 24, "nftables", "interception"),
+    ServerPod("web-tproxy", 25, "tproxy", "interception"),
+    ServerPod("web-ebpf", 26, "ebpf", "interception"),
+    ServerPod("shop-1", 71, group="governed"),
+    ServerPod("shop-2", 72, group="governed"),
+    ServerPod("shop-3", 73, group="governed"),
+    ServerPod("shop-4", 74, group="governed"),
 )
 LEGACY_PODS = {"legacy-1": 31, "legacy-2": 32, "legacy-3": 33}
-DNS_HOST, OBSERVER_HOST, NULL_HOST = 10, 50, 60
+DNS_HOST, OBSERVER_HOST, NULL_HOST, PLANE_HOST = 10, 50, 60, 70
+SPARE_POD = "shop-4"  # unready until it is wanted
+DEAD_POD, DEAD_HOST = "shop-dead", 79  # a pod whose processes are gone
+WORLD_HOSTS = {"world-web": 80, "world-postgres": 81, "world-redis": 82}
+PORT_XDS, PORT_PLANE = 15010, 15014  # the control plane: for sidecars, for people
+PROBE_PERIOD_S = 0.5  # of the control plane's readiness probes; a kubelet's default is 10 s
+RECORD_TTL_S = 5  # of the records that the control plane keeps; CoreDNS' own default
+PORT_EXTERNAL = 6000  # of both external TCP services
 
-_REPLICAS = {server.pod: server.host for server in MESHED if server.core}
+_REPLICAS = {server.pod: server.host for server in MESHED if server.group == "core"}
+_SHOP = {server.pod: server.host for server in MESHED if server.governed and server.pod != SPARE_POD}
 WEB = Service("web", "meshed", "10.96.1.10", "240.240.0.10", _REPLICAS, "web-headless")
 WEB_STATIC = Service("web-static", "static", "10.96.1.11", "240.240.0.11", _REPLICAS)
 LEGACY = Service("legacy", "plain", "10.96.1.20", "240.240.0.20", LEGACY_PODS, "legacy-headless", meshed=False)
 SERVICES = (WEB, WEB_STATIC, LEGACY)
+# What the control plane's sidecars know, of which it also makes the name table and the records (compose/mesh).
+SHOP = Service("shop", "shop", "10.96.1.30", "", _SHOP, governed=True)
+SHOP_DEAD = Service("shop-dead", "shop-dead", "10.96.1.31", "", {**_SHOP, DEAD_POD: DEAD_HOST}, governed=True)
+GOVERNED = (
+    SHOP,
+    SHOP_DEAD,
+    Service("shop-headless", "shop-headless", "", "", SHOP.replicas, governed=True, ports=(8080, 8443)),
+    Service("shop-dns", "shop-dns", "", "", SHOP.replicas, governed=True, host="shop.example.com"),
+    Service("shop-dns-30", "shop-dns-30", "", "", SHOP.replicas, governed=True, host="shop-30.example.com"),
+    Service("api", "api", "", "", {}, meshed=False, governed=True, host=EXTERNAL_NAME),
+    *(
+        Service(name, name, "", "", {}, meshed=False, governed=True, host=f"{name}.example.com", ports=(6000, 6000))
+        for name in ("postgres", "redis")
+    ),
+)
 # One replica for each way to capture what comes in; called by its pod address, so it needs no Service.
 INBOUND = tuple(
     Service(server.pod, f"in-{server.mechanism}", "", "", {server.pod: server.host})
-    for server in {server.mechanism: server for server in reversed(MESHED)}.values()
+    for server in {server.mechanism: server for server in reversed(MESHED) if not server.governed}.values()
 )
-BACKENDS = {service.backend: service for service in (*SERVICES, *INBOUND)}
+BACKENDS = {service.backend: service for service in (*SERVICES, *INBOUND, *GOVERNED)}
+FAULTS = ("fail30", "slow", "dead", "overload")
+POLICIES = ("retries", "timeouts", "outlier", "breaker", "split", "strict", "permissive", "disable")
+CHANGES = ("up", "down", "replace", "unready", "crash", "gone", "rotate", "unrelated")
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,10 @@ _UNIT_MS = {
     "h": Fraction(3_600_000), "m": Fraction(60_000), "s": Fraction(1_000), "ms": Fraction(1),
     "us": Fraction(1, 1_000), "µs": Fraction(1, 1_000), "ns": Fraction(1, 1_000_000),
 }  # fmt: skip
+# The largest that is certainly inside Envoy's range, which ends at 292 years.
+MAX_DURATION_MS = 876_000 * 3_600_000
+_HEADER = re.compile(r":?[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2, and HTTP/2's pseudo headers
+HEADER_STEP = "use letters, digits and dashes"
 MAX_HOST = 253  # RFC 1035, in the text form without the final dot
 
 
@@ -35,6 +39,11 @@ def is_label(text: str) -> bool:
 def is_host(text: str) -> bool:
     """Whether text is a DNS name in lower case without a final dot, and not an IP address."""
     return len(text) <= MAX_HOST and all(map(is_label, text.split("."))) and not is_address(text)
+
+
+def is_header(text: str) -> bool:
+    """Whether text is the name of a header, or of a pseudo header such as `:authority`."""
+    return _HEADER.fullmatch(text) is not None
 
 
 def is_address(text: str) -> bool:
@@ -130,8 +139,8 @@ class Field:
         self.fault(f"{described(self.value)} is not supported here", f"supported: {', '.join(allowed)}")
         return allowed[0]
 
-    def duration_ms(self) -> int:
-        """The value as a duration in Go's form, in milliseconds; Istio takes whole ones from 1 ms on."""
+    def duration_ms(self, *, zero: bool = False) -> int:
+        """The value as a duration in Go's form, in milliseconds; Istio takes whole ones from 1 ms on, some from 0."""
         text = self.text()
         parts = _DURATION.findall(text)
         if "".join(number + unit for number, unit in parts) != text or not parts:
@@ -139,8 +148,11 @@ class Field:
                 self._mismatch("a duration", "write it as 5s, 250ms or 1m30s")
             return 1
         total = sum((Fraction(number) * _UNIT_MS[unit] for number, unit in parts), Fraction())
-        if total < 1 or total.denominator != 1:
+        if (total < 1 and not (zero and total == 0)) or total.denominator != 1:
             self.fault(f"{text} is not a whole number of milliseconds above zero", "give 1ms or more")
+            return 1
+        if total > MAX_DURATION_MS:
+            self.fault(f"{text} is longer than 100 years", f"give {MAX_DURATION_MS // 3_600_000}h at most")
             return 1
         return int(total)
 

@@ -183,7 +183,17 @@ def pod(meta: Meta, top: Fields) -> Pod:
     """Labels, address and service account; the rest of a Pod concerns the kubelet, not the mesh."""
     spec, status = top.within("spec"), top.within("status")
     address = status.get("podIP")
-    return Pod(meta, address.address() if address else "", spec.text("serviceAccountName", "default"))
+    account = spec.get("serviceAccountName")
+    return Pod(meta, address.address() if address else "", _account(account) or "default")
+
+
+def _account(field: Field | None) -> str:
+    """A service account's name, which becomes part of an identity; absent is empty."""
+    text = field.text() if field else ""
+    if field and text and not is_host(text):
+        field.fault(f"{text!r} is not a service account's name", "use lower-case letters, digits and dashes")
+        return ""
+    return text
 
 
 # ---- ServiceEntry
@@ -256,7 +266,7 @@ def _workload(item: Field) -> Workload:
             labels=fields.labels("labels"),
             locality=fields.text("locality"),
             weight=fields.integer("weight", 1, MAX_WEIGHT) or 0,
-            service_account=fields.text("serviceAccount"),
+            service_account=_account(fields.get("serviceAccount")),
         )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
-from harness.model.fields import Field, Fields, is_label
+from harness.model.fields import HEADER_STEP, Field, Fields, is_header, is_label
 from harness.model.kinds import MAX_PORT, exported, once
 from harness.model.resources import (
     Balancer,
@@ -23,9 +24,11 @@ from harness.model.resources import (
 )
 
 MAX_COUNT = 2**31 - 1  # the API's int32
+MAX_SNI = 255  # Envoy's limit of a server name
 MAX_RING = 8 * 1024 * 1024  # Envoy's limit of a hash ring
 MAX_MAGLEV = 5_000_011  # Envoy's limit of a Maglev table, which is a prime number
 _SIMPLE = ("UNSPECIFIED", "LEAST_REQUEST", "LEAST_CONN", "ROUND_ROBIN", "RANDOM", "PASSTHROUGH")
+_SNI = re.compile(rf"[!-~]{{1,{MAX_SNI}}}")
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
 _HASH_KEYS = ("httpHeaderName", "httpCookie", "useSourceIp", "httpQueryParameterName")
 
@@ -108,17 +111,39 @@ def _hash(field: Field) -> ConsistentHash:
             field.fault("the hash key is not clear", f"give one of {', '.join(_HASH_KEYS)}")
         ring, size = _hash_table(fields)
         if header:
-            return ConsistentHash("header", header.text(), ring_size=ring, maglev_size=size)
+            return ConsistentHash("header", _named(header, is_header), ring_size=ring, maglev_size=size)
         if query:
-            return ConsistentHash("query", query.text(), ring_size=ring, maglev_size=size)
+            return ConsistentHash("query", _named(query, _is_parameter), ring_size=ring, maglev_size=size)
         if source:
             source.boolean()
         if not cookie:
             return ConsistentHash("source-ip", ring_size=ring, maglev_size=size)
         with cookie.fields() as parts:
-            name = parts.need("name")
-            text = name.text() if name else ""
-            return ConsistentHash("cookie", text, parts.duration_ms("ttl") or 0, parts.text("path"), ring, size)
+            name, ttl, path = parts.need("name"), parts.get("ttl"), parts.get("path")
+            text = _named(name, _is_token) if name else ""
+            found = _named(path, _is_path) if path else ""
+            life_ms = ttl.duration_ms(zero=True) if ttl else None
+            return ConsistentHash("cookie", text, life_ms, found, ring, size)
+
+
+def _named(field: Field, fits: Callable[[str], bool]) -> str:
+    """A name that a request can have; the proxy would refuse an empty one, and never find others."""
+    text = field.text()
+    if not fits(text) and isinstance(field.value.data, str):
+        field.fault(f"{text!r} is nothing that a request can have here", HEADER_STEP)
+    return text
+
+
+def _is_token(text: str) -> bool:
+    return is_header(text) and not text.startswith(":")
+
+
+def _is_parameter(text: str) -> bool:
+    return re.fullmatch(r"[^\s\x00-\x20&=#\x7f]+", text) is not None
+
+
+def _is_path(text: str) -> bool:
+    return re.fullmatch(r"/[^;\x00-\x20\x7f]*", text) is not None
 
 
 def _hash_table(fields: Fields) -> tuple[int, int]:
@@ -176,7 +201,12 @@ def _outlier(field: Field) -> Outlier:
 
 def _tls(field: Field) -> ClientTls:
     with field.fields() as fields:
-        return ClientTls(fields.choice("mode", ("DISABLE", "SIMPLE", "ISTIO_MUTUAL")), fields.text("sni"))
+        mode, sni = fields.choice("mode", ("DISABLE", "SIMPLE", "ISTIO_MUTUAL")), fields.get("sni")
+        text = sni.text() if sni else ""
+        if sni and text and not _SNI.fullmatch(text):
+            shown = text if len(text) <= MAX_SNI else f"{text[:20]}… ({len(text)} characters)"
+            sni.fault(f"{shown!r} is not a server name", f"use up to {MAX_SNI} letters, digits, dots and dashes")
+        return ClientTls(mode, text)
 
 
 # ---- PeerAuthentication, Sidecar

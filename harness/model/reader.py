@@ -24,6 +24,7 @@ _READERS: dict[str, tuple[tuple[str, ...], Callable[[Meta, Fields], Resource]]] 
     "Sidecar": (ISTIO, policies.sidecar),
 }
 # What an API server adds to a stored object; it says nothing about the mesh.
+_TTL = "external-dns.alpha.kubernetes.io/ttl"
 _SERVER_FIELDS = (
     "uid", "resourceVersion", "generation", "managedFields", "selfLink", "ownerReferences", "generateName",
     "finalizers", "deletionTimestamp", "deletionGracePeriodSeconds",
@@ -108,18 +109,29 @@ def _meta(kind: str, top: Fields) -> Meta:
         if namespace and where and not fields.is_label(where):
             namespace.fault(f"{where!r} is not a name", "use lower-case letters, digits and dashes")
         meta.ignore(*_SERVER_FIELDS)
-        _annotations(meta)
+        ttl_s = _annotations(meta)
         created = meta.get("creationTimestamp")
-        return Meta(kind, where, text, created.time_s() if created else 0, meta.labels("labels"), top.at.place)
+        made_s = created.time_s() if created else 0
+        return Meta(kind, where, text, made_s, meta.labels("labels"), ttl_s, top.at.place)
 
 
-def _annotations(meta: Fields) -> None:
-    """Notes of other programs change nothing; those that would steer Istio are not silently dropped."""
+def _annotations(meta: Fields) -> int:
+    """The records' time to live, as external-dns has it said; other notes change nothing.
+
+    Those that would steer Istio are not silently dropped.
+    """
     field = meta.get("annotations")
     if field is None:
-        return
+        return 0
+    found = 0
     field.labels()
     data = field.value.data
     for key, child in field.children(data) if isinstance(data, dict) else ():
         if key.partition("/")[0].endswith("istio.io"):
             child.fault("Istio's annotations are not supported", "remove it")
+        if key == _TTL:
+            text = child.text()
+            found = int(text) if text.isascii() and text.isdigit() else 0
+            if not 0 < found < 2**31:
+                child.fault(f"{text!r} is not a time to live", "write seconds as text, e.g. '30'")
+    return found

@@ -5,6 +5,7 @@ Services only: a ServiceEntry's host is the world's. Reverse records are left ou
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,9 +26,18 @@ class Record:
     ttl_s: int = TTL_S
 
 
-def build(registry: Registry) -> tuple[Record, ...]:
-    """All records, sorted, each once."""
-    return tuple(sorted({one for service in registry.services if service.kubernetes for one in _records(service)}))
+def build(registry: Registry, ttl_s: int = TTL_S) -> tuple[Record, ...]:
+    """All records, sorted, each once; `ttl_s` where a Service does not say its own."""
+    return tuple(
+        sorted(
+            {
+                dataclasses.replace(one, ttl_s=service.record_ttl_s or ttl_s)
+                for service in registry.services
+                if service.kubernetes
+                for one in _records(service)
+            }
+        )
+    )
 
 
 def _records(service: Service) -> Iterator[Record]:

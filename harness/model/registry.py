@@ -87,6 +87,7 @@ class Service:
     virtual_ip: str = ""  # allocated, known to sidecars with a DNS proxy only
     external: bool = False  # outside the mesh
     publish_not_ready: bool = False
+    record_ttl_s: int = 0  # of its DNS records; 0: the usual
     endpoints: tuple[Endpoint, ...] = ()
 
     @property
@@ -96,8 +97,8 @@ class Service:
 
     def port(self, number: int) -> resources.ServicePort | None:
         """The port of that number; TCP before UDP."""
-        found = sorted((one for one in self.ports if one.number == number), key=lambda one: one.transport)
-        return found[0] if found else None
+        found = [one for one in self.ports if one.number == number]
+        return min(found, key=lambda one: one.transport) if found else None
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,8 @@ class Registry:
 
     def route(self, host: str) -> VirtualService | None:
         """The VirtualService that a sidecar uses for a host: by name, else the longest wildcard above it."""
-        return next((self._routes[name] for name in _names(host) if name in self._routes), None)
+        names = _names(host) if self._routes else ()
+        return next((self._routes[name] for name in names if name in self._routes), None)
 
     def rule(self, host: str, client_namespace: str) -> DestinationRule | None:
         """The DestinationRule for a host: the client's namespace, then the service's, then the root namespace.
@@ -128,9 +130,12 @@ class Registry:
         Within the first of these that has one, the most exact host; several resources for one host are merged: the
         oldest policy, every subset.
         """
+        names = [name for name in _names(host) if name in self._rules] if self._rules else []
+        if not names:
+            return None
         owners = [service.namespace for service in self.of(host)]
         for namespace in dict.fromkeys((client_namespace, *owners, ROOT_NAMESPACE)):
-            for name in _names(host):
+            for name in names:
                 found = [one for one in self._rules.get(name, ()) if one.meta.namespace == namespace]
                 if found:
                     return replace(found[0], subsets=tuple(subset for one in found for subset in one.subsets))
@@ -152,6 +157,8 @@ class Registry:
 
     def mtls(self, namespace: str, labels: Labels, port: int) -> MtlsMode:
         """What a workload's sidecar accepts on a port: workload before namespace before mesh, oldest first."""
+        if not self.peers:
+            return MtlsMode.PERMISSIVE
         mesh = self._peer(ROOT_NAMESPACE, None)
         narrow = self._peer(namespace, None) if namespace != ROOT_NAMESPACE else None
         own = self._peer(namespace, labels)
@@ -249,6 +256,7 @@ def _kubernetes(service: resources.Service, endpoints: Mapping[tuple[str, str], 
         discovery=Discovery.EDS if service.cluster_ips else Discovery.ORIGINAL_DST,
         addresses=service.cluster_ips,
         publish_not_ready=service.publish_not_ready,
+        record_ttl_s=service.meta.record_ttl_s,
         endpoints=_each_once(mine),
     )
 

@@ -75,6 +75,7 @@ class Meta:
     name: str
     created_s: int = 0  # metadata.creationTimestamp in seconds since 1970; 0: not said, older than any
     labels: Labels = ()
+    record_ttl_s: int = 0  # of its DNS records; 0: the usual
     place: Place = field(default=Place(""), compare=False)
 
     @property
@@ -266,7 +267,7 @@ class ConsistentHash:
 
     key: str  # header, cookie, source-ip or query
     name: str = ""  # of the header, cookie or query parameter
-    cookie_ttl_ms: int = 0
+    cookie_ttl_ms: int | None = None  # with one, Envoy sets the cookie; 0: for the session
     cookie_path: str = ""
     ring_size: int = 0  # least ring size; 0: Envoy's 1024
     maglev_size: int = 0  # table size of Maglev; 0: a hash ring is used

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
-from harness.model.fields import Field, Fields
+from harness.model import expressions
+from harness.model.fields import HEADER_STEP, Field, Fields, is_header
 from harness.model.kinds import MAX_PORT, exported, once
 from harness.model.resources import (
     Abort,
@@ -22,6 +22,12 @@ from harness.model.resources import (
 )
 
 MAX_ATTEMPTS = 1000  # Envoy takes 32 bits; more than this is a slip of the keyboard
+# Envoy's for HTTP and for gRPC, those that need nothing else to be given.
+CONDITIONS = (
+    "5xx", "gateway-error", "reset", "reset-before-request", "connect-failure", "envoy-ratelimited", "retriable-4xx",
+    "refused-stream", "retriable-status-codes", "http3-post-connect-failure", "cancelled", "deadline-exceeded",
+    "internal", "resource-exhausted", "unavailable",
+)  # fmt: skip
 _COMPARISONS = ("exact", "prefix", "regex")
 
 
@@ -71,9 +77,15 @@ def _http_match(item: Field) -> HttpMatch:
         pairs = headers.children(data) if headers and isinstance(data, dict) else []
         return HttpMatch(
             uri=_comparison(uri) if uri else None,
-            headers=tuple(sorted((name.lower(), _comparison(field, present=True)) for name, field in pairs)),
+            headers=tuple(sorted((_header(name, field), _comparison(field, present=True)) for name, field in pairs)),
             port=fields.integer("port", 1, MAX_PORT) or 0,
         )
+
+
+def _header(name: str, field: Field) -> str:
+    if not is_header(name):
+        field.fault(f"{name!r} is not a header name", HEADER_STEP)
+    return name.lower()
 
 
 def _comparison(field: Field, *, present: bool = False) -> StringMatch:
@@ -87,20 +99,11 @@ def _comparison(field: Field, *, present: bool = False) -> StringMatch:
         return StringMatch("exact")
     kind, one = given[0]
     text = one.text()
-    if kind == "regex":
-        _regex(one, text)
+    if kind == "regex" and (fact := expressions.refusal(text)):
+        one.fault(fact, "write it without" if "RE2" in fact else "")
+    elif kind != "regex" and any(char < " " or char == "\x7f" for char in text):
+        one.fault(f"{text!r} has a control character, which no request has", "remove it")
     return StringMatch(kind, text)
-
-
-def _regex(field: Field, text: str) -> None:
-    """RE2, which the proxy uses, knows neither look-around nor back-references; Python's check finds the rest."""
-    try:
-        re.compile(text)
-    except re.error as error:
-        field.fault(f"{text!r} is not a regular expression: {error}")
-        return
-    if re.search(r"\(\?(?:[=!>(]|<[=!])|\\[1-9]|\(\?P=", text):
-        field.fault(f"{text!r} uses look-around or a back-reference", "the proxy's RE2 has neither; write it without")
 
 
 def _destinations(items: Sequence[Field], namespace: str) -> tuple[Destination, ...]:
@@ -131,8 +134,18 @@ def _retries(field: Field) -> Retries:
         return Retries(
             attempts=attempts.integer(0, MAX_ATTEMPTS) if attempts else 0,
             per_try_timeout_ms=fields.duration_ms("perTryTimeout"),
-            retry_on=fields.text("retryOn"),
+            retry_on=_retry_on(fields.get("retryOn")),
         )
+
+
+def _retry_on(field: Field | None) -> str:
+    """Conditions of Envoy and statuses; an unknown word would never apply, and nobody would say so."""
+    text = field.text() if field else ""
+    for word in filter(None, map(str.strip, text.split(","))):
+        status = word.isascii() and word.isdecimal() and 100 <= int(word) <= 599
+        if field and not status and word not in CONDITIONS:
+            field.fault(f"{word!r} is not a condition for a retry", f"supported: {', '.join(CONDITIONS)}, a status")
+    return text
 
 
 def _percent(fields: Fields) -> float:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dns.rdatatype
 import dns.zone
+import pytest
 from hypothesis import given, settings
 from model import generators
 from model.generators import document
 from test_model_registry import HTTP, build, entry, piece, service
 
+from harness import errors
 from harness.model import nametable, records
 from harness.model.registry import Registry
 
@@ -114,3 +116,13 @@ def test_every_name_has_an_address_and_both_kinds_of_dns_agree_on_services(mesh:
     for one in model.services:
         if one.kubernetes and one.host in cluster:
             assert set(found[one.host]) == cluster[one.host]
+
+
+def test_records_live_as_long_as_the_service_says_or_the_server_is_told() -> None:
+    own = headless()
+    own["metadata"]["annotations"] = {"external-dns.alpha.kubernetes.io/ttl": "7"}
+    assert {one.ttl_s for one in records.build(build(own, PODS), 5)} == {7}
+    assert {one.ttl_s for one in records.build(build(headless(), PODS), 5)} == {5}
+    own["metadata"]["annotations"] = {"external-dns.alpha.kubernetes.io/ttl": "soon"}
+    with pytest.raises(errors.InputError, match="not a time to live"):
+        build(own, PODS)

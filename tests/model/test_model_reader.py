@@ -84,6 +84,11 @@ BLOCK = (
     .replace("api.e", "two.e")
     .replace("resolution: DNS", "resolution: NONE\n  addresses: [10.96.0.0/16]")
 )
+ADDRESSED = (
+    ENTRY.replace("name: api", "name: one")
+    .replace("api.e", "one.e")
+    .replace("resolution: DNS", "resolution: NONE\n  addresses: [10.0.0.9]")
+)
 EVERYTHING = "---\n".join(ALL)
 
 
@@ -171,7 +176,16 @@ def test_a_sound_set_is_read_with_its_values() -> None:
         ("value: 30", "value: 130", "130 (a number) is not such a number; give 0 to 100"),
         ("{prefix: /a}", "{prefix: /a, exact: /b}", "2 comparisons are given; give one of exact, prefix, regex"),
         ("{prefix: /a}", "{regex: '('}", "'(' is not a regular expression"),
-        ("{prefix: /a}", "{regex: 'a(?=b)'}", "uses look-around or a back-reference"),
+        ("{prefix: /a}", "{regex: 'a(?=b)'}", "match[0].uri.regex: 'a(?=b)' uses the group (?=, which the proxy's RE2"),
+        ("{prefix: /a}", '{exact: "/a\\n"}', "has a control character"),
+        ("{uri: {prefix: /a}}", "{headers: {'': {exact: x}}}", "'' is not a header name"),
+        ("{uri: {prefix: /a}}", "{headers: {'a b': {exact: x}}}", "headers.a b: 'a b' is not a header name"),
+        ("{uri: {prefix: /a}}", "{headers: {'a:b': {exact: x}}}", "'a:b' is not a header name"),
+        ("{uri: {prefix: /a}}", '{headers: {"a\\r\\n": {exact: x}}}', "is not a header name"),
+        ("timeout: 1m30s", "timeout: 876001h", "876001h is longer than 100 years; give 876000h at most"),
+        ("timeout: 1m30s", "timeout: 0s", "0s is not a whole number of milliseconds above zero"),
+        ("perTryTimeout: 500ms", "perTryTimeout: 500ms, retryOn: '5xx, any'", "'any' is not a condition for a retry"),
+        ("perTryTimeout: 500ms", "perTryTimeout: 500ms, retryOn: '5xx,99'", "'99' is not a condition for a retry; s"),
         ("{uri: {prefix: /a}}", "{method: {exact: GET}}", "match[0].method: this field is not supported; supported: "),
         # policies
         ("host: web\n", "host: wep\n", "spec.host: the host wep.shop.svc.cluster.local is not known"),
@@ -182,6 +196,21 @@ def test_a_sound_set_is_read_with_its_values() -> None:
          "web.shop.svc.cluster.local has no port 81; use 80"),
         ("{loadBalancer: {simple: RANDOM}}", "{loadBalancer: {consistentHash: {useSourceIp: true, maglev: "
          "{tableSize: 65536}}}}", "the table size 65536 is not a prime number"),
+        *(("{loadBalancer: {simple: RANDOM}}", f"{{loadBalancer: {{consistentHash: {{{key}}}}}}}", said)
+          for key, said in (
+              ("httpHeaderName: ''", "consistentHash.httpHeaderName: '' is nothing that a request can have here"),
+              ("httpHeaderName: 'a b'", "httpHeaderName: 'a b' is nothing that"),
+              ("httpHeaderName: 'a:b'", "httpHeaderName: 'a:b' is nothing that"),
+              ("httpQueryParameterName: ''", "httpQueryParameterName: '' is nothing that"),
+              ('httpQueryParameterName: "a\\nb"', "httpQueryParameterName: 'a\\nb' is nothing that"),
+              ("httpCookie: {name: ''}", "httpCookie.name: '' is nothing that"),
+              ("httpCookie: {name: ':a'}", "httpCookie.name: ':a' is nothing that"),
+              ("httpCookie: {name: a, path: '/;x'}", "httpCookie.path: '/;x' is nothing that"),
+              ("httpCookie: {name: a, ttl: 876001h}", "httpCookie.ttl: 876001h is longer than 100 years"),
+          )),
+        ("{loadBalancer: {simple: RANDOM}}", f"{{tls: {{mode: SIMPLE, sni: {'a' * 256}}}}}",
+         "spec.trafficPolicy.tls.sni: 'aaaaaaaaaaaaaaaaaaaa… (256 characters)' is not a server name"),
+        ("{loadBalancer: {simple: RANDOM}}", '{tls: {mode: SIMPLE, sni: "a\\0"}}', "is not a server name; use"),
         ("{loadBalancer: {simple: RANDOM}}", "{outlierDetection: {consecutiveLocalOriginFailures: 3}}",
          "set splitExternalLocalOriginErrors to true"),
         ("  selector: {matchLabels: {app: web}}\n", "", "a mode per port needs a selector"),
@@ -208,6 +237,11 @@ def test_what_cannot_be_used_is_refused_with_the_reason(old: str, new: str, said
         (SERVICE, "Service shop/web is there twice, first at mesh.yaml: document 1, line 1"),
         (SERVICE.replace("name: web", "name: shop"), "10.96.1.10 is the address of Service shop/web; give each"),
         (BLOCK.replace("5432", "80"), "10.96.0.0/16 overlaps 10.96.1.10, the address of Service shop/web on port 80"),
+        (f"{ADDRESSED}---\n{ADDRESSED.replace('one', 'two')}",
+         "spec.addresses: 10.0.0.9 is the address of ServiceEntry shop/one on port 5432; give each"),
+        (f"{ADDRESSED}---\n{ADDRESSED.replace('one', 'two').replace('10.0.0.9', '10.0.0.0/28')}",
+         "10.0.0.0/28 overlaps 10.0.0.9, the address of ServiceEntry shop/one on port 5432"),
+        (f"{ENTRY}", "ServiceEntry shop/api is there twice"),
         (VIRTUAL.replace("name: web,", "name: again,"), "is already routed by VirtualService shop/again"),
         (RULE.replace("name: web,", "name: again,"), "DestinationRule shop/again also gives web.shop.svc.cluster"),
         (SIDECAR.replace("name: default", "name: again"), "Sidecar shop/again already applies to the whole namespace"),
@@ -216,6 +250,24 @@ def test_what_cannot_be_used_is_refused_with_the_reason(old: str, new: str, said
 )  # fmt: skip
 def test_what_contradicts_another_resource_is_refused(more: str, said: str) -> None:
     assert said in refused(f"{EVERYTHING}---\n{more}")
+
+
+@pytest.mark.parametrize("account", ["Web", "a b", "a/b", "é"])
+def test_a_service_account_must_be_a_name(account: str) -> None:
+    pod = (
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {serviceAccountName: %s}\nstatus: {podIP: 198.18.0.1}\n"
+    )
+    assert "spec.serviceAccountName" in refused(pod % json.dumps(account, ensure_ascii=False))
+    end = f"resolution: STATIC\n  endpoints: [{{address: 1.2.3.4, serviceAccount: {json.dumps(account)}}}]"
+    assert "endpoints[0].serviceAccount" in refused(ENTRY.replace("resolution: DNS", end))
+
+
+def test_a_cookie_may_live_as_long_as_the_session() -> None:
+    hashed = "{loadBalancer: {consistentHash: {httpCookie: {name: user, ttl: 0s}}}}"
+    found = parse(EVERYTHING.replace("{loadBalancer: {simple: RANDOM}}", hashed)).rules[0].policy.balancer
+    assert found
+    assert found.hash
+    assert found.hash.cookie_ttl_ms == 0
 
 
 def test_addresses_that_share_no_port_do_not_overlap() -> None:

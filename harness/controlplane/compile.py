@@ -1,0 +1,154 @@
+"""The mesh's model in, one sidecar's snapshot out: every resource that its Envoy asks for, by type and name.
+
+Pure: the same registry and node give the same snapshot, in whatever order the mesh was read. Of all sidecars of a mesh,
+what is equal is made once and is the same object, so that whoever sends it need not look into it twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Iterable
+
+from harness.controlplane import api, arrivals, clusters, collector, listeners, naming, routes
+from harness.controlplane.api import Json
+from harness.controlplane.node import Choices, Node
+from harness.model import inbound, nametable, outbound
+from harness.model.outbound import Client, Cluster, Listener, Outbound, RouteTable
+from harness.model.registry import Registry
+from harness.model.resources import Meta, Pod
+
+Snapshot = dict[str, dict[str, Json]]  # type URL -> name -> resource
+
+
+def snapshot(registry: Registry, node: Node) -> Snapshot:
+    """Everything for one sidecar. For several of one mesh, ask one Compiler."""
+    return Compiler(registry).snapshot(node)
+
+
+@dataclasses.dataclass(frozen=True)
+class _View:
+    """What sidecars of one namespace and mode see alike, translated as far as it does not depend on more."""
+
+    out: Outbound
+    clusters: dict[str, Cluster]
+
+
+class Compiler:
+    """Snapshots of one registry."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._views: dict[tuple[str, bool], _View] = {}
+        self._own_clusters = clusters.own()
+        self._clusters: dict[Hashable, tuple[dict[str, Json], dict[str, Json]]] = {}
+        self._listeners: dict[Hashable, Json] = {}
+        self._tables: dict[Hashable, Json] = {}
+        self._naming: dict[Choices, dict[str, Json]] = {}
+        self._headless = {end.address for one in registry.services if one.headless for end in one.endpoints}
+        self._addressed = {address for one in registry.services for address in (*one.addresses, one.virtual_ip)}
+        self._ruled = {rule.meta.namespace for rule in registry.rules}
+        self._pods = {(pod.meta.namespace, pod.meta.name): pod for pod in registry.workloads}
+
+    def snapshot(self, node: Node) -> Snapshot:
+        """Everything for one sidecar."""
+        with collector.still():
+            return self._snapshot(node)
+
+    def _snapshot(self, node: Node) -> Snapshot:
+        out = self.outbound(node)
+        fallback = _FALLBACKS[out.fallback]
+        known = self._view(node).clusters
+        found_clusters, assignments = self._found_clusters(node)
+        found_clusters = found_clusters | self._own_clusters
+        found_listeners = self._service_listeners(out.listeners, node, fallback, known)
+        found_listeners[api.VIRTUAL_OUTBOUND] = listeners.virtual_outbound(node, fallback)
+        found_listeners[api.VIRTUAL_INBOUND] = arrivals.virtual_inbound(node, self._inbound(node))
+        if node.dns == "envoy":
+            found_listeners |= self._dns(node.choices)
+            found_clusters[naming.CLUSTER_DNS] = naming.cluster(node.choices)
+        return {
+            api.CLUSTER: found_clusters,
+            api.ENDPOINT: assignments,
+            api.LISTENER: found_listeners,
+            api.ROUTE: self._route_tables(out.tables, node, fallback, known),
+        }
+
+    def outbound(self, node: Node) -> Outbound:
+        """What the model says of the sidecar's outgoing connections, also who lost which listener."""
+        client = Client(node.namespace, node.labels, node.dns_proxy, node.address)
+        if node.address in self._headless & self._addressed:
+            return outbound.build(self._registry, client)
+        found = self._view(node).out
+        if node.address in self._headless:
+            found = _without(found, node.address)
+        policy = self._registry.outbound_policy(node.namespace, node.labels)
+        fallback = outbound.PASSTHROUGH if policy == "ALLOW_ANY" else outbound.BLACKHOLE
+        return dataclasses.replace(found, client=client, fallback=fallback)
+
+    def _view(self, node: Node) -> _View:
+        key = node.namespace, node.dns_proxy
+        if key not in self._views:
+            out = outbound.build(self._registry, Client(node.namespace, dns_proxy=node.dns_proxy))
+            self._views[key] = _View(out, {one.name: one for one in out.clusters})
+        return self._views[key]
+
+    def _scope(self, node: Node) -> str:
+        """Clusters and listeners differ between namespaces only where one has DestinationRules of its own."""
+        return node.namespace if node.namespace in self._ruled else ""
+
+    def _found_clusters(self, node: Node) -> tuple[dict[str, Json], dict[str, Json]]:
+        key = self._scope(node), node.choices
+        if key not in self._clusters:
+            out = self._view(node).out
+            self._clusters[key] = clusters.build(self._registry, out.clusters, node.namespace, node.choices)
+        return self._clusters[key]
+
+    def _service_listeners(
+        self, found: Iterable[Listener], node: Node, fallback: str, known: dict[str, Cluster]
+    ) -> dict[str, Json]:
+        occupied = listeners.occupied(node)
+        made: dict[str, Json] = {}
+        for one in found:
+            if (one.address, one.port) not in occupied:
+                key = one, fallback, self._scope(node)
+                if key not in self._listeners:
+                    self._listeners[key] = listeners.service(one, fallback, known)
+                made[one.name] = self._listeners[key]
+        return made
+
+    def _route_tables(
+        self, found: Iterable[RouteTable], node: Node, fallback: str, known: dict[str, Cluster]
+    ) -> dict[str, Json]:
+        made: dict[str, Json] = {}
+        for one in found:
+            key = one, fallback, self._scope(node)
+            if key not in self._tables:
+                self._tables[key] = routes.table(one, fallback, known)
+            made[one.name] = self._tables[key]
+        return made
+
+    def _inbound(self, node: Node) -> inbound.Inbound:
+        pod = self._pods.get((node.namespace, node.pod))
+        own = pod or Pod(Meta("Pod", node.namespace, node.pod, labels=node.labels), node.address)
+        return inbound.build(self._registry, own)
+
+    def _dns(self, choices: Choices) -> dict[str, Json]:
+        if choices not in self._naming:
+            self._naming[choices] = naming.listeners(nametable.build(self._registry), choices)
+        return self._naming[choices]
+
+
+_FALLBACKS = {outbound.PASSTHROUGH: api.PASSTHROUGH, outbound.BLACKHOLE: api.BLACKHOLE}
+
+
+def _without(found: Outbound, address: str) -> Outbound:
+    """Without the listeners at one address, which headless Services have there and the pod itself does not get."""
+    kept = tuple(one for one in found.listeners if one.address != address)
+    gone = {one.name for one in found.listeners if one.address == address}
+    named = {chain.route for one in kept for chain in one.chains}
+    return dataclasses.replace(
+        found,
+        listeners=kept,
+        tables=tuple(one for one in found.tables if one.name in named),
+        conflicts=tuple(one for one in found.conflicts if one.listener not in gone),
+    )
