@@ -8,7 +8,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "data" / "runs"
 REPORTS = ROOT / "reports"
 NOTEBOOKS = ROOT / "notebooks"
-PLANS = "interception, quick, standard"
+PLANS = "change, interception, policies, quick, standard"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what a person mends by making room
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -159,7 +159,7 @@ def _nets() -> topology.Nets:
     return topology.Nets(os.environ.get("MESHDNS_PODS", default.pods), os.environ.get("MESHDNS_WORLD", default.world))
 
 
-def _bed(build: bool = False, whole: bool = False) -> Testbed:
+def _bed(build: bool = False, groups: Iterable[topology.Group] = ()) -> Testbed:
     """The testbed; images only where containers may be started."""
     from harness import engine
     from harness.testbed import Testbed
@@ -168,11 +168,13 @@ def _bed(build: bool = False, whole: bool = False) -> Testbed:
         engine.find()
         return Testbed({}, _nets())
     engine.ensure(say)
-    return Testbed(engine.images(say).tags, _nets(), whole=whole)
+    return Testbed(engine.images(say).tags, _nets(), groups=frozenset(groups))
 
 
 def _up(_: argparse.Namespace) -> int:
-    _bed(build=True, whole=True).up(say)
+    from harness.mesh import topology
+
+    _bed(build=True, groups=topology.GROUPS).up(say)
     say("the testbed is up; `meshdns status` shows it, `meshdns down` removes it")
     return 0
 
@@ -180,11 +182,17 @@ def _up(_: argparse.Namespace) -> int:
 def _status(_: argparse.Namespace) -> int:
     from tabulate import tabulate
 
-    rows = _bed().status()
+    from harness import plane
+
+    bed = _bed()
+    rows = bed.status()
     if not rows:
         raise errors.TestbedError("the testbed is not up", step="run `meshdns up`")
     heads = ["pod", "container", "health", "address", "intercepted"]
     print(tabulate([(r.pod, r.container, r.state, r.address, r.intercepted) for r in rows], heads, tablefmt="plain"))
+    if any(row.container == "control-plane" for row in rows):
+        with bed.channel("observer", ["python3", "-m", "observer"]) as observer:
+            print("", *plane.summary(plane.Plane(bed, observer).status()), sep="\n")
     return 0
 
 
@@ -228,7 +236,7 @@ def _trace(options: argparse.Namespace) -> int:
     trace.Target.parse(options.url)
     if options.arm not in topology.ARMS:
         raise errors.InputError("no such arm", place=options.arm, step=f"choose from {', '.join(topology.ARMS)}")
-    bed = _bed(build=True, whole=not topology.ARMS[options.arm].core)
+    bed = _bed(build=True, groups={topology.ARMS[options.arm].group})
     with _standing(bed, keep=False), bed.observers() as observers, run.Agents(bed) as agents:
         agent = agents.of(options.arm, 5)
         seen = trace.observe(bed, observers, agent, options.arm, options.url).to_json()
@@ -265,7 +273,7 @@ def _measure(what: Plan, options: argparse.Namespace) -> Path:
     from harness import run
     from harness.progress import Progress
 
-    bed = _bed(build=True, whole=what.whole())
+    bed = _bed(build=True, groups=what.groups())
     before = set(RUNS.glob("*.partial"))
     try:
         with _standing(bed, options.keep), Progress(run.seconds(what), "measuring") as progress:

@@ -6,6 +6,7 @@ Each is remembered, so that two trials under the same conditions cost nothing in
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Mapping
 from typing import Self
 
@@ -13,16 +14,19 @@ from harness import errors
 from harness.channel import Channel
 from harness.mesh import topology
 from harness.plan import Cell
+from harness.plane import Plane
 from harness.testbed import Testbed
 
 ASK_TIMEOUT_S = 30
+DRAIN_S = 1.5  # the queues that an overload before this one has left are empty again
 
 
 class Conditions:
-    """The name server's delay, and per pod: rules in front of the capturing ones, interception, the sidecar."""
+    """The name server's delay, the mesh's policy, and per pod: extra rules, interception, the sidecar."""
 
     def __init__(self, bed: Testbed, observers: Mapping[str, Channel]) -> None:
         self._bed, self._observers = bed, observers
+        self.plane = Plane(bed, observers["observer"]) if "governed" in bed.groups else None
         self._delay_ms = -1.0  # unknown: a resumed run may find any
         self._extra: dict[str, int] = {}
         self._open: dict[str, bool] = {}
@@ -34,6 +38,10 @@ class Conditions:
         if cell.dns_delay_ms != self._delay_ms:
             self._bed.set_dns_delay(cell.dns_delay_ms)
             self._delay_ms = cell.dns_delay_ms
+        if self.plane:
+            self.plane.govern(cell.policy)
+        if cell.fault == "overload":
+            time.sleep(DRAIN_S)
         client = topology.ARMS.get(cell.arm)
         if client is not None and client.sidecar:
             self._set_extra(client, cell.extra_rules)
@@ -42,13 +50,16 @@ class Conditions:
         return self._known() != before
 
     def _known(self) -> tuple[object, ...]:
-        return self._delay_ms, dict(self._extra), dict(self._open), dict(self._down)
+        policy = self.plane.policy if self.plane else ""
+        return self._delay_ms, dict(self._extra), dict(self._open), dict(self._down), policy
 
     def settle(self) -> None:
         """Everything is as it was found."""
         if self._delay_ms > 0:
             self._bed.set_dns_delay(0.0)
             self._delay_ms = 0.0
+        if self.plane:
+            self.plane.govern("none")
         for pod in self._extra.keys() | self._open.keys() | self._down.keys():
             client = next(each for each in topology.CLIENTS if each.pod == pod)
             self._set_extra(client, 0)

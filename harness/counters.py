@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +37,34 @@ _ENVOY = {
     r"cluster\.passthrough\.upstream_cx_overflow": "envoy/passthrough_overflow",
     r"tcp\.blackhole\.downstream_cx_total": "envoy/blackhole_cx",
 }
-_ENVOY_FILTER = "|".join(f"^{pattern}$" for pattern in _ENVOY).replace("+", "%2B").replace("|", "%7C")
+# The same of a sidecar that the control plane configures: its clusters are named as Istio names them.
+# The same again below `external` says who called, not something more.
+_OUTBOUND = r"cluster\.outbound\|\d+\|\w*\|[\w.-]+(?<!\.external)(?<!\.internal)"
+_GOVERNED = {
+    r"listener\.0\.0\.0\.0_15001\.downstream_cx_total": "envoy/outbound_cx",
+    rf"{_OUTBOUND}\.upstream_cx_total": "envoy/cluster_cx",
+    rf"{_OUTBOUND}\.upstream_cx_connect_fail": "envoy/upstream_cx_fail",
+    rf"{_OUTBOUND}\.upstream_rq_completed": "envoy/cluster_rq",
+    rf"{_OUTBOUND}\.upstream_rq_retry": "envoy/retries",
+    rf"{_OUTBOUND}\.upstream_rq_retry_success": "envoy/retry_success",
+    rf"{_OUTBOUND}\.upstream_rq_(pending_overflow|active_overflow)": "envoy/breaker_overflow",
+    rf"{_OUTBOUND}\.upstream_rq_timeout": "envoy/rq_timeout",
+    rf"{_OUTBOUND}\.upstream_rq_per_try_timeout": "envoy/per_try_timeout",
+    rf"{_OUTBOUND}\.outlier_detection\.ejections_enforced_total": "envoy/ejections",
+    r"cluster\.passthrough\.upstream_cx_total": "envoy/passthrough_cx",
+}
+_FILTERS = {
+    True: r"^(cluster\.(outbound\|.*\.(upstream_|outlier_)|passthrough\.)|listener\.0\.0\.0\.0_15001\.)",
+    False: "|".join(f"^{pattern}$" for pattern in _ENVOY),
+}
 _INBOUND = "http.inbound.downstream_rq_completed"
+# What a governed replica's sidecar counts. Its nginx also counts the probes, so requests are those passed on to it.
+_SERVED = {
+    "http.inbound.downstream_rq_completed": "servers/envoy_rq",
+    "cluster.inbound.upstream_rq_completed": "servers/nginx_rq",
+    "listener.0.0.0.0_15006.no_filter_chain_match": "servers/no_chain",
+    "listener.0.0.0.0_15006.ssl.handshake": "servers/mtls_cx",
+}
 _NGINX_REQUESTS = re.compile(r"server accepts handled requests\s+\d+ \d+ (\d+)")
 
 
@@ -90,6 +117,8 @@ class Reader:
         """Statistics pages of the replicas behind the cell's backend."""
         service = topology.BACKENDS.get(cell.backend)
         pages: dict[str, dict[str, Any]] = {}
+        if service and service.governed:
+            return self._governed(cell, service)
         for replica, host in service.replicas.items() if service else ():
             base = f"http://{self._testbed.nets.pod(host)}"
             pages[f"{replica}/nginx"] = {"url": f"{base}:{topology.PORT_STATUS}/status"}
@@ -98,9 +127,22 @@ class Reader:
                 pages[f"{replica}/envoy"] = {"url": stats}
         return pages
 
+    def _governed(self, cell: Cell, service: topology.Service) -> dict[str, dict[str, Any]]:
+        """The replicas' sidecars; none where replicas come and go."""
+        if cell.change != "none":
+            return {}
+        pattern = _quoted("|".join(f"^{re.escape(name)}$" for name in _SERVED))
+        return {
+            f"{replica}/governed": {
+                "url": f"http://{self._testbed.nets.pod(host)}:{topology.PORT_STATS}/stats?format=json&filter={pattern}"
+            }
+            for replica, host in service.replicas.items()
+            if replica != topology.DEAD_POD
+        }
+
     def usage(self, cell: Cell) -> dict[str, Usage]:
-        """CPU and memory of the containers on this cell's path; none where a sidecar comes and goes."""
-        if cell.answer != "none":
+        """CPU and memory of the containers on this cell's path; none where these come and go."""
+        if cell.answer != "none" or cell.governed:
             return {}
         return {service: group.read() for service, group in self._groups.items() if service in _on_path(cell)}
 
@@ -124,8 +166,8 @@ def _outside(pod: str, bodies: dict[str, str]) -> Counts:
     """Counters of name servers and replicas, from their pages."""
     found = _dnsdist(json.loads(bodies.pop("dns-dnsdist")), pod) | _bind(json.loads(bodies.pop("dns-bind")))
     for name, body in bodies.items():
-        key, count = _server(name, body)
-        found[key] = found.get(key, 0) + count
+        for key, count in _server(name, body).items():
+            found[key] = found.get(key, 0) + count
     return found
 
 
@@ -143,11 +185,11 @@ def _on_path(cell: Cell) -> set[str]:
 
 
 def difference(cell: Cell, before: Counts, after: Counts) -> Counts:
-    """after - before; conntrack entries are a level, not a count, and stay as they are after the trial."""
+    """after - before, below zero where what counted is gone; conntrack entries are a level and stay as they are."""
     result = {key: after[key] - before.get(key, 0) for key in after}
     if "pod/conntrack/entries" in after:
         result["pod/conntrack/entries"] = after["pod/conntrack/entries"]
-    if "servers/nginx_rq" in result:  # each replica has also counted our own question
+    if "servers/nginx_rq" in result and not cell.governed:  # each nginx has also counted our own question
         result["servers/nginx_rq"] -= len(topology.BACKENDS[cell.backend].replicas)
     return result
 
@@ -166,7 +208,9 @@ def _local_pages(cell: Cell) -> dict[str, dict[str, Any]]:
     if cell.sidecar != "up":
         return pages
     if client.sidecar:
-        pages["envoy"] = {"url": f"{base}:{topology.PORT_ADMIN}/stats?format=json&filter={_ENVOY_FILTER}"}
+        pages["envoy"] = {
+            "url": f"{base}:{topology.PORT_ADMIN}/stats?format=json&filter={_quoted(_FILTERS[client.governed])}"
+        }
     if client.dns == "agent":
         pages["dnsproxy"] = {"url": f"{base}:{topology.PORT_DNS_METRICS}/metrics"}
     if client.mechanism == "ebpf":
@@ -174,10 +218,14 @@ def _local_pages(cell: Cell) -> dict[str, dict[str, Any]]:
     return pages
 
 
+def _quoted(pattern: str) -> str:
+    return urllib.parse.quote(pattern, safe="")
+
+
 def _envoy(body: str) -> Counts:
     found: Counts = {}
     for stat in json.loads(body)["stats"]:
-        for pattern, name in _ENVOY.items():
+        for pattern, name in (_ENVOY | _GOVERNED).items():
             if "value" in stat and re.fullmatch(pattern, stat["name"]):
                 found[name] = found.get(name, 0) + stat["value"]
     return found
@@ -212,11 +260,14 @@ def _bind(page: dict[str, Any]) -> Counts:
     return {"bind/queries": page["opcodes"]["QUERY"]}
 
 
-def _server(name: str, body: str) -> tuple[str, float]:
+def _server(name: str, body: str) -> Counts:
+    if name.endswith("/governed"):
+        values = {stat["name"]: stat["value"] for stat in json.loads(body)["stats"] if "value" in stat}
+        return {ours: values.get(theirs, 0) for theirs, ours in _SERVED.items()}
     if name.endswith("/envoy"):
-        return "servers/envoy_rq", sum(s["value"] for s in json.loads(body)["stats"] if s.get("name") == _INBOUND)
+        return {"servers/envoy_rq": sum(s["value"] for s in json.loads(body)["stats"] if s.get("name") == _INBOUND)}
     match = _NGINX_REQUESTS.search(body)
-    return "servers/nginx_rq", float(match[1]) if match else 0.0
+    return {"servers/nginx_rq": float(match[1]) if match else 0.0}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ larger mark its 95 % interval. Axes of durations start at zero; what lies beyond
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ import seaborn as sns
 from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from harness import stats, units
+from harness.tables import changes
 
 STYLE = Path(__file__).with_name("meshdns.mplstyle")
 WIDTH = 6.4  # inches; see meshdns.mplstyle
@@ -49,6 +52,7 @@ LOOKS = {
     "ebpf": Look("#3FA0DA", "*"),
 }
 OTHER = Look("#444444", "o")
+ALIKE = {"mode1-xds": "mode1", "mode2-xds": "mode2-agent"}  # the same mode, configured by the control plane
 # Phases and containers are told apart by lightness and hatch: colour is taken.
 _SHADES = (
     ("#f2f2f2", ""),
@@ -83,24 +87,33 @@ def _tall(rows: int) -> float:
 
 def look(arm: str) -> Look:
     """The arm's look."""
-    return LOOKS.get(arm, OTHER)
+    return LOOKS.get(ALIKE.get(arm, arm), OTHER)
 
 
 def _us(values: Any) -> Any:
     return np.asarray(values, dtype=float) / units.NS_PER_US
 
 
-def _mark(ax: Axes, y: float, each: stats.Interval, arm: str, blocks: Any, *, spread: float = 0.26) -> None:
-    """One estimate with its interval, and the blocks behind it."""
+def _mark(
+    ax: Axes,
+    y: float,
+    each: stats.Interval,
+    arm: str,
+    blocks: Any,
+    *,
+    spread: float = 0.26,
+    unit: float = units.NS_PER_US,
+) -> None:
+    """One estimate with its interval, and the blocks behind it; `unit` is what the axis counts in."""
     style = look(arm)
     if len(blocks) < VISIBLE_BLOCKS:
         jitter = y + spread * np.linspace(-1, 1, len(blocks)) if len(blocks) > 1 else np.full(len(blocks), y)
-        ax.scatter(_us(blocks), jitter, s=9, color=style.colour, alpha=0.45, linewidths=0, zorder=2)
+        ax.scatter(np.asarray(blocks) / unit, jitter, s=9, color=style.colour, alpha=0.45, linewidths=0, zorder=2)
     low, high = (each.low, each.high) if np.isfinite(each.half_width) else (each.estimate, each.estimate)
-    ax.plot(_us([low, high]), [y, y], color=style.colour, linewidth=2.4, zorder=3)
+    ax.plot([low / unit, high / unit], [y, y], color=style.colour, linewidth=2.4, zorder=3)
     hollow = "white" if arm == "plain-aa" else style.colour
     ax.plot(
-        _us([each.estimate]), [y], style.marker, color=style.colour, markerfacecolor=hollow, markersize=7.5, zorder=4
+        [each.estimate / unit], [y], style.marker, color=style.colour, markerfacecolor=hollow, markersize=7.5, zorder=4
     )
 
 
@@ -326,3 +339,205 @@ def verdicts(table: pd.DataFrame) -> Axes:
         ax.spines[["bottom", "left"]].set_visible(False)
         ax.tick_params(length=0)
         return ax
+
+
+# --- change under load ---
+
+
+@contextmanager
+def _grid(rows: int, columns: int, height: float, **how: Any) -> Iterator[Any]:
+    """Axes in rows and columns, the whole of that height in inches, in our style."""
+    plt.draw_if_interactive()  # type: ignore[no-untyped-call]
+    with plt.style.context(STYLE):
+        yield plt.subplots(rows, columns, figsize=(WIDTH, height), squeeze=False, **how)[1]
+
+
+def _unmeasured(ax: Axes) -> None:
+    ax.set_axis_off()
+    ax.set_title("not measured in this run")
+
+
+def follow(table: pd.DataFrame, connection: str = changes.NEW) -> list[Axes]:
+    """Rows by change and what is called, arms side by side: until traffic had followed, and error-seconds."""
+    table = table[table["connection"] == connection]
+    labels, places = _grouped(table)
+    arms = [arm for arm in changes.ARMS if arm in set(table["arm"])]
+    with _grid(1, 2, 1.4 + 0.3 * max(len(labels), 1), sharey=True, width_ratios=[3, 2]) as axes:
+        first, second = axes[0]
+        if table.empty:
+            _unmeasured(first)
+            second.set_axis_off()
+            return [first, second]
+        for row in table.to_dict("records"):
+            y = places[row["change"], row["backend"]] + 0.3 * (arms.index(row["arm"]) - (len(arms) - 1) / 2)
+            _spell(first, y, row["followed"], row["arm"], row["rest"])
+            _spell(second, y, row["errors"], row["arm"], row["rest"])
+        _rows(first, labels)
+        for label, name in zip(first.get_yticklabels(), labels, strict=True):
+            label.set_fontweight("bold" if name.endswith(":") else "normal")
+        first.tick_params(axis="y", length=0)
+        second.tick_params(axis="y", length=0)
+        first.set_xlim(0, 1.02 * float(table["rest"].max()) / units.NS_PER_S)
+        first.set_xlabel("followed after, s")
+        second.set_xlim(0, None)
+        second.set_xlabel("error-seconds")
+        late = any(np.isinf(each.p50) for each in table["followed"])
+        never = Line2D(
+            [], [], color="#444444", marker="o", markerfacecolor="white", linewidth=0, label="not before its load ended"
+        )
+        first.figure.legend(handles=[*_arm_handles(arms), *[never] * late], loc="outside upper left", ncols=4)
+        return [first, second]
+
+
+def _grouped(table: pd.DataFrame) -> tuple[list[str], dict[tuple[str, str], int]]:
+    """The labels of all rows, a heading before those of each change, and the row of each change and backend."""
+    labels: list[str] = []
+    places: dict[tuple[str, str], int] = {}
+    for change, part in table.groupby("change", sort=False):
+        labels.append(f"replica {changes.SAID.get(str(change), change)}:")
+        for backend in dict.fromkeys(part["backend"]):
+            places[str(change), str(backend)] = len(labels)
+            labels.append(f"{changes.CALLED.get(backend, backend)} ({changes.endpoints('', backend)})")
+    return labels, places
+
+
+def _spell(ax: Axes, y: float, spell: changes.Spell, arm: str, rest: float) -> None:
+    """Its median, interval and blocks in s; hollow at the end of the load (`rest`, ns) if it did not end."""
+    if not spell.n:
+        return
+    style, known = look(arm), spell.values[np.isfinite(spell.values)] / units.NS_PER_S
+    if spell.n < VISIBLE_BLOCKS:
+        ax.scatter(known, np.full(len(known), y), s=9, color=style.colour, alpha=0.45, linewidths=0, zorder=2)
+    if spell.interval is not None and np.isfinite(spell.interval.half_width):
+        bounds = np.array([max(spell.interval.low, 0), spell.interval.high]) / units.NS_PER_S
+        ax.plot(bounds, [y, y], color=style.colour, linewidth=2.4, zorder=3)
+    never = np.isinf(spell.p50)
+    ax.plot(
+        [(rest if never else spell.p50) / units.NS_PER_S], [y], style.marker, color=style.colour, markersize=6.5,
+        markerfacecolor="white" if never else style.colour, clip_on=False, zorder=4,
+    )  # fmt: skip
+
+
+# Who served, from below to above; told apart in grey by lightness and hatch.
+_SERVED = {
+    "others": ("#f2f2f2", "", "replicas that stay"),
+    "removed": ("#9c9c9c", "", "removed"),
+    "added": ("#d9d9d9", "////", "added"),
+    "failed": ("#111111", "", "failed"),
+}
+
+
+def timeline(table: pd.DataFrame) -> list[Axes]:
+    """A panel per way to know endpoints and arm: who served the requests around the change, as shares over time."""
+    levels = list(itertools.product(changes.BACKENDS, changes.ARMS))
+    parts = [part for each in levels if len(part := table[(table["backend"] == each[0]) & (table["arm"] == each[1])])]
+    columns = min(max(len(parts), 1), 3)
+    rows = max(-(-len(parts) // columns), 1)
+    with _grid(rows, columns, 1.1 + 1.45 * rows, sharex=True, sharey=True) as axes:
+        if table.empty:
+            _unmeasured(axes[0][0])
+            return [axes[0][0]]
+        for ax, part in itertools.zip_longest(axes.flat, parts):
+            if part is None:
+                ax.set_axis_off()
+            else:
+                _shares(ax, part)
+                ax.set_title(f"{part['endpoints'].iloc[0]}\n{part['arm'].iloc[0]}", fontsize=10)
+        ends_ns = table["from_ns"].min(), table["from_ns"].max() + changes.BIN_NS
+        axes[0][0].set_xlim(*(each / units.NS_PER_S for each in ends_ns))
+        for column in axes.T:
+            lowest = [ax for ax in column if ax.axison][-1]
+            lowest.set_xlabel("s since the change")
+            lowest.xaxis.set_tick_params(labelbottom=True)
+        for ax in axes[:, 0]:
+            ax.set_ylabel("share")
+        handles = [
+            Patch(facecolor=colour, hatch=hatch, edgecolor="#444444", label=label)
+            for colour, hatch, label in _SERVED.values()
+        ]
+        axes[0][0].figure.legend(handles=handles, loc="outside upper left", ncols=4, columnspacing=1)
+        return list(axes.flat)
+
+
+def _shares(ax: Axes, part: pd.DataFrame) -> None:
+    """Shares of one panel, stacked."""
+    begin = part["from_ns"].to_numpy(dtype=float) / units.NS_PER_S
+    edges = np.append(begin, begin[-1] + changes.BIN_NS / units.NS_PER_S)
+    below = np.zeros(len(edges))
+    for name, (colour, hatch, _) in _SERVED.items():
+        share = part[name].to_numpy(dtype=float)
+        above = below + np.append(share, share[-1])
+        ax.fill_between(
+            edges, below, above, step="post", facecolor=colour, hatch=hatch, edgecolor="#444444", linewidth=0
+        )
+        below = above
+    ax.axvline(0, color="#D55E00", linewidth=1.2)
+    ax.set_ylim(0, 1)
+    ax.set_yticks([0, 0.5, 1])
+    ax.grid(visible=False)
+
+
+# --- what passing a sidecar buys ---
+
+PERCENT = 0.01  # what an axis of shares counts in
+_LEVELS_APART = 30  # values further apart than this need a logarithmic axis
+
+
+def compared(
+    table: pd.DataFrame, column: str, label: str, *, unit: float = PERCENT, values: str = "values", band: str = ""
+) -> Axes:
+    """A row per `row` of the table, arms side by side: intervals, and in grey that of the column `band`.
+
+    Shares have an axis up to 100 %; durations are in ms, on a logarithmic axis where they are far apart.
+    """
+    rows, arms = list(dict.fromkeys(table["row"])), list(dict.fromkeys(table["arm"]))
+    with _axes(1.3 + 0.42 * max(len(rows), 1)) as ax:
+        if table.empty:
+            _unmeasured(ax)
+            return ax
+        ends = _compared_axis(ax, table, column, values, unit=unit, label=label)
+        for y, name in enumerate(rows):
+            grey = [each for each in table.loc[table["row"] == name, band] if _known(each)] if band else []
+            for each in grey[:1]:
+                low, high = np.clip([each.low / unit, each.high / unit], *ends)
+                ax.barh([y], [high - low], left=[low], height=0.94, color="#d4d4d4", edgecolor="#d4d4d4", zorder=0)
+        for row in table.to_dict("records"):
+            if _known(row[column]):
+                offset = 0.27 * (arms.index(row["arm"]) - (len(arms) - 1) / 2)
+                _mark(ax, rows.index(row["row"]) + offset, row[column], row["arm"], row[values], spread=0.08, unit=unit)
+        _rows(ax, rows)
+        groups = [name.partition(",")[0] for name in rows]
+        for y in [n for n in range(1, len(rows)) if groups[n] != groups[n - 1] and len(set(groups)) < len(groups)]:
+            ax.axhline(y - 0.5, color="#bbbbbb", linewidth=0.8)
+        ax.legend(
+            handles=_arm_handles(arms), loc="lower left", bbox_to_anchor=(0, 1), ncols=len(arms), handletextpad=0.3
+        )
+        return ax
+
+
+def _known(each: Any) -> bool:
+    return isinstance(each, stats.Interval) and bool(np.isfinite(each.estimate))
+
+
+def _compared_axis(
+    ax: Axes, table: pd.DataFrame, column: str, values: str, *, unit: float, label: str
+) -> tuple[float, float]:
+    """The axis that holds every interval and every drawn block, labelled; its ends."""
+    found = [[each.low, each.estimate, each.high] for each in table[column] if _known(each)]
+    drawn = [each for each in table[values] if len(each) < VISIBLE_BLOCKS]
+    known = np.concatenate([*found, *drawn, []]) / unit
+    known = known[np.isfinite(known)]
+    if unit == PERCENT:
+        low = float(np.floor(known.min() / 10) * 10) if known.size else 0.0
+        ends = (low - 0.02 * (100 - low) - 1e-9, 100 + 0.02 * (100 - low) + 1e-9) if low < 100 else (90.0, 100.2)
+        ax.set_xlabel(f"{label}, %")
+    elif known.size and known.min() > 0 and known.max() > _LEVELS_APART * known.min():
+        ends = (0.7 * float(known.min()), 1.4 * float(known.max()))
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.set_xlabel(f"{label}, ms (logarithmic)")
+    else:
+        ends = (0.0, 1.08 * float(known.max()) if known.size else 1.0)
+        ax.set_xlabel(f"{label}, ms")
+    ax.set_xlim(*ends)
+    return ends

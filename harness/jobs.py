@@ -14,6 +14,9 @@ from harness.plan import Cell, Trial
 
 TLS_CERTIFICATE = "/tls/certificate/tls.crt"  # where the client container has it
 SLACK_S = 5.0  # beyond the expected duration a load is stopped by the agent itself
+# A broken TLS record: the shortest question that both servers answer, each in its own words (an alert; -ERR).
+TCP_PAYLOAD = "16030a0004ff000000"
+TCP_ANSWERS = {"postgres": ["53", "4e", "1503"], "redis": ["2b504f4e47", "2d455252"]}
 NULL_NAME = "d{delay:g}.null."  # the calibration target busy-waits for the microseconds its question names
 
 
@@ -66,12 +69,16 @@ def _lookup(cell: Cell, nets: topology.Nets) -> dict[str, Any]:
 def _request(cell: Cell, nets: topology.Nets) -> dict[str, Any]:
     service = service_of(cell)
     direct = cell.lookup == "none"  # the arm ip names a pod, and so the container's own port
-    port = (8443 if cell.tls else 8080) if direct else (443 if cell.tls else 80)
+    port = (service.target_ports if direct else service.ports)[cell.tls]
     if cell.answer != "none":
         port = topology.ANSWERS[cell.answer].port
+    if service.name in TCP_ANSWERS:
+        tcp = {"payload": TCP_PAYLOAD, "answers": TCP_ANSWERS}
+        return {"address": "", "port": service.ports[0], "request": "", "tls": None, "tcp": tcp}
     # A one-off request says so, as one-off clients do; the server then closes first and keeps the port's TIME_WAIT.
     close = "Connection: close\r\n" if cell.connection == "new" else ""
-    head = f"GET /bytes/{cell.body_bytes} HTTP/1.1\r\nHost: {service.fqdn}\r\nUser-Agent: meshdns\r\n{close}\r\n"
+    path = f"/{cell.fault}" if cell.fault in ("fail30", "slow", "overload") else ""
+    head = f"GET {path}/bytes/{cell.body_bytes} HTTP/1.1\r\nHost: {service.fqdn}\r\nUser-Agent: meshdns\r\n{close}\r\n"
     return {
         "address": nets.pod(service.hosts[0]) if direct else "",
         "port": port,

@@ -48,10 +48,19 @@ class Cell:
     answer: str = "none"  # what the name is answered with, where that is the question
     intercepted: bool = True
     sidecar: str = "up"
+    policy: str = "none"  # what the mesh's configuration says beyond the services themselves
+    fault: str = "none"  # of the replicas
+    change: str = "none"  # of the replicas or their records, while the load runs
 
-    def state(self) -> tuple[str, int, bool, str]:
-        """What must be brought about in the pod before this cell can be measured."""
-        return self.arm if self.answer != "none" else "", self.extra_rules, self.intercepted, self.sidecar
+    def state(self) -> tuple[str, int, bool, str, str]:
+        """What must be brought about before this cell can be measured."""
+        own = self.arm if self.answer != "none" else ""
+        return own, self.extra_rules, self.intercepted, self.sidecar, self.policy
+
+    @property
+    def governed(self) -> bool:
+        """About what the control plane configures: what becomes of the requests is the question."""
+        return self.backend != "none" and topology.BACKENDS[self.backend].governed
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,8 @@ class Trial:
         """Expected duration of the load, for the progress bar and `--dry-run`."""
         requests = self.count + self.warmup
         # Closed loops run at about 1 ms a request, or at the delay that was asked for.
-        per_request_s = 1 / self.cell.rate_hz if self.cell.rate_hz else 0.001 + self.cell.dns_delay_ms / 1000
+        slow_s = 0.04 if self.cell.fault == "slow" else 0.001  # one replica in three takes 100 ms
+        per_request_s = 1 / self.cell.rate_hz if self.cell.rate_hz else slow_s + self.cell.dns_delay_ms / 1000
         return requests * per_request_s
 
 
@@ -98,6 +108,9 @@ class Experiment:
     answer: tuple[str, ...] = ("none",)
     intercepted: tuple[bool, ...] = (True,)
     sidecar: tuple[str, ...] = ("up",)
+    policy: tuple[str, ...] = ("none",)
+    fault: tuple[str, ...] = ("none",)
+    change: tuple[str, ...] = ("none",)
     count: int = 200
     warmup: int = 20
     timeout_ms: int = 2000
@@ -157,16 +170,16 @@ class Plan:
             ),
         )
 
-    def whole(self) -> bool:
-        """Whether pods are needed that are not part of every testbed."""
+    def groups(self) -> frozenset[topology.Group]:
+        """The groups of pods that are needed beside the core."""
         cells = [cell for experiment in self.experiments for cell in experiment.cells()]
-        arms = {cell.arm for cell in cells} - {"null"}
+        pods = [topology.ARMS[cell.arm].group for cell in cells if cell.arm != "null"]
         replicas = {
             name for cell in cells if cell.backend != "none" for name in topology.BACKENDS[cell.backend].replicas
         }
-        return any(not topology.ARMS[arm].core for arm in arms) or any(
-            not server.core and server.pod in replicas for server in topology.MESHED
-        )
+        pods += [server.group for server in topology.MESHED if server.pod in replicas]
+        pods += ["governed" for cell in cells if cell.governed]
+        return frozenset(pods) - {"core"}
 
     def seconds(self) -> float:
         """Expected duration of all load."""
@@ -192,6 +205,9 @@ ALLOWED: dict[str, tuple[Any, ...]] = {
     "body_bytes": BODY_SIZES,
     "answer": (*topology.ANSWERS, "none"),
     "sidecar": ("up", "down"),
+    "policy": (*topology.POLICIES, "none"),
+    "fault": (*topology.FAULTS, "none"),
+    "change": (*topology.CHANGES, "none"),
     "ndots": tuple(range(16)),  # resolv.conf(5): capped at 15
 }
 BOUNDS: dict[str, tuple[float, float]] = {
@@ -300,6 +316,34 @@ def _pod_checks(cell: Cell) -> list[tuple[bool, str]]:
         ),
         (asked or (cell.intercepted and cell.sidecar == "up"), "only trials of answers take a pod's sidecar away"),
         (cell.extra_rules == 0 or (client is not None and client.sidecar), "extra_rules need an arm that captures"),
+        *_mesh_checks(cell, client),
+    ]
+
+
+def _mesh_checks(cell: Cell, client: topology.ClientPod | None) -> list[tuple[bool, str]]:
+    """Rules for what the control plane configures, as (holds, rule)."""
+    mode = client is not None and client.governed
+    in_shop = cell.backend in ("shop", "shop-dead")
+    return [
+        (
+            not cell.governed or mode or cell.arm == "plain",
+            "backends of the control plane are called by plain or its arms",
+        ),
+        (cell.governed or not mode, "arms of the control plane call its backends"),
+        (
+            cell.governed or cell.policy == cell.change == "none",
+            "policy and change are of the control plane's backends",
+        ),
+        (cell.fault == "none" or in_shop, "fault is of the backends shop and shop-dead"),
+        (
+            (cell.fault == "dead") == (cell.backend == "shop-dead"),
+            "the fault dead is the backend shop-dead, and it alone",
+        ),
+        (cell.change == "none" or cell.arrival != "closed", "a change happens under a load with a rate"),
+        (
+            not cell.governed or (not cell.tls and cell.lookup == "wire"),
+            "the control plane's backends: no tls, lookup wire",
+        ),
     ]
 
 

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import secrets
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from harness import capture, counters, errors, facts, jobs, plan, rulers, samples, store, trace, validity
+from harness import capture, counters, errors, facts, jobs, plan, plane, rulers, samples, store, trace, validity
 from harness.channel import Channel
 from harness.conditions import Conditions
 from harness.mesh import topology
@@ -34,6 +35,9 @@ _MODES = {"mode1", "mode2-agent"}  # traced whatever the plan asks: their paths 
 TRACED = f"http://{topology.WEB.name}/bytes/1024"  # as a neighbour asks; both sidecars, where there are any
 CONFORMANCE_TIMEOUT_S = 60  # some fifty questions, most answered at once
 ATTEMPTS = 3  # measurements of one cell in one block, until one is valid
+CHANGE_AT = 0.25  # of a load's duration
+FORGET_S = 1.0  # a name table is written and read anew within less
+RESOLVED = ("shop-dns", "shop-dns-30")  # backends whose replicas a sidecar finds by resolving a name
 OVERHEAD_S = 0.04  # of a trial beside its load, for the expected duration: readings before and after
 
 
@@ -54,6 +58,8 @@ def execute(what: Plan, bed: Testbed, root: Path, progress: Progress, resume: Pa
         clocks = {"plain": _clock(agents.of("plain", 5))}
         refused = _refused(bed)
         known = facts.gather(bed, observers, clocks)
+        if "governed" in bed.groups:
+            known["governed"] = plane.Plane(bed, observers["observer"]).told()
         known |= {"traces": _traces(bed, observers, agents, what, refused), "refused": refused}
         known["conformance"] = _conformance(bed, what)
         writer = _resumed(resume, what, known) if resume else store.create(root, _header(what, known))
@@ -88,7 +94,9 @@ def _traces(
     return {
         client.arm: trace.observe(bed, observers, agents.of(client.arm, 5), client.arm, TRACED).to_json()
         for client in bed.clients()
-        if client.arm in arms | _MODES and client.arm not in ("ip", "plain-aa", *topology.ANSWERING, *refused)
+        if client.arm in arms | _MODES
+        and not client.governed
+        and client.arm not in ("ip", "plain-aa", *topology.ANSWERING, *refused)
     }
 
 
@@ -107,7 +115,7 @@ def _conformance(bed: Testbed, what: Plan) -> dict[str, Any]:
     return {
         client.arm: json.loads(bed.within(client.pod, "dnsproxy", suite, CONFORMANCE_TIMEOUT_S))
         for client in bed.clients()
-        if client.arm in arms and client.dns_proxy and client.mechanism == "iptables"
+        if client.arm in arms and client.dns_proxy and client.mechanism == "iptables" and not client.governed
     }
 
 
@@ -257,7 +265,7 @@ class Session:
             offered=trial.count,
             started_ns=started_ns,
             wall_s=_wall_s(load.table),
-            counters={name: count for name, count in counts.items() if count},
+            counters={name: count for name, count in counts.items() if count > 0},
             cpu_us={name: round(use.cpu_us - used_before[name].cpu_us, 1) for name, use in used.items()},
             memory_bytes={name: use.memory_bytes for name, use in used.items() if use.memory_bytes is not None},
             agent=load.agent,
@@ -272,10 +280,44 @@ class Session:
             return _Load(table, known)
         agent = self._agents.of(cell.arm, cell.ndots)
         job = jobs.job(trial, self._bed.nets, seed)
-        with self._captured(trial) as captured:
-            header, body = agent.ask(job, job["duration_limit_s"] + trial.timeout_ms / 1000 + ANSWER_SLACK_S)
+        limit_s = job["duration_limit_s"] + trial.timeout_ms / 1000 + ANSWER_SLACK_S
+        with self._captured(trial) as captured, self._changing(trial) as changed:
+            header, body = agent.ask(job, limit_s)
         table = jobs.table(index, header, body)
-        return _Load(captured.joined(table, cell) if captured else table, header["facts"])
+        return _Load(captured.joined(table, cell) if captured else table, header["facts"] | changed)
+
+    def _await_usual(self, cell: Cell, governed: plane.Plane) -> None:
+        """What an earlier trial changed is forgotten by name tables, and by sidecars that resolve names themselves."""
+        time.sleep(FORGET_S)
+        if cell.backend in RESOLVED:
+            observer = self._observers[topology.ARMS[cell.arm].pod]
+            governed.await_resolved(topology.BACKENDS[cell.backend].fqdn, observer)
+
+    @contextlib.contextmanager
+    def _changing(self, trial: Trial) -> Iterator[dict[str, Any]]:
+        """A change comes about while the load runs, and is taken back after it; what is known of it then."""
+        kind, changed, failed = trial.cell.change, dict[str, Any](), list[errors.MeshdnsError]()
+        if kind == "none" or self._conditions.plane is None:
+            yield changed
+            return
+        governed = self._conditions.plane
+        self._await_usual(trial.cell, governed)
+
+        def act() -> None:
+            try:
+                changed["change"] = governed.change(kind)
+            except errors.MeshdnsError as error:
+                failed.append(error)
+
+        timer = threading.Timer(trial.seconds() * CHANGE_AT, act)
+        timer.start()
+        try:
+            yield changed
+        finally:
+            timer.join()
+            governed.restore(kind)
+        if failed:
+            raise failed[0]
 
     @contextlib.contextmanager
     def _captured(self, trial: Trial) -> Iterator[_Capture | None]:

@@ -6,14 +6,17 @@ It drives and does not judge: counters are read by `counters`, validity is decid
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import ipaddress
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +35,7 @@ PROJECT = "meshdns"
 ROOT = Path(__file__).resolve().parents[1]
 COMPOSE = ROOT / "compose"
 STATE = ROOT / ".meshdns" / "state"
+IMAGES = ("WEB", "OBSERVER", "CLIENT", "ENVOY", "DNS", "DNSPROXY", "CONTROLPLANE", "WORLD")
 READY_TIMEOUT_S = 60  # proxies and name servers answer within a few seconds of their start
 UP_TIMEOUT_S = 300
 REFUSED = 3  # exit code of a loader whose mechanism is not allowed here
@@ -74,7 +78,7 @@ class Testbed:
     nets: topology.Nets = field(default_factory=topology.Nets)
     project: str = PROJECT
     state: Path = STATE
-    whole: bool = False  # also the pods that only some plans need
+    groups: frozenset[topology.Group] = frozenset()  # of pods, beside the core
     _client: docker.DockerClient | None = None
     _lock: IO[str] | None = None
 
@@ -138,9 +142,13 @@ class Testbed:
                 found[service.removesuffix("-loader")] = lines[-1] if lines else "no reason given"
         return found
 
+    def has(self, pod: topology.ClientPod | topology.ServerPod) -> bool:
+        """Whether a pod is wanted."""
+        return pod.group == "core" or pod.group in self.groups
+
     def clients(self) -> list[topology.ClientPod]:
         """The client pods that are wanted."""
-        return [client for client in topology.CLIENTS if client.core or self.whole]
+        return [client for client in topology.CLIENTS if self.has(client)]
 
     def up(self, announce: Announce) -> None:
         """Every pod is up and every proxy and name server answers. Raises EnvironmentProblem or TestbedError.
@@ -168,7 +176,7 @@ class Testbed:
             raise
 
     def down(self) -> None:
-        """No container, network or volume of the project is left. Safe to call at any time, also twice."""
+        """No container or volume of the project is left, nor a network that the engine lets go. Safe to call twice."""
         env = os.environ | self._environment(partial=True)
         with _uninterrupted():
             done = process.run(
@@ -186,6 +194,17 @@ class Testbed:
             with contextlib.suppress(docker.errors.DockerException):
                 left.remove(force=True)
         shutil.rmtree(self.state, ignore_errors=True)
+        self._remove_networks()
+
+    def _remove_networks(self) -> None:
+        """What Compose could not remove in time.
+
+        Engine 20.10 at times counts endpoints that are gone, and keeps an empty network until it is restarted. That is
+        in nobody's way: the next `up` takes it again.
+        """
+        with contextlib.suppress(docker.errors.DockerException, OSError):
+            for network in self.client.networks.list(filters={"label": f"com.docker.compose.project={self.project}"}):
+                network.remove()
 
     def _compose(self, *arguments: str) -> tuple[str, ...]:
         rendered = self.state / "compose.yaml"
@@ -197,9 +216,7 @@ class Testbed:
         client, mesh = cpu_sets()
         images = {f"MESHDNS_IMAGE_{name.upper()}": tag for name, tag in self.images.items()}
         if partial:  # `down` needs no image, but Compose wants every variable
-            images = {
-                f"MESHDNS_IMAGE_{name}": "none" for name in ("WEB", "OBSERVER", "CLIENT", "ENVOY", "DNS", "DNSPROXY")
-            } | images
+            images = {f"MESHDNS_IMAGE_{name}": "none" for name in IMAGES} | images
         return {
             "MESHDNS_STATE": str(self.state),
             "MESHDNS_PODS": self.nets.pods,
@@ -207,6 +224,8 @@ class Testbed:
             "MESHDNS_CPU_CLIENT": client,
             "MESHDNS_CPU_MESH": mesh,
             "MESHDNS_CGROUP2": _cgroup2(),
+            "MESHDNS_RECORD_TTL": str(topology.RECORD_TTL_S),
+            "MESHDNS_PROBE_PERIOD": str(topology.PROBE_PERIOD_S),
             "MESHDNS_CPU_ALL": ",".join(dict.fromkeys((client, *mesh.split(",")))),
             **images,
         }
@@ -227,7 +246,7 @@ class Testbed:
         raise errors.TestbedError(f"Compose failed: {done.last_lines(1)}", place="compose/compose.yaml")
 
     def _services(self) -> list[str]:
-        return list(yaml.safe_load(rendering.composition(COMPOSE, whole=self.whole))["services"])
+        return list(yaml.safe_load(rendering.composition(COMPOSE, self.groups))["services"])
 
     # -- rendered state --------------------------------------------------------------------------------------------
 
@@ -238,22 +257,25 @@ class Testbed:
     def _render(self) -> None:
         keys = rendering.new_secrets()
         shutil.rmtree(self.state, ignore_errors=True)
-        for path, content in rendering.files(COMPOSE, self.nets, keys, whole=self.whole).items():
+        for path, content in rendering.files(COMPOSE, self.nets, keys, self.groups).items():
             target = self.state / path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(content)
         secret = self.state / "secrets.json"
         secret.touch(mode=0o600)
-        secret.write_text(json.dumps({"console_key": keys.console_key, "web_password": keys.web_password}))
+        secret.write_text(json.dumps(dataclasses.asdict(keys)))
         (self.state / "environment.json").write_text(json.dumps(self._environment()))
-        (self.state / "whole.json").write_text(json.dumps(self.whole))
+        (self.state / "groups.json").write_text(json.dumps(sorted(self.groups)))
 
     def _state_is_current(self) -> bool:
         """What is mounted equals what we would render now, and the images are the same."""
         try:
-            whole = bool(json.loads((self.state / "whole.json").read_text()))
-            rendered = rendering.files(COMPOSE, self.nets, self.keys(), whole=whole)
+            groups = frozenset(json.loads((self.state / "groups.json").read_text()))
+            rendered = rendering.files(COMPOSE, self.nets, self.keys(), groups)
             same = json.loads((self.state / "environment.json").read_text()) == self._environment()
+            # A policy that a killed run has left is in force, and is in nobody's plan.
+            governed = {f"mesh/{path.name}" for path in (self.state / "mesh").iterdir()}
+            same = same and governed <= rendered.keys()
             return same and all((self.state / path).read_text() == text for path, text in rendered.items())
         except (OSError, ValueError, TypeError):
             return False
@@ -290,6 +312,8 @@ class Testbed:
     def _refuse_busy_networks(self) -> None:
         wanted = [ipaddress.ip_network(cidr) for cidr in self.nets.cidrs()]
         for network in self.client.networks.list():
+            if (network.attrs.get("Labels") or {}).get("com.docker.compose.project") == self.project:
+                continue  # ours, which the engine would not let go (see `down`); Compose takes it again
             for config in (network.attrs.get("IPAM") or {}).get("Config") or []:
                 taken = ipaddress.ip_network(config.get("Subnet", "0.0.0.0/32"))
                 if any(taken.version == 4 and taken.overlaps(one) for one in wanted):
@@ -328,6 +352,8 @@ class Testbed:
             reply, _ = observers[pod].ask({"op": "snapshot", "pages": [page]}, timeout_s=15)
             if reply["pages"][0] is None:
                 waiting[service] = "does not answer"
+        if "governed" in self.groups and not self._postgres_listens():
+            waiting["world-postgres"] = "does not answer"
         for client in self.clients():
             if not client.sidecar or client.pod in refused or f"{client.pod}-envoy" in waiting:
                 continue
@@ -335,9 +361,17 @@ class Testbed:
                 waiting[f"{client.pod}-envoy"] = "has not resolved its endpoints"
         return waiting
 
+    def _postgres_listens(self) -> bool:
+        """The slowest of the servers outside, where no observer is."""
+        ask = f"/usr/lib/postgresql/*/bin/pg_isready -q -h 127.0.0.1 -p {topology.PORT_EXTERNAL}"
+        return process.run("docker", "exec", self.name("world-postgres"), "sh", "-c", ask, timeout_s=15).ok
+
     def _endpoints(self, observers: Mapping[str, Channel], pod: str) -> int:
         """Fewest healthy members among the client sidecar's service clusters."""
-        page = {"url": f"http://127.0.0.1:{topology.PORT_ADMIN}/stats?format=json&filter=-http.membership_healthy"}
+        governed = any(client.governed and client.pod == pod for client in topology.CLIENTS)
+        cluster = re.escape(f"outbound|80||{topology.SHOP.fqdn}") if governed else "-http"
+        pattern = urllib.parse.quote(f"{cluster}.membership_healthy", safe="")
+        page = {"url": f"http://127.0.0.1:{topology.PORT_ADMIN}/stats?format=json&filter={pattern}"}
         reply, _ = observers[pod].ask({"op": "snapshot", "pages": [page]}, timeout_s=15)
         stats = json.loads(reply["pages"][0] or '{"stats": []}')["stats"]
         return min((int(s["value"]) for s in stats if "value" in s), default=0)
@@ -347,7 +381,7 @@ class Testbed:
         probes: dict[str, tuple[str, dict[str, Any]]] = {}
         for client in self.clients():
             probes |= {name: (client.pod, page) for name, page in _own_probes(client).items()}
-        for server in (each for each in topology.MESHED if each.core or self.whole):
+        for server in filter(self.has, topology.MESHED):
             base = f"http://{self.nets.pod(server.host)}"
             stats = {"url": f"{base}:{topology.PORT_STATS}/stats?filter=^server.live$", "timeout_s": 1}
             probes[f"{server.pod}-envoy"] = ("observer", stats)
@@ -356,6 +390,9 @@ class Testbed:
         for pod, host in topology.LEGACY_PODS.items():
             status = {"url": f"http://{self.nets.pod(host)}:{topology.PORT_STATUS}/status", "timeout_s": 1}
             probes[pod] = ("observer", status)
+        if "governed" in self.groups:
+            plane = f"http://{self.nets.pod(topology.PLANE_HOST)}:{topology.PORT_PLANE}/ready"
+            probes["control-plane"] = ("observer", {"url": plane, "timeout_s": 1})
         probes["dns-bind"] = ("observer", self.bind_page())
         probes["dns-dnsdist"] = ("observer", self.dnsdist_page())
         return probes
@@ -470,6 +507,17 @@ class Testbed:
             if time.monotonic() > deadline:
                 raise errors.TestbedError("is not ready again", place=service, step=self._last_words(service))
             time.sleep(0.05)
+
+    def kill(self, *services: str, signal: str = "SIGKILL") -> int:
+        """Signal their first processes; the instant before that (CLOCK_MONOTONIC). Raises TestbedError."""
+        containers = [self.container(service) for service in services]
+        at_ns = time.monotonic_ns()
+        try:
+            for each in containers:
+                each.kill(signal)
+        except (docker.errors.DockerException, OSError) as error:
+            raise errors.TestbedError(f"could not be killed ({error})", place=", ".join(services)) from None
+        return at_ns
 
     def status(self) -> list[Row]:
         """A row per container."""

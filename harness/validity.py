@@ -27,6 +27,8 @@ def reasons(trial: Trial, table: pa.Table, counts: Counts, agent: Mapping[str, A
     """Why the trial is not valid; empty if it is."""
     cell = trial.cell
     found = list(_offered(trial, table, agent))
+    if cell.governed:  # what becomes of the requests is the question
+        return found
     if cell.answer != "none":  # what becomes of the request is the question; only the lookup has a right answer
         return [*found, *_answered(cell, table, nets)]
     found += _answers(cell, table, nets)

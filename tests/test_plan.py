@@ -37,7 +37,7 @@ def test_shipped_plans_are_measurable_and_bounded(name: str) -> None:
     what = plan.find(name)
     assert what.blocks >= 15  # fewer pairs than that and the report is not worth publishing
     arms = {trial.cell.arm for trial in what.block(0)}
-    assert {"ip", "plain", "plain-aa", "mode2-agent"} <= arms  # no plan without its noise floor
+    assert {"plain", "plain-aa"} <= arms  # no plan without its noise floor
     assert plan.from_json(json.loads(json.dumps(what.to_json())), "again") == what
 
 
@@ -105,7 +105,7 @@ def test_two_experiments_of_one_name_are_refused() -> None:
 
 
 def test_a_missing_file_names_the_plans_there_are() -> None:
-    with pytest.raises(errors.InputError, match="use interception, quick, standard, or a path"):
+    with pytest.raises(errors.InputError, match="use change, interception, policies, quick, standard, or a path"):
         plan.find("no-such-plan")
 
 

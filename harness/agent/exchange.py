@@ -20,7 +20,7 @@ from contextlib import suppress
 from typing import Final
 
 from . import dnswire, httpwire
-from .job import Job
+from .job import Job, Tcp
 
 Steps = Generator[None, int, None]
 
@@ -123,6 +123,7 @@ class Exchange:
         self.spent: deque[socket.socket] = deque()
         self.kept: list[socket.socket] = []  # sockets of earlier lookups, where lookups share theirs
         self.heads = httpwire.Heads()
+        self.payload = job.tcp.payload if job.tcp else job.request
         self.head_only = job.request.startswith(b"HEAD ")
         self.query_id = int.from_bytes(os.urandom(2), "big")
         self.to_open = 0  # connections that the warm-up still has to open before it uses one again
@@ -431,15 +432,15 @@ class Exchange:
             incoming.write(data)
 
     def _request(self, flight: Flight, line: Line) -> Steps:
-        """Sends the request and reads the response to its end."""
-        payload = self.job.request
+        """Sends the request and reads the answer to its end."""
+        payload, tcp = self.payload, self.job.tcp
         try:
             if line.tls is not None and line.outgoing is not None:
                 line.tls.write(payload)
                 payload = line.outgoing.read()
             yield from self._send(flight, line, payload)
             self._register(flight, line)
-            keep = yield from self._response(flight, line)
+            keep = yield from (self._response(flight, line) if tcp is None else self._told(flight, line, tcp))
         except httpwire.MalformedError as error:
             raise PhaseError("http_error") from error
         except OSError as error:  # the connection broke; SSLError is an OSError
@@ -484,6 +485,22 @@ class Exchange:
             flight.body_bytes = body.size
         flight.body_bytes = body.size
         return head.keep
+
+    def _told(self, flight: Flight, line: Line, tcp: Tcp) -> Generator[None, int, bool]:
+        """Reads until the bytes tell which server answers; the connection is of no further use."""
+        data, server = b"", None
+        while server is None:
+            more = yield from self._receive(flight, line)
+            flight.first_byte_ns = flight.first_byte_ns or flight.end_ns
+            if not more:
+                raise PhaseError("bad_answer" if data else "reset")
+            data += more
+            flight.body_bytes = len(data)
+            server = tcp.answers.read(data)
+        if not server:
+            raise PhaseError("bad_answer")
+        flight.replica = server
+        return False
 
     def _receive(self, flight: Flight, line: Line) -> Generator[None, int, bytes]:
         """The next bytes of the stream, stamped in `end_ns`; none at its end."""

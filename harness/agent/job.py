@@ -10,7 +10,7 @@ from array import array
 from dataclasses import dataclass
 from typing import Any
 
-from . import dnswire
+from . import dnswire, tcpwire
 
 FAMILIES = {"inet": 2, "inet6": 10, "unspec": 0}  # AF_INET, AF_INET6, AF_UNSPEC on Linux
 MAX_COUNT = 10_000_000  # 13 columns of ten million rows are 0.8 GB; more is a mistake in the plan
@@ -29,6 +29,14 @@ class Tls:
 
 
 @dataclass(frozen=True, slots=True)
+class Tcp:
+    """An exchange with a server that does not speak HTTP."""
+
+    payload: bytes
+    answers: tcpwire.Answers
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One load, as asked."""
 
@@ -44,6 +52,7 @@ class Job:
     address: str
     port: int
     request: bytes
+    tcp: Tcp | None  # instead of an HTTP request
     tls: Tls | None
     keepalive: bool  # connections are reused; of a lookup: its UDP socket
     process: str  # "closed", "constant" or "poisson"
@@ -104,6 +113,7 @@ def read(fields: dict[str, Any]) -> Job:
         address=_address(fields.pop("address", None), "address"),
         port=int(_number(fields, "port", 0, 65535, 0)),
         request=_text(fields, "request", "latin-1"),
+        tcp=_tcp(fields.pop("tcp", None)),
         tls=_tls(fields.pop("tls", None)),
         keepalive=connection == "keepalive",
         process=_choice(arrival, "process", ("closed", "constant", "poisson"), "closed"),
@@ -135,7 +145,13 @@ def _agree(job: Job) -> None:
         ),
         (job.kind == "request" and job.lookup == "none" and not job.address, "address: needed without a lookup"),
         (job.kind == "request" and not job.port, "port: a request needs one"),
-        (job.kind == "request" and b"\r\n\r\n" not in job.request, "request: must hold a whole HTTP request head"),
+        (
+            job.kind == "request" and job.tcp is None and b"\r\n\r\n" not in job.request,
+            "request: must hold a whole HTTP request head",
+        ),
+        (job.tcp is not None and job.kind != "request", "tcp: is only for kind request"),
+        (job.tcp is not None and bool(job.request), "tcp: stands instead of request, not beside it"),
+        (job.tcp is not None and job.keepalive, "connection: tcp needs new, since the end of an answer is not known"),
         (job.process != "closed" and job.rate_hz <= 0, "arrival.rate_hz: an open loop needs a rate above 0"),
     )
     for wrong, text in checks:
@@ -181,6 +197,21 @@ def _tls(value: object) -> Tls | None:
     if not isinstance(value, dict) or set(value) != {"server_name", "cafile"}:
         raise JobError("tls: must hold server_name and cafile")
     return Tls(str(value["server_name"]), str(value["cafile"]))
+
+
+def _tcp(value: object) -> Tcp | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict) or set(value) != {"payload", "answers"}:
+        raise JobError("tcp: must hold payload and answers")
+    answers = value["answers"]
+    if not isinstance(answers, dict) or not answers or not all(server and texts for server, texts in answers.items()):
+        raise JobError("tcp.answers: must hold servers, each with what its answers begin with")
+    try:
+        prefixes = {str(server): [bytes.fromhex(text) for text in texts] for server, texts in answers.items()}
+        return Tcp(bytes.fromhex(value["payload"]), tcpwire.Answers(prefixes))
+    except (TypeError, ValueError, tcpwire.AmbiguousError) as error:
+        raise JobError(f"tcp: {error}") from error
 
 
 def _wire(candidates: object) -> tuple[tuple[dnswire.Query, ...], ...]:

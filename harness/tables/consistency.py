@@ -22,7 +22,9 @@ PRECISION = 0.03  # what a plan must resolve: far below any difference between a
 def conservation(runs: store.Runs) -> list[gates.Row]:
     """Queries at client, proxy and cluster DNS; requests at client, sidecars and servers."""
     every = cells.select(runs, tool="agent")
-    every = every[every["answer"] == "none"]  # in the others, what becomes of a request is the question
+    # Of these, what becomes of a request is the question.
+    asked = [name for name, service in topology.BACKENDS.items() if service.governed]
+    every = every[(every["answer"] == "none") & ~every["backend"].isin(asked)]
     dns = every[(every["arm"] != "null") & (every["lookup"] != "none")].reset_index(drop=True)
     left_over = _dns_residual(dns)
     served = every[(every["kind"] == "request") & (every["arm"] != "null")].reset_index(drop=True)

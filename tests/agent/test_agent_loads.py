@@ -546,3 +546,112 @@ def test_lookups_that_keep_their_socket_use_one_port(shared, wait):
     assert result.facts["queries_sent"] == 20 and result.facts["warmup"] == {"connections_opened": 0, "queries_sent": 3}
     fresh = lookup(shared, [wire()], count=20, wait=wait)
     assert len(set(fresh.columns["local_port"])) > 15
+
+
+WHO = {"payload": b"\x16\x03\n?".hex(), "answers": {"postgres": ["53", "1503"], "redis": ["2b504f4e47", "2d455252"]}}
+
+
+def tell(*pieces, then="close"):
+    """A server that answers the payload in pieces, and then closes, resets or waits for the client to close."""
+
+    def handle(connection, _number):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if connection.recv(64) != bytes.fromhex(WHO["payload"]):
+            return
+        for k, piece in enumerate(pieces):
+            time.sleep(0.02 * (k > 0))
+            connection.sendall(piece)
+        if then == "reset":
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        elif then == "wait":
+            connection.recv(64)
+
+    return handle
+
+
+@pytest.mark.parametrize(
+    ("pieces", "outcome", "replica"),
+    [
+        ([b"S"], "ok", "postgres"),
+        ([b"\x15", b"\x03\x03\0\2\2\n"], "ok", "postgres"),
+        ([b"-ERR unknown command\r\n"], "ok", "redis"),
+        ([b"+P", b"O", b"NG\r\n"], "ok", "redis"),
+        ([b"+PO"], "bad_answer", ""),
+        ([b"+P", b"X"], "bad_answer", ""),
+        ([b"HTTP/1.1 400 Bad Request\r\n\r\n"], "bad_answer", ""),
+        ([], "reset", ""),
+    ],
+)
+def test_tcp_exchange_tells_the_server(shared, pieces, outcome, replica, wait):
+    with tcp_server(tell(*pieces)) as port:
+        result = shared.run(kind="request", address="127.0.0.1", port=port, tcp=WHO, count=2, wait=wait)
+    c = result.columns
+    assert result.words("outcome") == [outcome] * 2 and result.words("replica") == [replica] * 2
+    assert set(c["bytes"]) == {len(b"".join(pieces))} and set(c["status"]) == {0} and min(c["local_port"]) > 0
+    pauses_ns = 20e6 * max(len(pieces) - 1, 0)
+    assert all(end - first >= pauses_ns * 0.9 for first, end in zip(c["first_byte_ns"], c["end_ns"], strict=True))
+
+
+def test_tcp_exchange_that_breaks_or_stays_silent(shared, wait):
+    job = {"kind": "request", "address": "127.0.0.1", "tcp": WHO, "count": 2, "wait": wait}
+    for pieces, then, outcome in (
+        ([], "reset", "reset"),
+        ([], "wait", "timeout"),
+        ([b"+PO"], "wait", "timeout"),
+        ([b"S"], "wait", "ok"),
+    ):
+        with tcp_server(tell(*pieces, then=then)) as port:
+            result = shared.run(**job, port=port, timeout_ms=80)
+        assert result.words("outcome") == [outcome] * 2 and set(result.columns["bytes"]) == {len(b"".join(pieces))}
+    result = shared.run(**job, port=port)
+    assert result.words("outcome") == ["connect_error"] * 2
+
+
+@pytest.mark.parametrize("arrival", ["closed", "constant"])
+def test_tcp_exchanges_with_lookup_use_a_connection_each(shared, arrival, wait):
+    with udp_server(zone) as dns_port, tcp_server(tell(b"+PONG\r\n", then="wait")) as port:
+        result = shared.run(
+            kind="request",
+            lookup="wire",
+            wire=[[wire()]],
+            resolver=["127.0.0.1", dns_port],
+            port=port,
+            tcp=WHO,
+            count=40,
+            warmup=4,
+            wait=wait,
+            arrival={"process": arrival, "rate_hz": 200, "concurrency": 4},
+        )
+    c = result.columns
+    assert result.words("outcome") == ["ok"] * 40 and result.words("replica") == ["redis"] * 40
+    assert result.words("address") == ["127.0.0.1"] * 40 and result.facts["connections_opened"] == 40
+    instants = zip(c["start_ns"], c["dns_ns"], c["connect_ns"], c["first_byte_ns"], strict=True)
+    assert all(a < b < d < e for a, b, d, e in instants) and c["first_byte_ns"] == c["end_ns"]
+
+
+def test_tcp_exchange_over_tls(shared, certificate):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    tls = {"server_name": "web.test", "cafile": str(certificate[0])}
+    with tcp_server(tell(b"+PO", b"NG\r\n"), context) as port:
+        result = shared.run(kind="request", address="127.0.0.1", port=port, tcp=WHO, tls=tls, count=3)
+    assert result.words("outcome") == ["ok"] * 3 and result.words("replica") == ["redis"] * 3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"tcp": {"payload": "00"}}, "payload and answers"),
+        ({"tcp": {"payload": "0", "answers": {"a": ["53"]}}}, "hex"),
+        ({"tcp": {"payload": "00", "answers": {}}}, "answers"),
+        ({"tcp": {"payload": "00", "answers": {"a": []}}}, "answers"),
+        ({"tcp": {"payload": "00", "answers": {"a": [""]}}}, "fits any answer"),
+        ({"tcp": {"payload": "00", "answers": {"a": ["53"], "b": ["5300"]}}}, "begins like"),
+        ({"request": GET}, "beside"),
+        ({"connection": "keepalive"}, "new"),
+    ],
+)
+def test_impossible_tcp_jobs_are_refused(shared, wrong, told):
+    job = {"kind": "request", "address": "127.0.0.1", "port": 1, "count": 1, "tcp": WHO}
+    shared.send(json.dumps(job | wrong))
+    assert told in shared.read().header["error"]

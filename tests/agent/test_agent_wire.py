@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.agent import dnswire, httpwire
+from harness.agent import dnswire, httpwire, tcpwire
 
 
 def query(name: str = "web.test.", qtype: str = "A") -> dnswire.Query:
@@ -134,3 +134,34 @@ def test_body_reader_survives_everything(pieces, length):
             body.feed(piece)
     except httpwire.MalformedError:
         pass
+
+
+ANSWERS = tcpwire.Answers({"postgres": [b"S", b"N", b"\x15\x03"], "redis": [b"+PONG", b"-ERR"]})
+
+
+def test_prefixes_tell_the_server():
+    for data, server in (
+        (b"S", "postgres"),
+        (b"NE\0\0", "postgres"),
+        (b"\x15", None),
+        (b"\x15\x03\x03", "postgres"),
+        (b"+PON", None),
+        (b"+PONG\r\n", "redis"),
+        (b"-NO", ""),
+        (b"HTTP/1.1 400", ""),
+        (b"", None),
+    ):
+        assert ANSWERS.read(data) == server
+
+
+@pytest.mark.parametrize("prefixes", [{"a": [b""]}, {"a": [b"S"], "b": [b"S"]}, {"a": [b"S", b"N"], "b": [b"Nb"]}])
+def test_ambiguous_prefixes_are_refused(prefixes):
+    with pytest.raises(tcpwire.AmbiguousError):
+        tcpwire.Answers(prefixes)
+
+
+@given(st.binary(max_size=12), st.integers(0, 12))
+def test_more_bytes_never_change_a_decision(data, cut):
+    early = ANSWERS.read(data[:cut])
+    assert early is None or ANSWERS.read(data) == early
+    assert len(data) < 5 or ANSWERS.read(data) is not None

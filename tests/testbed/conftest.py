@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from harness import cli, engine
+from harness import cli, counters, engine, run
+from harness.conditions import Conditions
+from harness.mesh import topology
+from harness.progress import Progress
 from harness.testbed import Testbed
 
 
@@ -23,7 +27,7 @@ def bed() -> Iterator[Testbed]:
     said: list[str] = []
     engine.ensure(said.append)
     # As the commands that tests start, with every pod.
-    testbed = Testbed(engine.images(said.append).tags, cli._nets(), whole=True)
+    testbed = Testbed(engine.images(said.append).tags, cli._nets(), groups=frozenset(topology.GROUPS))
     testbed.down()  # an earlier session may have been killed
     testbed.up(said.append)
     try:
@@ -31,3 +35,13 @@ def bed() -> Iterator[Testbed]:
     finally:
         testbed.down()
         assert testbed.containers() == []
+
+
+@pytest.fixture(scope="module")
+def session(bed: Testbed) -> Iterator[run.Session]:
+    with contextlib.ExitStack() as stack:
+        observers = stack.enter_context(bed.observers())
+        agents = stack.enter_context(run.Agents(bed))
+        progress = stack.enter_context(Progress(1, "test"))
+        conditions = stack.enter_context(Conditions(bed, observers))
+        yield run.Session(bed, agents, observers, counters.Reader(bed, observers), conditions, progress=progress)

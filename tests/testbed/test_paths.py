@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator
 
 import dns.flags
 import dns.message
 import dns.rcode
 import pytest
 
-from harness import counters, process, run, trace
-from harness.conditions import Conditions
+from harness import process, run, trace
 from harness.mesh import topology
 from harness.plan import Cell, Trial
-from harness.progress import Progress
 from harness.testbed import Testbed
 
 # Arms with a sidecar whose trials are judged by every counter; the ANSWERING ones are tried for what goes wrong.
-SIDECARS = [client.arm for client in topology.CLIENTS if client.sidecar and client.arm not in topology.ANSWERING]
-PROXIED = [client.arm for client in topology.CLIENTS if client.dns_proxy]
+# Those that the control plane configures are tried in test_control_plane.
+STATIC = [client for client in topology.CLIENTS if not client.governed]
+SIDECARS = [client.arm for client in STATIC if client.sidecar and client.arm not in topology.ANSWERING]
+PROXIED = [client.arm for client in STATIC if client.dns_proxy]
 NAMED = ["plain", "plain-aa", "mode1", *PROXIED]  # they resolve names
-
-
-@pytest.fixture(scope="module")
-def session(bed: Testbed) -> Iterator[run.Session]:
-    with contextlib.ExitStack() as stack:
-        observers = stack.enter_context(bed.observers())
-        agents = stack.enter_context(run.Agents(bed))
-        progress = stack.enter_context(Progress(1, "test"))
-        conditions = stack.enter_context(Conditions(bed, observers))
-        yield run.Session(bed, agents, observers, counters.Reader(bed, observers), conditions, progress=progress)
 
 
 def trial(arm: str, **factors: object) -> Trial:

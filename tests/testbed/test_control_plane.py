@@ -1,0 +1,179 @@
+"""What the control plane governs: sidecars, names and records from one folder of YAML, told by real requests."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from harness import plane, process, run
+from harness.mesh import topology
+from harness.plan import Cell, Trial
+from harness.testbed import Testbed
+
+MODES = ("mode1-xds", "mode2-xds")
+
+
+def trial(arm: str, backend: str = "shop", count: int = 20, **factors: object) -> Trial:
+    base = {"arrival": "closed", "wait": "block", "kind": "request", "connection": "new", "body_bytes": 1024}
+    return Trial(Cell("test", arm, backend=backend, **{**base, **factors}), count, 0, 3000, False)  # type: ignore[arg-type]
+
+
+def seen(session: run.Session, asked: Trial, column: str) -> set[str]:
+    return set(session.trial(0, asked, seed=1).table.column(column).to_pylist())
+
+
+@pytest.fixture
+def governing(session: run.Session) -> plane.Plane:
+    found = session._conditions.plane
+    assert found is not None
+    found.govern("none")
+    return found
+
+
+@contextlib.contextmanager
+def written(bed: Testbed, text: str) -> Iterator[None]:
+    """One more file among those that the control plane reads."""
+    path = bed.state / "mesh" / "more.yaml"
+    path.write_text(text)
+    try:
+        yield
+    finally:
+        path.unlink()
+
+
+def until(holds: object, seconds: float = 15.0) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if holds():  # type: ignore[operator]
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_sidecars_names_and_records_agree(governing: plane.Plane) -> None:
+    told = governing.told()
+    assert list(plane.unsettled(told["status"])) == []
+    assert told["names"]["shop.shop.svc.cluster.local"] == [topology.SHOP.cluster_ip]
+    assert told["records"]["shop.shop.svc.cluster.local"] == [topology.SHOP.cluster_ip]
+    assert sorted(told["records"]["shop-headless.shop.svc.cluster.local"]) == sorted(
+        governing.bed.nets.pod(host) for pod, host in topology.SHOP.replicas.items()
+    )
+    virtual = [told["names"][f"{name}.example.com"] for name in ("api", "postgres", "redis")]
+    assert all(address.startswith("240.240.") for [address] in virtual)
+    assert len({address for [address] in virtual}) == 3
+
+
+@pytest.mark.parametrize("arm", ["plain", *MODES])
+@pytest.mark.parametrize("backend", ["shop", "shop-headless"])
+def test_every_arm_reaches_the_replicas_and_no_unready_one(session: run.Session, arm: str, backend: str) -> None:
+    measured = session.trial(0, trial(arm, backend, 30), seed=1)
+    assert set(measured.table.column("outcome").to_pylist()) == {"ok"}
+    assert set(measured.table.column("replica").to_pylist()) == {"shop-1", "shop-2", "shop-3"}
+    assert measured.record.counters["servers/nginx_rq"] == 30
+
+
+@pytest.mark.parametrize("arm", MODES)
+def test_a_name_of_the_world_is_led_to_what_the_headless_name_resolves_to(session: run.Session, arm: str) -> None:
+    assert seen(session, trial(arm, "shop-dns"), "outcome") == {"ok"}
+
+
+@pytest.mark.parametrize(("policy", "plain"), [("strict", "reset"), ("permissive", "ok"), ("disable", "ok")])
+def test_strict_lets_in_who_has_a_sidecar(session: run.Session, policy: str, plain: str) -> None:
+    refused = session.trial(0, trial("plain", policy=policy), seed=1)
+    assert set(refused.table.column("outcome").to_pylist()) == {plain}
+    assert refused.record.counters.get("servers/no_chain", 0) == (20 if plain == "reset" else 0)
+    for arm in MODES:
+        measured = session.trial(0, trial(arm, policy=policy), seed=1)
+        assert set(measured.table.column("outcome").to_pylist()) == {"ok"}
+        encrypted = measured.record.counters.get("servers/mtls_cx", 0)
+        assert (encrypted > 0) == (policy != "disable")
+
+
+def test_two_tcp_services_on_one_port_are_told_apart_by_virtual_addresses_only(session: run.Session) -> None:
+    for backend in ("postgres", "redis"):
+        assert seen(session, trial("plain", backend), "replica") == {backend}
+        assert seen(session, trial("mode2-xds", backend), "replica") == {backend}
+        assert seen(session, trial("mode1-xds", backend), "replica") == {"postgres"}  # the first that was made
+
+
+@pytest.mark.parametrize("arm", ["plain", *MODES])
+def test_an_external_name_is_served_in_every_arm(session: run.Session, arm: str) -> None:
+    measured = session.trial(0, trial(arm, "api"), seed=1)
+    assert set(measured.table.column("replica").to_pylist()) == {"api"}
+    virtual = {address.startswith("240.240.") for address in measured.table.column("address").to_pylist()}
+    assert virtual == {arm == "mode2-xds"}
+
+
+@pytest.mark.parametrize("arm", MODES)
+def test_policies_change_what_becomes_of_faults(session: run.Session, arm: str) -> None:
+    without = session.trial(0, trial(arm, count=100, fault="fail30"), seed=1)
+    helped = session.trial(0, trial(arm, count=100, fault="fail30", policy="retries"), seed=1)
+    assert without.table.column("outcome").to_pylist().count("http_error") > 0
+    assert helped.table.column("outcome").to_pylist().count("http_error") == 0
+    assert helped.record.counters["pod/envoy/retries"] > 0
+    assert helped.record.counters["servers/nginx_rq"] == 100 + helped.record.counters["pod/envoy/retries"]
+    slow = trial(arm, count=30, fault="slow", policy="timeouts")
+    assert seen(session, slow, "replica") <= {"shop-2", "shop-3"}
+    split = session.trial(0, trial(arm, count=300, policy="split"), seed=1).table.column("replica").to_pylist()
+    assert 5 <= split.count("shop-3") <= 70  # 30 expected; either bound is five standard deviations away
+
+
+@pytest.mark.parametrize("change", ["up", "crash"])
+def test_readiness_decides_who_is_asked(session: run.Session, change: str) -> None:
+    load = trial("mode2-xds", count=600, arrival="constant", rate_hz=200.0, concurrency=100, change=change)
+    measured = session.trial(0, load, seed=1)
+    at_ns = measured.record.agent["change"]["at_ns"]
+    late = measured.table.filter(measured.table.column("due_ns").to_numpy() > at_ns + 1_500_000_000)
+    asked = set(late.column("replica").to_pylist())
+    assert ("shop-4" in asked) == (change == "up")
+    assert ("shop-1" in asked) == (change != "crash")
+    assert set(late.column("outcome").to_pylist()) == {"ok"}
+    assert seen(session, trial("mode2-xds", count=60), "replica") == {"shop-1", "shop-2", "shop-3"}  # as before
+
+
+def test_what_cannot_be_used_changes_nothing_and_is_said(governing: plane.Plane, session: run.Session) -> None:
+    number = governing.status()["configuration"]["number"]
+    with written(governing.bed, "apiVersion: v1\nkind: Service\nmetadata: {name: x}\nspec: {clusterIP: nonsense}\n"):
+        assert until(lambda: "more.yaml" in governing.status()["configuration"]["error"])
+        shown = "\n".join(plane.summary(governing.status()))
+        assert "clusterIP" in shown
+        assert "what was in force stays" in shown
+        assert governing.status()["configuration"]["number"] == number
+        assert seen(session, trial("mode2-xds"), "outcome") == {"ok"}
+    assert until(lambda: not governing.status()["configuration"]["error"])
+
+
+def test_new_certificates_break_nothing(governing: plane.Plane, session: run.Session) -> None:
+    before = governing.status()["certificates"]["shop/shop-1"]["rotations"]
+    load = trial("mode1-xds", count=600, arrival="constant", rate_hz=200.0, concurrency=100, change="rotate")
+    assert seen(session, load, "outcome") == {"ok"}
+    assert governing.status()["certificates"]["shop/shop-1"]["rotations"] == before + 1
+
+
+def test_without_the_control_plane_the_data_plane_keeps_what_it_has(
+    governing: plane.Plane, session: run.Session
+) -> None:
+    name = governing.bed.name("control-plane")
+    assert process.run("docker", "stop", "-t", "2", name, timeout_s=30).ok
+    try:
+        for arm in MODES:
+            assert seen(session, trial(arm), "outcome") == {"ok"}
+    finally:
+        assert process.run("docker", "start", name, timeout_s=30).ok
+    assert until(lambda: _settled(governing), 30)
+
+
+def _settled(governing: plane.Plane) -> bool:
+    with contextlib.suppress(Exception):
+        return not any(plane.unsettled(governing.status()))
+    return False
+
+
+def test_what_a_killed_run_left_in_force_is_not_taken_for_the_testbed(bed: Testbed) -> None:
+    assert bed.is_up()
+    with written(bed, "apiVersion: v1\nkind: Service\nmetadata: {name: x}\nspec: {ports: [{port: 80}]}\n"):
+        assert not bed.is_up()
+    assert bed.is_up()
