@@ -50,7 +50,7 @@ def test_pages_say_question_answer_caption_and_provenance(published: Path) -> No
     assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
     assert 'alt="Lower is better &amp; faster."' in text
     assert "plt.subplots" not in text and "percentile = 90" in text and "Runs: as told here" in text
-    assert "<caption>Medians of <em>all</em> blocks.</caption>" in text
+    assert "<caption><span>Medians of <em>all</em> blocks.</span></caption>" in text
     assert text.count("<th scope=") == 4  # two columns and two rows; the blank row names are gone
     assert (published / "figures/01_names-1.png").read_bytes()[1:4] == b"PNG"
     assert (published / "figures/01_names-1.pdf").read_bytes()[:4] == b"%PDF"

@@ -168,7 +168,9 @@ def _with_caption(table: str, caption: str) -> str:
     if not caption:
         return table
     words = re.sub(r"</?(?:div|p)[^>]*>", "", _markdown(caption)).strip()
-    captioned, found = re.subn(r"<table[^>]*>", lambda start: f"{start[0]}<caption>{words}</caption>", table, count=1)
+    captioned, found = re.subn(
+        r"<table[^>]*>", lambda start: f"{start[0]}<caption><span>{words}</span></caption>", table, count=1
+    )
     return captioned if found else table + _markdown(caption)
 
 
