@@ -15,31 +15,36 @@ from harness.tables import text
 EXPECTED = "Istio's agent"
 SAME = "the same"
 
+Row = dict[str, Any]
 
-def _rows(runs: store.Runs) -> dict[str, list[dict[str, Any]]]:
-    """Arm -> rows, of the last run that asked."""
-    asked = [header.facts["conformance"] for header in runs.headers if header.facts.get("conformance")]
-    return dict(asked[-1]) if asked else {}
+
+def _rows(runs: store.Runs) -> dict[str, dict[str, Row]]:
+    """Arm -> case -> row, each arm as the last run answered that asked it: not every plan has every arm."""
+    found: dict[str, dict[str, Row]] = {}
+    for header in sorted(runs.headers, key=lambda header: header.created):
+        for arm, rows in (header.facts.get("conformance") or {}).items():
+            found[arm] = {row["id"]: row for row in rows}
+    return found
+
+
+def _cases(found: dict[str, dict[str, Row]]) -> dict[str, Row]:
+    """Every case that some arm was asked, in the order of the suite."""
+    return {case: row for rows in found.values() for case, row in rows.items()}
 
 
 def differences(runs: store.Runs) -> pd.DataFrame:
     """A row per behaviour in which some proxy differs from Istio's agent, a column per proxy."""
     found = _rows(runs)
-    columns = ["topic", "question", EXPECTED, *found]
-    if not found:
-        return pd.DataFrame(columns=columns)
-    by_arm = {arm: {row["id"]: row for row in rows} for arm, rows in found.items()}
-    first = next(iter(found.values()))
     table = [
         {"topic": row["topic"], "question": row["question"], EXPECTED: row["expected"]}
-        | {arm: _seen(rows.get(row["id"])) for arm, rows in by_arm.items()}
-        for row in first
-        if not all(rows.get(row["id"], row)["agrees"] for rows in by_arm.values())
+        | {arm: _seen(rows.get(case)) for arm, rows in found.items()}
+        for case, row in _cases(found).items()
+        if not all(rows.get(case, row)["agrees"] for rows in found.values())
     ]
-    return pd.DataFrame(table, columns=columns)
+    return pd.DataFrame(table, columns=["topic", "question", EXPECTED, *found])
 
 
-def _seen(row: dict[str, Any] | None) -> str:
+def _seen(row: Row | None) -> str:
     if row is None:
         return text.ABSENT
     return SAME if row["agrees"] else str(row["observed"])
@@ -50,6 +55,6 @@ def answer(runs: store.Runs) -> str:
     found = _rows(runs)
     if not found:
         return "How the DNS proxies differ from Istio's agent was not asked in these runs."
-    said = [f"{arm} {sum(row['agrees'] for row in rows)}" for arm, rows in found.items()]
-    total = max(len(rows) for rows in found.values())
+    said = [f"{arm} {sum(row['agrees'] for row in rows.values())}" for arm, rows in found.items()]
+    total = len(_cases(found))
     return f"Of {total} behaviours of Istio's agent, {' and '.join(said)} are shown; the others are in the table below."
