@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import random
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from . import wire
@@ -16,6 +17,7 @@ from .nametable import Found
 from .options import TTL_S
 
 PERMUTED = 3  # up to so many addresses (6 orders) all orders are kept; beyond, each answer is shuffled
+RECORD = 12  # bytes beside the address
 _SIZE = {wire.A: 4, wire.AAAA: 16}
 _OWNER = struct.pack(">H", 0xC000 | wire.HEADER)  # the question's name
 
@@ -69,12 +71,15 @@ def build(query: wire.Query, found: Found, style: Style, *, limit: int, tally: T
     if found.alias and packed:
         head = _record(_OWNER, wire.CNAME, style.ttl_s, found.alias)
         owner = struct.pack(">H", 0xC000 | wire.HEADER + len(query.question) + len(head) - len(found.alias))
-    records = [_record(owner, query.qtype, style.ttl_s, packed[at : at + size]) for at in range(0, len(packed), size)]
     authority = _soa(query, style, serial) if style.soa and not packed else b""
     room = limit - wire.HEADER - len(query.question) - len(head) - len(authority)
-    truncated = bool(records) and len(records) * len(records[0]) > room
+    places: Sequence[int] = range(0, len(packed), size)
+    truncated = len(places) * (RECORD + size) > room
     if truncated:
-        records = random.sample(records, max(0, room // len(records[0])))
+        places = random.sample(places, max(0, room // (RECORD + size)))
+    if room < 0:
+        head = authority = b""
+    records = [_record(owner, query.qtype, style.ttl_s, packed[at : at + size]) for at in places]
     flags = wire.QR | wire.AA | wire.RA | (query.flags & (wire.RD | wire.CD)) | (wire.TC if truncated else 0)
     counts = (1, len(records) + bool(head), bool(authority), 0)
     return Prepared(struct.pack(">HHHHH", flags, *counts) + query.question + head + authority, records, tally)

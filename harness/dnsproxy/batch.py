@@ -12,10 +12,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from . import wire
 from .answer import Prepared
 
 SIZE = 32  # datagrams at a time: more gain nothing, and the first would wait for the last
-ROOM_IN, ROOM_OUT = 4096, 512  # bytes; no query is longer than the one, no prepared answer than the other
+ROOM_IN, ROOM_OUT = wire.TAKEN_UDP, wire.LEAST_UDP  # bytes; no prepared answer is longer than the latter
 NAME = 28  # bytes of the larger socket address, sockaddr_in6
 WORD = ctypes.sizeof(ctypes.c_size_t)
 

@@ -1,6 +1,7 @@
 """Upstream answers kept for as long as they say: RFC 1035 TTLs, RFC 2308 negative answers, RFC 8767 stale ones.
 
-Istio's agent keeps none; this is the option `--cache`.
+Istio's agent keeps none; this is the option `--cache`. What a query's EDNS options (cookie, client subnet) are answered
+with is one client's: such queries must not come here.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ STALE_TTL_S = 30  # RFC 8767 4
 STALE_WAIT_S = 1.8  # RFC 8767 5: a client gives up soon after; then the stale answer is the better one
 RETRY_S = 30.0  # RFC 8767 5: after a failure the servers are left alone for so long
 
-Key = tuple[bytes, bool, bool, int]
+Key = tuple[bytes, bool, int, int]
 
 
 class Entry:
@@ -90,7 +91,8 @@ class Cache:
 
 def _key(query: wire.Query) -> Key:
     """What an answer depends on; class and type stand in the question."""
-    return query.name + query.question[-4:], query.edns, query.dnssec_ok, query.flags & (wire.RD | wire.CD)
+    flags = query.flags & (wire.RD | wire.AD | wire.CD)
+    return query.name + query.question[-4:], query.edns, query.edns_flags, flags
 
 
 def _lifetime(answer: bytes) -> tuple[list[tuple[int, int]], int]:

@@ -22,7 +22,7 @@ OTHER = "other"
 REQUEST_BYTES = 8192  # an HTTP request that is longer is none of ours
 PAGES = 16  # connections at a time
 PAGE_IDLE_S = 10.0
-_RCODES = {0: "NOERROR", 1: "FORMERR", 2: "SERVFAIL", 3: "NXDOMAIN", 4: "NOTIMP", 5: "REFUSED"}
+_RCODES = {0: "NOERROR", 1: "FORMERR", 2: "SERVFAIL", 3: "NXDOMAIN", 4: "NOTIMP", 5: "REFUSED", 16: "BADVERS"}
 _TYPES = {wire.A: "A", wire.AAAA: "AAAA"}
 
 

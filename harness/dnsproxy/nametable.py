@@ -144,8 +144,8 @@ def _forms(host: str, entry: dict[str, Any], scope: Scope) -> list[str]:
     kubernetes = _string(host, entry, "registry") == KUBERNETES
     namespace, short = _string(host, entry, "namespace"), _string(host, entry, "shortname")
     alternatives = _strings(host, entry, "alt_hosts")
-    if not kubernetes or not host.removesuffix(".").lower().endswith(f".svc.{scope.domain.lower()}"):
-        return []  # another cluster's short names would clash with ours
+    if not kubernetes or not host.lower().endswith(f".svc.{scope.domain.lower()}"):
+        return []  # another cluster's short names would clash with ours; nor has a host that ends in a dot any
     forms = [f"{short}.{namespace}", f"{short}.{namespace}.svc"] if short and namespace else []
     if short and namespace == scope.namespace:
         forms.append(short)

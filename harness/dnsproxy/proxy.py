@@ -67,7 +67,10 @@ class Proxy:
         found = None
         if query.qclass == wire.IN and query.qtype in (wire.A, wire.AAAA):
             found = self.table.find(query.name)
-        if found:
+        if found and query.edns_version:
+            self._metrics.tally(query, tcp, wire.BADVERS, "error").hits += 1
+            send(wire.bad_version(query))
+        elif found:
             self._local(query, tcp, found, send)
         else:
             self._forward(query, tcp, send)
@@ -78,7 +81,8 @@ class Proxy:
         prepared = answer.build(query, found, self._style, limit=limit, tally=tally, serial=self.generation)
         tally.hits += 1
         reply = query.message[:2] + (prepared.rest or prepared.shuffled())
-        if not tcp and len(reply) <= wire.LEAST_UDP and _repeats(query):
+        cut = reply[2] << 8 & wire.TC  # which addresses are left out must not stay the same
+        if not tcp and not cut and len(reply) <= wire.LEAST_UDP and _repeats(query):
             if len(self.ready) >= READY_ANSWERS:
                 old, self.ready = self.ready, {}
                 self._reactor.background(_release(old))
@@ -94,7 +98,7 @@ class Proxy:
         send(reply)
 
     def _forward(self, query: wire.Query, tcp: bool, send: Send) -> None:
-        if self._cache is not None:
+        if self._cache is not None and not query.options:
             self._through_cache(self._cache, query, tcp, send)
             return
 

@@ -14,13 +14,15 @@ from typing import NamedTuple
 A, CNAME, SOA, AAAA, OPT = 1, 5, 6, 28, 41
 IN = 1
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP = 0, 1, 2, 3, 4
+BADVERS = 16  # its upper bits stand in the OPT record, RFC 6891 9
 HEADER = 12
-QR, AA, TC, RD, RA, CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0010
+QR, AA, TC, RD, RA, AD, CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0020, 0x0010
 OPCODE = 0x7800
 OPT_BYTES = 11  # an OPT record without options
-DNSSEC_OK = 0x8000  # in the OPT record's TTL field, RFC 3225
 LEAST_UDP = 512  # what every client takes, RFC 1035 2.3.4
 MOST_TCP = 65_535
+MOST_UDP = 65_507  # what fits an IPv4 packet beside its header and UDP's
+TAKEN_UDP = 4096  # what we take ourselves; no query is longer
 MAX_NAME = 255
 MAX_LABEL = 63
 
@@ -45,14 +47,20 @@ class Query(NamedTuple):
     name: bytes  # its name in lower case
     qtype: int
     qclass: int
-    udp_size: int  # what the client takes by UDP; at least 512
+    udp_size: int  # what the client takes by UDP; at least 512, at most what a datagram holds
     edns: bool
-    dnssec_ok: bool
+    edns_flags: int  # TTL field of the OPT record: extended rcode, version, DO and other flags
+    options: bool  # whether the OPT record holds any: a cookie, a client's subnet
 
     @property
     def flags(self) -> int:
         """Bytes 2 and 3 of the header."""
         return int.from_bytes(self.message[2:4], "big")
+
+    @property
+    def edns_version(self) -> int:
+        """0 is the only one there is."""
+        return self.edns_flags >> 16 & 0xFF
 
 
 class Record(NamedTuple):
@@ -140,9 +148,11 @@ def read_query(message: bytes) -> Query:
     if len(edns) > 1:  # RFC 6891 6.1.1
         raise RefusedError(FORMERR)
     qtype, qclass = struct.unpack(">HH", question[-4:])
-    size = edns[0].qclass if edns else 0
-    dnssec_ok = bool(edns and edns[0].ttl & DNSSEC_OK)
-    return Query(message, question, question[:-4].lower(), qtype, qclass, max(size, LEAST_UDP), bool(edns), dnssec_ok)
+    size, edns_flags, options = LEAST_UDP, 0, False
+    for record in edns:
+        size = min(max(record.qclass, LEAST_UDP), MOST_UDP)
+        edns_flags, options = record.ttl, record.end > record.data
+    return Query(message, question, question[:-4].lower(), qtype, qclass, size, bool(edns), edns_flags, options)
 
 
 def bare_reply(message: bytes, rcode: int) -> bytes:
@@ -155,6 +165,12 @@ def bare_reply(message: bytes, rcode: int) -> bytes:
             count = int(bool(question))
     flags = QR | RA | (flags & (OPCODE | RD | CD)) | rcode
     return message[:2] + struct.pack(">HHHHH", flags, count, 0, 0, 0) + question
+
+
+def bad_version(query: Query) -> bytes:
+    """The answer to a version of EDNS that is not ours; the OPT record names the one that is (RFC 6891 6.1.3)."""
+    reply = bare_reply(query.message, BADVERS & 15)
+    return reply[:11] + b"\1" + reply[12:] + struct.pack(">BHHIH", 0, OPT, TAKEN_UDP, BADVERS >> 4 << 24, 0)
 
 
 def encode_name(text: str) -> bytes:

@@ -103,6 +103,13 @@ def test_short_forms_are_those_of_the_own_cluster_and_namespace() -> None:
     assert [name for name in others if find(what, name)] == []
 
 
+def test_a_host_that_ends_in_a_dot_has_no_other_forms() -> None:
+    web = kubernetes("web", "shop", "192.0.2.1", alt_hosts=["web.alt"])
+    what = table(**{"web.shop.svc.cluster.local.": web})
+    assert find(what, "web.shop.svc.cluster.local") == ("1", "")
+    assert [name for name in ("web", "web.shop", "web.shop.svc", "web.alt") if find(what, name)] == []
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

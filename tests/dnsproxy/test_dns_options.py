@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dns.edns
 import dns.message
 import dns.rcode
 import dns.rdatatype
@@ -144,6 +145,24 @@ def test_answers_are_kept_apart_by_what_they_depend_on(monkeypatch: pytest.Monke
     assert bed.asked == 5
     bed.send(make("large.test", edns=600))  # what is kept is too large for this one
     assert bed.asked == 6
+
+
+def test_what_is_one_clients_is_given_to_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    bed = Clocked(monkeypatch)
+    echo = dns.edns.OptionType.COOKIE
+
+    def cookie_back(query: bytes) -> bytes:
+        back = dns.message.from_wire(answer(query, False))
+        back.use_edns(0, options=dns.message.from_wire(query).options)
+        return back.to_wire()
+
+    bed.answer = cookie_back
+    for cookie in (b"first  .", b"second .", b"first  ."):
+        query = dns.message.make_query("known.test", "A", use_edns=0, options=[dns.edns.GenericOption(echo, cookie)])
+        (sent,) = bed.send(query.to_wire())
+        assert [option.to_wire() for option in dns.message.from_wire(sent).options] == [cookie]
+    assert dns.message.from_wire(*bed.send(make("known.test", edns=1232))).options == ()
+    assert bed.asked == 4
 
 
 def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

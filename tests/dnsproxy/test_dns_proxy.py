@@ -475,6 +475,40 @@ def test_a_client_that_takes_nothing_costs_a_bounded_amount(tmp_path: Path) -> N
         assert proxy.rss_mb() < before + 30
 
 
+def test_every_address_has_its_turn_in_answers_that_are_cut(tmp_path: Path) -> None:
+    table = {"table": {"large.test": {"ips": [f"10.0.0.{n}" for n in range(64)]}}}
+    with running(tmp_path, table=table) as proxy:
+        query = make("large.test")
+        seen: set[str] = set()
+        for _ in range(60):  # by chance one is missing once in 10**14 times
+            message = dns.message.from_wire(proxy.raw(query))
+            assert dnsdriver.is_truncated(message)
+            seen |= set(addresses(message))
+        assert len(seen) == 64
+
+
+def test_an_answer_is_no_longer_than_a_datagram_can_be(tmp_path: Path) -> None:
+    table = {"table": {"huge.test": {"ips": [f"10.0.{a}.{b}" for a in range(20) for b in range(250)]}}}
+    with running(tmp_path, table=table) as proxy:
+        message = proxy.udp("huge.test", edns=65_535)
+        assert dnsdriver.is_truncated(message)
+        assert len(addresses(message)) > 4000
+
+
+def test_a_version_of_edns_that_is_not_ours(tmp_path: Path) -> None:
+    with upstream(known) as server, running(tmp_path, *server.option) as proxy:
+        for name, wanted in (("api.example.com", dns.rcode.BADVERS), ("unknown.test", dns.rcode.NOERROR)):
+            query = dns.message.make_query(name, "A", use_edns=1)
+            for _ in range(2):  # nor is such an answer kept ready
+                message = dns.message.from_wire(proxy.raw(query.to_wire()))
+                assert message.rcode() == wanted
+        assert message.question == query.question
+        answer = dns.message.from_wire(proxy.raw(dns.message.make_query("api.example.com", "A", use_edns=7).to_wire()))
+        assert (answer.edns, answer.answer) == (0, [])  # the version that is ours
+        assert len(server.asked) == 2
+        assert dns.message.from_wire(server.asked[0][0]).edns == 1  # passed on as it came
+
+
 # ---- bad input
 
 

@@ -122,6 +122,25 @@ def test_an_answer_fits_and_says_so_when_it_is_cut(count: int, size: int, six: b
     assert len(reply) + (28 if six else 16) > size or len(records) == count  # no room was wasted
 
 
+@given(st.integers(100, 240), st.sampled_from(["svc.cluster.local", "x." * 4 + "test"]), st.booleans())
+@example(230, "shop.svc.cluster.local", False)
+def test_no_name_is_too_long_for_an_answer_that_fits(length: int, search: str, six: bool) -> None:
+    host = ("a" * 60 + ".") * 3 + "b" * 60
+    host = host[:length].removesuffix(".")
+    try:
+        name = wire.encode_name(f"{host}.{search}")
+    except ValueError:
+        return
+    query = wire.read_query(struct.pack(">HHHHHH", 7, 0x100, 1, 0, 0, 0) + name + struct.pack(">HH", 1 + 27 * six, 1))
+    found = nametable.Found(nametable.Addresses(b"\x0a\0\0\1", b""), wire.encode_name(host))
+    for style in (answer.Style(), answer.Style(soa=True, domain=wire.encode_name("c" * 60 + "." + "d" * 60))):
+        made = answer.build(query, found, style, limit=512, tally=answer.Tally(), serial=1)
+        reply = query.message[:2] + (made.rest or made.shuffled())
+        assert len(reply) <= 512
+        read = dns.message.from_wire(reply, one_rr_per_rrset=True)
+        assert read.flags & 0x0200 or [s.rdtype for s in read.answer] == ([] if six else [5, 1])
+
+
 def test_a_short_storm_on_every_socket_leaves_nothing_behind(tmp_path: Path) -> None:
     """`fuzz.py` is the same for as long as wanted."""
     before = fuzz.descriptors()
