@@ -71,7 +71,7 @@ def serve(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
-    addresses = [_address("--listen", text) for text in options.listen or [LISTEN]]
+    addresses = [_address("--listen", text) for text in options.listen or _default_listen(options)]
     servers = [_address("--upstream", text, default_port=53) for text in options.upstream]
     page = _address("--metrics", options.metrics) if options.metrics else None
     scope, style = _scope(options), _style(options)
@@ -213,15 +213,27 @@ def _wire(option: str, name: str) -> bytes:
         raise ArgumentError(f"{option}: {error}") from None
 
 
-def _search(path: Path) -> list[str]:
-    """The search list of a resolv.conf: the last `search` or `domain` line counts (resolv.conf(5))."""
+def _default_listen(options: argparse.Namespace) -> list[str]:
+    """As Istio's agent: on loopback of the families in which applications ask their servers."""
+    words = _resolv_conf(Path(options.resolv_conf)) if options.resolv_conf else []
+    servers = [word[1] for word in words if word[0] == "nameserver" and len(word) > 1]
+    families = sorted({6 if ":" in server else 4 for server in servers})
+    return [LISTEN[family] for family in families or [4]]
+
+
+def _resolv_conf(path: Path) -> list[list[str]]:
+    """The words of each line that has some."""
     try:
         lines = path.read_text(errors="replace").splitlines()
     except OSError as error:
         raise ArgumentError(f"--resolv-conf {path}: {error.strerror}") from None
+    return [words for line in lines if (words := line.split())]
+
+
+def _search(path: Path) -> list[str]:
+    """The search list of a resolv.conf: the last `search` or `domain` line counts (resolv.conf(5))."""
     found: list[str] = []
-    for line in lines:
-        words = line.split()
-        if words and words[0] in ("search", "domain"):
+    for words in _resolv_conf(path):
+        if words[0] in ("search", "domain"):
             found = words[1:] if words[0] == "search" else words[1:2]
     return [domain for domain in found if domain != "."]

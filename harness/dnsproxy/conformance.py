@@ -2,7 +2,7 @@
 
 `run` asks one server every case that its world allows and says what it saw; `python conformance.py --server ADDR:PORT`
 prints the same as JSON. Needs dnspython and nothing else, so that the file also runs alone, in a client's container.
-The expectation is that of Istio's agent (pkg/dns/client); where this proxy does otherwise, `DIFFERENCES` says why.
+The expectation is that of Istio's agent (pkg/dns/client); where this proxy does otherwise, `differences` says why.
 """
 
 from __future__ import annotations
@@ -204,43 +204,6 @@ class Row:
     expected: str
     observed: str
     agrees: bool
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Where this proxy does otherwise than Istio's agent; `id` is the case's if one shows it."""
-
-    id: str
-    topic: str
-    istio: str
-    here: str
-    reason: str
-
-
-DIFFERENCES: tuple[Difference, ...] = (
-    Difference("flag-ra", "header", "RA=0 in local answers", "RA=1", "recursion is available, by forwarding"),
-    Difference("owner-case", "case", "owner names in lower case", "owner names as asked",
-               "resolvers that vary the case (DNS 0x20) find the name they asked for"),
-    Difference("wildcard-search", "wildcards", "CNAME to the literal `*.` name (issue 61732)",
-               "CNAME to the name asked for without the search domain", "resolvers refuse `*` in a host name"),
-    Difference("class", "class", "class ignored: a CH question gets an IN address", "forwarded, as unknown names are",
-               "a record of another class does not answer the question"),
-    Difference("hidden-host", "search", "the expansion of one host can hide another host of that very name",
-               "a host of the table always comes first", "what is named exactly is meant"),
-    Difference("questions", "header", "code for none (SERVFAIL) and several (the first) exists, but its DNS library "
-               "refuses such messages before with FORMERR", "SERVFAIL, and the first", "as the agent's own code says"),
-    Difference("notify", "opcodes", "NOTIFY is treated as a query", "NOTIMP", "it is none"),
-    Difference("upstream-bytes", "forwarding", "the answer is decoded, compressed, and cut to the client's size",
-               "the upstream's bytes but for the id", "nothing is lost that we do not know; RFC 3597"),
-    Difference("upstream-match", "forwarding", "an answer is believed by its id and source",
-               "and by its question; others are passed over until the deadline", "one forged datagram decides nothing"),
-    Difference("pending", "forwarding", "any number of questions under way", "bounded; beyond, SERVFAIL at once",
-               "a flood must not take the descriptors of all"),
-    Difference("no-servers", "forwarding", "in parallel mode without servers a query waits for ever",
-               "SERVFAIL", "the client can then try elsewhere"),
-    Difference("duplicates", "addresses", "an address that is in the table twice is answered twice", "once",
-               "RFC 2181 5: a set has no duplicates"),
-)  # fmt: skip
 
 
 def _is(expected: set[str], words: str, seen: Reply) -> str:

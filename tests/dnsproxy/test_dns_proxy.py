@@ -21,7 +21,7 @@ import dnsdriver
 import pytest
 from dnsdriver import addresses, ask_tcp, make, rcode, read_tcp, reply, running, until, upstream
 
-from harness.dnsproxy import command, options
+from harness.dnsproxy import command, differences, options
 
 FAST = ("--timeout-ms", "200")
 
@@ -64,6 +64,50 @@ def test_a_bad_argument_is_one_line_and_exit_2(
     assert out == ""
     assert said in err
     assert err.count("\n") == 1
+
+
+def test_the_differences_are_printed_as_they_are_listed(tmp_path: Path) -> None:
+    asked = dnsdriver.command("--differences")
+    done = subprocess.run(asked, env=dnsdriver.bare(tmp_path), capture_output=True, text=True, check=True)
+    lines = iter(done.stdout.splitlines())
+    printed = []
+    for line in lines:
+        if line.startswith("  "):
+            printed[-1].append(line.removeprefix(" " * 17) if line.startswith("   ") else line[17:])
+        elif line:
+            printed.append([line])
+    listed = [(f"{d.id} ({d.topic})", " ".join((d.istio, d.here, d.reason))) for d in differences.DIFFERENCES]
+    assert [(head, " ".join(said)) for head, *said in printed] == listed
+
+
+@pytest.mark.parametrize(
+    ("servers", "addresses"),
+    [
+        ((), ["127.0.0.1:15053"]),
+        (("192.0.2.1", "192.0.2.2"), ["127.0.0.1:15053"]),
+        (("2001:db8::1",), ["[::1]:15053"]),
+        (("fe80::1%eth0", "192.0.2.1"), ["127.0.0.1:15053", "[::1]:15053"]),
+    ],
+)
+def test_it_listens_in_the_families_of_the_servers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, servers: tuple[str, ...], addresses: list[str]
+) -> None:
+    asked = []
+
+    def bind(family: socket.AddressFamily, address: str, port: int) -> object:
+        asked.append((family, address, port))
+        return bound.pop(0)
+
+    bound = [command.listener.bind(socket.AF_INET, "127.0.0.1", 0) for _ in addresses]
+    monkeypatch.setattr(command.listener, "bind", bind)
+    monkeypatch.setattr(command.Reactor, "run", lambda _: None)
+    resolv = tmp_path / "resolv.conf"
+    resolv.write_text("search shop.svc.cluster.local\nnameserver\n" + "".join(f"nameserver {s}\n" for s in servers))
+    assert command.main(["--name-table", "t", "--resolv-conf", str(resolv)]) == 0
+    families = {"127.0.0.1": socket.AF_INET, "::1": socket.AF_INET6}
+    shown = [f"[{address}]:{port}" if ":" in address else f"{address}:{port}" for _, address, port in asked]
+    assert shown == addresses
+    assert all(families[address] == family for family, address, _ in asked)
 
 
 def test_a_taken_port_is_one_line_and_exit_3(tmp_path: Path) -> None:
