@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import socket
 import struct
@@ -31,6 +30,7 @@ class Udp:
     def __init__(self, reactor: Reactor, sock: socket.socket, proxy: Proxy) -> None:
         self._reactor, self._socket, self._proxy = reactor, sock, proxy
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, ROOM_BYTES)
+        self._receive, self._send = sock.recvfrom, sock.sendto
         self._batch = batch.Batch(sock)
         anywhere = sock.getsockname()[0] in ("0.0.0.0", "::")  # noqa: S104  compared, not bound
         if anywhere:
@@ -46,16 +46,15 @@ class Udp:
         """The hot path: one dictionary look-up by the bytes of the query after the id."""
         ready = self._proxy.ready.get
         try:
-            message, client = self._socket.recvfrom(DATAGRAM)
-        except BlockingIOError:
+            message, client = self._receive(DATAGRAM)
+            prepared = ready(message[2:])
+            if prepared is not None:
+                prepared.tally.hits += 1
+                self._send(message[:2] + (prepared.rest or prepared.shuffled()), client)
+        except OSError:  # nothing came; or no room or no way back: a datagram may be lost
             return
-        prepared = ready(message[2:])
         if prepared is None:
             self._answer(message, client)
-        else:
-            prepared.tally.hits += 1
-            with contextlib.suppress(OSError):  # no room or no way back: a datagram may be lost
-                self._socket.sendto(message[:2] + (prepared.rest or prepared.shuffled()), client)
         for _ in range(BURST):
             if self._batch.exchange(ready, self._answer) < batch.SIZE:
                 return

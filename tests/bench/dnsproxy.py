@@ -208,7 +208,8 @@ def envoy(stack: contextlib.ExitStack, folder: Path, binary: Path) -> Server:
 def unbound(stack: contextlib.ExitStack, folder: Path, binary: str) -> Server:
     port = free_port()
     (folder / "unbound.conf").write_text(
-        f'server:\n interface: 127.0.0.1@{port}\n do-daemonize: no\n chroot: ""\n username: ""\n pidfile: ""\n'
+        f'server:\n interface: 127.0.0.1@{port}\n do-daemonize: no\n chroot: ""\n directory: "{folder}"\n'
+        ' username: ""\n pidfile: ""\n'
         f' use-syslog: no\n num-threads: 1\n local-zone: "cluster.local." static\n'
         f' local-data: "{NAME}. 30 IN A {ADDRESS}"\n'
         "remote-control:\n control-enable: no\n"
