@@ -2,14 +2,15 @@
 
 Envoy's dns_filter, the proxy, the proxy with 50,000 names, the proxy with metrics and, if installed, Unbound answer
 the same local name by UDP (and one all of the 50,000 in turn, more than a CPU's cache holds), each pinned to one core,
-the client to another; rounds are interleaved, ratios are taken within a round and their median is shown. The client
-keeps a fixed number of queries in flight and sends and receives in batches (sendmmsg, recvmmsg), so that it is not the
-slowest part. Exits with 1 if a bar is missed.
+the client to another. Rounds are interleaved, ratios are taken within a round; shown are their median and an interval
+that holds it in 95 of 100 such runs. The client keeps a fixed number of queries in flight and sends and receives in
+batches (sendmmsg, recvmmsg), so that it is not the slowest part. Exits with 1 if a bar is missed.
 
-With one query in flight most of the time is the waking of two sleeping processes, which no server can change; the bar
-for p50 is therefore held with ten in flight. What goes beyond Istio's agent is measured against the proxy without it:
-metrics and other options on a local name, the cache and the whole search list on names that are else forwarded to a
-server on the same core. Envoy's binary is taken from PATH or out of the testbed's image.
+With one query in flight most of the time is the kernel's, waking two sleeping processes; the bar for p50 is held with
+ten in flight, and the ratio with one is shown beside it. What goes beyond Istio's agent is measured against the proxy
+without it: metrics and other options on a local name, the cache and the whole search list on names that are else
+forwarded to a server on the same core, stale answers (their server is gone) against fresh ones. Envoy's binary is taken
+from PATH or out of the testbed's image.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import argparse
 import contextlib
 import ctypes
 import json
+import math
 import os
 import random
 import shutil
@@ -41,6 +43,7 @@ BASES = {  # what is compared with another than Envoy's filter
     "proxy, --soa --ttl-s": "proxy",
     "forwarded, --cache": "forwarded",
     "searched, --all-search": "searched",
+    "cache, --serve-stale-s": "forwarded, --cache",
 }
 P50_BAR, RATE_BAR, MEMORY_BAR_MB, MANY_BAR = 0.8, 1.2, 200, 1.1
 SERVER_CORE, CLIENT_CORE = 1, 0
@@ -255,9 +258,20 @@ def forwarding(stack: contextlib.ExitStack, folder: Path) -> list[Server]:
     return [
         proxy(stack, folder, "forwarded", [NAME], [FORWARDED], *upstream),
         proxy(stack, folder, "forwarded, --cache", [NAME], [FORWARDED], *upstream, "--cache"),
+        stale(stack, folder),
         proxy(stack, folder, "searched", [FORWARDED], [SEARCHED], *upstream, *search),
         proxy(stack, folder, "searched, --all-search", [FORWARDED], [SEARCHED], *upstream, *search, "--all-search"),
     ]
+
+
+def stale(stack: contextlib.ExitStack, folder: Path) -> Server:
+    """One that has nothing but what is over its time, and whose server is gone."""
+    gone = proxy(stack, folder, "gone", [FORWARDED], [FORWARDED], "--ttl-s", "1")
+    options = ("--upstream", f"127.0.0.1:{gone.port}", "--cache", "--serve-stale-s", "3600")
+    server = proxy(stack, folder, "cache, --serve-stale-s", [NAME], [FORWARDED], *options)
+    gone.process.kill()
+    time.sleep(1.1)
+    return server
 
 
 @contextlib.contextmanager
@@ -284,7 +298,7 @@ def serving(folder: Path, given: str | None) -> Iterator[list[Server]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description="speed of the DNS proxy beside Envoy's dns_filter and Unbound")
     parser.add_argument("--envoy", metavar="FILE", help="Envoy's binary (default: PATH, else the testbed's image)")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement (default: 0.5)")
     options = parser.parse_args()
     if not {SERVER_CORE, CLIENT_CORE} <= os.sched_getaffinity(0):
@@ -301,33 +315,60 @@ def main() -> int:
     return report([server.label for server in servers], values, memory_mb)
 
 
+@dataclass(frozen=True)
+class Ratio:
+    """Median over rounds, and the order statistics that hold it in 95 of 100 cases whatever the distribution."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def ratio_of(mine: list[float], theirs: list[float]) -> Ratio:
+    """Round by round; with fewer than six rounds there is no interval."""
+    each = sorted(a / b for a, b in zip(mine, theirs, strict=True))
+    outside, below = 0, 1.0 / 2 ** len(each)
+    while below <= 0.025:
+        outside += 1
+        below += math.comb(len(each), outside) / 2 ** len(each)
+    low, high = (each[outside - 1], each[-outside]) if outside else (math.nan, math.nan)
+    return Ratio(statistics.median(each), low, high)
+
+
 def report(labels: list[str], values: dict[tuple[str, str], list[float]], memory_mb: dict[str, float]) -> int:
     """The table, and 1 if a bar is missed."""
 
-    def ratio(label: str, what: str, to: str) -> float:
-        pairs = zip(values[label, what], values[to, what], strict=True)
-        return statistics.median(mine / theirs for mine, theirs in pairs)
+    def ratio(label: str, what: str, to: str) -> Ratio:
+        return ratio_of(values[label, what], values[to, what])
 
-    print(f"{'':22}" + "".join(f"{what:>26}" for what in FLIGHT) + f"{'memory':>10}")
+    print(f"{'':22}" + "".join(f"{what:>36}" for what in FLIGHT) + f"{'memory':>10}")
     for label in labels:
         cells = [f"{statistics.median(values[label, w]):>10.0f} {'/s' if w == 'rate' else 'us'}" for w in FLIGHT]
         base = BASES.get(label, "envoy")
-        ratios = [f"{ratio(label, what, base):>7.2f} {base[:5]}" for what in FLIGHT]
+        ratios = [f"{ratio(label, what, base)!s:>18} {base[:4]}" for what in FLIGHT]
         print(
             f"{label:22}" + "".join(a + b for a, b in zip(cells, ratios, strict=True)) + f"{memory_mb[label]:>7.0f} MB"
         )
     many = "proxy, 50,000 names"
+    memory = memory_mb["the same, all asked"]
+    alone = ratio("proxy", "p50, 1 in flight", "envoy")
     bars = [
         ("p50 / Envoy's, 10 in flight", ratio("proxy", "p50, 10 in flight", "envoy"), "<=", P50_BAR),
         ("rate / Envoy's", ratio("proxy", "rate", "envoy"), ">=", RATE_BAR),
         ("p50 with 50,000 names / with one, 10 in flight", ratio(many, "p50, 10 in flight", "proxy"), "<=", MANY_BAR),
-        ("peak memory with 50,000 names, MB", memory_mb["the same, all asked"], "<=", MEMORY_BAR_MB),
+        ("peak memory with 50,000 names, MB", Ratio(memory, memory, memory), "<=", MEMORY_BAR_MB),
     ]
     missed = 0
+    name = "p50 / Envoy's, 1 in flight"
+    print(f"{name:48}{alone!s:>26}  no bar")
     for label, value, sign, bar in bars:
-        good = value <= bar if sign == "<=" else value >= bar
+        good = value.median <= bar if sign == "<=" else value.median >= bar
         missed += not good
-        print(f"{label:48}{value:>8.2f}  bar {sign} {bar:g}{'' if good else '  MISSED'}")
+        sure = "" if not value.low <= bar <= value.high else "  (the interval reaches over it)"
+        print(f"{label:48}{value!s:>26}  bar {sign} {bar:g}{'' if good else '  MISSED'}{sure}")
     return int(missed > 0)
 
 
