@@ -5,6 +5,10 @@ A message says the fact, the place and the next step, in that order and once. Th
 
 from __future__ import annotations
 
+import errno
+
+AGAIN = "run the same command again"  # ends a step where nothing was begun that could be gone on with
+
 
 class MeshdnsError(Exception):
     """What a person can mend; `exit_code` is documented in the README."""
@@ -19,6 +23,11 @@ class MeshdnsError(Exception):
         """`place: fact; step`, leaving out what is empty."""
         head = f"{self.place}: {self.fact}" if self.place else self.fact
         return f"{head}; {self.step}" if self.step else head
+
+    def go_on(self, how: str) -> None:
+        """A run was begun: the same command again would begin another, so the step says how to go on with it."""
+        self.step = self.step.replace(AGAIN, how)
+        self.args = (self.text(),)
 
 
 class InputError(MeshdnsError):
@@ -56,3 +65,23 @@ class StorageError(MeshdnsError):
     """The disk is full or cannot be written."""
 
     exit_code = 7
+
+
+_MENDED_BY = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EROFS: "make it writable",
+    errno.EACCES: "get access to it",
+    errno.EPERM: "get access to it",
+}
+
+
+def is_storage(problem: OSError) -> bool:
+    """Whether a person mends it by making room or getting access."""
+    return problem.errno in _MENDED_BY
+
+
+def storage(problem: OSError) -> StorageError:
+    """What the operating system says of a file or disk that `is_storage`."""
+    step = f"{_MENDED_BY[problem.errno or errno.ENOSPC]} and {AGAIN}"
+    return StorageError(problem.strerror or str(problem), place=str(problem.filename or "disk"), step=step)

@@ -125,13 +125,13 @@ def _text(path: str) -> str:
 
 
 def _engine(bed: Testbed) -> dict[str, Any]:
-    info = bed.client.info()
+    info = bed.engine_facts()
     keys = ("ServerVersion", "Driver", "CgroupVersion", "CgroupDriver", "KernelVersion", "OperatingSystem")
     return {key: info.get(key, "") for key in keys}
 
 
 def _images(bed: Testbed) -> dict[str, Any]:
-    return {role: {"tag": tag, "id": bed.client.images.get(tag).id} for role, tag in sorted(bed.images.items())}
+    return {role: {"tag": bed.images[role], "id": found} for role, found in bed.image_ids().items()}
 
 
 def _versions(bed: Testbed) -> dict[str, str]:

@@ -15,6 +15,7 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
@@ -106,10 +107,18 @@ class Testbed:
     def containers(self) -> list[Container]:
         """All containers of the project, stopped ones too. Raises TestbedError when the engine is gone."""
         label = f"com.docker.compose.project={self.project}"
-        try:
+        with _engine():
             return self.client.containers.list(all=True, filters={"label": label}, ignore_removed=True)
-        except (docker.errors.DockerException, OSError) as error:
-            raise engine_gone(error) from None
+
+    def engine_facts(self) -> dict[str, Any]:
+        """What the engine says of itself. Raises TestbedError."""
+        with _engine():
+            return dict(self.client.info())
+
+    def image_ids(self) -> dict[str, str]:
+        """Role -> id of its image. Raises TestbedError."""
+        with _engine():
+            return {role: str(self.client.images.get(tag).id) for role, tag in sorted(self.images.items())}
 
     def name(self, service: str) -> str:
         """Container name of a service (Compose v2's scheme)."""
@@ -137,7 +146,8 @@ class Testbed:
         found: dict[str, str] = {}
         for container in map(_reloaded, self.containers()):
             if _is_refused(container):
-                lines = container.logs(tail=1).decode(errors="replace").strip().splitlines()
+                with _engine():
+                    lines = container.logs(tail=1).decode(errors="replace").strip().splitlines()
                 service = container.labels["com.docker.compose.service"]
                 found[service.removesuffix("-loader")] = lines[-1] if lines else "no reason given"
         return found
@@ -191,7 +201,7 @@ class Testbed:
                 step=f"try `docker rm -f $(docker ps -aq --filter label=com.docker.compose.project={self.project})`",
             )
         for left in self.containers():  # observers that were attached when their run was killed
-            with contextlib.suppress(docker.errors.DockerException):
+            with contextlib.suppress(*_SDK):
                 left.remove(force=True)
         shutil.rmtree(self.state, ignore_errors=True)
         self._remove_networks()
@@ -202,7 +212,7 @@ class Testbed:
         Engine 20.10 at times counts endpoints that are gone, and keeps an empty network until it is restarted. That is
         in nobody's way: the next `up` takes it again.
         """
-        with contextlib.suppress(docker.errors.DockerException, OSError):
+        with contextlib.suppress(*_SDK):
             for network in self.client.networks.list(filters={"label": f"com.docker.compose.project={self.project}"}):
                 network.remove()
 
@@ -242,7 +252,8 @@ class Testbed:
         if "overlaps" in said:
             raise self._busy("another network")
         if "no space left" in said:
-            raise errors.StorageError("the disk is full", place="container engine", step="free some space")
+            step = f"free some space and {errors.AGAIN}"
+            raise errors.StorageError("the disk is full", place="container engine", step=step)
         raise errors.TestbedError(f"Compose failed: {done.last_lines(1)}", place="compose/compose.yaml")
 
     def _services(self) -> list[str]:
@@ -311,7 +322,9 @@ class Testbed:
 
     def _refuse_busy_networks(self) -> None:
         wanted = [ipaddress.ip_network(cidr) for cidr in self.nets.cidrs()]
-        for network in self.client.networks.list():
+        with _engine():
+            networks = self.client.networks.list()
+        for network in networks:
             if (network.attrs.get("Labels") or {}).get("com.docker.compose.project") == self.project:
                 continue  # ours, which the engine would not let go (see `down`); Compose takes it again
             for config in (network.attrs.get("IPAM") or {}).get("Config") or []:
@@ -410,7 +423,7 @@ class Testbed:
         }
 
     def _last_words(self, service: str) -> str:
-        with contextlib.suppress(errors.MeshdnsError, docker.errors.DockerException):
+        with contextlib.suppress(errors.MeshdnsError, *_SDK):
             lines = self.container(service).logs(tail=3).decode(errors="replace").strip().splitlines()
             if lines:
                 return f"its log ends: {' / '.join(line.strip()[:200] for line in lines)}"
@@ -436,7 +449,7 @@ class Testbed:
             with Channel(name, ["python3", "-m", "observer"]) as channel:
                 yield channel
         finally:
-            with contextlib.suppress(docker.errors.DockerException, OSError):
+            with contextlib.suppress(*_SDK):
                 joined.remove(force=True)
 
     def within(self, pod: str, role: str, argv: list[str], timeout_s: float) -> str:
@@ -444,12 +457,11 @@ class Testbed:
         mounts = {str(self.state): {"bind": "/state", "mode": "ro"}}
         joined = self._joined(pod, role, argv[1:], entrypoint=argv[:1], user="1000:1000", volumes=mounts)
         try:
-            code = joined.wait(timeout=timeout_s)["StatusCode"]
-            said, wrong = joined.logs(stderr=False).decode(), joined.logs(stdout=False).decode(errors="replace")
-        except (docker.errors.DockerException, OSError) as error:
-            raise errors.TestbedError(f"{argv[0]} did not end ({error})", place=pod) from None
+            with _engine(pod, f"{argv[0]} did not end"):
+                code = joined.wait(timeout=timeout_s)["StatusCode"]
+                said, wrong = joined.logs(stderr=False).decode(), joined.logs(stdout=False).decode(errors="replace")
         finally:
-            with contextlib.suppress(docker.errors.DockerException, OSError):
+            with contextlib.suppress(*_SDK):
                 joined.remove(force=True)
         if code:
             raise errors.TestbedError(f"{argv[0]} failed ({wrong.strip().splitlines()[-1:]})", place=pod)
@@ -458,20 +470,19 @@ class Testbed:
     def _joined(self, pod: str, role: str, command: list[str], **more: Any) -> Container:
         """A container that shares a pod's namespaces."""
         labels = {"project": self.project, "service": f"{pod}-attached", "oneoff": "True"}
-        try:
+        image, owner = self._image(role), self.container(pod).id
+        with _engine(pod, "nobody could join"):
             return self.client.containers.run(
-                self._image(role),
+                image,
                 command,
                 detach=True,
-                network_mode=f"container:{self.container(pod).id}",
+                network_mode=f"container:{owner}",
                 cap_drop=["ALL"],
                 security_opt=["no-new-privileges:true"],
                 read_only=True,
                 labels={f"com.docker.compose.{key}": value for key, value in labels.items()},
                 **more,
             )
-        except (docker.errors.DockerException, OSError) as error:
-            raise errors.TestbedError(f"nobody could join ({error})", place=pod) from None
 
     def _image(self, role: str) -> str:
         """The image of a role; a testbed that is only looked at takes it from what is up."""
@@ -492,12 +503,8 @@ class Testbed:
         """The pod's Envoy is killed, or started and ready again. Raises TestbedError."""
         service = f"{client.pod}-envoy"
         container = self.container(service)
-        try:
+        with _engine(service, f"could not be {'started' if up else 'killed'}"):
             container.start() if up else container.kill()
-        except (docker.errors.DockerException, OSError) as error:
-            raise errors.TestbedError(
-                f"could not be {'started' if up else 'killed'} ({error})", place=service
-            ) from None
         page = _own_probes(client)[service]
         deadline = time.monotonic() + READY_TIMEOUT_S
         while up and (
@@ -512,11 +519,9 @@ class Testbed:
         """Signal their first processes; the instant before that (CLOCK_MONOTONIC). Raises TestbedError."""
         containers = [self.container(service) for service in services]
         at_ns = time.monotonic_ns()
-        try:
+        with _engine(", ".join(services), "could not be killed"):
             for each in containers:
                 each.kill(signal)
-        except (docker.errors.DockerException, OSError) as error:
-            raise errors.TestbedError(f"could not be killed ({error})", place=", ".join(services)) from None
         return at_ns
 
     def status(self) -> list[Row]:
@@ -539,13 +544,23 @@ class Testbed:
         return subprocess.call(self._compose(*arguments), env=os.environ | self._environment(partial=True))
 
 
-def engine_gone(error: Exception) -> errors.TestbedError:
-    """The engine died or was stopped while we used it."""
-    return errors.TestbedError(
-        f"the container engine stopped answering ({error})",
-        place="container engine",
-        step="start it and run the same command again: it resumes",
-    )
+# What the engine's SDK raises: its own errors and, where the engine is gone, those of requests (which are OSErrors).
+_SDK = (docker.errors.DockerException, OSError)
+
+
+@contextlib.contextmanager
+def _engine(place: str = "container engine", fact: str = "it refused") -> Iterator[None]:
+    """What the SDK raises becomes a TestbedError: `fact` where the engine said no, else that it is gone."""
+    try:
+        yield
+    except docker.errors.APIError as error:
+        raise errors.TestbedError(
+            f"{fact} ({error.explanation or error})", place=place, step="see `meshdns status`"
+        ) from None
+    except _SDK as error:
+        raise errors.TestbedError(
+            f"it stopped answering ({error})", place="container engine", step=f"start it and {errors.AGAIN}"
+        ) from None
 
 
 def _own_probes(client: topology.ClientPod) -> dict[str, dict[str, Any]]:
@@ -574,22 +589,20 @@ def _is_refused(container: Container) -> bool:
 
 
 def _reloaded(container: Container) -> Container:
-    try:
+    with _engine():
         container.reload()
-    except (docker.errors.DockerException, OSError) as error:
-        raise engine_gone(error) from None
     return container
 
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """A second Ctrl-C does not stop the tidying up that the first one asked for."""
-    try:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    except ValueError:  # not the main thread: signals do not arrive here anyway
+    """A second Ctrl-C or TERM does not stop the tidying up that the first one asked for."""
+    if threading.current_thread() is not threading.main_thread():  # signals do not arrive here anyway
         yield
         return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

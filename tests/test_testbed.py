@@ -1,0 +1,90 @@
+"""The testbed's driver against an engine that dies or says no, and against signals."""
+
+import os
+import signal
+
+import docker
+import pytest
+import requests
+
+from harness import errors, facts, testbed
+from harness.testbed import Testbed
+
+
+class Dead:
+    """The SDK's client of an engine that has died: whatever is asked of it raises."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __getattr__(self, _: str) -> "Dead":
+        return self
+
+    def __call__(self, *_: object, **__: object) -> None:
+        raise self._error
+
+
+class Container(Dead):
+    """One that was listed, and then the engine died."""
+
+    labels, status = {"com.docker.compose.service": "client-ebpf-loader"}, "exited"
+    attrs = {"State": {"Status": "exited", "ExitCode": testbed.REFUSED}}  # noqa: RUF012
+
+    def reload(self) -> None:
+        return
+
+
+ASKED = {
+    "list containers": lambda bed: bed.containers(),
+    "is it up": lambda bed: bed.is_up(),
+    "status": lambda bed: bed.status(),
+    "networks": lambda bed: bed._refuse_busy_networks(),
+    "start": lambda bed: bed._start(lambda _: None),
+    "engine facts": facts._engine,
+    "image facts": facts._images,
+}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        requests.exceptions.ConnectionError("Connection aborted."),
+        requests.exceptions.ReadTimeout("timed out"),
+        docker.errors.DockerException("Error while fetching server API version"),
+        ConnectionResetError(104, "Connection reset by peer"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("ask", ASKED)
+def test_an_engine_that_dies_is_one_message_wherever_it_is_asked(ask, error, tmp_path):
+    bed = Testbed({"client": "meshdns/client:x"}, state=tmp_path / "state", _client=Dead(error))
+    with pytest.raises(
+        errors.TestbedError, match=f"container engine: it stopped answering .*; start it and {errors.AGAIN}"
+    ):
+        ASKED[ask](bed)
+
+
+def test_an_engine_that_dies_between_two_questions_is_told(tmp_path, monkeypatch):
+    dead = Dead(requests.exceptions.ConnectionError("Connection aborted."))
+    bed = Testbed({}, state=tmp_path / "state", _client=dead)
+    monkeypatch.setattr(bed, "containers", lambda: [Container(dead._error)])
+    with pytest.raises(errors.TestbedError, match="stopped answering"):
+        bed.refusals()
+    assert bed._last_words("client-ebpf-loader") == "see `meshdns logs client-ebpf-loader`"
+    with pytest.raises(errors.TestbedError, match="stopped answering"):
+        bed.kill("client-ebpf-loader")
+
+
+def test_what_the_engine_refuses_is_not_taken_for_its_end(tmp_path):
+    refusal = docker.errors.APIError("409 Client Error", explanation="container is paused")
+    bed = Testbed({"client": "meshdns/client:x"}, state=tmp_path / "state", _client=Dead(refusal))
+    with pytest.raises(errors.TestbedError, match="container is paused"):
+        bed.image_ids()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_tidying_up_is_not_interrupted_and_afterwards_signals_mean_what_they_did(number):
+    before = signal.getsignal(number)
+    with testbed._uninterrupted():
+        os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
