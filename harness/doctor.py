@@ -6,8 +6,10 @@ Looks only: nothing is installed, started or changed, and nothing is judged that
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import platform
+import re
 import shutil
 import socket
 import sys
@@ -16,16 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from harness import debian, engine, process
+from harness import debian, engine, process, testbed
 from harness.mesh import topology
 
 State = Literal["ok", "missing", "warn"]
 
-_DISK_BYTES = 5 * 10**9  # images 1 GB, their build cache 1 GB, virtual environment 1 GB, and runs
-_MEMORY_BYTES = 3 * 10**9  # ten containers and a notebook kernel, measured below 2 GB
+# As the README has them.
+_DISK_BYTES = 3 * 10**9  # images 0.9 GB, their build cache 0.7 GB, virtual environment 1.1 GB, and runs
+_MEMORY_BYTES = 2 * 10**9  # containers half a GiB, two notebook kernels of some 600 MB at most
 _CPUS = 2  # on one, the client and the proxies it measures would take turns
 _NETS = topology.Nets()  # where nothing else is asked for
-_OWN_NETWORK = "meshdns"  # Compose prefixes its networks so; ours may of course be there
 _LAB_PORT = 8888
 _STEAL_SHARE = 0.01  # above it a p99 may be the neighbour's
 _STEADY_CLOCKS = ("tsc", "arch_sys_counter", "kvm-clock", "hyperv_clocksource_tsc_page")  # read without a system call
@@ -119,15 +121,16 @@ def _images() -> Finding:
 
 
 def _networks() -> list[tuple[str, str]]:
-    """(who holds it, network) of docker's networks and the host's routes."""
-    taken = []
+    """(who holds it, network) of docker's networks and the host's routes, but for the testbed's own."""
+    taken, bridges = list[tuple[str, str]](), set[str]()
     ids = process.run("docker", "network", "ls", "-q", timeout_s=_ASK_TIMEOUT_S).out.split()
-    form = "{{.Name}} {{range .IPAM.Config}}{{.Subnet}} {{end}}"
-    listing = process.run("docker", "network", "inspect", "--format", form, *ids, timeout_s=_ASK_TIMEOUT_S)
-    bridges = set()
-    for name, *subnets in (line.split() for line in listing.out.splitlines() if line.strip()):
-        taken += [(f"the docker network {name}", subnet) for subnet in subnets]
+    listing = process.run("docker", "network", "inspect", "--format", "{{json .}}", *ids, timeout_s=_ASK_TIMEOUT_S)
+    for network in map(json.loads, listing.out.splitlines()):
+        configured = (network.get("IPAM") or {}).get("Config") or []
+        subnets = [one["Subnet"] for one in configured if "." in one.get("Subnet", "")]  # IPv6 is in nobody's way
         bridges.update(subnets)
+        if (network.get("Labels") or {}).get("com.docker.compose.project") != testbed.PROJECT:
+            taken += [(f"the docker network {network['Name']}", subnet) for subnet in subnets]
     return taken + [("a route of this host", route) for route in host_routes() if route not in bridges]
 
 
@@ -154,7 +157,7 @@ def _subnets(nets: topology.Nets) -> list[Finding]:
 def _subnet(subnet: str, taken: list[tuple[str, str]]) -> Finding:
     wanted = ipaddress.ip_network(subnet)
     for who, network in taken:
-        if wanted.overlaps(ipaddress.ip_network(network)) and _OWN_NETWORK not in who:
+        if wanted.overlaps(ipaddress.ip_network(network)):
             mend = f"docker network rm {who.split()[-1]}" if "docker" in who else f"ip route del {network}"
             return Finding(f"subnet {subnet}", "missing", f"{who} holds {network}", mend)
     return Finding(f"subnet {subnet}", "ok", "free or ours")
@@ -179,9 +182,12 @@ def _disk() -> Finding:
 
 
 def _memory(here: engine.Engine) -> Finding:
-    size = here.memory_bytes or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    detail = f"{size / 1e9:.1f} GB"
-    if size >= _MEMORY_BYTES:
+    available = re.search(r"MemAvailable:\s+(\d+) kB", _read("/proc/meminfo"))
+    free = (
+        int(available[1]) * 1024 if available else here.memory_bytes
+    )  # no /proc: the engine runs in a machine of its own
+    detail = f"{free / 1e9:.1f} GB free"
+    if free >= _MEMORY_BYTES:
         return Finding("memory", "ok", detail)
     return Finding("memory", "warn", f"{detail}, {_MEMORY_BYTES / 1e9:.0f} GB are used", "give the engine more memory")
 

@@ -1,6 +1,7 @@
 """The doctor looks at this machine and at staged ones."""
 
 import dataclasses
+import json
 import socket
 
 import pytest
@@ -30,7 +31,30 @@ def test_a_busy_subnet_is_named_with_its_holder():
     assert "office" in finding.detail
     assert finding.mend == "docker network rm office"
     assert doctor._subnet("198.19.0.0/24", taken).state == "ok"
-    assert doctor._subnet("198.18.0.0/24", [("the docker network meshdns_pods", "198.18.0.0/24")]).state == "ok"
+
+
+@pytest.mark.parametrize(
+    ("name", "project", "state"),
+    [
+        ("meshdns_pods", "meshdns", "ok"),
+        ("office-meshdns-x", "office", "missing"),
+        ("office-meshdns-x", None, "missing"),
+    ],
+)
+def test_a_network_is_ours_by_its_label_as_for_up(monkeypatch, name, project, state):
+    labels = {"com.docker.compose.project": project} if project else None
+    pool = [{"Subnet": "fd00::/64"}, {"Subnet": "198.18.0.0/24"}]
+    network = json.dumps({"Name": name, "Labels": labels, "IPAM": {"Config": pool}})
+    monkeypatch.setattr(doctor, "host_routes", lambda: ["198.18.0.0/24"])  # the bridge's own route is no second holder
+    monkeypatch.setattr(process, "run", lambda *argv, **_: process.Finished(argv, 0, network + "\n", ""))
+    pods, world = doctor._subnets(topology.Nets())
+    assert (pods.state, world.state) == (state, "ok")
+    assert state == "ok" or name in pods.detail
+
+
+def test_the_readme_asks_for_what_the_doctor_looks_for():
+    needs = f"{doctor._MEMORY_BYTES / 1e9:g} GB of free memory and {doctor._DISK_BYTES / 1e9:g} GB of disk"
+    assert needs in (engine.PROJECT / "README.md").read_text()
 
 
 def test_the_networks_looked_at_are_those_asked_for():
