@@ -84,7 +84,13 @@ def test_what_the_engine_refuses_is_not_taken_for_its_end(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_tidying_up_is_not_interrupted_and_afterwards_signals_mean_what_they_did(number):
-    before = signal.getsignal(number)
-    with testbed._uninterrupted():
+    arrived: list[int] = []
+    before = signal.signal(number, lambda received, _: arrived.append(received))
+    try:
+        with testbed._uninterrupted():
+            os.kill(os.getpid(), number)
+        assert arrived == []
         os.kill(os.getpid(), number)
-    assert signal.getsignal(number) is before
+        assert arrived == [number]
+    finally:
+        signal.signal(number, before)
