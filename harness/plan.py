@@ -21,6 +21,12 @@ PLANS = Path(__file__).parent / "plans"
 BODY_SIZES = (0, 1024, 16384, 131072, 1048576)  # files in the web image
 MAX_SECONDS = 24 * 3600  # a plan that runs for longer is a typing error
 
+# What one request of a closed loop takes, rounded from the cells of data/sample (two CPUs): for expectations only.
+_LOOKUP_S, _LIBC_S, _REQUEST_S, _GOVERNED_S = 0.0001, 0.0007, 0.0003, 0.0009
+_SLOW_S = 0.035  # the fault slow: one replica in three takes 100 ms
+_RULER_START_S = 0.1  # another program starts, and writes down what it saw
+_NOWHERE = ("unroutable", "virtual")  # answers that lead to nobody: each request waits until its time is out
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -62,6 +68,11 @@ class Cell:
         """About what the control plane configures: what becomes of the requests is the question."""
         return self.backend != "none" and topology.BACKENDS[self.backend].governed
 
+    @property
+    def answered_in_pod(self) -> bool:
+        """A DNS proxy in the pod knows the name: the cluster DNS is not asked."""
+        return self.arm in topology.ARMS and topology.ARMS[self.arm].dns_proxy and self.name_kind in ("fqdn", "short")
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -74,12 +85,26 @@ class Trial:
     capture: bool  # packets are captured beside the agent's own clock
 
     def seconds(self) -> float:
-        """Expected duration of the load, for the progress bar and `--dry-run`."""
-        requests = self.count + self.warmup
-        # Closed loops run at about 1 ms a request, or at the delay that was asked for.
-        slow_s = 0.04 if self.cell.fault == "slow" else 0.001  # one replica in three takes 100 ms
-        per_request_s = 1 / self.cell.rate_hz if self.cell.rate_hz else slow_s + self.cell.dns_delay_ms / 1000
-        return requests * per_request_s
+        """Expected duration of the load with its warm-up, for the progress bar and `--dry-run`."""
+        request_s, rate_hz = self._request_s(), self.cell.rate_hz
+        load_s = self.count / rate_hz if rate_hz else self.count * request_s
+        return load_s + self.warmup * request_s + (_RULER_START_S if self.cell.tool != "agent" else 0)
+
+    def _request_s(self) -> float:
+        """Expected duration of one request in a closed loop, as warm-ups are."""
+        cell = self.cell
+        if cell.answer in _NOWHERE and (cell.sidecar == "up" or not cell.intercepted):
+            return self.timeout_ms / 1000
+        if cell.fault == "slow":
+            return _SLOW_S
+        spent_s = cell.null_delay_us / 1e6
+        if not cell.answered_in_pod:
+            spent_s += cell.dns_delay_ms / 1000
+        if cell.lookup == "getaddrinfo":
+            return spent_s + _LIBC_S
+        if cell.kind == "lookup":
+            return spent_s + _LOOKUP_S
+        return spent_s + (_GOVERNED_S if cell.governed else _REQUEST_S)
 
 
 @dataclass(frozen=True)
@@ -295,13 +320,31 @@ def _measurable(place: str, cell: Cell) -> None:
         (cell.lookup != "getaddrinfo" or cell.wait == "block", "getaddrinfo waits in the C library: wait block"),
         (cell.lookup == "none" or not request or "A" in cell.qtype.split("+"), "a request needs an IPv4 address: A"),
         (arm == "null" or cell.null_delay_us == 0, "null_delay_us belongs to the arm null"),
-        (cell.tool == "agent" or cell.arrival == "closed", "other rulers run closed loops"),
+        *_ruler_checks(cell),
         (not cell.backend.startswith("in-") or arm == "ip", "one replica alone is called by its address: arm ip"),
         *_pod_checks(cell),
     ]
     for holds, rule in checks:
         if not holds:
             raise _refuse(f"{place} {cell.arm}", rule, "change the factor or split the experiment")
+
+
+def _ruler_checks(cell: Cell) -> list[tuple[bool, str]]:
+    """Rules for what other people's rulers can measure, as (holds, rule)."""
+    kept = cell.connection == "keepalive" and cell.arm not in ("ip", "null")
+    return [
+        (cell.tool == "agent" or cell.arrival == "closed", "other rulers run closed loops"),
+        (
+            cell.tool != "h2load" or (cell.kind == "request" and kept and not cell.tls and cell.fault == "none"),
+            "h2load asks a Service: kind request, connection keepalive, no tls, no fault, neither arm ip nor null",
+        ),
+        (
+            cell.tool != "dnsperf"
+            or (cell.kind == "lookup" and kept and cell.lookup == "wire" and cell.name_kind == "fqdn"),
+            "dnsperf asks by wire: kind lookup, connection keepalive, lookup wire, name_kind fqdn, not arm null",
+        ),
+        (cell.tool != "dnsperf" or "+" not in cell.qtype, "dnsperf asks for one type: qtype A or AAAA"),
+    ]
 
 
 def _pod_checks(cell: Cell) -> list[tuple[bool, str]]:
@@ -380,6 +423,10 @@ def from_json(document: dict[str, Any], place: str) -> Plan:
         blocks=_scalar(place, "blocks", document["blocks"], int),
         experiments=experiments,
     )
+    empty = next((n for n in range(plan.blocks) if all(n % e.every for e in experiments)), None)
+    if empty is not None:
+        fact = f"block {empty} would be empty: every experiment has every above 1"
+        raise _refuse(place, fact, "leave every out of one of them")
     if plan.seconds() > MAX_SECONDS:
         raise _refuse(place, f"the load would take {plan.seconds() / 3600:.0f} hours", "lower count or blocks")
     return plan

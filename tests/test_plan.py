@@ -86,6 +86,18 @@ def test_cells_that_are_compared_stand_together_in_an_order_of_their_own() -> No
         ('arm = ["plain", "mode1"]', 'arm = "plain"\nkind = "request"', "a request needs connection"),
         ("rate_hz = 100.0", 'lookup = "getaddrinfo"\nrate_hz = 5.0', "getaddrinfo blocks its caller"),
         ("rate_hz = 100.0", "rate_hz = 1.0\ncount = 1000000", "hours"),
+        ("rate_hz = 100.0", 'arrival = "closed"\ntool = "h2load"', "h2load asks a Service"),
+        (
+            "rate_hz = 100.0",
+            'kind = "request"\nbackend = "plain"\nconnection = "new"\narrival = "closed"\ntool = "h2load"',
+            "h2load asks a Service: kind request, connection keepalive",
+        ),
+        (
+            "rate_hz = 100.0",
+            'kind = "request"\nbackend = "plain"\nconnection = "keepalive"\narrival = "closed"\ntool = "dnsperf"',
+            "dnsperf asks by wire: kind lookup",
+        ),
+        ("rate_hz = 100.0", "rate_hz = 100.0\nevery = 2", "block 1 would be empty"),
         ("[[experiment]]", "[[experiments]]", "unknown key experiments"),
         ("seed = 1", "seed = ", "not TOML"),
     ],
@@ -97,6 +109,12 @@ def test_what_cannot_be_measured_is_refused(old: str, new: str, said: str) -> No
 
 def test_a_plan_without_experiments_is_refused() -> None:
     assert "there is no experiment" in refused('name = "p"\nseed = 1\nblocks = 2\n')
+
+
+def test_experiments_that_are_due_now_and_then_fill_every_block_together() -> None:
+    table = MINIMAL[MINIMAL.index("[[experiment]]") :].replace('"lookup"', '"other"') + "every = 2\n"
+    assert [len(plan.parse(MINIMAL + table, "x").block(n)) for n in (0, 1)] == [4, 2]
+    assert plan.parse(MINIMAL.replace("blocks = 2", "blocks = 1") + "every = 9\n", "x").block(0)
 
 
 def test_two_experiments_of_one_name_are_refused() -> None:
