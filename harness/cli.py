@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import os
 import signal
 import sys
@@ -26,7 +25,6 @@ RUNS = ROOT / "data" / "runs"
 REPORTS = ROOT / "reports"
 NOTEBOOKS = ROOT / "notebooks"
 PLANS = "change, interception, policies, quick, standard"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what a person mends by making room
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 DESCRIPTION = """\
@@ -57,9 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in FULL:
+        if not errors.is_storage(error):
             raise
-        say(f"meshdns: {error.filename or 'disk'}: {error.strerror}; free some space and run the same command again")
+        say(f"meshdns: {errors.storage(error)}")
         return errors.StorageError.exit_code
 
 
@@ -218,11 +216,11 @@ def _down(_: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    what = _plan(options)
+    what, blocks = _plan(options)
     if options.dry_run:
-        _print_plan(what)
+        _print_plan(what, blocks)
         return 0
-    print(_measure(what, options))
+    print(_measure(what, blocks, options))
     return 0
 
 
@@ -244,16 +242,18 @@ def _trace(options: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(options: argparse.Namespace) -> Plan:
-    """The plan asked for; an unfinished run brings its own."""
+def _plan(options: argparse.Namespace) -> tuple[Plan, list[int]]:
+    """The plan asked for and its blocks that are to be measured; an unfinished run brings its own."""
     from harness import plan, store
 
     if options.resume:
-        return plan.from_json(store.resume(options.resume).header.plan, str(options.resume))
-    return plan.find(options.plan)
+        unfinished = store.resume(options.resume)
+        return plan.from_json(unfinished.header.plan, str(options.resume)), unfinished.missing()
+    what = plan.find(options.plan)
+    return what, list(range(what.blocks))
 
 
-def _print_plan(what: Plan) -> None:
+def _print_plan(what: Plan, blocks: Sequence[int]) -> None:
     from tabulate import tabulate
 
     from harness import run
@@ -262,13 +262,13 @@ def _print_plan(what: Plan) -> None:
     rows = [
         (c.experiment, c.arm, c.backend, f"{c.lookup} {c.qtype}", c.name_kind, c.ndots, c.arrival, f"{c.rate_hz:g}",
          f"{c.dns_delay_ms:g}", t.count)
-        for t in what.block(0) for c in [t.cell]
+        for number in blocks[:1] for t in what.block(number) for c in [t.cell]
     ]  # fmt: skip
     print(tabulate(rows, heads, tablefmt="plain"))
-    print(f"\nfirst of {what.blocks} blocks; about {run.seconds(what) / 60:.1f} minutes in all")
+    print(f"\nfirst of {len(blocks)} blocks; about {run.seconds(what, blocks) / 60:.1f} minutes in all")
 
 
-def _measure(what: Plan, options: argparse.Namespace) -> Path:
+def _measure(what: Plan, blocks: Sequence[int], options: argparse.Namespace) -> Path:
     """The folder of a finished run. However it ends, the testbed is as before and what is complete is stored."""
     from harness import run
     from harness.progress import Progress
@@ -276,13 +276,16 @@ def _measure(what: Plan, options: argparse.Namespace) -> Path:
     bed = _bed(build=True, groups=what.groups())
     before = set(RUNS.glob("*.partial"))
     try:
-        with _standing(bed, options.keep), Progress(run.seconds(what), "measuring") as progress:
+        with _standing(bed, options.keep), Progress(run.seconds(what, blocks), "measuring") as progress:
             return run.execute(what, bed, RUNS, progress, options.resume)
-    except (KeyboardInterrupt, errors.MeshdnsError):
+    except (KeyboardInterrupt, errors.MeshdnsError, OSError) as problem:
+        told = errors.storage(problem) if isinstance(problem, OSError) and errors.is_storage(problem) else problem
         for folder in {*RUNS.glob("*.partial")} - before or {options.resume} - {None}:
-            blocks = len(list(folder.glob("blocks/*.json")))
-            say(f"{blocks} of {what.blocks} blocks are stored; go on with `meshdns run --resume {folder}`")
-        raise
+            stored, how = len(list(folder.glob("blocks/*.json"))), f"go on with `meshdns run --resume {folder}`"
+            say(f"{stored} of {what.blocks} blocks are stored; {how}")
+            if isinstance(told, errors.MeshdnsError):
+                told.go_on(how)
+        raise told from None
 
 
 @contextlib.contextmanager
@@ -290,8 +293,8 @@ def _standing(bed: Testbed, keep: bool) -> Iterator[None]:
     """The testbed is up inside, and afterwards as it was before."""
     with bed.exclusive():
         was_up = bed.is_up()
-        bed.up(say)
         try:
+            bed.up(say)
             yield
         finally:
             if not (keep or was_up):
@@ -305,9 +308,14 @@ def _report(options: argparse.Namespace) -> int:
     notebooks = report.notebooks_in(NOTEBOOKS)
     parameters: dict[str, object] = {name: report.parameter(value) for name, value in options.parameters}
     report.check_parameters(parameters, notebooks)
-    runs = options.runs or _measure(_plan(options), options)
-    with Progress(len(notebooks), "publishing", unit="") as progress:
-        index = report.publish(runs, options.out / runs.name, parameters, notebooks, progress.stage)
+    runs = options.runs or _measure(*_plan(options), options)
+    try:
+        with Progress(len(notebooks), "publishing", unit="") as progress:
+            index = report.publish(runs, options.out / runs.name, parameters, notebooks, progress.stage)
+    except (KeyboardInterrupt, errors.MeshdnsError, OSError):
+        if not options.runs:
+            say(f"the run is finished and stored; publish it with `meshdns report --runs {runs}`")
+        raise
     print(index)
     return 0
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import itertools
 import json
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +24,7 @@ import pyarrow as pa
 
 from harness import capture, counters, errors, facts, jobs, plan, plane, rulers, samples, store, trace, validity
 from harness.channel import Channel
-from harness.conditions import Conditions
+from harness.conditions import DRAIN_S, Conditions
 from harness.mesh import topology
 from harness.plan import Cell, Plan, Trial
 from harness.progress import Progress
@@ -38,13 +39,32 @@ ATTEMPTS = 3  # measurements of one cell in one block, until one is valid
 CHANGE_AT = 0.25  # of a load's duration
 FORGET_S = 1.0  # a name table is written and read anew within less
 RESOLVED = ("shop-dns", "shop-dns-30")  # backends whose replicas a sidecar finds by resolving a name
-OVERHEAD_S = 0.04  # of a trial beside its load, for the expected duration: readings before and after
+# Of a trial beside its load, for the expected duration (from data/sample): readings before and after; a policy that
+# takes another's place; a change that is taken back.
+OVERHEAD_S, POLICY_S, RESTORE_S = 0.025, 0.4, 2.0
 
 
-def seconds(what: Plan, blocks: int | None = None) -> float:
-    """Expected duration of measuring `blocks` blocks of a plan (all of them by default)."""
-    every = [sum(t.seconds() + OVERHEAD_S for t in what.block(n)) for n in range(what.blocks)]
-    return sum(every[: blocks if blocks is not None else what.blocks])
+def seconds(what: Plan, blocks: Iterable[int]) -> float:
+    """Expected duration of measuring these blocks of a plan."""
+    return sum(
+        trial_seconds(trial, before)
+        for number in blocks
+        for before, trial in itertools.pairwise([None, *what.block(number)])
+        if trial is not None
+    )
+
+
+def trial_seconds(trial: Trial, before: Trial | None) -> float:
+    """Expected duration of a trial after the one before it in its block."""
+    cell = trial.cell
+    expected_s = trial.seconds() + OVERHEAD_S
+    if before is not None and before.cell.policy != cell.policy:
+        expected_s += POLICY_S
+    if cell.fault == "overload":
+        expected_s += DRAIN_S
+    if cell.change != "none":
+        expected_s += FORGET_S + RESTORE_S
+    return expected_s
 
 
 def execute(what: Plan, bed: Testbed, root: Path, progress: Progress, resume: Path | None = None) -> Path:
@@ -57,6 +77,7 @@ def execute(what: Plan, bed: Testbed, root: Path, progress: Progress, resume: Pa
         agents = stack.enter_context(Agents(bed))
         clocks = {"plain": _clock(agents.of("plain", 5))}
         refused = _refused(bed)
+        _require_some(what, refused)
         known = facts.gather(bed, observers, clocks)
         if "governed" in bed.groups:
             known["governed"] = plane.Plane(bed, observers["observer"]).told()
@@ -69,8 +90,7 @@ def execute(what: Plan, bed: Testbed, root: Path, progress: Progress, resume: Pa
         for number in writer.missing():
             started = _now()
             measured = list(_block(session, what, number, refused))
-            table = pa.concat_tables([one.table for one in measured]).unify_dictionaries()
-            writer.write_block(number, table, [one.record for one in measured], started)
+            writer.write_block(number, _joined(measured), [one.record for one in measured], started)
             invalid = [one for one in measured if not one.record.valid]
             writer.log(f"block {number}: {len(measured)} trials, {len(invalid)} invalid")
             for one in invalid:
@@ -84,6 +104,26 @@ def _refused(bed: Testbed) -> dict[str, str]:
     pods = bed.refusals()
     arms = {client.arm: pods[client.pod] for client in bed.clients() if client.pod in pods}
     return arms | {each.backend: pods[each.name] for each in topology.INBOUND if each.name in pods}
+
+
+def _require_some(what: Plan, refused: Mapping[str, str]) -> None:
+    """Raises EnvironmentProblem where nothing is left to measure."""
+    if any(_allowed(what.block(number), refused) for number in range(what.blocks)):
+        return
+    reasons = "; ".join(dict.fromkeys(refused.values()))
+    raise errors.EnvironmentProblem(
+        f"nothing of this plan can be measured here ({reasons})", place=what.name, step="take another plan or machine"
+    )
+
+
+def _allowed(trials: Sequence[Trial], refused: Mapping[str, str]) -> list[Trial]:
+    """Those whose arm and backend capture in a way that this machine allows."""
+    return [trial for trial in trials if not {trial.cell.arm, trial.cell.backend} & refused.keys()]
+
+
+def _joined(measured: Sequence[Measured]) -> pa.Table:
+    """All samples of a block; none where this machine allows none of its trials."""
+    return pa.concat_tables([samples.SCHEMA.empty_table(), *(one.table for one in measured)]).unify_dictionaries()
 
 
 def _traces(
@@ -139,14 +179,15 @@ def _block(session: Session, what: Plan, number: int, refused: Mapping[str, str]
     The rule is the same whatever the reason, and the invalid ones are kept beside the valid one.
     """
     index = 0
-    trials = [t for t in what.block(number) if not {t.cell.arm, t.cell.backend} & refused.keys()]
-    for trial, following in zip(trials, [*(t.cell for t in trials[1:]), None], strict=True):
+    trials = _allowed(what.block(number), refused)
+    for before, trial, after in zip([None, *trials], trials, [*trials[1:], None], strict=False):
         for _ in range(ATTEMPTS):
-            measured = session.trial(index, trial, _seed(what, number, index), following)
+            measured = session.trial(index, trial, _seed(what, number, index), after.cell if after else None)
             index += 1
             yield measured
             if measured.record.valid:
                 break
+        session.done(trial, before)
 
 
 def _seed(what: Plan, block: int, index: int) -> int:
@@ -174,8 +215,26 @@ def _resumed(path: Path, what: Plan, known: dict[str, Any]) -> store.RunWriter:
     before, now = writer.header.facts.get("machine", {}), known["machine"]
     if before.get("machine_id_hash") != now["machine_id_hash"]:
         raise errors.InputError("was begun on another machine", place=str(path), step="resume it there, or start anew")
-    writer.log(f"resumed; boot {now['boot_id_hash']}, images {known['images']}")
+    _require_images(path, writer.header.facts.get("images", {}), known["images"])
+    writer.log(f"resumed; boot {now['boot_id_hash']}, commit {known['versions']['commit']}")
     return writer
+
+
+def _require_images(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises InputError unless the images are those that the run was begun with: one run, one version of the code."""
+    for role in sorted({*before, *now}):
+        old, new = (_image_name(images.get(role)) for images in (before, now))
+        if old != new:
+            raise errors.InputError(
+                f"was begun with another image of {role} ({old}; now {new})",
+                place=str(path),
+                step="start anew, without --resume; `meshdns report --runs` reads what is stored of this one",
+            )
+
+
+def _image_name(image: Mapping[str, str] | None) -> str:
+    """An image as a person may look it up, and what tells it from every other."""
+    return f"{image['tag']} {image['id'].removeprefix('sha256:')[:12]}" if image else "none"
 
 
 class Agents:
@@ -270,8 +329,13 @@ class Session:
             memory_bytes={name: use.memory_bytes for name, use in used.items() if use.memory_bytes is not None},
             agent=load.agent,
         )
-        self._progress.advance(trial.seconds() + OVERHEAD_S, self._note(cell, load.table))
+        self._note(cell, load.table)
         return Measured(load.table, record)
+
+    def done(self, trial: Trial, before: Trial | None) -> None:
+        """The bar moves on by a trial, however often it was measured, and shows how the medians stand."""
+        note = ", ".join(f"{name} {value:.0f} µs" for name, value in sorted(self._medians.items()))
+        self._progress.advance(trial_seconds(trial, before), note)
 
     def _load(self, index: int, trial: Trial, seed: int) -> _Load:
         cell = trial.cell
@@ -336,12 +400,11 @@ class Session:
             reply, _ = observer.ask({"op": "captured"}, ANSWER_SLACK_S)
             captured.pcap = base64.b64decode(reply["pcap"]["eth0"])
 
-    def _note(self, cell: Cell, table: pa.Table) -> str:
+    def _note(self, cell: Cell, table: pa.Table) -> None:
         """Live medians of the headline experiments, by arm."""
         if cell.experiment in ("lookup", "request") and table.num_rows:
             took = table.column("end_ns").to_numpy() - table.column("start_ns").to_numpy()
             self._medians[f"{cell.experiment} {cell.arm}"] = float(np.median(took)) / 1000
-        return ", ".join(f"{name} {value:.0f} µs" for name, value in sorted(self._medians.items()))
 
 
 class _Capture:

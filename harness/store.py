@@ -520,7 +520,7 @@ def _storage(path: Path) -> Iterator[None]:
         raise errors.StorageError(
             f"cannot be written ({problem.strerror or problem})",
             place=str(path),
-            step="make room or get write access, then resume; blocks stored earlier are intact",
+            step=f"blocks stored earlier are intact; make room or get write access and {errors.AGAIN}",
         ) from problem
 
 

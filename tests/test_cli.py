@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import errno
+import io
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from harness import cli, errors, plan
+from harness import cli, errors, plan, report, run, samples, store, testbed
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,6 +41,7 @@ def test_help_fits_a_screen_and_names_every_exit_code() -> None:
         (["run", "--resume", "data/runs/nowhere.partial"], 5, "nowhere.partial"),
         (["report", "--runs", "data/nowhere"], 5, "nowhere"),
         (["report", "-p", "percentil", "9"], 2, "percentil"),
+        (["report", "-p", "runs", "elsewhere"], 2, "give the folder as --runs"),
         (["exec", "dns-bind"], 2, "no command is given"),
     ],
 )
@@ -68,12 +73,172 @@ def test_networks_outside_the_benchmarking_range_are_refused() -> None:
     assert "outside 198.18.0.0/15" in done.stderr
 
 
-def test_a_full_disk_is_one_message_with_its_own_code(
+@pytest.mark.parametrize(
+    ("number", "step"),
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EDQUOT, "free some space"),
+        (errno.EROFS, "make it writable"),
+        (errno.EACCES, "get access to it"),
+        (errno.EPERM, "get access to it"),
+    ],
+)
+def test_a_disk_that_cannot_be_written_is_one_message_with_its_own_code(
+    number: int, step: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(_: object) -> int:
+        raise OSError(number, os.strerror(number), "/somewhere/block")
+
+    monkeypatch.setattr(cli, "_down", fails)
+    assert cli.main(["down"]) == errors.StorageError.exit_code
+    said = f"meshdns: /somewhere/block: {os.strerror(number)}; {step} and run the same command again\n"
+    assert capsys.readouterr().err == said
+
+
+class Bed:
+    """A testbed in name only; what was asked of it."""
+
+    state = Path("/nowhere")
+
+    def __init__(self, rows: Sequence[testbed.Row] = (), up: BaseException | None = None) -> None:
+        self.rows, self.failure, self.asked = list(rows), up, list[tuple[str, ...]]()
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        yield
+
+    def is_up(self) -> bool:
+        return False
+
+    def up(self, _: object) -> None:
+        if self.failure:
+            raise self.failure
+
+    def down(self) -> None:
+        self.asked.append(("down",))
+
+    def status(self) -> list[testbed.Row]:
+        return self.rows
+
+    def container(self, service: str) -> None:
+        if service not in {row.container for row in self.rows}:
+            raise errors.TestbedError("there is no such container", place=service, step="run `meshdns up`")
+
+    def interactive(self, *arguments: str) -> int:
+        self.asked.append(arguments)
+        return 7
+
+
+ROW = testbed.Row("dns", "dns-bind", "running", "198.18.0.53", "nothing")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "asked"),
+    [
+        (["logs"], 7, ("logs",)),
+        (["logs", "dns-bind"], 7, ("logs", "dns-bind")),
+        (
+            ["exec", "dns-bind", "rndc", "-s", "::1", "status"],
+            7,
+            ("exec", "-T", "dns-bind", "rndc", "-s", "::1", "status"),
+        ),
+        (["logs", "nobody"], 4, None),
+        (["exec", "nobody", "sh"], 4, None),
+        (["status"], 0, None),
+    ],
+)
+def test_looking_in_names_a_container_that_is_there(
+    arguments: list[str], code: int, asked: tuple[str, ...] | None,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    bed = Bed([ROW])
+    monkeypatch.setattr(cli, "_bed", lambda: bed)
+    monkeypatch.setattr(sys, "stdin", io.StringIO())  # not a terminal: Compose must not ask for one
+    assert cli.main(arguments) == code
+    assert bed.asked == ([asked] if asked else [])
+    said = capsys.readouterr()
+    if arguments == ["status"]:
+        assert [line.split() for line in said.out.splitlines()][1] == [
+            "dns",
+            "dns-bind",
+            "running",
+            "198.18.0.53",
+            "nothing",
+        ]
+    elif code == errors.TestbedError.exit_code:
+        assert said.err == "meshdns: nobody: there is no such container; run `meshdns up`\n"
+
+
+def test_status_of_what_is_not_up_says_how_to_start_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(_: object) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device", "/somewhere/block")
+    monkeypatch.setattr(cli, "_bed", Bed)
+    assert cli.main(["status"]) == errors.TestbedError.exit_code
+    assert capsys.readouterr().err == "meshdns: the testbed is not up; run `meshdns up`\n"
 
-    monkeypatch.setattr(cli, "_down", full)
-    assert cli.main(["down"]) == errors.StorageError.exit_code
-    assert capsys.readouterr().err.startswith("meshdns: /somewhere/block: No space left on device; free some space")
+
+GONE = errors.TestbedError("it stopped answering", place="container engine", step=f"start it and {errors.AGAIN}")
+DENIED = PermissionError(errno.EACCES, "Permission denied", "/data/runs")
+
+
+@pytest.mark.parametrize(
+    ("problem", "code"),
+    [(GONE, 4), (DENIED, 7), (KeyboardInterrupt(), cli.INTERRUPTED)],
+    ids=["engine", "disk", "ctrl-c"],
+)
+@pytest.mark.parametrize("begun", [True, False])
+def test_what_ends_a_run_says_how_to_go_on(
+    problem: BaseException, code: int, *, begun: bool,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    bed = Bed()
+
+    def execute(*_: object) -> Path:
+        if begun:
+            (tmp_path / "quick-x.partial" / "blocks").mkdir(parents=True)
+            (tmp_path / "quick-x.partial" / "blocks" / "0000.json").touch()
+        raise copy.copy(problem)
+
+    monkeypatch.setattr(cli, "_bed", lambda **_: bed)
+    monkeypatch.setattr(cli, "RUNS", tmp_path)
+    monkeypatch.setattr(run, "execute", execute)
+    assert cli.main(["run"]) == code
+    assert bed.asked == [("down",)]
+    said, go_on = capsys.readouterr().err, f"go on with `meshdns run --resume {tmp_path}/quick-x.partial`"
+    assert (f"1 of 100 blocks are stored; {go_on}\n" in said) == begun
+    if code != cli.INTERRUPTED:
+        last = said.splitlines()[-1]
+        assert last.endswith(go_on if begun else errors.AGAIN)
+
+
+def test_a_testbed_that_an_interrupt_finds_half_way_up_is_taken_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    bed = Bed(up=KeyboardInterrupt())
+    monkeypatch.setattr(cli, "_bed", lambda **_: bed)
+    assert cli.main(["run"]) == cli.INTERRUPTED
+    assert bed.asked == [("down",)]
+
+
+def test_an_interrupt_while_publishing_says_where_the_run_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_measure", lambda *_: tmp_path / "quick-x")
+    monkeypatch.setattr(report, "publish", interrupted)
+    way = f"the run is finished and stored; publish it with `meshdns report --runs {tmp_path}/quick-x`\n"
+    assert cli.main(["report"]) == cli.INTERRUPTED
+    assert way in capsys.readouterr().err
+    assert cli.main(["report", "--runs", str(tmp_path / "other")]) == cli.INTERRUPTED
+    assert "publish it" not in capsys.readouterr().err
+
+
+def test_a_resumed_runs_dry_run_counts_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    what = plan.find("quick")
+    writer = store.create(tmp_path, store.RunHeader("r", what.to_json(), what.seed, "now", what.blocks))
+    for number in range(what.blocks - 2):
+        writer.write_block(number, samples.SCHEMA.empty_table(), [], "now")
+    assert cli.main(["run", "--dry-run", "--resume", str(writer.path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("first of 2 blocks; about 0.0 minutes")

@@ -232,7 +232,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", failing)
-        with pytest.raises(errors.StorageError, match="resume"):
+        with pytest.raises(errors.StorageError, match="intact"):
             writer.write_block(1, *synthetic.make_block(1, 2), "now")
     after = files(writer.path)
     assert {name: after[name] for name in before} == before

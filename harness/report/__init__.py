@@ -47,7 +47,10 @@ def publish(
 
 
 def check_parameters(parameters: Mapping[str, object], notebooks: Sequence[Path]) -> None:
-    """Raises InputError unless every name is a parameter of some notebook, with that type."""
+    """Raises InputError unless every name is a parameter of some notebook, with that type, and not `runs`."""
+    if "runs" in parameters:
+        step = "give the folder as --runs"
+        raise errors.InputError("runs is what the report is about, not a parameter", place="parameters", step=step)
     execute.check(notebooks, {**parameters, "runs": ""})
 
 
