@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -165,7 +165,8 @@ def test_an_engine_that_dies_during_a_run_is_told_and_the_run_can_go_on(
     _, said = running.communicate(timeout=120)
     assert running.returncode == errors.TestbedError.exit_code, said
     assert "Traceback" not in said
-    assert f"--resume {folder}" in said
+    assert f"go on with `meshdns run --resume {folder}`" in said
+    assert errors.AGAIN not in said  # it would begin another run
     again = start("run", "--resume", str(folder))
     _, said = again.communicate(timeout=120)
     assert again.returncode == 0, said
@@ -203,6 +204,69 @@ def small(tmp_path: Path) -> Iterator[Testbed]:
     other = Testbed(engine.images(print).tags, nets, project="meshdns-fault", state=tmp_path / "x" / "state")
     yield other
     other.down()
+
+
+# The command line on the testbed of `small`, which has networks, containers and a state of its own.
+ELSEWHERE = """
+import sys
+from pathlib import Path
+from harness import cli, engine
+from harness.mesh import topology
+from harness.testbed import Testbed
+
+def bed(build=False, groups=()):
+    nets = topology.Nets("198.18.77", "198.19.77")
+    return Testbed(engine.images(cli.say).tags, nets, project="meshdns-fault", state=state, groups=frozenset(groups))
+
+state = Path(sys.argv[1])
+cli.RUNS, cli._bed = state.parent / "runs", bed
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+def start_elsewhere(small: Testbed, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", ELSEWHERE, str(small.state), *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | environment,
+    )  # fmt: skip
+
+
+def wait_until(running: subprocess.Popen[str], holds: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 180  # images are there; a testbed of its own beside the other, and a block
+    while not holds():
+        if running.poll() is not None or time.monotonic() > deadline:
+            running.kill()
+            raise AssertionError(f"{what}: {running.communicate()[1]}")
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["up", "block"])
+def test_an_interrupted_run_takes_down_the_testbed_that_it_has_started(
+    small: Testbed, plan_file: Path, number: signal.Signals, moment: str
+) -> None:
+    runs = small.state.parent / "runs"
+    holds = {"up": small.containers, "block": lambda: list(runs.glob("*.partial/blocks/*.json"))}
+    running = start_elsewhere(small, "run", "--plan", str(plan_file))
+    wait_until(running, holds[moment], f"no {moment}")
+    running.send_signal(number)
+    _, said = running.communicate(timeout=120)
+    assert running.returncode == cli.INTERRUPTED, said
+    assert "Traceback" not in said
+    assert small.containers() == []
+    assert not small.state.exists()
+    assert ("go on with `meshdns run --resume" in said) == (moment == "block")
+
+
+def test_an_engine_that_dies_while_the_testbed_starts_is_told(small: Testbed, plan_file: Path, tmp_path: Path) -> None:
+    door = EngineDoor(tmp_path / "engine.sock")
+    running = start_elsewhere(small, "run", "--plan", str(plan_file), DOCKER_HOST=f"unix://{door.path}")
+    wait_until(running, small.containers, "no container")
+    door.shut()
+    _, said = running.communicate(timeout=120)
+    assert running.returncode == errors.TestbedError.exit_code, said
+    assert "Traceback" not in said
+    assert f"start it and {errors.AGAIN}" in said
 
 
 def test_a_busy_subnet_is_told_with_a_way_out(small: Testbed) -> None:
