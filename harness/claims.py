@@ -584,7 +584,7 @@ def _without(found: pd.DataFrame, answered: pd.DataFrame, divided: pd.DataFrame)
     """What a client without a sidecar has of all this, and the numbers that tell it."""
     plain = found[found["arm"] == policies.PLAIN]
     outside, numbers = [], []
-    if any(each.low > policies.ONCE for each in plain["attempts"] if each.n > 1):
+    if any(each.low > policies.ONCE for each in plain["arrived"] if each.n > 1):
         outside.append("retries")
     divided = divided[divided["arm"] == policies.PLAIN]
     if (divided["10 % inside"] == "yes").any():

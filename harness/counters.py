@@ -45,6 +45,9 @@ _GOVERNED = {
     rf"{_OUTBOUND}\.upstream_cx_total": "envoy/cluster_cx",
     rf"{_OUTBOUND}\.upstream_cx_connect_fail": "envoy/upstream_cx_fail",
     rf"{_OUTBOUND}\.upstream_rq_completed": "envoy/cluster_rq",
+    # Sent, or not because no connection came about; what a breaker refuses is in neither. `completed` lacks what was
+    # given up to be tried again.
+    rf"{_OUTBOUND}\.upstream_rq_(total|pending_failure_eject)": "envoy/tries",
     rf"{_OUTBOUND}\.upstream_rq_retry": "envoy/retries",
     rf"{_OUTBOUND}\.upstream_rq_retry_success": "envoy/retry_success",
     rf"{_OUTBOUND}\.upstream_rq_(pending_overflow|active_overflow)": "envoy/breaker_overflow",
@@ -58,10 +61,11 @@ _FILTERS = {
     False: "|".join(f"^{pattern}$" for pattern in _ENVOY),
 }
 _INBOUND = "http.inbound.downstream_rq_completed"
-# What a governed replica's sidecar counts. Its nginx also counts the probes, so requests are those passed on to it.
+# What a governed replica's sidecar counts. Its nginx also counts the probes, so requests are those passed on to it,
+# also those that the caller gave up before they were answered.
 _SERVED = {
     "http.inbound.downstream_rq_completed": "servers/envoy_rq",
-    "cluster.inbound.upstream_rq_completed": "servers/nginx_rq",
+    "cluster.inbound.upstream_rq_total": "servers/nginx_rq",
     "listener.0.0.0.0_15006.no_filter_chain_match": "servers/no_chain",
     "listener.0.0.0.0_15006.ssl.handshake": "servers/mtls_cx",
 }

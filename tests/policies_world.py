@@ -293,6 +293,7 @@ def _through(world: World, cell: plan.Cell, rng: np.random.Generator, counters: 
     spent, found = 0.0, _Request()
     for attempt in range(TRIES.get(cell.policy, 3) if world.retried else 1):
         counters["pod/envoy/retries"] += attempt > 0
+        counters["pod/envoy/tries"] += 1
         found = _tried(world, cell, rng, counters, among)
         late = world.retried and cell.policy == "timeouts" and found.us > 25_000
         counters["pod/envoy/per_try_timeout"] += late

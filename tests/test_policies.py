@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,7 +20,7 @@ import policies_world
 import pytest
 from policies_world import World
 
-from harness import claims, errors, figures, plan, store, units
+from harness import claims, counters, errors, figures, plan, store, units
 from harness.tables import cells, policies, shares, text
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "04-what-the-sidecar-buys.ipynb"
@@ -127,14 +128,48 @@ def test_the_table_knows_what_the_world_does(usual: store.Runs) -> None:
         assert tried[policies.AGAINST].holds(0.1)
         assert tried[policies.ALONE].holds(0.1)
         assert tried["attempts"].holds(1.1)
+        assert tried["arrived"].estimate == pytest.approx(tried["attempts"].estimate)
         assert tried["retries"] > 0
         assert row(table, "fail30", "outlier", arm)["ejections"] == 8
         assert row(table, "overload", "breaker", arm)["breaker overflows"] > 0
         assert row(table, "overload", "breaker", arm)["reading"] == "fewer"
         assert row(table, "dead", "none", arm)["reading"] == "more"
     assert row(table, "dead", "none", "plain")["served"].holds(0.75)
-    assert row(table, "dead", "none", "plain")["attempts"].holds(0.75)  # the dead address is no replica
+    assert row(table, "dead", "none", "plain")["arrived"].holds(0.75)  # the dead address is no replica
     assert pd.isna(without["retries"])
+
+
+def test_every_try_counts_but_not_what_a_breaker_refuses(usual: store.Runs) -> None:
+    table = policies.faults(usual)
+    made = 8 * 130  # the warm-up too
+    for arm in policies.MODES:
+        for fault, policy in (("slow", "timeouts"), ("dead", "none"), ("fail30", "retries"), ("overload", "breaker")):
+            found = row(table, fault, policy, arm)
+            tries = made + found["retries"] - found["breaker overflows"]
+            assert found["tries"] == tries
+            assert found["attempts"].estimate == pytest.approx(tries / made)
+        given_up, dead = row(table, "slow", "timeouts", arm), row(table, "dead", "none", arm)
+        assert given_up["retries"] > 0
+        assert given_up["arrived"].estimate == pytest.approx(given_up["attempts"].estimate)  # given up, but there
+        assert dead["arrived"].estimate <= 1.0 < dead["attempts"].low  # what met the dead address was tried again
+        assert row(table, "overload", "breaker", arm)["arrived"].holds(0.7)
+    assert row(table, "slow", "none", "plain")["attempts"].n == 0
+    assert set(policies.outcomes(table).query("arm == 'plain'")["tries per request"]) == {text.ABSENT}
+
+
+def test_tries_are_counted_whether_or_not_they_were_answered() -> None:
+    # As Envoy 1.40 counted 60 requests of which 59 were given up at one replica and then refused by another.
+    counted = {"total": 119, "pending_failure_eject": 59, "completed": 60, "retry": 118, "pending_overflow": 7}
+    stats = [
+        {"name": f"cluster.outbound|80||shop.shop.svc.cluster.local.upstream_rq_{name}", "value": value}
+        for name, value in counted.items()
+    ]
+    found = counters._envoy(json.dumps({"stats": stats}))
+    assert found["envoy/tries"] == 60 + found["envoy/retries"]
+    assert found["envoy/breaker_overflow"] == 7
+    passed_on = ("total", "completed")
+    inbound = [{"name": f"cluster.inbound.upstream_rq_{name}", "value": counted[name]} for name in passed_on]
+    assert counters._server("shop-1/governed", json.dumps({"stats": inbound}))["servers/nginx_rq"] == 119
 
 
 def test_time_outs_shorten_the_tail_and_serve_no_more(usual: store.Runs) -> None:
@@ -272,7 +307,7 @@ def test_policies_are_refuted_where_they_do_nothing_or_act_everywhere(unheeded: 
     table = policies.faults(everywhere)
     plain = table["arm"] == policies.PLAIN
     retried = table.assign(
-        attempts=table["attempts"].where(~plain, table["attempts"][table["policy"] == "retries"].iloc[0])
+        arrived=table["arrived"].where(~plain, table["arrived"][table["policy"] == "retries"].iloc[0])
     )
     found = claims.passing(retried, policies.replicas(everywhere), policies.split(everywhere))
     assert found.verdict == claims.REFUTED

@@ -47,7 +47,7 @@ FAULT = {
 POLICIES = (NONE, *topology.POLICIES)
 V2, PROMISED = ("shop-3",), 0.10  # as compose/policies/split.yaml has it
 BASELINE = "without a mesh"
-ONCE = 1.01  # more attempts per request than this are retries
+ONCE = 1.01  # more requests at the replicas per request made than this are retries
 EVEN = 0.5  # replicas whose shares differ by less than this factor share the load
 AGAINST, ALONE = "against plain", "against no policy"
 TAIL = 0.9  # a third of the requests meet the slow replica; of fewer requests few blocks tell a quantile
@@ -59,7 +59,7 @@ _EVENTS = {
     "time-outs": ("pod/envoy/rq_timeout", "pod/envoy/per_try_timeout"),
     "breaker overflows": ("pod/envoy/breaker_overflow",),
     "ejections": ("pod/envoy/ejections",),
-    "counted by the sidecar": ("pod/envoy/cluster_rq",),
+    "tries": ("pod/envoy/tries",),
 }
 EVENTS = list(_EVENTS)
 
@@ -90,18 +90,23 @@ def counted(runs: store.Runs, chosen: pd.DataFrame) -> pd.DataFrame:
 def faults(runs: store.Runs) -> pd.DataFrame:
     """A row per fault, policy and arm: served requests, their latency, and what that took.
 
-    Shares are intervals of fractions, latencies intervals in ns, attempts requests at the replicas per request made.
+    Shares are intervals of fractions, latencies intervals in ns; `attempts` are what a sidecar tried per request made,
+    `arrived` what reached a replica.
     """
     chosen = counted(runs, cells.select(runs, FAULTS))
     if chosen.empty:
         return pd.DataFrame(columns=_FAULTS)
     chosen = chosen.assign(
         level=chosen[LEVEL].agg("/".join, axis=1),
-        value=cells.counter(chosen, "servers/nginx_rq") / np.maximum(cells.asked(runs, chosen), 1),
         **{name: sum(cells.counter(chosen, key) for key in keys) for name, keys in _EVENTS.items()},
     )
     sums = shares.levels(chosen[[*LEVEL, *cells.BLOCK, "n", "hits", *EVENTS]], LEVEL)
-    attempts = cells.matrix(chosen, LEVEL)
+    made = np.maximum(cells.asked(runs, chosen), 1)
+    per_request = {
+        "attempts": chosen["tries"].where(chosen["tries"] > 0) / made,  # nobody counts them where there is no sidecar
+        "arrived": cells.counter(chosen, "servers/nginx_rq") / made,
+    }
+    tried = {name: cells.matrix(chosen.assign(value=value), LEVEL) for name, value in per_request.items()}
     found = {p: cells.matrix(cells.per_cell(runs, chosen, "from due", p), LEVEL) for p in cells.PROBABILITIES}
     over_all = cells.pooled(runs, chosen, "level", "from due", 0.99)
     rows = []
@@ -126,7 +131,7 @@ def faults(runs: store.Runs) -> pd.DataFrame:
                 "p90": cells.interval(found[TAIL], level),
                 TAIL_AGAINST: None if arm == PLAIN else cells.paired(found[TAIL], (fault, NONE, PLAIN), level),
                 "p99": lookups.tail(cells.interval(found[0.99], level), over_all.get("/".join(level))),
-                "attempts": cells.interval(attempts, level),
+                **{name: cells.interval(values, level) for name, values in tried.items()},
                 **{name: int(mine[name].to_numpy().sum()) if sidecar else None for name in EVENTS},
                 BASELINE: None if plain is None else shares.interval(plain["hits"], plain["n"]),
                 TAIL_BASELINE: cells.interval(found[TAIL], (fault, NONE, PLAIN)),
@@ -139,7 +144,7 @@ def faults(runs: store.Runs) -> pd.DataFrame:
 
 _FAULTS = [
     "row", *LEVEL, "blocks", "requests", "served", AGAINST, "reading", ALONE, "p50", "p90", TAIL_AGAINST, "p99",
-    "attempts", *EVENTS, BASELINE, TAIL_BASELINE, "values", "p90 values",
+    "attempts", "arrived", *EVENTS, BASELINE, TAIL_BASELINE, "values", "p90 values",
 ]  # fmt: skip
 
 
@@ -163,7 +168,8 @@ def outcomes(table: pd.DataFrame) -> pd.DataFrame:
             AGAINST: [shares.points(each) for each in table[AGAINST]],
             "reading": table["reading"],
             ALONE: [shares.points(each) for each in table[ALONE]],
-            "attempts per request": [_number(each) for each in table["attempts"]],
+            "tries per request": [_number(each) for each in table["attempts"]],
+            "at a replica per request": [_number(each) for each in table["arrived"]],
             **{name: [text.ABSENT if pd.isna(each) else int(each) for each in table[name]] for name in EVENTS},
         }
     )
