@@ -1,4 +1,4 @@
-"""What the components counted: read before and after a trial, never during it, and subtracted.
+"""What the components counted: read before and after a trial, never during it but for `encrypted`, and subtracted.
 
 Sources: rule counters and Envoy statistics of the client pod (its observer), statistics pages of servers and name
 servers (one observer for all), CPU and memory from the containers' cgroups.
@@ -18,6 +18,7 @@ from harness import errors, rendering
 from harness.channel import Channel
 from harness.mesh import topology
 from harness.plan import Cell
+from harness.plane import EFFECTS
 from harness.testbed import Testbed
 
 ASK_TIMEOUT_S = 30
@@ -133,7 +134,7 @@ class Reader:
 
     def _governed(self, cell: Cell, service: topology.Service) -> dict[str, dict[str, Any]]:
         """The replicas' sidecars; none where replicas come and go."""
-        if cell.change != "none":
+        if any(EFFECTS.get(cell.change, ())):
             return {}
         pattern = _quoted("|".join(f"^{re.escape(name)}$" for name in _SERVED))
         return {
@@ -143,6 +144,13 @@ class Reader:
             for replica, host in service.replicas.items()
             if replica != topology.DEAD_POD
         }
+
+    def encrypted(self, cell: Cell) -> float:
+        """Connections by mutual TLS that the governed replicas of the cell have taken so far; nothing else is read."""
+        pages = self._servers(cell)
+        reply, _ = self._observers["observer"].ask({"op": "snapshot", "pages": [*pages.values()]}, ASK_TIMEOUT_S)
+        counts = (_server(name, _page(name, body)) for name, body in zip(pages, reply["pages"], strict=True))
+        return sum(each["servers/mtls_cx"] for each in counts)
 
     def usage(self, cell: Cell) -> dict[str, Usage]:
         """CPU and memory of the containers on this cell's path; none where these come and go."""

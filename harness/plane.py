@@ -19,6 +19,7 @@ ASK_TIMEOUT_S = 15
 SETTLE_TIMEOUT_S = 30
 RESOLVE_TIMEOUT_S = 90  # the longest refresh rate of a sidecar's clusters is a minute
 GRACE_S = 2.0  # between a replica that is unready and its end
+STAY_S = 5.0  # of a Service that comes and goes
 POLICY, UNRELATED = "policy.yaml", "unrelated.yaml"
 _HEADLESS = "shop-headless.yaml"  # the Service whose records are removed
 _FAILING, _SPARE = "shop-1", topology.SPARE_POD
@@ -110,8 +111,12 @@ class Plane:
     def _act(self, kind: str) -> int:
         """The instant of the change."""
         if kind in _EDITS:
-            at_ns = time.monotonic_ns()
+            before, at_ns = self.status()["configuration"]["number"], time.monotonic_ns()
             self._edit(kind, changed=True)
+            if kind == "unrelated":
+                time.sleep(STAY_S)
+                self._await(lambda status: status["configuration"]["number"] > before and not any(unsettled(status)))
+                self._edit(kind, changed=False)
             return at_ns
         if kind == "rotate":
             return self.bed.kill("control-plane", signal="SIGUSR1")
@@ -133,7 +138,7 @@ class Plane:
         name, content, removed = _EDITS[kind]
         path = self.bed.state / "mesh" / name
         if changed == removed:
-            path.unlink()
+            path.unlink(missing_ok=True)
         else:
             usual = topology.Nets().pods
             path.write_text(content.replace(f"{usual}.", f"{self.bed.nets.pods}."))

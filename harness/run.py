@@ -361,6 +361,7 @@ class Session:
     def _changing(self, trial: Trial) -> Iterator[dict[str, Any]]:
         """A change comes about while the load runs, and is taken back after it; what is known of it then."""
         kind, changed, failed = trial.cell.change, dict[str, Any](), list[errors.MeshdnsError]()
+        encrypted = list[float]()  # right after the change, where replicas stay so that their counters tell
         if kind == "none" or self._conditions.plane is None:
             yield changed
             return
@@ -370,6 +371,8 @@ class Session:
         def act() -> None:
             try:
                 changed["change"] = governed.change(kind)
+                if not any(plane.EFFECTS[kind]):
+                    encrypted.append(self._reader.encrypted(trial.cell))
             except errors.MeshdnsError as error:
                 failed.append(error)
 
@@ -377,6 +380,9 @@ class Session:
         timer.start()
         try:
             yield changed
+            timer.join()
+            if encrypted:
+                changed["change"]["mutual_tls"] = self._reader.encrypted(trial.cell) - encrypted[0]
         finally:
             timer.join()
             governed.restore(kind)

@@ -67,6 +67,7 @@ class World:
     invalid: float = 0.0  # share of cells
     noise: float = 0.02  # of how fast is followed
     rate_hz: float = 100.0
+    handshakes: bool = True  # new connections by mutual TLS are made all the time
 
 
 def runs(root: Path, world: World | None = None, blocks: int = 4, seed: int = 1) -> store.Runs:
@@ -182,6 +183,8 @@ def _cell(
         "removed": list(removed),
         "probe_period_s": PROBE_S,
     }
+    if not added and not removed:
+        told["mutual_tls"] = float((at_s >= 0).sum()) / 10 * world.handshakes
     valid = bool(rng.random() >= world.invalid)
     record = samples.CellRecord(
         index,

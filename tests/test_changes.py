@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import changes_world
@@ -21,7 +22,8 @@ from changes_world import World
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import claims, errors, figures, stats, store
+from harness import claims, counters, errors, figures, plan, plane, stats, store
+from harness.mesh import topology
 from harness.tables import changes, text
 from harness.tables.changes import Change, Load, Spell
 
@@ -255,14 +257,15 @@ def test_nothing_reaches_the_new_replica(world: Callable[..., store.Runs]) -> No
         assert found["followed"].interval is None
     assert np.isfinite(row(table, "unready", "shop", "mode2-xds", "new")["followed"].p50)
     missed = changes.bar(table).query("verdict == 'MISSED'")
-    assert set(missed["a replica is"]) == {"added", "replaced"}
+    assert set(missed["a replica is"]) == {"added"}
     assert set(missed["beyond it, p50"]) == {"never"}
     said = changes.answer(table)
     assert (
         "With EDS new connections do not follow 4 of 10 changes within the 5.99 s of load left: added in mode1" in said
     )
     assert "the others take up to" in said
-    assert "EDS is below the bar of 300 ms in 12 of 20 rows" in changes.bar_answer(table)
+    assert "never in mode1-xds (new)" in changes.bar_answer(table)
+    assert changes.bar_answer(table).endswith("the bar of 300 ms is met in 0 of 4.")
     assert claims.learnt(table).verdict == claims.UNDECIDED
 
 
@@ -275,16 +278,91 @@ def test_the_answer_turns_with_the_data(usual: store.Runs, world: Callable[..., 
     assert turned.index("with STRICT_DNS") < turned.index("with EDS")
 
 
-def test_the_bar_is_met_or_missed_by_what_is_beyond_the_probe_period(
+def verdicts(table: pd.DataFrame) -> dict[str, set[str]]:
+    """Of the bar, by what happened to a replica."""
+    return {str(name): set(part["verdict"]) for name, part in changes.bar(table).groupby("a replica is")}
+
+
+NOT_JUDGED = {"shut down": {text.ABSENT}, "replaced": {text.ABSENT}, "unready": {text.ABSENT}, "killed": {text.ABSENT}}
+
+
+def test_the_bar_judges_the_first_request_on_a_replica_that_became_ready(
     usual: store.Runs, world: Callable[..., store.Runs]
 ) -> None:
-    good = changes.bar(changes.followed(usual))
-    assert len(good) == 5 * 2 * 2
-    assert set(good["verdict"]) == {"met"}
-    assert set(good["probe period"]) == {"0.500 s"}
+    good = changes.followed(usual)
+    assert len(changes.bar(good)) == 5 * 2 * 2
+    assert verdicts(good) == {"added": {"met"}, **NOT_JUDGED}
+    assert set(changes.bar(good)["probe period"]) == {"0.500 s"}
     slow = changes.followed(world(follows=following(EDS=0.9)))
-    assert set(changes.bar(slow)["verdict"]) == {"MISSED"}
-    assert changes.bar_answer(slow).startswith("Less the probe period, EDS is below the bar of 300 ms in 0 of 20 rows;")
+    assert verdicts(slow) == {"added": {"MISSED"}, **NOT_JUDGED}
+    assert changes.bar_answer(slow).endswith("the bar of 300 ms is met in 0 of 4.")
+
+
+def test_failures_after_the_first_request_on_an_added_replica_are_no_matter_of_the_bar(tmp_path: Path) -> None:
+    runs = changes_world.runs(tmp_path, blocks=3)
+    table = changes.followed(runs)
+    late = np.isin(runs.samples["replica"].astype(str), ["shop-2"]) & (runs.samples["seq"] % 50 == 0)
+    failing = replace(
+        runs, samples=runs.samples.assign(outcome=runs.samples["outcome"].astype(str).where(~late, "reset"))
+    )
+    assert row(changes.followed(failing), "up", "shop", "mode1-xds", "new")["followed"].p50 > 4 * S
+    assert verdicts(changes.followed(failing))["added"] == verdicts(table)["added"] == {"met"}
+
+
+@pytest.fixture(scope="module")
+def minutes(tmp_path_factory: pytest.TempPathFactory) -> store.Runs:
+    folder = tmp_path_factory.mktemp("minutes")
+    return store.load(changes_world.build(folder, blocks=1, name="change"))
+
+
+def test_a_minute_without_a_failure_meets_the_bar_and_handshakes_are_told(minutes: store.Runs) -> None:
+    shown = changes.unnoticed_table(changes.unnoticed(minutes)).set_index(["change", "arm"])
+    assert set(shown.index.get_level_values("arm")) == {"mode1-xds", "mode2-xds"}
+    assert set(shown["verdict"]) == {"met"}
+    assert set(shown["watched"]) == {"61 s"}
+    assert "0 of 30750 requests in mode1-xds and 0 of 30750 requests in mode2-xds fail while every certificate" in (
+        changes.unnoticed_answer(changes.unnoticed(minutes))
+    )
+    encrypted = shown["new mutual TLS connections"].groupby("change").first()
+    assert encrypted["a replica is added"] == text.ABSENT
+    assert encrypted["every certificate is replaced"] == encrypted["another Service comes and goes"] == 3075
+
+
+def test_what_was_not_watched_long_enough_or_not_tried_is_not_judged(minutes: store.Runs) -> None:
+    table = changes.unnoticed(minutes)
+    rotated = table[table["change"] == "rotate"]
+    for how in ({"mutual TLS": 0.0}, {"mutual TLS": np.nan}, {"longest": 45.0}, {"rate_hz": 100.0}):
+        assert set(changes.unnoticed_table(rotated.assign(**how))["verdict"]) == {text.ABSENT}
+    assert set(changes.unnoticed_table(rotated.assign(failed=1))["verdict"]) == {"MISSED"}
+
+
+def test_an_unrelated_service_comes_and_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mesh").mkdir()
+    path, there = tmp_path / "mesh" / plane.UNRELATED, list[bool]()
+
+    def status(_: plane.Plane) -> dict[str, Any]:
+        return {"configuration": {"number": 7 + path.exists(), "error": "", "fault": ""}}
+
+    monkeypatch.setattr(plane.Plane, "status", status)
+    monkeypatch.setattr(plane, "unsettled", lambda _: iter(()))
+    monkeypatch.setattr("time.sleep", lambda _: there.append(path.exists()))
+    bed: Any = SimpleNamespace(state=tmp_path, nets=topology.Nets())
+    plane.Plane(bed, bed).change("unrelated")
+    assert there == [True]
+    assert not path.exists()
+    plane.Plane(bed, bed)._edit("unrelated", changed=False)  # what `restore` does: there is nothing left to take away
+
+
+def test_servers_are_counted_where_replicas_stay() -> None:
+    reader = object.__new__(counters.Reader)
+    reader._testbed = SimpleNamespace(nets=topology.Nets())  # type: ignore[assignment]
+    counted = {
+        change: set(reader._servers(plan.Cell("unnoticed", "mode2-xds", "shop", change=change)))
+        for change in topology.CHANGES
+    }
+    stays = {f"shop-{n}/governed" for n in (1, 2, 3)}
+    gone = {"up", "down", "replace", "unready", "crash"}
+    assert counted == {change: set() if change in gone else stays for change in topology.CHANGES}
 
 
 def test_failures_have_their_kind_and_retries_leave_none(usual: store.Runs, world: Callable[..., store.Runs]) -> None:
@@ -361,6 +439,15 @@ def test_a_run_of_another_plan_says_so(other: store.Runs) -> None:
     assert changes.outcomes(other).empty
     assert changes.timeline(other, "replace").empty
     assert changes.checks(other).empty
+    assert "--plan change" in changes.shown(changes.table(table), table)._repr_html_()
+
+
+def test_an_empty_table_says_whether_it_was_measured(usual: store.Runs, other: store.Runs) -> None:
+    nothing = pd.DataFrame()
+    assert changes.shown(nothing, changes.followed(other)).iloc[0, 0] == (
+        "not measured in these runs; meshdns report --plan change measures it"
+    )
+    assert changes.shown(nothing, changes.followed(usual)).iloc[0, 0] == "nothing to list"
 
 
 # --- checks ---

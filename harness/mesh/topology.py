@@ -221,7 +221,7 @@ INBOUND = tuple(
 )
 BACKENDS = {service.backend: service for service in (*SERVICES, *INBOUND, *GOVERNED)}
 FAULTS = ("fail30", "slow", "dead", "overload")
-POLICIES = ("retries", "timeouts", "outlier", "breaker", "split", "strict", "permissive", "disable")
+POLICIES = ("retries", "timeouts", "outlier", "breaker", "split", "strict", "permissive", "disable", "reconnect")
 CHANGES = ("up", "down", "replace", "unready", "crash", "gone", "rotate", "unrelated")
 
 

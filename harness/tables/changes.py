@@ -40,16 +40,18 @@ SAID = {"up": "added", "down": "shut down", "replace": "replaced", "unready": "u
 UNSEEN = {
     "up": "a replica is added",
     "rotate": "every certificate is replaced",
-    "unrelated": "another Service comes",
+    "unrelated": "another Service comes and goes",
 }
 ALIVE = "unready"  # what is removed lives on, so that it can be kept
 RESOLVERS = {"mode1-xds": "c-ares", "mode1-getaddrinfo": "getaddrinfo", "mode1-hickory": "hickory"}
-BAR_NS = 300 * units.NS_PER_MS  # what the mesh itself may add to the probe period (EDS, p50)
+BAR_NS = 300 * units.NS_PER_MS  # what EDS may add to the probe period until a ready replica is asked first (p50)
+JUDGED = "up"  # by that bar: nothing but readiness changes
+BAR_HZ, BAR_S = 500.0, 60.0  # a change goes unnoticed if no request fails at such a rate for so long
 BIN_NS = 200 * units.NS_PER_MS  # of the timeline
 # What was seen last may be seen again: it has ended only after a silence of twice the longest before the change. A
 # second is enough in any case.
 SLACK, ENOUGH_NS = 2, units.NS_PER_S
-MEASURE = "`meshdns report --plan change` does"
+PLAN = "meshdns report --plan change"
 
 
 # --- one cell ---
@@ -261,7 +263,7 @@ def _timed(row: Row, load: Load, change: Change) -> Row:
         "left": until_left(load, change),
         "errors": error_ns(load, change, rate_hz),
         "failing": failing_ns(load, change, rate_hz),
-        "over probe": followed_ns - change.probe_ns,
+        "over probe": (until_added(load, change) if change.added else followed_ns) - change.probe_ns,
         "took": float(change.done_ns - change.at_ns),
         "probe": change.probe_ns,
         "rest": float(load.start_ns[-1] - change.at_ns),
@@ -313,6 +315,14 @@ def of(table: pd.DataFrame, **levels: str) -> list[Row]:
 # --- as people read it ---
 
 
+def shown(table: pd.DataFrame, measured: pd.DataFrame) -> text.Shown:
+    """A table; where it has no rows, whether that was not measured or there is nothing to list."""
+    if len(table):
+        return text.shown(table)
+    why = "nothing to list" if len(measured) else f"not measured in these runs; {PLAN} measures it"
+    return text.shown(pd.DataFrame({"": [why]}))
+
+
 def _median(spell: Spell) -> str:
     if not spell.n:
         return text.ABSENT
@@ -352,7 +362,10 @@ def table(found: pd.DataFrame, connection: str = NEW) -> pd.DataFrame:
 
 
 def bar(found: pd.DataFrame) -> pd.DataFrame:
-    """A row per change where endpoints are pushed to the sidecar: what is beyond the probe period, and the bar."""
+    """A row per change where endpoints are pushed to the sidecar: what is beyond the probe period.
+
+    That is timed to the first request on an added replica, else until traffic had followed; only readiness is judged.
+    """
     rows = []
     for row in of(found, endpoints=EDS):
         spell = row["over probe"]
@@ -363,22 +376,29 @@ def bar(found: pd.DataFrame) -> pd.DataFrame:
                     "arm": row["arm"],
                     "connection": row["connection"],
                     "blocks": spell.n,
+                    "first on added, p50": _median(row["added"]),
                     "followed after, p50": _median(row["followed"]),
                     "made within, p50": _median(row["took"]),
                     "probe period": units.duration(row["probe"], "s"),
                     "beyond it, p50": _median(spell),
                     "beyond it, mean": _mean(spell),
-                    "bar": units.duration(BAR_NS, "s"),
-                    "verdict": "met" if spell.p50 < BAR_NS else "MISSED",
+                    "bar": units.duration(BAR_NS, "s") if row["change"] == JUDGED else text.ABSENT,
+                    "verdict": _judged(row),
                 }
             )
     return pd.DataFrame(rows, columns=_BAR)
 
 
 _BAR = [
-    "a replica is", "arm", "connection", "blocks", "followed after, p50", "made within, p50", "probe period",
-    "beyond it, p50", "beyond it, mean", "bar", "verdict",
+    "a replica is", "arm", "connection", "blocks", "first on added, p50", "followed after, p50", "made within, p50",
+    "probe period", "beyond it, p50", "beyond it, mean", "bar", "verdict",
 ]  # fmt: skip
+
+
+def _judged(row: Row) -> str:
+    if row["change"] != JUDGED:
+        return text.ABSENT
+    return "met" if row["over probe"].p50 < BAR_NS else "MISSED"
 
 
 def kept(runs: store.Runs) -> pd.DataFrame:
@@ -510,18 +530,28 @@ def gone_table(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def unnoticed(runs: store.Runs) -> pd.DataFrame:
-    """A row per change that nobody should notice and arm: requests after it, and those of them that failed."""
+    """A row per change that nobody should notice and arm: requests after it, and those of them that failed.
+
+    `longest` is the most that one load was watched after the change, `mutual TLS` what replicas counted of connections
+    made meanwhile; NaN where they come and go, so that nobody counts.
+    """
     found = _per_cell(runs, _lost, UNNOTICED)
     if found.empty:
-        return pd.DataFrame(columns=["change", "arm", "rate_hz", "seconds", "requests", "failed"])
-    sums = found.groupby(["change", "arm", "rate_hz"], observed=True, sort=False)[["seconds", "requests", "failed"]]
-    return sums.sum().reset_index()
+        return pd.DataFrame(columns=[*_UNSEEN, "longest", *_SUMS])
+    by = found.groupby(_UNSEEN, observed=True, sort=False)
+    sums = by[_SUMS].sum(min_count=1).assign(longest=by["seconds"].max()).reset_index()
+    place = {name: n for n, name in enumerate([*UNSEEN, *ARMS])}
+    return sums.sort_values(["change", "arm"], key=lambda names: names.astype(str).map(place), ignore_index=True)
 
 
-def _lost(_: Row, load: Load, change: Change) -> Row:
+_UNSEEN, _SUMS = ["change", "arm", "rate_hz"], ["seconds", "requests", "failed", "mutual TLS"]
+
+
+def _lost(row: Row, load: Load, change: Change) -> Row:
     after = load.start_ns >= change.at_ns
     seconds = float(load.start_ns[-1] - change.at_ns) / units.NS_PER_S
-    return {"seconds": seconds, "requests": int(after.sum()), "failed": int(failed_after(load, change).sum())}
+    counts = {"requests": int(after.sum()), "failed": int(failed_after(load, change).sum())}
+    return counts | {"seconds": seconds, "mutual TLS": float(row["agent"]["change"].get("mutual_tls", np.nan))}
 
 
 def unnoticed_table(found: pd.DataFrame) -> pd.DataFrame:
@@ -533,11 +563,22 @@ def unnoticed_table(found: pd.DataFrame) -> pd.DataFrame:
             "offered": f"{row['rate_hz']:g} /s",
             "watched": f"{row['seconds']:.0f} s",
             "requests": row["requests"],
+            "new mutual TLS connections": text.ABSENT if np.isnan(row["mutual TLS"]) else int(row["mutual TLS"]),
             "failed": row["failed"],
+            "verdict": _kept_quiet(row),
         }
         for row in of(found)
     ]
     return pd.DataFrame(rows)
+
+
+def _kept_quiet(row: Row) -> str:
+    """New certificates are tried by new connections only."""
+    if row["failed"]:
+        return "MISSED"
+    tried = row["change"] != "rotate" or row["mutual TLS"] > 0
+    enough = row["rate_hz"] >= BAR_HZ and row["longest"] >= BAR_S
+    return "met" if enough and tried else text.ABSENT
 
 
 def _share(part: int, whole: int) -> str:
@@ -550,7 +591,7 @@ def _share(part: int, whole: int) -> str:
 def answer(found: pd.DataFrame) -> str:
     """How long until new connections have followed every change, by how endpoints are known, fastest first."""
     if found.empty:
-        return f"This run did not change endpoints under load; {MEASURE}."
+        return f"This run did not change endpoints under load; `{PLAN}` does."
     ways = {way: _slowest(of(found, endpoints=way, connection=NEW)) for way in dict.fromkeys(found["endpoints"])}
     known = {way: row for way, row in ways.items() if row is not None}
     if not known:
@@ -600,15 +641,14 @@ def spread(spell: Spell) -> str:
 
 
 def bar_answer(found: pd.DataFrame) -> str:
-    """Whether EDS follows as fast as it should; "" if it was not measured."""
-    judged = bar(found)
-    if judged.empty:
+    """Whether a replica that became ready is asked as soon as it should be by EDS; "" if that was not measured."""
+    rows = [row for row in of(found, endpoints=EDS, change=JUDGED) if row["over probe"].n]
+    if not rows:
         return ""
-    met = int((judged["verdict"] == "met").sum())
-    missed = judged[judged["verdict"] != "met"]
-    said = f"Less the probe period, EDS is below the bar of {units.duration(BAR_NS)} in {met} of {len(judged)} rows"
-    names = [f"{row['a replica is']} in {row['arm']} ({row['connection']})" for row in missed.to_dict("records")]
-    return said + (f"; it is not where a replica is {_listed(names)}." if names else ".")
+    met = [row for row in rows if _judged(row) == "met"]
+    each = [f"{_median(row['over probe'])} in {row['arm']} ({row['connection']})" for row in rows]
+    said = "From readiness to the first request on the new replica, EDS takes at p50 beyond the probe period "
+    return f"{said}{_listed(each)}; the bar of {units.duration(BAR_NS)} is met in {len(met)} of {len(rows)}."
 
 
 def errors_answer(found: pd.DataFrame) -> str:
@@ -656,11 +696,12 @@ def gone_answer(found: pd.DataFrame) -> str:
 
 def unnoticed_answer(found: pd.DataFrame) -> str:
     """Whether requests failed; "" if that was not measured."""
-    parts = [
-        f"{row['failed']} of {row['requests']} requests fail while {UNSEEN.get(row['change'], row['change'])}"
-        for row in of(found)
-    ]
-    return f"Of what nobody should notice, {_listed(parts)}." if parts else ""
+    parts = []
+    for change in dict.fromkeys(found["change"]):
+        rows = of(found, change=change)
+        each = [f"{row['failed']} of {row['requests']} requests in {row['arm']}" for row in rows]
+        parts.append(f"{_listed(each)} fail while {UNSEEN.get(change, change)}")
+    return f"Of what nobody should notice: {'; '.join(parts)}." if parts else ""
 
 
 def _listed(names: Sequence[str], last: str = "and") -> str:
