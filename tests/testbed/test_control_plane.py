@@ -114,7 +114,8 @@ def test_policies_change_what_becomes_of_faults(session: run.Session, arm: str) 
     assert without.table.column("outcome").to_pylist().count("http_error") > 0
     assert helped.table.column("outcome").to_pylist().count("http_error") == 0
     assert helped.record.counters["pod/envoy/retries"] > 0
-    assert helped.record.counters["servers/nginx_rq"] == 100 + helped.record.counters["pod/envoy/retries"]
+    tries = 100 + helped.record.counters["pod/envoy/retries"]
+    assert helped.record.counters["pod/envoy/tries"] == helped.record.counters["servers/nginx_rq"] == tries
     slow = trial(arm, count=30, fault="slow", policy="timeouts")
     assert seen(session, slow, "replica") <= {"shop-2", "shop-3"}
     split = session.trial(0, trial(arm, count=300, policy="split"), seed=1).table.column("replica").to_pylist()
@@ -123,10 +124,11 @@ def test_policies_change_what_becomes_of_faults(session: run.Session, arm: str) 
 
 @pytest.mark.parametrize("change", ["up", "crash"])
 def test_readiness_decides_who_is_asked(session: run.Session, change: str) -> None:
-    load = trial("mode2-xds", count=600, arrival="constant", rate_hz=200.0, concurrency=100, change=change)
+    load = trial("mode2-xds", count=2400, arrival="constant", rate_hz=200.0, concurrency=100, change=change)
     measured = session.trial(0, load, seed=1)
-    at_ns = measured.record.agent["change"]["at_ns"]
-    late = measured.table.filter(measured.table.column("due_ns").to_numpy() > at_ns + 1_500_000_000)
+    done_ns = measured.record.agent["change"]["done_ns"]  # a busy machine may take long to kill two containers
+    late = measured.table.filter(measured.table.column("due_ns").to_numpy() > done_ns + 1_500_000_000)
+    assert late.num_rows > 200
     asked = set(late.column("replica").to_pylist())
     assert ("shop-4" in asked) == (change == "up")
     assert ("shop-1" in asked) == (change != "crash")
@@ -148,8 +150,10 @@ def test_what_cannot_be_used_changes_nothing_and_is_said(governing: plane.Plane,
 
 def test_new_certificates_break_nothing(governing: plane.Plane, session: run.Session) -> None:
     before = governing.status()["certificates"]["shop/shop-1"]["rotations"]
-    load = trial("mode1-xds", count=600, arrival="constant", rate_hz=200.0, concurrency=100, change="rotate")
-    assert seen(session, load, "outcome") == {"ok"}
+    how: dict[str, object] = {"arrival": "constant", "rate_hz": 200.0, "concurrency": 100, "policy": "reconnect"}
+    measured = session.trial(0, trial("mode1-xds", count=600, change="rotate", **how), seed=1)
+    assert set(measured.table.column("outcome").to_pylist()) == {"ok"}
+    assert measured.record.agent["change"]["mutual_tls"] > 0  # the new ones were tried
     assert governing.status()["certificates"]["shop/shop-1"]["rotations"] == before + 1
 
 
