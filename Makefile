@@ -41,7 +41,7 @@ lab: $(READY) ## JupyterLab with the notebooks, on this machine only (PORT=8888)
 	@$(BIN)/jupyter lab --ip=127.0.0.1 --port=$(PORT) --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 bench: $(READY) ## the speed bars, beside other tools in one run
-	@status=0; for bench in tests/bench/*.py; do $(BIN)/python $$bench || status=1; done; exit $$status
+	@status=0; for bench in $$(grep -l __main__ tests/bench/*.py); do $(BIN)/python $$bench || status=1; done; exit $$status
 
 up: engine ## start the testbed and leave it running
 	@$(MESHDNS) up

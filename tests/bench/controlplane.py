@@ -1,476 +1,462 @@
-"""Scale of the control plane: `python tests/bench/controlplane.py [--envoy FILE] [--services N …]`.
+"""Scale of the control plane: `python tests/bench/controlplane.py [--services N …] [--out FILE]`.
 
-For each number of services, a control plane of its own that serves eight sidecars (clients that speak incremental ADS,
-in four namespaces) and one real Envoy. What it takes to compile, alone and for all; from the moment a configuration has
-been read to the last answer of the last sidecar; what is sent by type, and after one endpoint has changed; memory at
-both ends; and how long `meshdns dns-proxy` takes to answer from that name table. Exits with 1 if a bar is missed.
+For each number of services and each mode a control plane of its own, which tells nine sidecars of that mode (eight
+clients that speak incremental ADS, in four namespaces, and one real Envoy) and whoever answers their names: in `mode1`
+the cluster DNS, in `mode2-agent` a DNS proxy in the pod, in `mode2-envoy` Envoy's own filter. A mesh is of one mode, so
+the bars are held by each mode for itself. Pushed is what all clients have taken; what Envoy makes of it is told beside
+it. Exits with 1 if a bar is missed.
 
 Of ten services eight have a cluster IP, one is headless, one is a ServiceEntry for a TCP service without an address.
+After the push one endpoint of a cluster IP is moved, which changes no name, then one of a headless service, which does:
+Envoy's filter has its table in one resource, so then it is sent whole, and no bar is held to that.
+
+Names are asked when everything has been pushed: all local ones in turn, the servers of all modes and sizes in rounds of
+random order, each pinned to one core and the client to another. Sidecars have fixed ports, so two cannot run at a time:
+in the rounds the filter of `mode2-envoy` is the compiled listener in an Envoy of its own; the sidecar itself is asked
+alone, right after its push. The cluster DNS is BIND on loopback, without dnsdist and without a network between.
+
+`--out` writes a JSON object: `schema` (1), `taken_at` (UTC), `facts` (machine and versions), `bars` (each with `what`,
+`mode`, `services`, `value`, `limit`, `met`) and `rows`, one per mode and number of services, with the fields of `Row`.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import collections
 import contextlib
 import dataclasses
+import datetime
+import importlib.metadata
 import json
 import os
-import socket
+import platform
+import random
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 os.environ["GRPC_VERBOSITY"] = "ERROR"  # read when gRPC is loaded; else it tells of every control plane that ends
 
 import dnsproxy
-import grpc.aio
-from envoy.config.cluster.v3 import cluster_pb2
-from envoy.config.listener.v3 import listener_pb2
-from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
-from envoy.service.discovery.v3 import discovery_pb2
+import participants
+from participants import CLIENTS, HEADLESS, PATIENCE_S, Client, Plane, mesh, names, plane
 
-from harness.controlplane import bootstrap
+import harness
+from harness import facts
+from harness.controlplane import api
 from harness.controlplane.compile import Compiler, Snapshot
 from harness.controlplane.encoding import CDS, EDS, LDS, RDS, SDS, SHORT, Encoder
-from harness.controlplane.node import Choices, Node
-from harness.controlplane.server import SERVICE
-from harness.mesh.topology import PORT_ADMIN, PORT_INBOUND, PORT_OUTBOUND, PORT_STATS
+from harness.controlplane.node import Node
+from harness.mesh.topology import PORT_DNS, Dns
 from harness.model import reader, registry, vips
 
+MODES: dict[str, Dns] = {"mode1": "cluster", "mode2-agent": "agent", "mode2-envoy": "envoy"}
 COUNTS = (10, 100, 1000, 10_000)
-SIDECARS, NAMESPACES = 8, 4
+LEAST = 10  # services, so that each kind is there
+SCHEMA = 1
 PUSH_BARS_S = {1000: 2.0, 10_000: 20.0}
 MEMORY_BAR_MB = {1000: 200}
 CHANGE_BAR_BYTES = 2000  # one changed endpoint, per sidecar: the endpoints of one port and the head of the message
-PATIENCE_S = 90.0
-ROOM = 10_000_000  # of one message: 10,000 services are one route table of 5 MB
+MOVED, MOVED_HEADLESS = 0, HEADLESS  # numbers of the services
+QUIET_S = 0.5  # without a message, after which a change has been told
+ROUNDS, FLIGHT_S = 7, 0.2
+FLIGHTS = (1, 10)  # queries under way
+Key = tuple[str, int]  # mode, services
+Fields = dict[str, Any]  # of a row
+PACKAGES = ("grpcio", "protobuf", "xds-protos", "dnspython")
 
 
-def sidecars() -> list[Node]:
-    return [Node(f"pod-{n}", f"team-{n % NAMESPACES}", f"198.19.255.{n + 1}", dns="agent") for n in range(SIDECARS + 1)]
+@dataclass(frozen=True)
+class Row:
+    """One mode with one number of services. MB are 10^6 bytes; bytes are those that one client got."""
 
-
-def mesh(count: int, moved: int = -1) -> str:
-    """The YAML; the first endpoint of service number `moved` is somewhere else."""
-    found = [
-        f"apiVersion: v1\nkind: Pod\nmetadata: {{name: {node.pod}, namespace: {node.namespace}}}\n"
-        f"status: {{podIP: {node.address}}}\n"
-        for node in sidecars()
-    ]
-    for n in range(count):
-        name, namespace, (high, low) = f"service-{n}", f"team-{n % 20}", divmod(n, 250)
-        head = f"metadata: {{name: {name}, namespace: {namespace}"
-        if n % 10 == 9:
-            found.append(
-                f"apiVersion: networking.istio.io/v1\nkind: ServiceEntry\n{head}}}\n"
-                f"spec: {{hosts: [{name}.example.com], resolution: DNS, "
-                "ports: [{number: 6000, name: tcp, protocol: TCP}]}\n"
-            )
-            continue
-        address = "None" if n % 10 == 8 else f"10.96.{high}.{low + 1}"
-        first = f"198.18.{high + (100 if n == moved else 0)}.{low + 1}"
-        found.append(
-            f"apiVersion: v1\nkind: Service\n{head}}}\n"
-            f"spec: {{clusterIP: {address}, "
-            "ports: [{name: http, port: 80, targetPort: 8080}, {name: tcp, port: 5432}]}\n"
-            f"---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n"
-            f"{head}, labels: {{kubernetes.io/service-name: {name}}}}}\naddressType: IPv4\n"
-            "ports: [{name: http, port: 8080}, {name: tcp, port: 5432}]\n"
-            f"endpoints: [{{addresses: [{first}]}}, {{addresses: [198.19.{high}.{low + 1}]}}]\n"
-        )
-    return "---\n".join(found)
+    mode: str
+    services: int
+    read_s: float  # YAML to resources
+    compile_one_s: float  # resources to the bytes for one sidecar: model, snapshot, encoding
+    compile_all_s: float  # and for all eight clients
+    push_s: float  # from the configuration that has been read to the last answer of the last client
+    envoy_push_s: float  # and to the moment at which the control plane knows that Envoy has taken everything
+    names_s: float  # and to the first answer for the last name
+    file_s: float  # from the file to the last answer of the last client: watching and reading too
+    cds_bytes: int
+    eds_bytes: int
+    lds_bytes: int
+    rds_bytes: int
+    name_table_bytes: int | None  # the proxy's file, or the DNS listener, which is part of lds_bytes; mode1 has none
+    dns_records: int | None  # in the cluster DNS; mode 2 is measured without one
+    change_s: float  # one endpoint of a cluster IP is somewhere else: from the read configuration to the last answer
+    change_bytes: int
+    change_types: str
+    headless_change_s: float  # one endpoint of a headless service is somewhere else
+    headless_change_bytes: int
+    headless_change_types: str
+    control_plane_peak_mb: float  # resident
+    envoy_mb: float  # allocated, after the push
+    name_server_peak_mb: float | None  # BIND's or the proxy's, resident; Envoy's filter is part of envoy_mb
+    sidecar_dns_p50_1_in_flight_us: float | None  # mode2-envoy: the sidecar itself, asked alone after its push
+    sidecar_dns_p50_10_in_flight_us: float | None
+    # The median of the rounds, and each round's median; other modes and sizes were asked between them.
+    dns_p50_1_in_flight_us: float
+    dns_p50_10_in_flight_us: float
+    dns_rounds_1_in_flight_us: list[float]
+    dns_rounds_10_in_flight_us: list[float]
 
 
 # ---- compiling, in this process
 
 
-@dataclass
+@dataclass(frozen=True)
 class Compiled:
     read_s: float
-    one_s: float  # model and snapshot of one sidecar, as bytes
+    one_s: float
     all_s: float
-    resources: dict[Node, dict[str, int]]  # by type
+    resources: dict[Node, dict[str, int]]  # how many, by type
+    dns_listener: api.Json | None
+    dns_listener_bytes: int | None
 
 
-def compiled(text: str) -> Compiled:
+def compiled(text: str, dns: Dns) -> Compiled:
     began = time.perf_counter()
     given = reader.parse({"mesh.yaml": text})
     read_s = time.perf_counter() - began
-    took, sizes = [], {}
-    for nodes in (sidecars()[:1], sidecars()[:SIDECARS]):
+    took: list[float] = []
+    counts: dict[Node, dict[str, int]] = {}
+    made: Snapshot = {}
+    everyone = participants.nodes(dns)[:CLIENTS]
+    for nodes in (everyone[:1], everyone):
         began = time.perf_counter()
         allocation = vips.assign(vips.Allocation(), vips.wanted(given), vips.reserved(given))
         compiler, encoder = Compiler(registry.build(given, allocation.addresses)), Encoder()
         with encoder.sharing():
             for node in nodes:
-                sizes[node] = _sizes(encoder, compiler.snapshot(node))
+                made = compiler.snapshot(node)
+                counts[node] = {url: len(group.resources) for url, group in encoder.snapshot(made).items()}
         took.append(time.perf_counter() - began)
-    return Compiled(read_s, took[0], took[1], sizes)
+    listener = made[api.LISTENER].get("dns_udp")
+    size = len(Encoder().group(LDS, {"dns_udp": listener}).resources["dns_udp"].value) if listener else None
+    return Compiled(read_s, took[0], took[1], counts, listener, size)
 
 
-def _sizes(encoder: Encoder, made: Snapshot) -> dict[str, int]:
-    return {url: len(group.resources) for url, group in encoder.snapshot(made).items()}
+# ---- one mode, one size
 
 
-# ---- a control plane of its own process
+def peak_mb(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) * 1024 / 1e6
 
 
-@dataclass
-class Plane:
-    process: subprocess.Popen[str]
-    folder: Path
-    ads: str
-    status: str
-
-    def tell(self, text: str) -> None:
-        """The configuration from now on; the file is replaced whole."""
-        fresh = self.folder / "fresh"
-        fresh.write_text(text)
-        fresh.replace(self.folder / "mesh" / "mesh.yaml")
-
-    def shown(self) -> dict[str, Any]:
-        with urllib.request.urlopen(f"http://{self.status}/status", timeout=PATIENCE_S) as reply:
-            found: dict[str, Any] = json.load(reply)
-        assert not found["configuration"]["error"], found["configuration"]["error"]
-        return found
-
-    def read_s(self, after_s: float) -> float:
-        """When the configuration that is in force had been read, in Unix time; waits for one read after `after_s`."""
-        while (at_s := float(self.shown()["configuration"]["last_change"]["at"])) < after_s:
-            time.sleep(0.01)
-        return at_s
-
-    def rss_mb(self) -> float:
-        status = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
-        return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1024
+@dataclass(frozen=True)
+class Programs:
+    envoy: Path
+    named: list[str]
 
 
-@contextlib.contextmanager
-def plane(folder: Path) -> Iterator[Plane]:
-    (folder / "mesh").mkdir()
-    (folder / "mesh" / "mesh.yaml").write_text(mesh(1))
-    command = [sys.executable, "-m", "harness.controlplane", "--mesh", str(folder / "mesh"), "--probe", "none",
-               "--listen", "127.0.0.1:0", "--status", "127.0.0.1:0", "--names", str(folder)]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout
-        yield Plane(process, folder, process.stdout.readline().strip(), process.stdout.readline().strip())
-    finally:
-        process.terminate()
-        process.wait(10)
+class Bench:
+    """One control plane, its sidecars, and the server that answers their names."""
+
+    def __init__(self, mode: str, count: int, folder: Path, programs: Programs) -> None:
+        self.mode, self.count, self.folder, self.programs = mode, count, folder, programs
+        self.text = mesh(count)
+        self.compiled = compiled(self.text, MODES[mode])
+        self.nodes = participants.nodes(MODES[mode])
+        referred: dict[tuple[str, str], str] = {}
+        self.clients = [Client(node, referred) for node in self.nodes[:CLIENTS]]
+        self.tasks: list[asyncio.Task[None]] = []
+
+    async def run(self, stack: contextlib.ExitStack) -> tuple[Fields, dnsproxy.Server]:
+        """What it came to; the name server lasts as long as the stack."""
+        bind: dnsproxy.Server | None = None
+        options: tuple[str, ...] = ("--names", str(self.folder)) if self.mode == "mode2-agent" else ()
+        if self.mode == "mode1":
+            bind, options = participants.cluster_dns(stack, self.folder, self.programs.named)
+        with (
+            plane(self.folder, *options) as serving,
+            participants.envoy(self.programs.envoy, self.folder, serving.ads, self.nodes[-1]) as sidecar,
+        ):
+            server = bind or self._server(stack)
+            server.queries = queries(self.count)
+            own = dnsproxy.Server("the sidecar", sidecar, PORT_DNS, server.queries)
+            self.tasks = [asyncio.create_task(one.run(serving.ads)) for one in self.clients]
+            await self._until(lambda: all(one.known[LDS] and one.known[SDS] for one in self.clients))
+            await self._until_shown(serving, lambda shown: accepted(shown, self.nodes[-1]))
+            found = await self._measure(serving, server, own if self.mode == "mode2-envoy" else None)
+            for task in self.tasks:
+                task.cancel()
+            await asyncio.gather(*self.tasks, return_exceptions=True)
+        return found, server
+
+    def _server(self, stack: contextlib.ExitStack) -> dnsproxy.Server:
+        first = names(1)[0]
+        if self.compiled.dns_listener is None:
+            return participants.proxy(stack, self.folder / "names.json", first)
+        return participants.dns_filter(stack, self.programs.envoy, self.folder, self.compiled.dns_listener, first)
+
+    async def _measure(self, serving: Plane, server: dnsproxy.Server, own: dnsproxy.Server | None) -> Fields:
+        found = await self._push(serving, own or server)
+        found |= await self._memory_and_names(serving, server, own)
+        found |= await self._change(serving, "change", [MOVED])
+        found |= await self._change(serving, "headless_change", [MOVED, MOVED_HEADLESS])
+        found["control_plane_peak_mb"] = peak_mb(serving.process.pid)
+        made = self.compiled
+        return found | {"mode": self.mode, "services": self.count, "read_s": made.read_s,
+                        "compile_one_s": made.one_s, "compile_all_s": made.all_s}  # fmt: skip
+
+    async def _push(self, serving: Plane, answering: dnsproxy.Server) -> Fields:
+        for one in self.clients:
+            one.bytes.clear()
+        began = time.time()
+        serving.tell(self.text)
+        last = max(names(self.count))  # the cluster DNS is told names in their order
+        naming = asyncio.create_task(asyncio.to_thread(participants.answered_s, answering.port, last))
+        await self._until(lambda: all(one.has(self.compiled.resources[one.node]) for one in self.clients))
+        last_s = max(one.last_s for one in self.clients)
+        await self._until_shown(serving, lambda shown: accepted(shown, self.nodes[-1], self.count))
+        envoy_s, named_s, read_s = time.time(), await naming, serving.read_s(began)
+        sizes = {f"{SHORT[url].lower()}_bytes": self.clients[0].bytes[url] for url in (CDS, EDS, LDS, RDS)}
+        return {"push_s": last_s - read_s, "envoy_push_s": envoy_s - read_s, "names_s": named_s - read_s,
+                "file_s": last_s - began, **sizes}  # fmt: skip
+
+    async def _memory_and_names(self, serving: Plane, server: dnsproxy.Server, own: dnsproxy.Server | None) -> Fields:
+        shown = await self._until_shown(serving, lambda shown: not shown["dns"] or told(shown["dns"]))
+        table_bytes = self.compiled.dns_listener_bytes
+        if self.mode == "mode2-agent":
+            table_bytes = (self.folder / "names.json").stat().st_size
+        own_us = ask({(self.mode, self.count): own})[self.mode, self.count] if own else {}
+        return {
+            "name_table_bytes": table_bytes,
+            "dns_records": shown["dns"]["held"] if shown["dns"] else None,
+            "envoy_mb": participants.envoy_memory_mb(),
+            "name_server_peak_mb": None if own else peak_mb(server.process.pid),
+            **{f"sidecar_dns_p50_{n}_in_flight_us": statistics.median(own_us[n]) if own else None for n in FLIGHTS},
+        }
+
+    async def _change(self, serving: Plane, what: str, moved: Sequence[int]) -> Fields:
+        for one in self.clients:
+            one.bytes.clear()
+        began = time.time()
+        serving.tell(mesh(self.count, moved))
+        await self._until(lambda: all(one.last_s > began for one in self.clients))
+        await self._until(lambda: time.time() - max(one.last_s for one in self.clients) > QUIET_S)
+        most = max((one.bytes for one in self.clients), key=lambda sizes: sizes.total())
+        return {
+            f"{what}_s": max(one.last_s for one in self.clients) - serving.read_s(began),
+            f"{what}_bytes": most.total(),
+            f"{what}_types": "+".join(sorted(SHORT[url] for url in most)),
+        }
+
+    async def _until(self, true: Callable[[], bool]) -> None:
+        end = time.monotonic() + PATIENCE_S
+        while not true():
+            for task in self.tasks:
+                if task.done():
+                    task.result()
+            if time.monotonic() > end:
+                raise SystemExit(f"the sidecars did not get everything within {PATIENCE_S:g} s")
+            await asyncio.sleep(0.002)
+
+    async def _until_shown(self, serving: Plane, true: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The control plane's status that says so."""
+        end = time.monotonic() + PATIENCE_S
+        while not true(shown := await asyncio.to_thread(serving.shown)):
+            if time.monotonic() > end:
+                raise SystemExit(f"Envoy or the cluster DNS did not take everything within {PATIENCE_S:g} s")
+            await asyncio.sleep(0.05)
+        return shown
 
 
-# ---- sidecars
-
-
-@dataclass
-class Client:
-    """A sidecar without its data plane: asks as Envoy does, accepts everything, counts what comes."""
-
-    node: Node
-    known: dict[str, dict[str, str]] = field(default_factory=lambda: collections.defaultdict(dict))
-    bytes: collections.Counter[str] = field(default_factory=collections.Counter)
-    last_s: float = 0.0  # Unix time of the last answer
-    call: Any = None
-
-    _referred: dict[tuple[str, str], str] = dataclasses.field(default_factory=dict)
-
-    async def run(self, where: str, referred: dict[tuple[str, str], str]) -> None:
-        """Until cancelled; `referred` is what resources refer to, worked out once for all clients."""
-        self._referred = referred
-        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", ROOM)]
-        async with grpc.aio.insecure_channel(where, options=options) as channel:
-            self.call = channel.stream_stream(
-                f"/{SERVICE}/DeltaAggregatedResources",
-                request_serializer=discovery_pb2.DeltaDiscoveryRequest.SerializeToString,
-                response_deserializer=None,
-            )()
-            who: dict[str, Any] = {"id": self.node.id, "metadata": self.node.metadata()}
-            await self.call.write(discovery_pb2.DeltaDiscoveryRequest(type_url=CDS, node=_node(who)))
-            await self._ask(LDS)
-            await self._ask(SDS, ["default", "ROOTCA"])
-            while True:
-                data = await self.call.read()
-                await self._take(discovery_pb2.DeltaDiscoveryResponse.FromString(data), len(data))
-
-    async def _take(self, message: Any, size: int) -> None:
-        self.bytes[message.type_url] += size
-        known, wanted = self.known[message.type_url], []
-        for one in message.resources:
-            known[one.name] = one.version
-            if message.type_url in (CDS, LDS):
-                wanted.append(self._refers(message.type_url, one))
-        for name in message.removed_resources:
-            known.pop(name, None)
-        await self._ask(message.type_url, nonce=message.nonce)
-        if message.type_url in (CDS, LDS):
-            other = EDS if message.type_url == CDS else RDS
-            fresh = sorted({name for name in wanted if name} - self.known[other].keys())
-            if fresh:
-                await self._ask(other, fresh)
-        self.last_s = time.time()
-
-    def _refers(self, type_url: str, one: Any) -> str:
-        key = one.name, one.version
-        if key not in self._referred:
-            value = one.resource.value
-            self._referred[key] = _endpoints(value) if type_url == CDS else _table(value)
-        return self._referred[key]
-
-    async def _ask(self, type_url: str, names: list[str] | None = None, nonce: str = "") -> None:
-        await self.call.write(
-            discovery_pb2.DeltaDiscoveryRequest(
-                type_url=type_url, resource_names_subscribe=names or (), response_nonce=nonce
-            )
-        )
-
-    def has(self, wanted: dict[str, int]) -> bool:
-        return all(len(self.known[url]) == count for url, count in wanted.items())
-
-
-def _node(who: dict[str, Any]) -> Any:
-    from envoy.config.core.v3 import base_pb2
-    from google.protobuf import json_format
-
-    return json_format.ParseDict(who, base_pb2.Node())
-
-
-def _endpoints(value: bytes) -> str:
-    found = cluster_pb2.Cluster.FromString(value)
-    return str(found.name) if found.type == cluster_pb2.Cluster.EDS else ""
-
-
-def _table(value: bytes) -> str:
-    manager = http_connection_manager_pb2.HttpConnectionManager()
-    found = listener_pb2.Listener.FromString(value)
-    for chain in (*found.filter_chains, found.default_filter_chain):
-        for one in chain.filters:
-            if one.typed_config.Unpack(manager) and manager.rds.route_config_name:
-                return str(manager.rds.route_config_name)
-    return ""
-
-
-@contextlib.contextmanager
-def envoy(program: Path, folder: Path, where: str) -> Iterator[Node]:
-    """A real one, on its own ports."""
-    node = dataclasses.replace(sidecars()[-1], choices=Choices(dns_server="127.0.0.1"))
-    for port in (PORT_ADMIN, PORT_INBOUND, PORT_OUTBOUND, PORT_STATS):
-        with socket.socket() as one:
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                one.bind(("0.0.0.0", port))
-            except OSError:
-                raise SystemExit(f"port {port} is taken, which a sidecar needs; end the process that has it") from None
-    (folder / "envoy.json").write_text(json.dumps(bootstrap.bootstrap(node, where)))
-    command = [
-        str(program),
-        "-c",
-        str(folder / "envoy.json"),
-        "--concurrency",
-        "1",
-        "--use-dynamic-base-id",
-        "-l",
-        "off",
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        yield node
-    finally:
-        process.kill()
-        process.wait()
-
-
-def envoy_memory_mb() -> float:
-    with urllib.request.urlopen(f"http://127.0.0.1:{PORT_ADMIN}/memory", timeout=PATIENCE_S) as reply:
-        return int(json.load(reply)["allocated"]) / 2**20
-
-
-def accepted(shown: dict[str, Any], node: Node) -> bool:
-    """The control plane knows that the sidecar has taken everything."""
+def accepted(shown: dict[str, Any], node: Node, clusters: int = 0) -> bool:
+    """The control plane knows that the sidecar has taken everything, at least that many clusters."""
     types = shown["nodes"].get(node.id, {}).get("types", {})
     done = [one["offered"] == one["accepted"] and not one["waiting"] for one in types.values()]
     assert not any(one["rejections"] for one in types.values()), types
-    return len(done) >= 3 and all(done)
+    return len(done) >= 3 and all(done) and types["CDS"]["resources"] >= clusters
 
 
-# ---- one size
-
-
-@dataclass
-class Measured:
-    count: int
-    compiled: Compiled
-    pushed_s: float = 0.0  # from the configuration that was read to the last answer of the last client
-    envoy_s: float = 0.0  # and of Envoy
-    whole_s: float = 0.0  # from the file to the last answer: watching and reading too
-    bytes: dict[str, int] = field(default_factory=dict)  # to one client
-    change_bytes: int = 0  # to one client after one endpoint changed
-    change_types: str = ""
-    change_s: float = 0.0
-    plane_mb: float = 0.0
-    envoy_mb: float = 0.0
-    table: Path = Path()
-
-
-async def measure(count: int, folder: Path, program: Path) -> Measured:
-    text, moved = mesh(count), mesh(count, moved=0)
-    found = Measured(count, compiled(text))
-    expected = found.compiled.resources
-    with plane(folder) as serving, envoy(program, folder, serving.ads) as real:
-        clients = [Client(node) for node in sidecars()[:SIDECARS]]
-        referred: dict[tuple[str, str], str] = {}
-        tasks = [asyncio.create_task(one.run(serving.ads, referred)) for one in clients]
-        await until(tasks, lambda: all(one.known[LDS] and one.known[SDS] for one in clients))
-        await until_accepted(serving, real)
-        for one in clients:
-            one.bytes.clear()
-        began = time.time()
-        serving.tell(text)
-        await until(tasks, lambda: all(one.has(expected[one.node]) for one in clients))
-        last_s = max(one.last_s for one in clients)
-        await until_accepted(serving, real, count)
-        took_s = time.time() - began
-        read_s = serving.read_s(began) - began
-        found.whole_s = last_s - began
-        found.pushed_s, found.envoy_s = found.whole_s - read_s, took_s - read_s
-        found.bytes = {SHORT[url]: size for url, size in clients[0].bytes.items()}
-        found.envoy_mb = envoy_memory_mb()
-        await change(found, serving, clients, tasks, moved)
-        found.plane_mb = serving.rss_mb()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    found.table = folder / "names.json"
-    return found
-
-
-async def change(found: Measured, serving: Plane, clients: list[Client], tasks: list[Any], moved: str) -> None:
-    """One endpoint is somewhere else."""
-    for one in clients:
-        one.bytes.clear()
-    began = time.time()
-    serving.tell(moved)
-    await until(tasks, lambda: all(one.last_s > began for one in clients))
-    found.change_s = max(one.last_s for one in clients) - serving.read_s(began)
-    await asyncio.sleep(0.5)  # whatever else there may be
-    found.change_bytes = max(sum(one.bytes.values()) for one in clients)
-    found.change_types = "+".join(sorted({SHORT[url] for one in clients for url in one.bytes}))
-
-
-async def until(tasks: list[Any], true: Any) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not true():
-        for task in tasks:
-            if task.done():
-                task.result()
-        if time.monotonic() > end:
-            raise SystemExit(f"the sidecars did not get everything within {PATIENCE_S:g} s")
-        await asyncio.sleep(0.002)
-
-
-async def until_accepted(serving: Plane, node: Node, count: int = 0) -> None:
-    end = time.monotonic() + PATIENCE_S
-
-    def done(shown: dict[str, Any]) -> bool:
-        clusters = shown["nodes"].get(node.id, {}).get("types", {}).get("CDS", {}).get("resources", 0)
-        return accepted(shown, node) and clusters >= count
-
-    while not done(await asyncio.to_thread(serving.shown)):
-        if time.monotonic() > end:
-            raise SystemExit(f"Envoy did not take everything within {PATIENCE_S:g} s")
-        await asyncio.sleep(0.05)
+def told(dns: dict[str, Any]) -> bool:
+    """The cluster DNS has every record."""
+    assert not dns["error"], dns["error"]
+    return bool(dns["held"] == dns["wanted"])
 
 
 # ---- names
 
 
-def answers_us(folder: Path, tables: dict[int, Path], rounds: int = 5) -> dict[int, float]:
-    """Median time to an answer with ten queries in flight, by number of services; rounds are interleaved."""
-    name = "service-0.team-0.svc.cluster.local"
-    values: dict[int, list[float]] = collections.defaultdict(list)
-    with contextlib.ExitStack() as stack:
-        servers = {}
-        for count, table in tables.items():
-            port = dnsproxy.free_port()
-            command = [sys.executable, "-m", "harness.dnsproxy", "--name-table", str(table), "--listen",
-                       f"127.0.0.1:{port}"]  # fmt: skip
-            servers[count] = dnsproxy.start(stack, f"names of {count}", command, port, [name])
-        for _ in range(rounds):
-            for count, server in servers.items():
-                values[count].append(dnsproxy.Flight(server.port, server.queries, 10).fly(0.2)[0])
-    return {count: sorted(those)[len(those) // 2] for count, those in values.items()}
+def queries(count: int) -> list[bytes]:
+    """For every local name, in an order that no table has."""
+    found = [dnsproxy.query(name) for name in names(count)]
+    return random.Random(count).sample(found, len(found))
+
+
+def ask(servers: Mapping[Key, dnsproxy.Server]) -> dict[Key, dict[int, list[float]]]:
+    """By number of queries under way: of each round the median time to an answer, in microseconds."""
+    cores = os.sched_getaffinity(0)
+    found: dict[Key, dict[int, list[float]]] = {key: {count: [] for count in FLIGHTS} for key in servers}
+    work = [(key, count) for key in servers for count in FLIGHTS]
+    for server in servers.values():
+        server.pin({max(cores)})
+        dnsproxy.Flight(server.port, server.queries, 10).fly(0, len(server.queries))  # warm: every name was asked
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        for _ in range(ROUNDS):
+            for key, count in random.sample(work, len(work)):
+                took_us, _ = dnsproxy.Flight(servers[key].port, servers[key].queries, count).fly(FLIGHT_S)
+                found[key][count].append(took_us)
+    finally:
+        os.sched_setaffinity(0, cores)
+    for server in servers.values():
+        server.pin(cores)
+    return found
+
+
+def answers(rounds_us: Mapping[int, Sequence[float]]) -> Fields:
+    """What a row has of them."""
+    medians = {f"dns_p50_{count}_in_flight_us": statistics.median(each) for count, each in rounds_us.items()}
+    return {**medians, **{f"dns_rounds_{count}_in_flight_us": list(each) for count, each in rounds_us.items()}}
 
 
 # ---- what came out
 
 
-def report(found: list[Measured], dns_us: dict[int, float]) -> int:
-    """The table, and 1 if a bar is missed."""
-    head = [
-        "services",
-        "read s",
-        "one s",
-        f"all {SIDECARS} s",
-        "push s",
-        "Envoy s",
-        "file s",
-        *map(SHORT.get, (CDS, EDS, LDS, RDS)),
+def seconds(value: float) -> str:
+    return f"{value:.2f}"
+
+
+def kilo(value: float) -> str:
+    return f"{value / 1000:.1f}"
+
+
+def whole(value: float) -> str:
+    return f"{value:.0f}"
+
+
+TABLES: dict[str, list[tuple[str, str, Callable[[Any], str]]]] = {  # heading: of each column its head, field and form
+    "seconds: to compile, from the configuration that was read, and after one endpoint has moved": [
+        ("read", "read_s", seconds), ("compile 1", "compile_one_s", seconds),
+        (f"compile {CLIENTS}", "compile_all_s", seconds), ("pushed", "push_s", seconds),
+        ("Envoy", "envoy_push_s", seconds), ("last name", "names_s", seconds), ("from file", "file_s", seconds),
+        ("endpoint", "change_s", seconds), ("headless", "headless_change_s", seconds),
+    ],
+    "kB to one sidecar, and of the table of names; bytes to one sidecar after one endpoint has moved": [
+        *((kind, f"{kind.lower()}_bytes", kilo) for kind in ("CDS", "EDS", "LDS", "RDS")),
+        ("table", "name_table_bytes", kilo), ("DNS records", "dns_records", str),
+        ("endpoint", "change_bytes", str), ("of", "change_types", str),
+        ("headless", "headless_change_bytes", str), ("of", "headless_change_types", str),
+    ],
+    "MB of memory; µs to an answer of the name server (p50)": [
+        ("control plane", "control_plane_peak_mb", whole), ("Envoy", "envoy_mb", whole),
+        ("name server", "name_server_peak_mb", whole), ("1 in flight", "dns_p50_1_in_flight_us", whole),
+        ("10 in flight", "dns_p50_10_in_flight_us", whole),
+        ("sidecar, 1", "sidecar_dns_p50_1_in_flight_us", whole),
+        ("sidecar, 10", "sidecar_dns_p50_10_in_flight_us", whole),
+    ],
+}  # fmt: skip
+
+
+def show(rows: Sequence[Row]) -> None:
+    """The tables; what a mode does not have is a dash."""
+    for heading, columns in TABLES.items():
+        cells = [["mode", "services", *(head for head, _, _ in columns)]]
+        for row in rows:
+            values = [(getattr(row, name), form) for _, name, form in columns]
+            cells.append([row.mode, str(row.services), *("-" if v is None else form(v) for v, form in values)])
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        print(heading)
+        for line in cells:
+            print("  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)))
+        print()
+
+
+@dataclass(frozen=True)
+class Bar:
+    what: str
+    mode: str
+    services: int
+    value: float
+    limit: float
+
+    @property
+    def met(self) -> bool:
+        return self.value < self.limit
+
+
+def bars(row: Row) -> Iterator[Bar]:
+    found = [
+        ("compiled and pushed, s", row.push_s, PUSH_BARS_S.get(row.services)),
+        ("bytes to one sidecar after one endpoint changed", row.change_bytes, CHANGE_BAR_BYTES),
+        ("peak memory of the control plane, MB", row.control_plane_peak_mb, MEMORY_BAR_MB.get(row.services)),
     ]
-    head += ["change B", "of", "change s", "plane MB", "Envoy MB", "DNS p50 µs"]
-    rows = [
-        [
-            f"{one.count}",
-            *(f"{value:.2f}" for value in (one.compiled.read_s, one.compiled.one_s, one.compiled.all_s)),
-            *(f"{value:.2f}" for value in (one.pushed_s, one.envoy_s, one.whole_s)),
-            *(f"{one.bytes.get(kind, 0) / 1000:.1f} kB" for kind in ("CDS", "EDS", "LDS", "RDS")),
-            f"{one.change_bytes}", one.change_types, f"{one.change_s:.2f}",
-            f"{one.plane_mb:.0f}", f"{one.envoy_mb:.0f}", f"{dns_us[one.count]:.0f}",
-        ]
-        for one in found
-    ]  # fmt: skip
-    widths = [max(len(str(row[n])) for row in (head, *rows)) for n in range(len(head))]
-    for row in (head, *rows):
-        print("  ".join(f"{cell!s:>{width}}" for cell, width in zip(row, widths, strict=True)))
-    met = [passed(one) for one in found]  # every one is said
-    return int(not all(met))
+    for what, value, limit in found:
+        if limit is not None:
+            yield Bar(what, row.mode, row.services, value, limit)
 
 
-def passed(one: Measured) -> bool:
-    """Say which bars one size has met."""
-    bars = [(f"{one.count} services, bytes after one endpoint changed", one.change_bytes, CHANGE_BAR_BYTES)]
-    if one.count in PUSH_BARS_S:
-        bars += [(f"{one.count} services compiled and pushed, s", one.pushed_s, PUSH_BARS_S[one.count])]
-    if one.count in MEMORY_BAR_MB:
-        bars += [
-            (f"{one.count} services, peak memory of the control plane, MB", one.plane_mb, MEMORY_BAR_MB[one.count])
-        ]
-    for label, value, bar in bars:
-        print(f"{label:60}{value:>10.2f}  bar < {bar:g}  {'PASS' if value < bar else 'FAIL'}")
-    return all(value < bar for _, value, bar in bars)
+def report(rows: Sequence[Row], held: Sequence[Bar]) -> int:
+    """Everything for people, and 1 if a bar is missed."""
+    show(rows)
+    for bar in held:
+        said = "PASS" if bar.met else "FAIL"
+        print(
+            f"{bar.mode:11}  {bar.services:>5} services, {bar.what:47}{bar.value:>9.2f}  bar < {bar.limit:<5g} {said}"
+        )
+    return int(not all(bar.met for bar in held))
+
+
+def document(rows: Sequence[Row], held: Sequence[Bar], programs: Programs) -> dict[str, Any]:
+    """What `--out` holds."""
+    return {
+        "schema": SCHEMA,
+        "taken_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "facts": {"machine": facts.machine(), "versions": versions(programs)},
+        "bars": [{**dataclasses.asdict(bar), "met": bar.met} for bar in held],
+        "rows": [dataclasses.asdict(row) for row in rows],
+    }
+
+
+def versions(programs: Programs) -> dict[str, str]:
+    found = {"meshdns": harness.__version__, "commit": facts.commit(), "python": platform.python_version()}
+    found |= {name: importlib.metadata.version(name) for name in PACKAGES}
+    for name, command in (("envoy", [str(programs.envoy), "--version"]), ("bind", [*programs.named, "-v"])):
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        found[name] = facts._version_in(said.removeprefix(command[0]))
+    return found
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="scale of the control plane")
     parser.add_argument("--envoy", metavar="FILE", help="Envoy's binary (default: PATH, else the testbed's image)")
+    parser.add_argument("--named", metavar="FILE", help="BIND's binary (default: the testbed's image, else PATH)")
     parser.add_argument("--services", metavar="N", type=int, nargs="+", default=list(COUNTS))
+    parser.add_argument("--out", metavar="FILE", type=Path, help="write the rows there, as JSON")
     options = parser.parse_args()
+    if min(options.services) < LEAST:
+        parser.error(f"--services: give {LEAST} or more")
+    if options.out and not options.out.absolute().parent.is_dir():
+        parser.error(f"--out {options.out}: there is no such folder")
+    fields: dict[Key, Fields] = {}
+    servers: dict[Key, dnsproxy.Server] = {}
     with tempfile.TemporaryDirectory(prefix="meshdns-bench-") as given, contextlib.ExitStack() as stack:
         folder = Path(given)
-        program = dnsproxy.find_envoy(stack, folder, options.envoy)
-        found = []
-        for count in options.services:
-            (folder / str(count)).mkdir()
-            found.append(asyncio.run(measure(count, folder / str(count), program)))
-        dns_us = answers_us(folder, {one.count: one.table for one in found})
-    return report(found, dns_us)
+        envoy = dnsproxy.find_envoy(stack, folder, options.envoy)
+        programs = Programs(envoy, participants.find_named(folder, options.named))
+        for count in dict.fromkeys(options.services):
+            for mode in MODES:
+                print(f"{mode}, {count} services", file=sys.stderr)
+                place = folder / f"{mode}-{count}"
+                place.mkdir()
+                fields[mode, count], servers[mode, count] = asyncio.run(Bench(mode, count, place, programs).run(stack))
+        rounds_us = ask(servers)
+        rows = [Row(**found, **answers(rounds_us[key])) for key, found in fields.items()]
+        held = [bar for row in rows for bar in bars(row)]
+        if options.out:
+            options.out.write_text(json.dumps(document(rows, held, programs), indent=1) + "\n")
+    return report(rows, held)
 
 
 if __name__ == "__main__":
