@@ -78,7 +78,7 @@ def verdicts(runs: store.Runs) -> list[Verdict]:
                 requests.floor(runs),
                 _row(path, *requests.MODE1),
             ),
-            mode2_path(path),
+            mode2_path(path, matrix),
             hops_saved(hops.counts(runs)),
             virtual_answers(path, matrix),
             choice(requests.changes(runs), requests.changes(runs, "keepalive")),
@@ -227,7 +227,10 @@ def without_sidecar(matrix: pd.DataFrame) -> Verdict:
 
 
 def hops_saved(counts: pd.DataFrame) -> Verdict:
-    """C8: DNS exchanges and connections of one traced request, in mode 1 and in mode 2 of the same run."""
+    """C8: DNS exchanges and connections of one traced request, in mode 1 and in mode 2 of the same run.
+
+    A hop is either of them. Packets are told and do not decide: how many a connection has depends on whether it stood.
+    """
     served = counts[counts["outcome"] == "ok"]
     pairs = served[served["arm"] == hops.MODE1].merge(served[served["arm"] == hops.MODE2], on="run")
     if pairs.empty:
@@ -236,7 +239,8 @@ def hops_saved(counts: pd.DataFrame) -> Verdict:
     numbers = "; ".join(
         f"{row['arm']} {row['DNS exchanges']} DNS exchanges ({row['DNS leaving']} leaving a pod), "
         f"{row['connections']} connections ({row['connections leaving']} leaving), "
-        f"{row['DNS packets']} + {row['TCP packets']} packets"
+        f"{row['DNS packets']} + {row['TCP packets']} packets, {row['hops']} hops in all, "
+        f"{row['hops between pods']} of them between pods"
         for row in each.to_dict("records")
         if row["arm"] in (hops.MODE1, *lookups.PROXIED)
     )
@@ -263,31 +267,46 @@ def _change_of(fewer: int) -> str:
     return "as many" if not fewer else f"{abs(fewer)} {'fewer' if fewer > 0 else 'more'}"
 
 
+_VIRTUAL = ("loopback", "virtual", "service-entry")  # what C10 names
+
+
 def virtual_answers(path: pd.DataFrame, matrix: pd.DataFrame) -> Verdict:
-    """C10: whether 127.0.0.1 could serve as a virtual IP, and what mode 2 does answer."""
-    tried = answers.rows(matrix, "loopback", arm=answers.GUARDED, intercepted=True, sidecar="up")
-    if not tried:
+    """C10: whether each kind of address leads to what mode 2's sidecar knows by it, and what mode 2 does answer.
+
+    127.0.0.1 is tried with mode 1's sidecar where mode 2's was not: neither knows anything by that address.
+    """
+    tried = {each: _captured(matrix, each) for each in _VIRTUAL}
+    if not tried["loopback"]:
         return _unmeasured("C10", _NO_MATRIX)
     sums = _rows(path, lookups.MODE2) or _rows(path, lookups.MODE2_ENVOY)
-    numbers = f"{answers.share(tried)} to 127.0.0.1 redirected: {_outcomes(tried)}"
+    numbers = f"captured, sidecar up: {_outcomes([row for row in tried.values() if row])}"
+    numbers += f"; {answers.share([tried['loopback']])} to 127.0.0.1 redirected"
     numbers += (
         f"; mode 2 answered a virtual IP {sums['answered virtual IP']} of {sums['answers']} times" if sums else ""
     )
-    rest = "ServiceEntry addresses are not measured"
-    if tried[0]["proxied"] == tried[0]["requests"]:
-        return Verdict(
-            "C10", UNDECIDED, f"127.0.0.1 leads to the sidecar, so it could be answered; {rest}", numbers, WAY
-        )
-    if answers.redirected(tried):
-        return Verdict("C10", UNDECIDED, f"some connections to 127.0.0.1 were intercepted; {rest}", numbers, WAY)
-    if sums and not sums["answered virtual IP"]:
-        because = f"127.0.0.1 is never intercepted, and mode 2 answered no virtual IP; {rest}"
-        return Verdict("C10", REFUTED, because, numbers, WAY)
-    if not sums:
-        because = f"127.0.0.1 cannot be one, as it is never intercepted; virtual IPs were not asked for here; {rest}"
+    lacking = [answers.MEANINGS[each] for each, row in tried.items() if not row]
+    if lacking:
+        return Verdict("C10", UNDECIDED, f"not tried with mode 2's sidecar: {text.listed(lacking)}", numbers, WAY)
+    mixed = [each for each, row in tried.items() if row and 0 < row["proxied"] < row["requests"]]
+    if mixed:
+        because = f"only some calls to {answers.MEANINGS[mixed[0]]} passed the sidecar"
         return Verdict("C10", UNDECIDED, because, numbers, WAY)
-    because = f"on the address: virtual IPs are answered, but 127.0.0.1 cannot be one: it is never intercepted; {rest}"
+    led = [answers.MEANINGS[each] for each, row in tried.items() if row and row["proxied"]]
+    astray = [answers.MEANINGS[each] for each, row in tried.items() if row and not row["proxied"]]
+    if not led or (sums and not sums["answered virtual IP"]):
+        because = "no such address leads to the service" if not led else "mode 2 answered no virtual IP"
+        return Verdict("C10", REFUTED, because, numbers, WAY)
+    if not astray:
+        return Verdict("C10", SUPPORTED, "each of these addresses leads to the service", numbers, WAY)
+    because = f"on the address: {text.listed(led)} lead to the service by the sidecar, {text.listed(astray)} does not"
     return Verdict("C10", DEPENDS, because, numbers, WAY)
+
+
+def _captured(matrix: pd.DataFrame, answer: str) -> dict[Any, Any] | None:
+    """The cell of mode 2's sidecar, captured and up; for 127.0.0.1 that of mode 1's if there is none."""
+    arms = (answers.MODE2, *[answers.GUARDED] * (answer == "loopback"))
+    found = [row for arm in arms for row in answers.rows(matrix, answer, arm=arm, intercepted=True, sidecar="up")]
+    return found[0] if found else None
 
 
 def mode1_path(path: pd.DataFrame, resolved: requests.Resolutions) -> Verdict:
@@ -335,8 +354,11 @@ def resolving_cost(
     return Verdict("C6", UNDECIDED, because, numbers, COST)
 
 
-def mode2_path(path: pd.DataFrame) -> Verdict:
-    """C7: answers, queries and connections of mode 2 all stay in the pod up to the sidecar, by either DNS proxy."""
+def mode2_path(path: pd.DataFrame, matrix: pd.DataFrame) -> Verdict:
+    """C7: answers, queries and connections of mode 2 all stay in the pod up to the sidecar, by either DNS proxy.
+
+    Where the answer matrix was measured, mode 2's sidecar must also serve what is captured at a virtual IP.
+    """
     found = {arm: sums for arm in reversed(lookups.PROXIED) if (sums := _rows(path, arm))}
     if not found:
         return _unmeasured("C7", "needs requests in mode 2")
@@ -351,10 +373,17 @@ def mode2_path(path: pd.DataFrame) -> Verdict:
         numbers.append(f"{arm}: {counted}, forwarded {sums['forwarded']}")
         broken += [f"{what} in {arm}" for what, (seen, made) in parts.items() if seen != made]
         broken += [f"kept inside the pod in {arm}"] * bool(sums["forwarded"])
+    cells = answers.rows(matrix, "virtual", arm=answers.MODE2)
+    for row in cells:
+        where = answers.condition(row["intercepted"], row["sidecar"])
+        numbers.append(f"a virtual IP, {where}: {_outcomes([row])}")
+        if row["intercepted"] and row["sidecar"] == "up" and row["proxied"] != row["requests"]:
+            broken.append("served by the sidecar at a virtual IP")
     if broken:
         return Verdict("C7", REFUTED, f"not every call was {' or '.join(broken)}", "; ".join(numbers), COST)
     because = "for names the sidecar knows, every query and connection ended in it"
-    return Verdict("C7", SUPPORTED, because, "; ".join(numbers), COST)
+    because += ", and a virtual IP leads nowhere else" if cells and not any(row["direct"] for row in cells) else ""
+    return Verdict("C7", SUPPORTED, because, "; ".join(numbers), WAY if cells else COST)
 
 
 def choice(new: pd.DataFrame, kept: pd.DataFrame) -> Verdict:

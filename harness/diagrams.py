@@ -36,6 +36,7 @@ _STAGGER = 0.55  # rows by which every second name is raised, as neighbours are 
 _LETTERS = 43  # of the small print fit into half the page's width
 _NAME = 27  # letters of a name that are shown before it is cut
 _LINES = {"DNS": (0, (4, 1.6)), "TCP": "-"}
+_WIDTHS = {True: 0.9, False: 2.0}  # of an arrow inside a pod, and from one to another
 _WORDS = {
     "asks": "{said}",
     "answers": "{said}",
@@ -58,6 +59,7 @@ class _Arrow:
     begin: str  # lifelines
     end: str
     kind: str
+    inside: bool  # a pod
     label: str
     note: str  # addresses, where they were rewritten
 
@@ -91,10 +93,11 @@ def _arrows(path: transfers.Path) -> list[_Arrow]:
             ends = (hop.source, hop.target) if message.forward else (hop.target, hop.source)
             rewritten = hop.asked != hop.reached and first
             note = f"{hop.asked} → {hop.reached}" if rewritten else ""
-            arrows.append(_Arrow(message.at_us, *ends, hop.kind, _label(row, message), note))
+            arrows.append(_Arrow(message.at_us, *ends, hop.kind, hop.inside, _label(row, message), note))
             first = False
         if hop.ending == "lost":
-            arrows.append(_Arrow(hop.messages[-1].at_us, hop.target, hop.source, hop.kind, "nothing comes back", ""))
+            ends = (hop.target, hop.source)
+            arrows.append(_Arrow(hop.messages[-1].at_us, *ends, hop.kind, hop.inside, "nothing comes back", ""))
     return sorted(arrows, key=lambda arrow: arrow.at_us)
 
 
@@ -128,8 +131,8 @@ def _panel(ax: Axes, arrows: Sequence[_Arrow], rows: int) -> None:
 def _draw(ax: Axes, y: float, arrow: _Arrow, names: Sequence[str]) -> None:
     """The arrow, above it what was said; a rewritten address follows the word or stands below."""
     begin, end = names.index(arrow.begin), names.index(arrow.end)
-    style = {"arrowstyle": "-|>", "linestyle": _LINES[arrow.kind], "color": "#222222", "linewidth": 1.0,
-             "shrinkA": 0, "shrinkB": 0, "mutation_scale": 8}  # fmt: skip
+    style = {"arrowstyle": "-|>", "linestyle": _LINES[arrow.kind], "linewidth": _WIDTHS[arrow.inside],
+             "color": "#222222", "shrinkA": 0, "shrinkB": 0, "mutation_scale": 8}  # fmt: skip
     ax.annotate("", (end, y), (begin, y), arrowprops=style)
     for words, below, colour in ((arrow.label, False, "#000000"), (arrow.note, True, "#555555")):
         half = len(words) / _LETTERS * len(names) / 2

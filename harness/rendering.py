@@ -104,7 +104,9 @@ def _bootstrap(nets: topology.Nets, pod: topology.ClientPod | topology.ServerPod
     transparent = pod.mechanism == "tproxy"
     if isinstance(pod, topology.ServerPod):
         return envoy.bootstrap(nets, envoy.Sidecar(pod.pod, transparent=transparent))
-    return envoy.bootstrap(nets, envoy.Sidecar(pod.pod, True, pod.dns, pod.guarded, transparent))
+    entry = pod.arm in topology.ANSWERING
+    sidecar = envoy.Sidecar(pod.pod, True, pod.dns, pod.guarded, transparent, pod.virtual_ips, entry)
+    return envoy.bootstrap(nets, sidecar)
 
 
 def files(compose: Path, nets: topology.Nets, keys: Secrets, groups: Collection[topology.Group]) -> dict[str, str]:

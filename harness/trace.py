@@ -2,7 +2,7 @@
 
 The document is plain JSON (`Trace.to_json`), stored with a run and drawn by the notebook. Nothing in it is inferred:
 packets are captured, translations are the kernel's connection tracking entries, listeners and clusters are those whose
-statistics moved.
+statistics moved, and which filter chain counts under which statistic is what Envoy says of its own configuration.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -72,6 +73,10 @@ class Target:
         }
 
 
+# An Envoy's listener, by its name in statistics -> prefix of a filter's statistics -> filter chains that have it.
+Chains = dict[str, dict[str, list[str]]]
+
+
 @dataclass(frozen=True)
 class Seen:
     """A packet, where it was seen, and what it said."""
@@ -96,9 +101,10 @@ class Trace:
     pods: dict[str, str]  # pod -> address, of every namespace that was watched
     request: dict[str, Any]  # outcome, status, answered address, replica, phases in ns
     packets: list[Seen]
-    translations: list[str]  # the client pod's connection tracking entries that the request made
-    rules: dict[str, float]  # rule -> packets
+    tracked: dict[str, list[str]]  # pod -> connection tracking entries of what was captured there
+    rules: dict[str, dict[str, float]]  # pod -> rule -> packets, of connections in nat the first one only
     proxies: dict[str, dict[str, float]]  # pod -> Envoy statistic -> by how much it moved
+    chains: dict[str, Chains]  # pod -> the filter chains of the listeners among these
 
     def to_json(self) -> dict[str, Any]:
         """As JSON."""
@@ -112,23 +118,26 @@ def observe(bed: Testbed, observers: Mapping[str, Channel], agent: Channel, arm:
         watched = {client.pod: observers[client.pod]}
         for pod in _namespaces(target):
             watched[pod] = stack.enter_context(bed.attached(pod))
-        before = _state(watched, client)
+        chains = {pod: _chains(dump) for pod, channel in watched.items() if (dump := _page(channel, "config_dump"))}
+        before = {pod: _counted(pod, channel) for pod, channel in watched.items()}
         for channel in watched.values():
             channel.ask({"op": "capture", "interfaces": list(INTERFACES), "size": FRAME_BYTES}, ANSWER_SLACK_S)
         header, body = agent.ask(target.job(), ANSWER_SLACK_S)
-        seen = {pod: _captured(channel) for pod, channel in watched.items()}
-        after = _state(watched, client)
-    row = jobs.table(0, header, body).to_pylist()[0]
-    addresses = {pod: _address(bed, pod) for pod in watched}
+        # At once: the kernel forgets a connection that was reset after ten seconds, and all else may take as long.
+        entries = {pod: _tracked(channel) for pod, channel in watched.items()}
+        packets = list(_packets({pod: _captured(channel) for pod, channel in watched.items()}))
+        after = {pod: _counted(pod, channel) for pod, channel in watched.items()}
+    moved = {pod: _moved(before[pod].proxy, counted.proxy) for pod, counted in after.items() if pod in chains}
     return Trace(
         arm,
         url,
-        addresses,
-        row,
-        list(_packets(seen)),
-        _made(before.tracked, after.tracked),
-        _moved(before.rules, after.rules),
-        {pod: _moved(before.proxies.get(pod, {}), counts) for pod, counts in after.proxies.items()},
+        pods={pod: _address(bed, pod) for pod in watched},
+        request=jobs.table(0, header, body).to_pylist()[0],
+        packets=packets,
+        tracked={pod: _used(pod, lines, packets) for pod, lines in entries.items()},
+        rules={pod: _moved(before[pod].rules, counted.rules) for pod, counted in after.items()},
+        proxies=moved,
+        chains={pod: _of_moved(chains[pod], statistics) for pod, statistics in moved.items()},
     )
 
 
@@ -144,40 +153,88 @@ def _address(bed: Testbed, pod: str) -> str:
 
 
 @dataclass(frozen=True)
-class _State:
-    """Counters and entries at one moment."""
+class _Counted:
+    """A pod's counters at one moment."""
 
     rules: dict[str, float]
-    tracked: list[str]
-    proxies: dict[str, dict[str, float]]
+    proxy: dict[str, float]  # empty without an Envoy
 
 
-def _state(watched: Mapping[str, Channel], client: topology.ClientPod) -> _State:
-    own = watched[client.pod]
-    rules = own.ask({"op": "snapshot", "rules": client.mechanism}, ANSWER_SLACK_S)[0]["rules"]
-    proxies: dict[str, dict[str, float]] = {}
-    for pod, channel in watched.items():
-        page = {"url": f"http://127.0.0.1:{topology.PORT_ADMIN}/stats?format=json&usedonly", "timeout_s": 2}
-        body = channel.ask({"op": "snapshot", "pages": [page]}, ANSWER_SLACK_S)[0]["pages"][0]
-        if body is not None:
-            proxies[pod] = {s["name"]: s["value"] for s in json.loads(body)["stats"] if "value" in s}
-    return _State(rules, own.ask({"op": "tracked"}, ANSWER_SLACK_S)[0]["entries"], proxies)
+_MECHANISMS = {each.pod: each.mechanism for each in (*topology.CLIENTS, *topology.MESHED)}
+
+
+def _counted(pod: str, channel: Channel) -> _Counted:
+    mechanism = _MECHANISMS.get(pod, "iptables")
+    rules = channel.ask({"op": "snapshot", "rules": mechanism}, ANSWER_SLACK_S)[0]["rules"]
+    if mechanism == "ebpf":  # its programs count what rules count elsewhere, by the same names
+        loader = _page(channel, "counters", topology.PORT_LOADER) or {"counters": {}}
+        rules |= {name: rules.get(name, 0) + count for name, count in loader["counters"].items()}
+    page = _page(channel, "stats?format=json&usedonly") or {"stats": []}
+    return _Counted(rules, {each["name"]: each["value"] for each in page["stats"] if "value" in each})
+
+
+def _page(channel: Channel, path: str, port: int = topology.PORT_ADMIN) -> Any:
+    """A JSON page on the pod's loopback; None where nobody answers."""
+    page = {"url": f"http://127.0.0.1:{port}/{path}", "timeout_s": 2}
+    body = channel.ask({"op": "snapshot", "pages": [page]}, ANSWER_SLACK_S)[0]["pages"][0]
+    return None if body is None else json.loads(body)
 
 
 def _moved(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
     return {name: count - before.get(name, 0) for name, count in after.items() if count > before.get(name, 0)}
 
 
-def _made(before: list[str], after: list[str]) -> list[str]:
-    """Entries that were not there before; those of the observation itself are left out."""
-    known = {_key(line) for line in before}
-    own = {f"dport={port}" for port in _OBSERVERS}
-    return [line for line in after if _key(line) not in known and not own & set(line.split())]
+def _chains(dump: Mapping[str, Any]) -> Chains:
+    """The listeners of an Envoy, from its own account of its configuration."""
+    found: Chains = {}
+    for listener in _listeners(dump):
+        chains = [*listener.get("filter_chains", []), listener.get("default_filter_chain", {})]
+        address = listener.get("address", {}).get("socket_address", {})
+        name = listener.get("stat_prefix") or f"{address.get('address')}_{address.get('port_value')}"
+        prefixes = found.setdefault(name, {})
+        for number, chain in enumerate(chains, 1):
+            counted = {each.get("typed_config", {}).get("stat_prefix", "") for each in chain.get("filters", [])}
+            for prefix in counted - {""}:
+                prefixes.setdefault(prefix, []).append(chain.get("name") or f"number {number}")
+    return found
 
 
-def _key(line: str) -> str:
-    """A connection tracking entry without what changes while it lives: timer, state, flags."""
-    return " ".join(word for word in line.split() if "=" in word and not word.startswith(("packets=", "bytes=")))
+def _listeners(dump: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    for part in dump["configs"]:
+        for static in part.get("static_listeners", []):
+            yield static["listener"]
+        for dynamic in part.get("dynamic_listeners", []):
+            yield dynamic.get("active_state", {}).get("listener", {})
+
+
+def _of_moved(chains: Chains, moved: Mapping[str, float]) -> Chains:
+    """Those of the listeners that the request reached."""
+    return {name: each for name, each in chains.items() if any(key.startswith(f"listener.{name}.") for key in moved)}
+
+
+_TUPLE = re.compile(r"\bsrc=(\S+) dst=(\S+) sport=(\d+) dport=(\d+)")
+
+
+def _used(pod: str, lines: list[str], packets: Sequence[Seen]) -> list[str]:
+    """Connection tracking entries of packets that were captured in the pod, whether they are new or stood before.
+
+    By their ends and not by what is new: a source port may come again while its last use is still remembered.
+    """
+    seen = {(each.protocol, *sorted((each.source, each.target))) for each in packets if each.namespace == pod}
+    return [line for line in lines if seen & set(_ends(line))]
+
+
+def _ends(line: str) -> Iterator[tuple[str, str, str]]:
+    """The two ends of an entry, as they are before translation and after it."""
+    protocol = "tcp" if " tcp " in f" {line} " else "udp"
+    for source, target, sport, dport in _TUPLE.findall(line):
+        first, second = sorted((f"{source}:{sport}", f"{target}:{dport}"))
+        yield protocol, first, second
+
+
+def _tracked(channel: Channel) -> list[str]:
+    found: list[str] = channel.ask({"op": "tracked"}, ANSWER_SLACK_S)[0]["entries"]
+    return found
 
 
 def _captured(channel: Channel) -> dict[str, bytes]:

@@ -37,6 +37,7 @@ class World:
             "ebpf": 50.0,
             "answers": 212.0,
             "unguarded": 212.0,
+            "answers-mode2": 212.0,
             "null": 40.0,
         }
     )

@@ -92,22 +92,38 @@ def test_the_grid_has_words_for_every_answer_and_a_dash_for_what_was_not_tried(u
     assert grid.loc["the sidecar's port at 127.0.0.1, no guard", "captured, sidecar down"] == "–"
 
 
+def test_each_modes_sidecar_has_a_grid_of_its_own(usual: store.Runs) -> None:
+    first, second = (answers.grid(answers.matrix(usual), sidecar) for sidecar in answers.SIDECARS)
+    assert first.loc["a virtual IP", "captured, sidecar up"] == "lost\nbehind the sidecar"
+    assert second.loc["a virtual IP", "captured, sidecar up"] == "proxied"
+    assert second.loc["a virtual IP", "captured, sidecar down"] == "refused\nat the sidecar's port"
+    assert first.loc["a ServiceEntry's address", "captured, sidecar up"] == "proxied"
+    assert {answers.mode(arm) for arm in topology.ANSWERING} == set(answers.SIDECARS)
+
+
 def test_every_answer_of_the_testbed_has_a_meaning_and_a_side() -> None:
     assert set(answers.MEANINGS) == set(topology.ANSWERS) == {*answers.AWAY, *answers.HOME}
 
 
 def test_the_answer_follows_the_data(usual: store.Runs) -> None:
     said = answers.answer(answers.matrix(usual))
-    assert "32 of 32 connections to addresses outside the pod" in said
+    assert "40 of 40 connections to addresses outside the pod" in said
     assert "0 of 32 connections to the pod itself; without it 0 of 48 connections" in said
     assert "So interception decides" in said
     assert (
         "A loop was ended by the circuit breaker, 1000 connections each: the sidecar's port at 127.0.0.1, no guard and"
         in said
     )
+    assert "With mode 2's, which knows virtual IPs: proxied: a ClusterIP, a virtual IP and a ServiceEntry's" in said
     other = answers.answer(answers.matrix(traces.changed(Cell("loopback", traces.PROXIED))))
     assert "8 of 32 connections to the pod itself" in other
     assert "So interception decides" not in other
+
+
+def test_runs_that_tried_one_sidecar_say_so() -> None:
+    assert "Mode 2's sidecar, which knows virtual IPs, was not tried." in answers.answer(
+        answers.matrix(traces.answered(Cell("pod", traces.PASSED)))
+    )
 
 
 def test_runs_without_the_matrix_say_how_to_measure_it() -> None:

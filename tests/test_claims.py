@@ -56,7 +56,7 @@ def test_interception_is_refuted_by_connections_that_were_not_redirected(usual: 
     assert claims.interception(lost, NOTHING).verdict == claims.REFUTED
     assert claims.interception(lost, matrix()).verdict == claims.REFUTED
     assert claims.mode1_path(lost, SEEN).verdict == claims.REFUTED
-    assert claims.mode2_path(lost).verdict == claims.REFUTED
+    assert claims.mode2_path(lost, NOTHING).verdict == claims.REFUTED
     without = path[~path["arm"].isin(["mode1"])]
     assert claims.interception(without, NOTHING).verdict == claims.UNMEASURED
     only = path[path["arm"] == "mode1"]
@@ -67,7 +67,7 @@ def test_interception_depends_on_the_address_where_answers_of_the_pod_itself_esc
     for path in (requests.path(usual), NO_REQUESTS):
         found = claims.interception(path, matrix())
         assert found.verdict == claims.DEPENDS
-        assert "32 of 32 connections to answers outside the pod, 0 of 32 connections to the pod itself" in found.numbers
+        assert "40 of 40 connections to answers outside the pod, 0 of 32 connections to the pod itself" in found.numbers
         some = claims.interception(path, matrix(Cell("unroutable", {}, traces.SILENT)))
         assert some.verdict == claims.REFUTED
         home = [Cell(answer, traces.PROXIED) for answer in answers.HOME]
@@ -132,6 +132,7 @@ def test_hops_are_decided_by_counts_of_traced_requests() -> None:
     assert "DNS exchanges for a name that is found 1 fewer, connections of the request as many" in found.because
     assert "exchanges for each name that is not 1 more" in found.because
     assert "mode1 4 DNS exchanges (2 leaving a pod), 3 connections (1 leaving)" in found.numbers
+    assert "7 hops in all, 3 of them between pods" in found.numbers
     assert saved(connections=(3, 2), exchanges_each=(3, 2)) == claims.SUPPORTED
     assert saved(exchanges_of_the_name_found=(1, 1)) == claims.REFUTED
     assert saved(exchanges_of_the_name_found=(1, 2), connections=(3, 4)) == claims.REFUTED
@@ -145,16 +146,33 @@ def test_hops_are_decided_by_counts_of_traced_requests() -> None:
     assert claims.hops_saved(runs).verdict == claims.UNDECIDED
 
 
-def test_loopback_is_no_virtual_ip_where_it_is_never_intercepted(usual: store.Runs) -> None:
+def of_mode2(answer: str, counters: dict[str, int], outcomes: tuple[str, ...] = ("ok",) * 4) -> Cell:
+    return Cell(answer, counters, outcomes, arm=answers.MODE2)
+
+
+def test_which_addresses_may_be_answered_depends_on_what_the_sidecar_knows(usual: store.Runs) -> None:
     path = requests.path(usual)
     found = claims.virtual_answers(path, matrix())
     assert found.verdict == claims.DEPENDS
     assert "0 of 8 connections to 127.0.0.1 redirected" in found.numbers
-    assert "ServiceEntry addresses are not measured" in found.because
+    assert "a virtual IP 8 proxied, a ServiceEntry's address 8 proxied" in found.numbers
+    assert found.because.endswith("lead to the service by the sidecar, 127.0.0.1 does not")
+    assert claims.virtual_answers(NO_REQUESTS, matrix()).verdict == claims.DEPENDS
+    led = matrix(of_mode2("loopback", traces.PROXIED))
+    assert claims.virtual_answers(path, led).verdict == claims.SUPPORTED
+    lost = [of_mode2(answer, traces.PASSED, traces.SILENT) for answer in ("virtual", "service-entry")]
+    assert claims.virtual_answers(path, matrix(*lost)).verdict == claims.REFUTED
     assert claims.virtual_answers(path.assign(**{"answered virtual IP": 0}), matrix()).verdict == claims.REFUTED
-    assert claims.virtual_answers(path, matrix(Cell("loopback", traces.PROXIED))).verdict == claims.UNDECIDED
-    assert claims.virtual_answers(NO_REQUESTS, matrix()).verdict == claims.UNDECIDED
+    some = matrix(of_mode2("virtual", {"pod/envoy/cluster_rq": 2}, ("ok", "ok", "timeout", "timeout")))
+    assert claims.virtual_answers(path, some).verdict == claims.UNDECIDED
     assert claims.virtual_answers(path, NOTHING).verdict == claims.UNMEASURED
+
+
+def test_answers_that_were_tried_with_mode_1_alone_decide_nothing_of_mode_2(usual: store.Runs) -> None:
+    table = matrix()
+    found = claims.virtual_answers(requests.path(usual), table[table["arm"] != answers.MODE2])
+    assert found.verdict == claims.UNDECIDED
+    assert found.because == "not tried with mode 2's sidecar: a virtual IP and a ServiceEntry's address"
 
 
 def test_mode1_path_needs_a_second_resolution_that_was_seen(usual: store.Runs) -> None:
@@ -189,21 +207,31 @@ def test_resolving_cost_follows_the_runs(usual: store.Runs, tmp_path: Path) -> N
 
 def test_mode2_path_is_refuted_by_what_leaves_the_pod(usual: store.Runs) -> None:
     path = requests.path(usual)
-    assert claims.mode2_path(path).verdict == claims.SUPPORTED
+    assert claims.mode2_path(path, NOTHING).verdict == claims.SUPPORTED
     for name in ("answered virtual IP", "at DNS proxy"):
-        assert claims.mode2_path(path.assign(**{name: 1})).verdict == claims.REFUTED
-    assert claims.mode2_path(path.assign(forwarded=5)).verdict == claims.REFUTED
-    assert claims.mode2_path(path[path["arm"] == "plain"]).verdict == claims.UNMEASURED
+        assert claims.mode2_path(path.assign(**{name: 1}), NOTHING).verdict == claims.REFUTED
+    assert claims.mode2_path(path.assign(forwarded=5), NOTHING).verdict == claims.REFUTED
+    assert claims.mode2_path(path[path["arm"] == "plain"], NOTHING).verdict == claims.UNMEASURED
 
 
 @pytest.mark.parametrize("arm", lookups.PROXIED)
 def test_mode2_path_holds_for_each_dns_proxy(usual: store.Runs, arm: str) -> None:
     path = requests.path(usual)
-    assert f"{arm}: answered with a virtual IP" in claims.mode2_path(path).numbers
-    assert claims.mode2_path(path[path["arm"] == arm]).verdict == claims.SUPPORTED
+    assert f"{arm}: answered with a virtual IP" in claims.mode2_path(path, NOTHING).numbers
+    assert claims.mode2_path(path[path["arm"] == arm], NOTHING).verdict == claims.SUPPORTED
     broken = path.assign(forwarded=path["forwarded"].where(path["arm"] != arm, 5))
-    found = claims.mode2_path(broken)
+    found = claims.mode2_path(broken, NOTHING)
     assert (found.verdict, found.because) == (claims.REFUTED, f"not every call was kept inside the pod in {arm}")
+
+
+def test_mode2_path_needs_a_sidecar_that_serves_virtual_ips(usual: store.Runs) -> None:
+    path = requests.path(usual)
+    found = claims.mode2_path(path, matrix())
+    assert (found.verdict, found.notebook) == (claims.SUPPORTED, claims.WAY)
+    assert "a virtual IP, captured, sidecar up: a virtual IP 8 proxied" in found.numbers
+    lost = claims.mode2_path(path, matrix(of_mode2("virtual", traces.PASSED, traces.SILENT)))
+    assert (lost.verdict, lost.because) == (
+        claims.REFUTED, "not every call was served by the sidecar at a virtual IP")  # fmt: skip
 
 
 def changes(us: float | None, reading: str) -> pd.DataFrame:

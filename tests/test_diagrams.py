@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from test_hops import ABSENT
 
 from harness import diagrams
+from harness.mesh import topology
 from harness.tables import answers, hops, transfers
 
 
@@ -61,6 +62,14 @@ def test_both_modes_are_side_by_side_with_their_lifelines_and_rewritten_addresse
     assert "240.240.0.10:80 → 127.0.0.1:15001" in words(right)
     assert "3 × NXDOMAIN" in words(left)
     assert "connect (3)" in words(left)
+
+
+def test_arrows_from_pod_to_pod_are_thick() -> None:
+    for ax, arm in zip(drawn(), (traces.mode1(*ABSENT), traces.mode2(*ABSENT)), strict=True):
+        widths = [each.arrow_patch.get_linewidth() for each in ax.texts if getattr(each, "arrowprops", None)]
+        leaving = [not row.hop.inside for row in transfers.read(arm).rows() for _ in row.hop.messages]
+        assert widths.count(max(widths)) == sum(leaving)
+        assert 0 < sum(leaving) < len(widths)
 
 
 def test_requests_point_one_way_and_responses_the_other() -> None:
@@ -113,9 +122,10 @@ def test_the_notebook_draws_runs_that_hold_both_traces_and_answers(tmp_path: Pat
     for cell in (each for each in notebook.cells if each.cell_type == "code"):
         exec(compile(cell.source, cell.id, "exec"), space)
         space["runs"] = str(folder)
-    sequence, grid = (plt.figure(number) for number in plt.get_fignums())
+    sequence, grid, second = (plt.figure(number) for number in plt.get_fignums())
     assert [ax.get_title(loc="left") for ax in sequence.axes] == ["mode1", "mode2-agent"]
-    assert len(grid.axes[0].patches) == 40
+    assert len(grid.axes[0].patches) == 4 * (len(topology.ANSWERS) + 2)
+    assert len(second.axes[0].patches) == 28
     assert "not measured" not in hops.answer(space["paths"]) + answers.answer(space["matrix"])
 
 

@@ -36,8 +36,8 @@ def test_mode_1_asks_the_cluster_dns_and_passes_three_connections() -> None:
     assert [each.kept for each in path.of("TCP")] == [False, False, True]
     assert all(each.ending == "answered" for each in path.hops)
     app, proxy, _ = path.of("TCP")
-    assert app.taken == "listener 10.96.1.10_80, filter out_web, cluster web-http"
-    assert proxy.taken == "listener 0.0.0.0_15006, filter inbound, cluster inbound"
+    assert app.taken == "listener 10.96.1.10_80, filter chain web-http, filter out_web, cluster web-http"
+    assert proxy.taken == "listener 0.0.0.0_15006, filter chain inbound-http, filter inbound, cluster inbound"
     assert (app.said, app.answer) == (traces.REQUEST, traces.RESPONSE)
 
 
@@ -94,8 +94,11 @@ def test_without_a_mesh_the_call_is_direct_and_others_questions_are_left_out() -
 
 
 def test_capture_that_leaves_no_entry_is_told_by_what_the_application_knows() -> None:
-    trace = traces.mode2() | {"translations": []}  # as eBPF does it
-    path = transfers.read(trace)
+    trace = traces.mode2()
+    pod = "client-mode2-agent"
+    plain = [line.replace("dst=240.240.0.10", "dst=127.0.0.1").replace("dport=80", "dport=15001") for line in
+             trace["tracked"][pod] if " tcp " in line]  # fmt: skip
+    path = transfers.read(trace | {"tracked": {pod: plain}})  # as with eBPF, whose entry has the new address alone
     assert route(path, "DNS")[0][2:] == ("10.96.0.10:53", "127.0.0.1:15053")
     assert route(path, "TCP")[0][2:] == ("240.240.0.10:80", "127.0.0.1:15001")
 
@@ -154,7 +157,9 @@ def test_the_text_tells_everything_once() -> None:
     assert lines[1] == "dns 1.00 µs, connect 1.00 µs, tls 1.00 µs, first byte 1.00 µs, transfer 1.00 µs, total 5.00 µs"
     whole = "\n".join(lines)
     assert whole.count("10.96.1.10:80 → 127.0.0.1:15001") == 1
-    assert "rules      redirect_tcp 1" in whole
+    assert "rules      client-mode1: redirect_tcp 1" in whole
+    assert "rules      web-1: inbound_tcp 1" in whole
+    assert "conntrack  web-1: tcp 198.18.0.44:4001: 198.18.0.21:8080 → 198.18.0.21:15006 (zone 1)" in whole
     assert "envoy      web-1: listener 0.0.0.0_15006" in whole
     assert "8 DNS exchanges (4 leaving a pod) and used 3 connections (1 leaving)" in whole
     assert "admin" not in whole
@@ -162,12 +167,61 @@ def test_the_text_tells_everything_once() -> None:
 
 def test_the_answer_compares_the_modes_or_says_that_it_cannot() -> None:
     said = hops.answer(hops.paths(traces.traced(traces.mode1(*ABSENT), traces.mode2(*ABSENT))))
-    assert "mode 1 made 8 DNS exchanges (4 leaving a pod)" in said
+    assert said.startswith("Mode 2 costs 2 hops more: for one request mode 1 took 11 (5 from pod to pod,")
+    assert "Mode 1 made 8 DNS exchanges (4 leaving a pod)" in said
     assert "mode 2 made 10 DNS exchanges (3 leaving a pod)" in said
     assert "The name itself took 2 and 1, each one of the search list that does not exist 2 and 3." in said
     assert said.endswith("both connections ended at 127.0.0.1:15001.")
     assert "not traced in both modes" in hops.answer(hops.paths(traces.traced(traces.mode1())))
     assert hops.table({}, "mode1").empty
+
+
+def test_mode_2_saves_a_hop_where_no_name_of_the_search_list_comes_first() -> None:
+    def said(*found: dict[str, Any]) -> str:
+        return hops.answer(hops.paths(traces.traced(*found)))
+
+    assert said(traces.mode1(), traces.mode2()).startswith("Mode 2 saves 1 hop: for one request mode 1 took 5 (2 from")
+    assert said(traces.mode1(), traces.mode2(ABSENT[0])).startswith("Mode 2 costs 2 hops more")
+    assert said(traces.mode1(ABSENT[0]), traces.mode2(ABSENT[0])).startswith("Mode 2 takes as many hops as mode 1: for")
+
+
+def test_every_arm_has_a_row_of_what_each_part_saw() -> None:
+    table = hops.seen(hops.paths(traces.traced(traces.mode1(), traces.mode2(), traces.direct())))
+    assert table["arm"].tolist() == ["mode1", "mode2-agent", "plain"]
+    mode2 = table.set_index("arm").loc["mode2-agent"].to_dict()
+    assert mode2 == {
+        "hops": 4,
+        "between pods": 1,
+        "packets": 16,
+        "DNS questions": "web.shop.svc.cluster.local. A: 240.240.0.10",
+        "rules that moved": "client: redirect_tcp 1; server: inbound_tcp 1",
+        "conntrack, client's pod": "udp 10.96.0.10:53 → 127.0.0.1:15053; tcp 240.240.0.10:80 → 127.0.0.1:15001; "
+        "tcp 198.18.0.21:8080",
+        "conntrack, server's pod": "tcp 198.18.0.21:8080 → 198.18.0.21:15006",
+        "Envoy listener": "client: 240.240.0.10_80; server: 0.0.0.0_15006",
+        "filter chain": "client: web-http; server: inbound-http",
+        "cluster": "client: web-http; server: inbound",
+        "rewritten addresses": "10.96.0.10:53 → 127.0.0.1:15053; 240.240.0.10:80 → 127.0.0.1:15001; "
+        "198.18.0.21:8080 → 198.18.0.21:15006",
+    }
+
+
+def test_older_traces_are_read_and_say_what_they_lack() -> None:
+    path = transfers.read(traces.older(traces.mode1()))
+    assert route(path, "TCP") == route(transfers.read(traces.mode1()), "TCP")
+    row = hops.seen({"mode1": path}).iloc[0]
+    assert row["rules that moved"] == "client: redirect_tcp 1; server: not recorded"
+    assert row["conntrack, server's pod"] == "not recorded"
+    assert row["filter chain"] == "client: not recorded; server: not recorded"
+
+
+def test_a_filter_chain_is_told_where_the_connection_stood_already_and_never_guessed() -> None:
+    trace = traces.mode1()
+    kept = {"listener.0.0.0.0_15006.http.inbound.downstream_rq_completed": 1, "http.inbound.downstream_rq_total": 1}
+    read = transfers.read(trace | {"proxies": trace["proxies"] | {"web-1": kept}})
+    assert (read.pods["web-1"].taken.listener, read.pods["web-1"].taken.chain) == ("0.0.0.0_15006", "inbound-http")
+    shared = {"web-1": {"0.0.0.0_15006": {"inbound": ["mtls", "plaintext"]}}}
+    assert transfers.read(trace | {"chains": shared}).pods["web-1"].taken.chain == "mtls or plaintext"
 
 
 def test_the_table_has_a_row_per_hop_and_the_newest_run_wins() -> None:

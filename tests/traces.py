@@ -28,7 +28,7 @@ class Wire:
     arm: str
     url: str = "http://web.shop.svc.cluster.local./"
     packets: list[dict[str, Any]] = field(default_factory=list)
-    translations: list[str] = field(default_factory=list)
+    tracked: dict[str, list[str]] = field(default_factory=dict)
     rules: dict[str, float] = field(default_factory=dict)
     proxies: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -71,9 +71,10 @@ class Wire:
         self.packet(places[::-1], (back or ends[1], ends[0]), "SYN")
         self.packet(places, ends)
 
-    def translate(self, protocol: str, source: str, asked: str, reached: str) -> None:
+    def translate(self, protocol: str, source: str, asked: str, reached: str, pod: str = "") -> None:
+        """An entry in a pod, the client's by default; nothing is rewritten if `reached` is what was asked for."""
         (src, sport), (dst, dport), (new, nport) = (each.split(":") for each in (source, asked, reached))
-        self.translations.append(
+        self.tracked.setdefault(pod or self.client.pod, []).append(
             f"ipv4     2 {protocol}      6 119 TIME_WAIT src={src} dst={dst} sport={sport} dport={dport} "
             f"src={new} dst={src} sport={nport} dport={sport} [ASSURED] mark=0 zone=1 use=1"
         )
@@ -90,9 +91,17 @@ class Wire:
             "pods": pods,
             "request": {**request, "outcome": outcome, "status": status, "address": address, "replica": replica},
             "packets": self.packets,
-            "translations": self.translations,
-            "rules": self.rules,
+            "tracked": {pod: self.tracked.get(pod, []) for pod in pods},
+            "rules": {pod: {} for pod in pods} | {self.client.pod: self.rules, "web-1": {"inbound_tcp": 1}},
             "proxies": self.proxies,
+            "chains": {
+                self.client.pod: {
+                    "10.96.1.10_80": {"out_web": ["web-http"]},
+                    "240.240.0.10_80": {"out_web": ["web-http"]},
+                    "0.0.0.0_15001": {"blackhole": ["to-itself"], "passthrough": ["passthrough"]},
+                },
+                "web-1": {"0.0.0.0_15006": {"inbound": ["inbound-http"], "inbound_passthrough": ["rest"]}},
+            },
         }
 
 
@@ -121,6 +130,8 @@ def _request(wire: Wire, asked: str, *, says: tuple[str, str] = (REQUEST, RESPON
     wire.packet(inside, (asked, app[0]), "FIN")
     wire.packet(inside, app, "FIN")
     wire.translate("tcp", app[0], asked, app[1])
+    wire.translate("tcp", proxy[0], WEB, WEB)
+    wire.translate("tcp", proxy[0], WEB, "198.18.0.21:15006", "web-1")
     wire.rules["redirect_tcp"] = 1
     name = asked.replace(":", "_")
     wire.proxies = {
@@ -231,6 +242,13 @@ def mute() -> dict[str, Any]:
     return wire.json("timeout")
 
 
+def older(trace: dict[str, Any]) -> dict[str, Any]:
+    """The same as it was stored before servers' pods and filter chains were recorded."""
+    client = topology.ARMS[trace["arm"]].pod
+    kept = {name: part for name, part in trace.items() if name not in ("tracked", "chains")}
+    return kept | {"translations": trace["tracked"][client], "rules": trace["rules"][client]}
+
+
 def traced(*found: dict[str, Any], earlier: tuple[dict[str, Any], ...] = ()) -> store.Runs:
     """Runs that hold these traces; `earlier` those of a run before."""
     headers = [
@@ -267,7 +285,7 @@ TOLD, SILENT = ("connect_error",) * 4, ("timeout",) * 4
 RESET = ("reset",) * 4
 USUAL = (  # as Istio's rules and Envoy's configuration would have it
     Cell("pod", PASSED), Cell("clusterip", PROXIED), Cell("virtual", PASSED, SILENT), Cell("loopback", {}, TOLD),
-    Cell("own", {}, TOLD), Cell("unroutable", PASSED, SILENT),
+    Cell("own", {}, TOLD), Cell("unroutable", PASSED, SILENT), Cell("service-entry", PROXIED),
     Cell("loopback-sidecar", GUARD, RESET), Cell("own-sidecar", GUARD, RESET),
     *(Cell(answer, REDIRECTED, TOLD, sidecar="down") for answer in ("pod", "clusterip", "virtual", "unroutable")),
     *(Cell(answer, {}, TOLD, sidecar="down") for answer in ("loopback", "own", "loopback-sidecar", "own-sidecar")),
@@ -277,6 +295,10 @@ USUAL = (  # as Istio's rules and Envoy's configuration would have it
       for state in ("up", "down")),
     *(Cell(answer, {}, TOLD, False, state) for answer in ("loopback", "own") for state in ("up", "down")),
     Cell("loopback-sidecar", OVERFLOW, RESET, arm="unguarded"), Cell("own-sidecar", OVERFLOW, SILENT, arm="unguarded"),
+    *(Cell(answer, PROXIED, arm="answers-mode2") for answer in ("clusterip", "virtual", "service-entry")),
+    *(Cell(answer, {}, TOLD, arm="answers-mode2") for answer in ("loopback", "own")),
+    Cell("virtual", REDIRECTED, TOLD, sidecar="down", arm="answers-mode2"),
+    Cell("virtual", {"pod/rule/escaped_vip": 4}, SILENT, False, arm="answers-mode2"),
 )  # fmt: skip
 
 

@@ -54,20 +54,26 @@ def _listener(name: str, host: str, port: int, chains: list[Json], **more: Any) 
     return {"name": name, "address": _address(host, port), "filter_chains": chains, **more}
 
 
+def _chain(name: str, filters: Json, destination_port: int = 0) -> Json:
+    """A filter chain; by its name traces tell which one took a connection."""
+    match = {"filter_chain_match": {"destination_port": destination_port}} if destination_port else {}
+    return {"name": name, **match, "filters": [filters]}
+
+
 def _capturing(name: str, port: int, chains: list[Json], sidecar: Sidecar, **more: Any) -> Json:
     """A listener for captured connections; one that was not captured (it names the port itself) goes nowhere."""
-    guard = {"filter_chain_match": {"destination_port": port}, "filters": [_tcp_proxy("blackhole")]}
-    chains = [guard, *chains] if sidecar.guarded else chains
+    chains = [_chain("to-itself", _tcp_proxy("blackhole"), port), *chains] if sidecar.guarded else chains
     more |= {"transparent": True} if sidecar.transparent else {}
     return _listener(name, "0.0.0.0", port, chains, **more)  # noqa: S104  REDIRECT may target any address
 
 
 def _service_listeners(service: Service, addresses: list[str]) -> list[Json]:
-    ports = ((80, _http(f"out_{service.name}", f"{service.name}-http")), (443, _tcp_proxy(f"{service.name}-tls")))
+    http, tls = f"{service.name}-http", f"{service.name}-tls"
+    ports = ((80, _chain(http, _http(f"out_{service.name}", http))), (443, _chain(tls, _tcp_proxy(tls))))
     return [
-        _listener(f"{address}_{port}", address, port, [{"filters": [filters]}], bind_to_port=False)
+        _listener(f"{address}_{port}", address, port, [chain], bind_to_port=False)
         for address in addresses
-        for port, filters in ports
+        for port, chain in ports
     ]
 
 
@@ -161,7 +167,7 @@ def _dns_listeners(nets: Nets) -> list[Json]:
         "udp_listener_config": {"downstream_socket_config": {"max_rx_datagram_size": 9000}},
         "listener_filters": [{"name": "envoy.filters.udp.dns_filter", "typed_config": dns_filter}],
     }
-    return [udp, _listener("dns_tcp", "127.0.0.1", PORT_DNS, [{"filters": [_tcp_proxy("cluster_dns")]}])]
+    return [udp, _listener("dns_tcp", "127.0.0.1", PORT_DNS, [_chain("dns", _tcp_proxy("cluster_dns"))])]
 
 
 def _overload() -> Json:
@@ -185,6 +191,8 @@ class Sidecar:
     dns: topology.Dns = "cluster"
     guarded: bool = True
     transparent: bool = False  # TPROXY hands connections over with their addresses as they were
+    virtual_ips: bool = False  # it knows them although no proxy in the pod answers them
+    entry: bool = False  # it knows the ServiceEntry whose address is tried as an answer
 
 
 def bootstrap(nets: Nets, sidecar: Sidecar) -> Json:
@@ -197,7 +205,7 @@ def bootstrap(nets: Nets, sidecar: Sidecar) -> Json:
         _capturing(
             "virtual_outbound",
             PORT_OUTBOUND,
-            [{"filters": [_tcp_proxy("passthrough")]}],
+            [_chain("passthrough", _tcp_proxy("passthrough"))],
             sidecar,
             use_original_dst=True,
         ),
@@ -205,13 +213,13 @@ def bootstrap(nets: Nets, sidecar: Sidecar) -> Json:
             "virtual_inbound",
             PORT_INBOUND,
             [
-                {"filter_chain_match": {"destination_port": 8080}, "filters": [_http("inbound", "inbound")]},
-                {"filters": [_tcp_proxy("inbound_passthrough")]},
+                _chain("inbound-http", _http("inbound", "inbound"), 8080),
+                _chain("inbound-passthrough", _tcp_proxy("inbound_passthrough")),
             ],
             sidecar,
             listener_filters=[original_dst_filter],
         ),
-        _listener("stats", "0.0.0.0", PORT_STATS, [{"filters": [_http("stats", "admin", "/stats")]}]),  # noqa: S104
+        _listener("stats", "0.0.0.0", PORT_STATS, [_chain("stats", _http("stats", "admin", "/stats"))]),  # noqa: S104
     ]
     clusters = [
         _original_dst("passthrough"),
@@ -221,7 +229,9 @@ def bootstrap(nets: Nets, sidecar: Sidecar) -> Json:
         {"name": "blackhole", "type": "STATIC", "connect_timeout": CONNECT_TIMEOUT},
     ]
     for service in topology.SERVICES if sidecar.outbound else ():
-        addresses = [service.cluster_ip, *([service.virtual_ip] if sidecar.dns != "cluster" else [])]
+        virtual = sidecar.virtual_ips or sidecar.dns != "cluster"
+        addresses = [service.cluster_ip, *([service.virtual_ip] if virtual else [])]
+        addresses += [topology.ENTRY_ADDRESS] if sidecar.entry and service is topology.LEGACY else []
         listeners += _service_listeners(service, addresses)
         clusters += [_service_cluster(nets, service, "http", 8080), _service_cluster(nets, service, "tls", 8443)]
     if sidecar.dns == "envoy":

@@ -17,6 +17,7 @@ SEARCH = (f"{NAMESPACE}.svc.{DOMAIN}", f"svc.{DOMAIN}", DOMAIN)
 CLUSTER_IPS = "10.96.0.0/16"
 VIRTUAL_IPS = "240.240.0.0/16"
 UNROUTABLE = "192.0.2.0/24"  # TEST-NET-1 (RFC 5737): nobody is there
+ENTRY_ADDRESS = "192.0.2.80"  # what a ServiceEntry calls `legacy` by: it exists in sidecars alone
 DNS_CLUSTER_IP = "10.96.0.10"
 EXTERNAL_NAME = "api.example.com"
 ABSENT_NAME = f"absent.{NAMESPACE}.svc.{DOMAIN}"
@@ -106,6 +107,7 @@ class ClientPod:
     dns: Dns = "cluster"  # who answers port 53: the cluster DNS, Envoy's filter, or a proxy with the agent's semantics
     mechanism: Mechanism = "iptables"  # what captures
     guarded: bool = True  # the sidecar refuses connections to its own ports
+    virtual_ips: bool = False  # the sidecar knows them although no proxy in the pod answers them
     group: Group = "core"
     resolver: Resolver = "c-ares"  # what its sidecar resolves names with
 
@@ -143,9 +145,11 @@ CLIENTS = (
     ClientPod("nftables", 47, sidecar=True, dns="agent", mechanism="nftables", group="interception"),
     ClientPod("tproxy", 48, sidecar=True, dns="agent", mechanism="tproxy", group="interception"),
     ClientPod("ebpf", 49, sidecar=True, dns="agent", mechanism="ebpf", group="interception"),
-    # mode 1 again, to take its interception and its sidecar away, and to leave its loop guard out
+    # mode 1 again, to take its interception and its sidecar away, and to leave its loop guard out; mode 2's sidecar for
+    # the same, where the cluster DNS gives all answers, so that nothing but the sidecar differs
     ClientPod("answers", 51, sidecar=True, group="interception"),
     ClientPod("unguarded", 52, sidecar=True, guarded=False, group="interception"),
+    ClientPod("answers-mode2", 57, sidecar=True, virtual_ips=True, group="interception"),
     # both modes as the control plane configures them; mode 1 also with Envoy's other resolvers
     ClientPod("mode1-xds", 53, sidecar=True, group="governed"),
     ClientPod("mode2-xds", 54, sidecar=True, dns="agent", group="governed"),
@@ -153,7 +157,7 @@ CLIENTS = (
     ClientPod("mode1-hickory", 56, sidecar=True, group="governed", resolver="hickory"),
 )
 ARMS = {client.arm: client for client in CLIENTS}
-ANSWERING = ("answers", "unguarded")  # arms that ask for names answered in unusual ways
+ANSWERING = ("answers", "unguarded", "answers-mode2")  # arms that ask for names answered in unusual ways
 
 
 @dataclass(frozen=True)
@@ -241,6 +245,7 @@ ANSWERS = {
     "pod": Answer("{pods}.31", 8080),
     "clusterip": Answer(LEGACY.cluster_ip, 80),
     "virtual": Answer(LEGACY.virtual_ip, 80),
+    "service-entry": Answer(ENTRY_ADDRESS, 80),
     "loopback": Answer("127.0.0.1", 80),
     "own": Answer("{own}", 80),
     "unroutable": Answer("192.0.2.1", 80),

@@ -15,24 +15,25 @@ import pandas as pd
 
 from harness import errors, store
 from harness.mesh import topology
-from harness.tables import cells, provenance
-from harness.tables.text import ABSENT
+from harness.tables import cells, provenance, text
 
 EXPERIMENT = "answers"
-GUARDED, UNGUARDED = topology.ANSWERING
+GUARDED, UNGUARDED, MODE2 = topology.ANSWERING  # mode 1's sidecar, with its loop guard and without; mode 2's
+SIDECARS = {"mode 1": (GUARDED, UNGUARDED), "mode 2": (MODE2,)}
 OUTCOMES = ("proxied", "direct", "looped", "refused", "lost")
 LEVELS = ["answer", "arm", "intercepted", "sidecar"]
 MEANINGS = {
     "pod": "a pod's address",
     "clusterip": "a ClusterIP",
     "virtual": "a virtual IP",
+    "service-entry": "a ServiceEntry's address",
     "loopback": "127.0.0.1",
     "own": "the asking pod's own address",
     "unroutable": "an address where nobody is",
     "loopback-sidecar": "the sidecar's port at 127.0.0.1",
     "own-sidecar": "the sidecar's port at the own address",
 }
-AWAY = ("pod", "clusterip", "virtual", "unroutable")  # addresses outside the asking pod
+AWAY = ("pod", "clusterip", "virtual", "service-entry", "unroutable")  # addresses outside the asking pod
 HOME = ("loopback", "own", "loopback-sidecar", "own-sidecar")  # the asking pod itself
 TO_SIDECAR = ("loopback-sidecar", "own-sidecar")
 
@@ -64,6 +65,11 @@ def condition(intercepted: object, sidecar: str) -> str:
 def meaning(answer: str, arm: str) -> str:
     """The answered address in words, and whether the sidecar's guard was left out."""
     return MEANINGS[answer] + (", no guard" if arm == UNGUARDED else "")
+
+
+def mode(arm: str) -> str:
+    """Whose sidecar it is."""
+    return next(name for name, arms in SIDECARS.items() if arm in arms)
 
 
 def matrix(runs: store.Runs) -> pd.DataFrame:
@@ -177,21 +183,23 @@ def rows(table: pd.DataFrame, *answers: str, **levels: object) -> list[dict[Any,
     return found.to_dict("records")
 
 
-def grid(table: pd.DataFrame) -> pd.DataFrame:
-    """The matrix as people read it: a row per answer, a column per condition, the outcome and its end in words."""
+def grid(table: pd.DataFrame, sidecar: str = "mode 1") -> pd.DataFrame:
+    """The matrix of a mode's sidecar as people read it: a row per answer, a column per condition, in words."""
+    table = table[table["arm"].isin(SIDECARS[sidecar])]
     words: dict[str, dict[str, str]] = {condition(*each): {} for each in CONDITIONS}
     for row in table.to_dict("records"):
         found = f"{row['outcome']}\n{row['stopped']}".strip()
         words[condition(row["intercepted"], row["sidecar"])][meaning(row["answer"], row["arm"])] = found
     index = list(dict.fromkeys(itertools.starmap(meaning, zip(table["answer"], table["arm"], strict=True))))
-    return pd.DataFrame(words, index=index, columns=list(words)).fillna(ABSENT)
+    return pd.DataFrame(words, index=index, columns=list(words), dtype=object).fillna(text.ABSENT)
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """For people: the answer and the condition in words, and the counts."""
+    """For people: the sidecar's mode, the answer and the condition in words, and the counts."""
     answers = itertools.starmap(meaning, zip(table["answer"], table["arm"], strict=True))
     conditions = itertools.starmap(condition, zip(table["intercepted"], table["sidecar"], strict=True))
-    front = pd.DataFrame({"answer": list(answers), "condition": list(conditions)})
+    modes = map(mode, table["arm"])
+    front = pd.DataFrame({"sidecar of": list(modes), "answer": list(answers), "condition": list(conditions)})
     return pd.concat([front, table.drop(columns=[*LEVELS, *OUTCOMES])], axis=1)
 
 
@@ -226,7 +234,16 @@ def answer(table: pd.DataFrame) -> str:
     said += f", and {share(home)} to the pod itself; without it {share(without)}."
     if all(each["redirected"] == each["requests"] for each in away) and not redirected([*home, *without]):
         said += " So interception decides, and the DNS answer only where it names the pod itself."
-    return " ".join([said, f"Captured with the sidecar up: {_fates([*away, *home])}.", *_loops(table)])
+    said += f" Captured with mode 1's sidecar up: {_fates([*away, *home])}."
+    return " ".join([said, *_known(table), *_loops(table)])
+
+
+def _known(table: pd.DataFrame) -> list[str]:
+    """What a sidecar that knows virtual IPs makes of the same answers."""
+    found = rows(table, *AWAY, *HOME, arm=MODE2, intercepted=True, sidecar="up")
+    if not found:
+        return ["Mode 2's sidecar, which knows virtual IPs, was not tried."]
+    return [f"With mode 2's, which knows virtual IPs: {_fates(found)}."]
 
 
 def redirected(found: list[dict[Any, Any]]) -> int:
@@ -244,7 +261,7 @@ def _fates(found: list[dict[Any, Any]]) -> str:
     by_outcome: dict[str, list[str]] = {}
     for row in found:
         by_outcome.setdefault(str(row["outcome"]), []).append(MEANINGS[row["answer"]])
-    return "; ".join(f"{outcome}: {' and '.join(answers)}" for outcome, answers in by_outcome.items())
+    return "; ".join(f"{outcome}: {text.listed(answers)}" for outcome, answers in by_outcome.items())
 
 
 def _loops(table: pd.DataFrame) -> list[str]:
@@ -253,4 +270,4 @@ def _loops(table: pd.DataFrame) -> list[str]:
     for row in rows(table, *TO_SIDECAR, intercepted=True, sidecar="up"):
         if row["looped"]:
             ends.setdefault(row["stopped"], []).append(meaning(row["answer"], row["arm"]))
-    return [f"A loop was ended {end}: {' and '.join(begun)}." for end, begun in ends.items()]
+    return [f"A loop was ended {end}: {text.listed(begun)}." for end, begun in ends.items()]

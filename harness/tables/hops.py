@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +12,7 @@ from tabulate import tabulate
 from harness import store, units
 from harness.tables import provenance
 from harness.tables.text import ABSENT
-from harness.tables.transfers import SERVER, SERVER_SIDECAR, Kind, Path, Translation, read
+from harness.tables.transfers import NOT_RECORDED, SERVER, SERVER_SIDECAR, Entry, Hop, Kind, Path, Pod, read
 
 MODE1, MODE2 = "mode1", "mode2-agent"
 
@@ -60,7 +60,8 @@ def _lines(path: Path) -> Iterator[dict[str, object]]:
 
 
 _COUNTS = ["DNS exchanges", "DNS leaving", "DNS packets", "connections", "connections leaving", "TCP packets",
-           "names not found", "exchanges each", "exchanges of the name found"]  # fmt: skip
+           "names not found", "exchanges each", "exchanges of the name found",
+           "hops", "hops between pods", "packets"]  # fmt: skip
 
 
 def totals(path: Path) -> dict[str, int]:
@@ -72,7 +73,9 @@ def totals(path: Path) -> dict[str, int]:
     address = path.request["address"]
     right = [each for each in path.questions() if address and address in each[0].answer.split(", ")]
     wrong = [each for each in path.questions() if each not in right]
+    dns_hops, dns_leaving, dns_packets, connections, leaving, tcp_packets = found
     found += [len(wrong), max(map(len, wrong), default=0), max(map(len, right), default=0)]
+    found += [dns_hops + connections, dns_leaving + leaving, dns_packets + tcp_packets]
     return dict(zip(_COUNTS, found, strict=True))
 
 
@@ -83,6 +86,69 @@ def counts(runs: store.Runs) -> pd.DataFrame:
         path = read(trace)
         rows.append({"run": run, "arm": path.arm, "outcome": path.request["outcome"]} | totals(path))
     return pd.DataFrame(rows, columns=["run", "arm", "outcome", *_COUNTS])
+
+
+# --- what every part saw ---
+
+
+def seen(found: Mapping[str, Path]) -> pd.DataFrame:
+    """A row per arm: its traced request's hops and packets, and what each part saw of it."""
+    return pd.DataFrame([{"arm": arm} | _seen(path) for arm, path in found.items()], columns=["arm", *_SEEN])
+
+
+_SEEN = ["hops", "between pods", "packets", "DNS questions", "rules that moved", "conntrack, client's pod",
+         "conntrack, server's pod", "Envoy listener", "filter chain", "cluster", "rewritten addresses"]  # fmt: skip
+
+
+def _seen(path: Path) -> dict[str, object]:
+    total, ends = totals(path), _ends_of(path)
+    client, server = ends["client"], ends.get("server")
+    known = [
+        *(total[name] for name in ("hops", "hops between pods", "packets")),
+        "; ".join(_asked(each) for each in path.questions()) or ABSENT,
+        _each(ends, lambda pod: _rules(pod.rules)),
+        _entries(client.entries),
+        _entries(server.entries) if server else ABSENT,
+        _each(ends, lambda pod: pod.taken.listener),
+        _each(ends, lambda pod: pod.taken.chain),
+        _each(ends, lambda pod: pod.taken.cluster),
+        "; ".join(_rewrites(path)) or "none",
+    ]
+    return dict(zip(_SEEN, known, strict=True))
+
+
+def _ends_of(path: Path) -> dict[str, Pod]:
+    """The pods of the client and of the server that answered."""
+    names = {"client": path.pod, "server": path.served}
+    return {end: path.pods[pod] for end, pod in names.items() if pod in path.pods}
+
+
+def _each(ends: Mapping[str, Pod], said: Callable[[Pod], str]) -> str:
+    """What is known at either end."""
+    return "; ".join(f"{end}: {words}" for end, pod in ends.items() if (words := said(pod))) or ABSENT
+
+
+def _asked(question: Sequence[Hop]) -> str:
+    return f"{question[0].said.removesuffix('?')}: {question[0].answer or question[0].ending}"
+
+
+def _rules(moved: Mapping[str, float] | None) -> str:
+    if moved is None:
+        return NOT_RECORDED
+    return ", ".join(f"{name} {count:g}" for name, count in sorted(moved.items())) or "none"
+
+
+def _entries(found: Sequence[Entry] | None) -> str:
+    if found is None:
+        return NOT_RECORDED
+    return "; ".join(f"{each.protocol} {each.ends}" for each in found) or "none"
+
+
+def _rewrites(path: Path) -> list[str]:
+    """Addresses before and after, by whatever rewrote them: rules leave an entry, programs and sockets do not."""
+    of_hops = [f"{hop.asked} → {hop.reached}" for hop in path.hops if not hop.own and hop.asked != hop.reached]
+    entries = [each for pod in _ends_of(path).values() for each in pod.entries or ()]
+    return list(dict.fromkeys([*of_hops, *(each.ends for each in entries if each.rewritten)]))
 
 
 # --- sentences ---
@@ -96,10 +162,18 @@ def answer(found: Mapping[str, Path]) -> str:
             "`meshdns report --plan quick` traces one in each arm."
         )
     one, two = found[MODE1], found[MODE2]
+    first, second = totals(one), totals(two)
+    saved = first["hops"] - second["hops"]
+    verdict = f"saves {_several(saved, 'hop')}" if saved > 0 else f"costs {_several(-saved, 'hop')} more"
     return (
-        f"For one request mode 1 made {_amount(totals(one))}; mode 2 made {_amount(totals(two))}. "
-        f"{_searched(totals(one), totals(two))}{_ends(one, two)}"
+        f"Mode 2 {verdict if saved else 'takes as many hops as mode 1'}: for one request mode 1 took {_hops(first)}, "
+        f"mode 2 {_hops(second)}. Mode 1 made {_amount(first)}; mode 2 made {_amount(second)}. "
+        f"{_searched(first, second)}{_ends(one, two)}"
     )
+
+
+def _hops(each: Mapping[str, int]) -> str:
+    return f"{each['hops']} ({each['hops between pods']} from pod to pod, {each['packets']} packets)"
 
 
 def _amount(each: Mapping[str, int]) -> str:
@@ -145,16 +219,18 @@ def text(trace: Mapping[str, Any]) -> str:
     lines += [tabulate(rows, _HEADS, tablefmt="plain", disable_numparse=True), ""]
     total = totals(path)
     lines.append(f"in all     {_amount(total)}; {total['DNS packets']} + {total['TCP packets']} packets")
-    moved = ", ".join(f"{name} {count:g}" for name, count in sorted(path.rules.items()))
-    lines.append(f"rules      {moved or 'none moved'}")
-    lines += [f"envoy      {pod}: {taken}" for pod, taken in path.taken.items()]
-    lines += [f"conntrack  {_translated(each)}" for each in path.translations]
+    for pod, known in path.pods.items():
+        if known.rules:
+            lines.append(f"rules      {pod}: {_rules(known.rules)}")
+    lines += [f"envoy      {pod}: {known.taken}" for pod, known in path.pods.items() if str(known.taken)]
+    for pod, known in path.pods.items():
+        lines += [f"conntrack  {pod}: {_tracked(each)}" for each in known.entries or ()]
     return "\n".join(lines)
 
 
-def _translated(each: Translation) -> str:
+def _tracked(each: Entry) -> str:
     zone = f" (zone {each.zone})" if each.zone else ""
-    return f"{each.protocol} {each.source}: {each.asked} → {each.reached}{zone}"
+    return f"{each.protocol} {each.source}: {each.ends}{zone}"
 
 
 _INSTANTS = ("start_ns", "dns_ns", "connect_ns", "tls_ns", "first_byte_ns", "end_ns")

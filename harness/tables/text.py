@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -91,3 +92,8 @@ def _cell(value: object) -> object:
 def blocks(n: int) -> str:
     """`20 blocks`."""
     return f"{n} block{'s' * (n != 1)}"
+
+
+def listed(names: Sequence[str], last: str = "and") -> str:
+    """`a, b and c`."""
+    return f" {last} ".join(each for each in (", ".join(names[:-1]), names[-1]) if each) if names else ""

@@ -1,8 +1,9 @@
 """Notebook 03: one traced request, hop by hop.
 
-A hop is a transfer between two processes: a DNS question with its answer, or a TCP connection. It is read from captured
-packets, joined with what the kernel translated (conntrack) and with what Envoy counted. A packet that two namespaces
-saw is counted once, where it was seen first.
+A hop is a transfer between two processes: a DNS question with its answer, or a TCP connection. So it has a socket at
+either end, and crosses from one network namespace to another unless it is inside one. It is read from captured packets,
+joined with what the kernel translated (conntrack) and with what Envoy counted. A packet that two namespaces saw is
+counted once, where it was seen first.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Hop:
     inside: bool  # over a pod's loopback
     asked: str  # address:port asked for
     reached: str  # and what it was after translation
-    taken: str  # Envoy's listener, filter and cluster that took it; "" without Envoy
+    taken: str  # Envoy's listener, filter chain and cluster that took it; "" without Envoy
     kept: bool  # on a connection that stood already
     own: bool  # the sidecar's own lookup, made by the clock and not for this request
     ending: str  # answered, refused, closed, unanswered, lost
@@ -82,14 +83,48 @@ class Hop:
 
 
 @dataclass(frozen=True)
-class Translation:
-    """A connection tracking entry that changed an address."""
+class Entry:
+    """A connection tracking entry."""
 
     protocol: str
     source: str
     asked: str
-    reached: str
+    reached: str  # differs where an address or a port was rewritten
     zone: str  # "" is the default one
+
+    @property
+    def rewritten(self) -> bool:
+        """An address or a port was changed."""
+        return self.asked != self.reached
+
+    @property
+    def ends(self) -> str:
+        """`10.96.1.10:80 → 127.0.0.1:15001`, or one address where nothing was rewritten."""
+        return f"{self.asked} → {self.reached}" if self.rewritten else self.asked
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What of an Envoy took a request: that whose statistics moved; "" where none did."""
+
+    listener: str = ""
+    chain: str = ""  # the filter chain that matched
+    filter: str = ""
+    cluster: str = ""
+
+    def __str__(self) -> str:
+        """`listener 10.96.1.10_80, filter chain web-http, filter out_web, cluster web-http`."""
+        parts = {"listener": self.listener, "filter chain": self.chain, "filter": self.filter, "cluster": self.cluster}
+        return ", ".join(f"{part} {name}" for part, name in parts.items() if name)
+
+
+@dataclass(frozen=True)
+class Pod:
+    """What was counted and remembered in one pod; None: this run's version did not record it there."""
+
+    rules: Mapping[str, float] | None
+    entries: tuple[Entry, ...] | None
+    taken: Taken
 
 
 @dataclass(frozen=True)
@@ -109,9 +144,12 @@ class Path:
     pod: str
     request: Mapping[str, Any]
     hops: tuple[Hop, ...]
-    rules: Mapping[str, float]
-    translations: tuple[Translation, ...]
-    taken: Mapping[str, str]  # pod -> listener, filter and cluster whose statistics moved
+    pods: Mapping[str, Pod]
+
+    @property
+    def served(self) -> str:
+        """The pod that answered; "" if none did or it has no name."""
+        return str(self.request["replica"])
 
     def of(self, kind: Kind) -> list[Hop]:
         """Those that the request made."""
@@ -240,8 +278,20 @@ class _Reader:
         parts = urlsplit(trace["url"])
         self.port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
         self.candidates = {f"{name} A" for name in names.candidates(parts.hostname or "", 5)}
-        self.translations = tuple(filter(None, map(_translation, trace["translations"])))
-        self.taken = {pod: _taken(moved) for pod, moved in trace["proxies"].items()}
+        self.known = {pod: self._pod(pod) for pod in trace["pods"]}
+        self.translations = [each for each in self.known[self.client.pod].entries or () if each.rewritten]
+
+    def _pod(self, pod: str) -> Pod:
+        tracked, rules = self._recorded("tracked", pod), self._recorded("rules", pod)
+        chains = self.trace["chains"].get(pod, {}) if "chains" in self.trace else None
+        entries = None if tracked is None else _entries(tracked)
+        return Pod(rules, entries, _taken(self.trace["proxies"].get(pod, {}), chains))
+
+    def _recorded(self, what: str, pod: str) -> Any:
+        """Of a pod; older traces have `rules` and `translations` of the client's alone."""
+        if "tracked" in self.trace:
+            return self.trace[what].get(pod)
+        return self.trace[{"tracked": "translations"}.get(what, what)] if pod == self.client.pod else None
 
     def path(self) -> Path:
         hops: list[tuple[_Flow, Hop]] = []
@@ -255,9 +305,7 @@ class _Reader:
             self.client.pod,
             self.request,
             tuple(hop for _, hop in hops),
-            self.trace["rules"],
-            self.translations,
-            {pod: taken for pod, taken in self.taken.items() if taken},
+            self.known,
         )
 
     def _hop(self, flow: _Flow, before: Sequence[tuple[_Flow, Hop]]) -> Hop | None:
@@ -327,12 +375,12 @@ class _Reader:
             strange = not _host(reached).startswith("127.") and self.pods.get(_host(reached)) != pod
             return SIDECAR if _port(reached) in _CAPTURING or strange else ITSELF
         if pod in self.pods.values():
-            return SERVER_SIDECAR if self.taken.get(pod) and not flow.place else SERVER
+            return SERVER_SIDECAR if str(self.known[pod].taken) and not flow.place else SERVER
         return "nobody" if _nobody(reached) else pod
 
     def _taken_by(self, kind: Kind, target: str, pod: str) -> str:
         if target in (SIDECAR, SERVER_SIDECAR) and kind == "TCP":
-            return self.taken.get(pod, "")
+            return str(self.known[pod].taken)
         moved = self.trace["proxies"].get(pod, {})
         filters = [name for name in moved if re.fullmatch(r"dns_filter\.[\w-]+\.downstream_rx_queries", name)]
         return "Envoy's DNS filter" if target == DNS_PROXY and filters else ""
@@ -354,36 +402,44 @@ _TUPLE = re.compile(r"\bsrc=(\S+) dst=(\S+) sport=(\d+) dport=(\d+)")
 _ZONE = re.compile(r"\bzone(?:-\w+)?=(\d+)")
 
 
-def _translation(line: str) -> Translation | None:
-    """What a conntrack(8) entry says; None where no address changed."""
+def _entries(lines: Sequence[str]) -> tuple[Entry, ...]:
+    """In an order of their own, as the kernel's is that of a hash: UDP first, what was rewritten first."""
+    found = filter(None, map(_entry, lines))
+    return tuple(sorted(found, key=lambda each: (each.protocol == "tcp", not each.rewritten)))
+
+
+def _entry(line: str) -> Entry | None:
+    """What a conntrack(8) entry says; None where it has no ports."""
     ways = _TUPLE.findall(line)
     if len(ways) != 2:
         return None
     (source, asked, sport, dport), (reached, _, reached_port, _) = ways
-    if (asked, dport) == (reached, reached_port):
-        return None
-    zone = _ZONE.search(line)
     protocol = "tcp" if " tcp " in f" {line} " else "udp"
-    return Translation(
-        protocol, f"{source}:{sport}", f"{asked}:{dport}", f"{reached}:{reached_port}", zone[1] if zone else ""
+    zone = found[1] if (found := _ZONE.search(line)) else ""
+    return Entry(protocol, f"{source}:{sport}", f"{asked}:{dport}", f"{reached}:{reached_port}", zone)
+
+
+# Envoy statistic -> the part it tells of; those of the page that is read do not count. On a connection that stood
+# already the listener counts requests only.
+_LISTENER = re.compile(r"listener\.([\d.]+_\d+)\.(?:downstream_cx_total|http\.[\w-]+\.downstream_rq_completed)")
+_FILTER = re.compile(r"(?:http|tcp)\.(?!admin|stats)([\w-]+)\.downstream_[cr][xq]_total")
+_CLUSTER = re.compile(r"cluster\.(?!admin)([\w-]+)\.upstream_[cr][xq]_total")
+NOT_RECORDED = "not recorded"
+
+
+def _taken(moved: Mapping[str, float], chains: Mapping[str, Mapping[str, Sequence[str]]] | None) -> Taken:
+    """What the statistics tell; the chain is the one that counts under a moved filter's name in a moved listener."""
+    listeners, filters, clusters = (
+        list(dict.fromkeys(match[1] for name in sorted(moved) if (match := pattern.fullmatch(name))))
+        for pattern in (_LISTENER, _FILTER, _CLUSTER)
     )
-
-
-# Envoy statistic -> the part it tells of; those of the page that is read do not count.
-_PARTS = (
-    ("listener", re.compile(r"listener\.([\d.]+_\d+)\.downstream_cx_total")),
-    ("filter", re.compile(r"(?:http|tcp)\.(?!admin|stats)([\w-]+)\.downstream_[cr][xq]_total")),
-    ("cluster", re.compile(r"cluster\.(?!admin)([\w-]+)\.upstream_[cr][xq]_total")),
-)
-
-
-def _taken(moved: Mapping[str, float]) -> str:
-    """`listener 10.96.1.10_80, filter out_web, cluster web-http`."""
-    found = []
-    for part, pattern in _PARTS:
-        known = dict.fromkeys(match[1] for name in sorted(moved) if (match := pattern.fullmatch(name)))
-        found += [f"{part} {' + '.join(known)}"] if known else []
-    return ", ".join(found)
+    matched = [
+        " or ".join((chains or {}).get(listener, {}).get(name, ())) for listener in listeners for name in filters
+    ]
+    chain = " + ".join(dict.fromkeys(filter(None, matched)))
+    if chains is None and listeners:
+        chain = NOT_RECORDED
+    return Taken(" + ".join(listeners), chain, " + ".join(filters), " + ".join(clusters))
 
 
 def _dns_messages(flow: _Flow) -> tuple[Message, ...]:

@@ -207,7 +207,7 @@ def test_a_trace_shows_every_namespace_and_the_address_asked_for(bed: Testbed, a
     asked = "240.240.0.10" if arm in PROXIED else "10.96.1.10"
     assert seen.request["address"] == asked
     if arm in SIDECARS and topology.ARMS[arm].mechanism in ("iptables", "nftables"):
-        assert any(f"dst={asked} " in line and "sport=15001" in line for line in seen.translations)
+        assert any(f"dst={asked} " in line and "sport=15001" in line for line in seen.tracked[f"client-{arm}"])
     assert not [c.name for c in bed.containers() if "-attached-" in c.name]
 
 
