@@ -422,7 +422,7 @@ def _headline(table: pd.DataFrame) -> str:
     if not clear:
         return "No difference between the mechanisms was told from noise."
     said = {measure.name: measure.said for measure in MEASURES}
-    matters = _listed(list(dict.fromkeys(said[row["measure"]] for row in clear)))
+    matters = text.listed(list(dict.fromkeys(said[row["measure"]] for row in clear)))
     most = max(clear, key=lambda row: abs(row[AGAINST].relative.estimate))
     of = f"{said[most['measure']]} with {most['mechanism']}"
     return f"It matters to {matters}; the largest difference from iptables is {text.size(most[AGAINST])}, of {of}."
@@ -440,10 +440,10 @@ def _of(measure: Measure, table: pd.DataFrame) -> str:
     quiet = [row for row in rows if row["reading"] not in CLEAR]
     bound = units.duration(max((text.bound(row[AGAINST]) for row in quiet), default=0.0))
     if not clear:
-        names = _listed([row["mechanism"] for row in quiet], "or")
+        names = text.listed([row["mechanism"] for row in quiet], "or")
         return f"{opening} takes as long with {names} as with iptables, to within {bound} (p50, {text.blocks(blocks)})."
-    sizes = _listed([f"{_size(row[AGAINST])} with {row['mechanism']}" for row in clear])
-    equal = _listed([row["mechanism"] for row in quiet])
+    sizes = text.listed([f"{_size(row[AGAINST])} with {row['mechanism']}" for row in clear])
+    equal = text.listed([row["mechanism"] for row in quiet])
     rest = f"; with {equal} no difference larger than {bound} is seen" if quiet else ""
     return f"{opening} takes {sizes} than with iptables{rest} (p50, {text.blocks(blocks)})."
 
@@ -486,8 +486,8 @@ def _added(measure: Measure, table: pd.DataFrame) -> str:
     quiet = [row["mechanism"] for row in rows if row["reading"] not in CLEAR]
     if not clear:
         return f"To {measure.said} extra rules that match nothing add nothing that can be told from noise."
-    rest = f"; with {_listed(quiet)} nothing that can be told from noise" if quiet else ""
-    return f"To {measure.said} each extra rule that matches nothing adds {_listed(clear)}{rest}."
+    rest = f"; with {text.listed(quiet)} nothing that can be told from noise" if quiet else ""
+    return f"To {measure.said} each extra rule that matches nothing adds {text.listed(clear)}{rest}."
 
 
 def counts_answer(runs: store.Runs) -> str:
@@ -497,10 +497,5 @@ def counts_answer(runs: store.Runs) -> str:
         return ""
     wrong = list(dict.fromkeys(table[table["agree"] != "yes"]["mechanism"]))
     if wrong:
-        return f"Counters disagree with the client's own counts with {_listed(wrong)}."
+        return f"Counters disagree with the client's own counts with {text.listed(wrong)}."
     return "The counters of every mechanism agree with the client's own counts in every cell."
-
-
-def _listed(names: Sequence[str], last: str = "and") -> str:
-    """`a, b and c`."""
-    return f" {last} ".join(each for each in (", ".join(names[:-1]), names[-1]) if each) if names else ""
