@@ -127,7 +127,7 @@ def observe(bed: Testbed, observers: Mapping[str, Channel], agent: Channel, arm:
         entries = {pod: _tracked(channel) for pod, channel in watched.items()}
         packets = list(_packets({pod: _captured(channel) for pod, channel in watched.items()}))
         after = {pod: _counted(pod, channel) for pod, channel in watched.items()}
-    moved = {pod: _moved(before[pod].proxy, counted.proxy) for pod, counted in after.items() if pod in chains}
+    moved = {pod: _moved(before[pod].proxy, counted.proxy) for pod, counted in after.items() if counted.proxy}
     return Trace(
         arm,
         url,
@@ -137,7 +137,7 @@ def observe(bed: Testbed, observers: Mapping[str, Channel], agent: Channel, arm:
         tracked={pod: _used(pod, lines, packets) for pod, lines in entries.items()},
         rules={pod: _moved(before[pod].rules, counted.rules) for pod, counted in after.items()},
         proxies=moved,
-        chains={pod: _of_moved(chains[pod], statistics) for pod, statistics in moved.items()},
+        chains={pod: _of_moved(chains.get(pod, {}), statistics) for pod, statistics in moved.items()},
     )
 
 
@@ -175,7 +175,7 @@ def _counted(pod: str, channel: Channel) -> _Counted:
 
 def _page(channel: Channel, path: str, port: int = topology.PORT_ADMIN) -> Any:
     """A JSON page on the pod's loopback; None where nobody answers."""
-    page = {"url": f"http://127.0.0.1:{port}/{path}", "timeout_s": 2}
+    page = {"url": f"http://127.0.0.1:{port}/{path}"}
     body = channel.ask({"op": "snapshot", "pages": [page]}, ANSWER_SLACK_S)[0]["pages"][0]
     return None if body is None else json.loads(body)
 

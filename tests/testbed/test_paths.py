@@ -208,6 +208,10 @@ def test_a_trace_shows_every_namespace_and_the_address_asked_for(bed: Testbed, a
     assert seen.request["address"] == asked
     if arm in SIDECARS and topology.ARMS[arm].mechanism in ("iptables", "nftables"):
         assert any(f"dst={asked} " in line and "sport=15001" in line for line in seen.tracked[f"client-{arm}"])
+    if arm in SIDECARS:
+        assert seen.chains[f"client-{arm}"][f"{asked}_80"] == {"out_web": ["web-http"]}
+    elif arm == "plain":  # a sidecar may use a connection that stood already
+        assert seen.rules[seen.request["replica"]] == {"inbound_tcp": 1}
     assert not [c.name for c in bed.containers() if "-attached-" in c.name]
 
 
