@@ -7,20 +7,21 @@ import json
 import sys
 from pathlib import Path
 
-from . import iptables, kernel, nftables, ruleset
+from . import faults, iptables, kernel, nftables, ruleset
+from .ebpf import settings
 from .options import Family, Options, from_json
 from .refusal import Refusal
 from .ruleset import RuleSet
 
 DESCRIPTION = (
     "print the interception rules for the options in a JSON file, as iptables-restore --noflush or nft -f reads them; "
-    "or load them into the current network namespace"
+    "or load them into the current network namespace; for eBPF print what its programs are told"
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the verb."""
-    parser.add_argument("--mechanism", choices=("iptables", "nftables"), required=True)
+    parser.add_argument("--mechanism", choices=("iptables", "nftables", "ebpf"), required=True)
     parser.add_argument("--config", metavar="FILE", help="options as JSON; - reads standard input (default: Istio's)")
     parser.add_argument("--family", choices=ruleset.FAMILIES, help="default: ipv4; nftables: all that are enabled")
     parser.add_argument("--remove", action="store_true", help="what removes the rules, instead of what loads them")
@@ -28,7 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--replace", action="store_true", help="with --apply: even if other rules have our names")
     parser.add_argument("--first", action="store_true", help="before all other rules of nat OUTPUT, not after them")
     parser.add_argument("--named", action="store_true", help="comments by which counters are found")
+    parser.add_argument("--faults", action=_Faults, nargs=0, help="print the faults of Istio's rules, and end")
     parser.add_argument("--outbound-tproxy", action="store_true", help="outbound TCP by TPROXY too (not in Istio)")
+
+
+class _Faults(argparse.Action):
+    """The whole list, in place of rules."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print("\n".join(map(str, faults.FAULTS)))
+        parser.exit()
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -44,6 +54,11 @@ def _run(arguments: argparse.Namespace) -> int:
     options = read(arguments.config) if arguments.config else Options()
     for warning in options.warnings:
         print(f"meshdns: warning: {warning}", file=sys.stderr)
+    for fault in faults.brought_about(options):
+        print(f"meshdns: warning: Istio's fault, followed: {fault}", file=sys.stderr)
+    if arguments.mechanism == "ebpf":
+        print(_programs(options, arguments))
+        return 0
     families = _families(arguments, options)
     if arguments.family == "ipv6" and not options.enable_ipv6:
         print("meshdns: warning: enable_ipv6 is false: IPv6 is left alone, there are no rules", file=sys.stderr)
@@ -55,6 +70,17 @@ def _run(arguments: argparse.Namespace) -> int:
     else:
         print(text(rules, arguments), end="")
     return 0
+
+
+def _programs(options: Options, arguments: argparse.Namespace) -> str:
+    """What the loader of the eBPF programs tells them. Raises Refusal for what only rules have."""
+    for key in ("apply", "remove", "replace", "first", "named", "outbound_tproxy"):
+        if getattr(arguments, key):
+            step = "run `python3 -m interception.ebpf --config FILE` in the pod: the programs last as long as it does"
+            raise Refusal(f"--{key.replace('_', '-')} is for rules, not for eBPF; {step}")
+    if arguments.family == "ipv6":
+        raise Refusal("--family ipv6 is not possible by eBPF: IPv6 is let alone; use iptables or nftables")
+    return json.dumps(settings.from_options(options).document(), indent=1)
 
 
 def _families(arguments: argparse.Namespace, options: Options) -> tuple[Family, ...]:

@@ -100,7 +100,7 @@ class Options:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is asked for and has no effect; Istio goes on, and so do we."""
+        """What is asked for and has no effect; Istio goes on, and so do we. For what it does wrong see `faults`."""
         return tuple(_warnings(self))
 
 
@@ -283,12 +283,8 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _warnings(options: Options) -> Iterator[str]:
-    if options.redirect_dns and not options.captures_dns:
-        yield "redirect_dns is true, but capture_all_dns is false and no DNS servers are given: DNS is not captured"
     if not options.redirect_dns and (options.capture_all_dns or options.dns_servers_v4 or options.dns_servers_v6):
         yield "capture_all_dns and dns_servers have no effect while redirect_dns is false"
-    if options.inbound_ports_include not in ("", "*") and options.inbound_ports_exclude:
-        yield "inbound_ports_exclude has no effect beside a list in inbound_ports_include"
     if options.inbound_ports_include == "" and options.tproxy:
         yield "inbound_interception_mode is TPROXY, but inbound_ports_include is empty: nothing inbound is captured"
     if options.owner_groups_include != "*" and options.owner_groups_exclude:

@@ -2,7 +2,7 @@
 
 Built once from the options, in the order of Istio's sidecar interception (tools/istio-iptables, capture/run.go), for
 one family or both. The renderers spell it, `verdict` evaluates it; neither adds or leaves out a rule. Where Istio's
-rules have a fault the same fault is here, and `FAULTS` names it.
+rules have a fault the same fault is here, and `faults` names it.
 """
 
 from __future__ import annotations
@@ -486,66 +486,3 @@ class _Builder:
     def _copied(self, step: Step, verdict: Verdict) -> None:
         only = step.families[0] if len(step.families) == 1 else None
         self.add("mangle", "ISTIO_OUTPUT_TPROXY", step.rule.matches, verdict, only=only)
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Something Istio's rules do that nobody would ask for; followed here."""
-
-    id: str
-    what: str
-    where: str  # table and chain
-
-
-FAULTS = (
-    Fault(
-        "second-uid-self-call",
-        'with several proxy_uid ("3,4") the loopback exemption of the first ("not uid 3") stands before the self-call '
-        "rule of the second: what uid 4 sends to its own pod is returned instead of going to inbound_capture_port",
-        "nat ISTIO_OUTPUT",
-    ),
-    Fault(
-        "gid-self-call-dead",
-        "without DNS capture the self-call rule of proxy_gid is never reached by another uid than the proxy's: the "
-        "loopback exemption of proxy_uid returns it first",
-        "nat ISTIO_OUTPUT",
-    ),
-    Fault(
-        "gid-self-call-dns",
-        "with DNS capture the self-call rule of proxy_gid does not spare port 53, as the one of proxy_uid does: TCP "
-        "DNS of a process with the proxy's group but another uid, to a local address that is not loopback, goes to "
-        "inbound_capture_port",
-        "nat ISTIO_OUTPUT",
-    ),
-    Fault(
-        "inbound-exclude-ignored",
-        "a list in inbound_ports_include silences inbound_ports_exclude",
-        "nat or mangle ISTIO_INBOUND",
-    ),
-    Fault(
-        "dns-capture-off-silently",
-        "redirect_dns without servers and without capture_all_dns captures nothing, with a warning only",
-        "nat ISTIO_OUTPUT_DNS",
-    ),
-    Fault(
-        "excluded-range-dns",
-        "outbound_ip_ranges_exclude stands after the DNS rules: an excluded resolver is captured nevertheless",
-        "nat ISTIO_OUTPUT",
-    ),
-    Fault(
-        "tproxy-v6-raw",
-        "with DNS servers of IPv4 only and enable_ipv6, the IPv6 raw table gets the zone rules of the proxy although "
-        "no IPv6 query is redirected",
-        "raw ISTIO_OUTPUT_DNS (IPv6)",
-    ),
-    Fault(
-        "udp-walks-output",
-        "OUTPUT jumps to ISTIO_OUTPUT for every protocol: each new UDP flow walks the whole chain for nothing",
-        "nat OUTPUT",
-    ),
-    Fault(
-        "loopback-range-both-families",
-        "a loopback range of one family in outbound_ip_ranges_include lifts the loopback exemption of both",
-        "nat ISTIO_OUTPUT",
-    ),
-)

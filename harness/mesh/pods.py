@@ -60,7 +60,7 @@ def _captured(parts: Mapping[str, Service], pod: str, mechanism: topology.Mechan
     """What sets interception up in a pod, and the state it is in before anybody else starts."""
     ready = {f"{pod}-rules": _DONE}
     if mechanism == "ebpf":  # the programs stay as long as the container that loaded them; the rules wait for it
-        loader, after = _in(pod, parts["x-loader"]), {f"{pod}-loader": _STARTED}
+        loader, after = _in(pod, parts["x-loader"], "/rules"), {f"{pod}-loader": _STARTED}
         return {f"{pod}-loader": loader, f"{pod}-rules": _in(pod, parts["x-rules"], "/rules", after=after)}, ready
     return {f"{pod}-rules": _in(pod, parts["x-rules"], "/rules")}, ready
 

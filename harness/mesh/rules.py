@@ -7,9 +7,12 @@ comment, which have no verdict.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Iterator
 
 from harness.interception import iptables, nftables, routing
+from harness.interception.ebpf.settings import from_options
 from harness.interception.options import Options
 from harness.interception.ruleset import build
 from harness.mesh import topology
@@ -57,7 +60,8 @@ _LOADED_BY = {  # in this order
 def _interception(pod: Pod) -> dict[str, str]:
     wanted = options(pod)
     if pod.mechanism == "ebpf":
-        return {}
+        from_options(wanted)  # what the programs cannot honour is refused here, not in the loader's container
+        return {"options.json": json.dumps(dataclasses.asdict(wanted), indent=1) + "\n"}
     # First in OUTPUT: the container engine's own name server rule (127.0.0.11) must not come before ours.
     if pod.mechanism == "nftables":
         return {"nftables": nftables.render(build(wanted, "ipv4"), first=True, named=True)}

@@ -65,11 +65,11 @@ def option_values(rng: Random) -> dict[str, Any]:
 
 _TO_LO = {4: ("127.0.0.1", "127.0.0.53", "198.18.7.2", "198.18.8.2"), 6: ("::1", "fd00:7::2", "fd00:8::2")}
 _FROM_LO = {4: ("127.0.0.1", "127.0.0.6", "198.18.7.2"), 6: ("::1", "::6", "fd00:7::2")}
-_BY = {
+BY = {
     4: {"10.0.0.10": "eth0", "10.1.2.3": "eth0", "240.240.0.10": "eth0", "198.18.7.53": "eth0", "203.0.113.9": "eth1"},
     6: {"fd00:240::10": "eth0", "fd00:7::53": "eth0", "fd00:203::9": "eth1"},
 }
-_OWN = {("eth0", 4): "198.18.7.2", ("eth1", 4): "198.18.8.2", ("eth0", 6): "fd00:7::2", ("eth1", 6): "fd00:8::2"}
+OWN = {("eth0", 4): "198.18.7.2", ("eth1", 4): "198.18.8.2", ("eth0", 6): "fd00:7::2", ("eth1", 6): "fd00:8::2"}
 _PEER = {("eth0", 4): "198.18.7.1", ("eth1", 4): "198.18.8.1", ("eth0", 6): "fd00:7::1", ("eth1", 6): "fd00:8::1"}
 _PORTS = (53, 53, 80, 443, 8080, 15001, 15006, 15008, 15020, 15053, 15090)
 _PACKETS = 60
@@ -94,14 +94,14 @@ def _packet(rng: Random) -> Packet:
     path = rng.choice(["lo", "out", "in"])
     if path == "in":
         name = rng.choice(["eth0", "eth1"])
-        return Packet("in", protocol, _PEER[name, version], _OWN[name, version], 0, port, name)
+        return Packet("in", protocol, _PEER[name, version], OWN[name, version], 0, port, name)
     owner = rng.choice([0, 1000, 1337, 1337, 3, 4]), rng.choice([0, 1000, 1337, 202, 3])
     mark = rng.choice([0, 0, 0, 1337, 1338])
     if path == "lo":
         source, destination = rng.choice(_FROM_LO[version]), rng.choice(_TO_LO[version])
         return Packet("out", protocol, source, destination, 0, port, "lo", *owner, mark)
-    destination, name = rng.choice(sorted(_BY[version].items()))
-    return Packet("out", protocol, _OWN[name, version], destination, 0, port, name, *owner, mark)
+    destination, name = rng.choice(sorted(BY[version].items()))
+    return Packet("out", protocol, OWN[name, version], destination, 0, port, name, *owner, mark)
 
 
 def family_of(packet: Packet) -> Family:

@@ -22,6 +22,13 @@ NET = "198.18.99"
 POD, DEST, RESOLVER, PEER = (f"{NET}.{host}" for host in (40, 21, 53, 60))
 VIP, SELF_VIP, NOBODY, CLUSTER_IP = "240.240.0.10", "240.240.0.11", "240.240.0.53", "10.96.0.10"
 PROXY = "1337:1337"
+OPTIONS = {
+    "inbound_ports_include": "*",
+    "inbound_ports_exclude": "15020,15021,15090",
+    "outbound_ip_ranges_include": "*",
+}
+CAPTURED_DNS = {**OPTIONS, "redirect_dns": True, "capture_all_dns": True}
+ALL, DNS = ("--config", "/lab/all.json"), ("--config", "/lab/dns.json")
 CONFINED = ("--cap-drop", "ALL", "--security-opt", "no-new-privileges:true", "--read-only")
 
 # The application: answers each HTTP request with its own name and the address it was called from.
@@ -114,7 +121,7 @@ class Lab:
         """The loader has been started; it may not be ready."""
         self.remove("loader")
         tree = "/sys/fs/cgroup" if Path("/sys/fs/cgroup/cgroup.controllers").exists() else "/sys/fs/cgroup/unified"
-        volumes = ("-v", f"{tree}:/cgroup2:ro")
+        volumes = ("-v", f"{tree}:/cgroup2:ro", "-v", f"{self.folder}:/lab:ro")
         command = ("python3", "-m", "interception.ebpf", *arguments)
         self.in_pod("loader", "observer", *capabilities, *volumes, command=command)
 
@@ -266,7 +273,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     folder.parent.chmod(0o755)
     folder.chmod(0o755)
     files = {"envoy.json": json.dumps(bootstrap()), "nginx.conf": NGINX, "named.conf": NAMED, "test.zone": ZONE,
-             "resolv.conf": f"nameserver {NOBODY}\n"}  # fmt: skip
+             "resolv.conf": f"nameserver {NOBODY}\n", "all.json": json.dumps(OPTIONS),
+             "dns.json": json.dumps(CAPTURED_DNS),
+             "excluded.json": json.dumps({**CAPTURED_DNS, "outbound_ports_exclude": "80,53"})}  # fmt: skip
     for name, text in files.items():
         (folder / name).write_text(text)
     made = Lab(engine.images(said.append).tags, folder)
@@ -292,7 +301,7 @@ def _populate(made: Lab) -> None:
     made.start("pod", "web", *nobody, "--ip", POD, command=("sleep", "infinity"))
     made.in_pod("app", "client", "-v", f"{made.folder}/resolv.conf:/etc/resolv.conf:ro", "-v", f"{made.folder}:/lab:ro",
                 command=("python3", "-c", APP))  # fmt: skip
-    made.ready("--capture-dns")
+    made.ready(*DNS)
     made.envoy()
 
 
@@ -301,7 +310,7 @@ def pod(lab: Lab) -> Lab:
     """The pod, intercepted with DNS capture, both sidecar and loader there."""
     if process.run("docker", "exec", f"{PREFIX}-loader", "true", timeout_s=10).ok:
         return lab
-    lab.ready("--capture-dns")
+    lab.ready(*DNS)
     return lab
 
 
@@ -451,12 +460,12 @@ def test_the_loaders_end_is_the_end_of_interception_and_its_restart_needs_nothin
     code = docker("wait", f"{PREFIX}-loader")
     assert code == ("0" if number == "TERM" else "137")
     assert attached() == []
-    pod.ready("--capture-dns")  # the proxy is there already: its listener is found
+    pod.ready(*DNS)  # the proxy is there already: its listener is found
     assert attached() == ["outbound", "inbound", "dns"]
 
 
 def test_without_dns_capture_queries_leave_by_themselves(pod: Lab) -> None:
-    pod.ready()
+    pod.ready(*ALL)
     try:
         assert attached() == ["outbound", "inbound"]
         with pod.counted() as added:
@@ -467,7 +476,7 @@ def test_without_dns_capture_queries_leave_by_themselves(pod: Lab) -> None:
 
 
 def test_excluded_outbound_ports_leave_by_themselves(pod: Lab) -> None:
-    pod.ready("--exclude-outbound", "80,53", "--capture-dns")
+    pod.ready("--config", "/lab/excluded.json")
     try:
         assert attached() == ["inbound"]
     finally:
@@ -478,7 +487,7 @@ def test_excluded_outbound_ports_leave_by_themselves(pod: Lab) -> None:
     ("closed", "expected"), [(True, {"error": "ConnectionRefusedError"}), (False, {"body": f"app {PEER}"})]
 )
 def test_an_absent_proxy(pod: Lab, closed: bool, expected: dict[str, str]) -> None:
-    pod.ready("--capture-dns", *(["--fail-closed"] if closed else []))
+    pod.ready(*DNS, *(["--fail-closed"] if closed else []))
     pod.remove("envoy")
     try:
         with pod.counted() as added:

@@ -137,9 +137,7 @@ def test_no_group_means_the_users_numbers() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"redirect_dns": True}, "DNS is not captured"),
         ({"capture_all_dns": True}, "no effect while redirect_dns is false"),
-        ({"inbound_ports_include": "80", "inbound_ports_exclude": "81"}, "inbound_ports_exclude has no effect"),
         ({"inbound_interception_mode": "TPROXY"}, "nothing inbound is captured"),
         ({"owner_groups_include": "1", "owner_groups_exclude": "2"}, "owner_groups_exclude has no effect"),
         ({"owner_groups_include": ""}, "nothing outbound is captured"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness.interception import iptables, nftables, routing, ruleset, verdict
+from harness.interception import faults, iptables, nftables, routing, ruleset, verdict
 from harness.interception.options import Options
 from harness.interception.refusal import Refusal
 from harness.interception.ruleset import FAMILIES, Jump
@@ -429,8 +430,85 @@ def test_command_prints_for_a_loader_and_warns_beside() -> None:
     done = run("--mechanism", "iptables", "--config", "-", given='{"redirect_dns": true}')
     assert done.returncode == 0
     assert done.stdout == iptables.render(ruleset.build(Options(), "ipv4"))
-    assert done.stderr.startswith("meshdns: warning: redirect_dns is true")
+    warning = "meshdns: warning: Istio's fault, followed: dns-capture-off-silently: redirect_dns without"
+    assert done.stderr.startswith(warning)
+    assert done.stderr.count("\n") == 1
     assert run("--mechanism", "nftables").stdout == nftables.render(ruleset.build(Options(), "ipv4"))
+
+
+def test_command_lists_the_faults() -> None:
+    done = run("--faults")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.partition(":")[0] for line in done.stdout.splitlines()] == [fault.id for fault in faults.FAULTS]
+
+
+TWO_FAMILIES = {**DNS, "enable_ipv6": True}
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ({}, []),
+        (INJECTED, []),
+        ({"proxy_uid": "3,4", "proxy_gid": ""}, ["second-uid-self-call"]),
+        ({"proxy_uid": "3,4", "outbound_ip_ranges_include": "127.0.0.0/8"}, []),
+        ({"proxy_uid": "0"}, ["gid-self-call-dead"]),
+        (DNS, ["gid-self-call-dns"]),
+        ({"inbound_ports_include": "80", "inbound_ports_exclude": "81"}, ["inbound-exclude-ignored"]),
+        ({"redirect_dns": True}, ["dns-capture-off-silently"]),
+        ({**DNS, "outbound_ip_ranges_exclude": "10.0.0.0/8"}, ["gid-self-call-dns", "excluded-range-dns"]),
+        ({**DNS, "outbound_ip_ranges_exclude": "fd00::/8"}, ["gid-self-call-dns"]),
+        (
+            {
+                **INJECTED,
+                "redirect_dns": True,
+                "dns_servers_v4": ("10.0.0.10",),
+                "outbound_ip_ranges_exclude": "10.1.0.0/16",
+            },
+            ["gid-self-call-dns"],
+        ),
+        ({"enable_ipv6": True, "outbound_ip_ranges_exclude": "::/0"}, ["exclude-wildcard-v6"]),
+        (
+            {**TWO_FAMILIES, "capture_all_dns": False, "dns_servers_v4": ("10.0.0.10",)},
+            ["gid-self-call-dns", "tproxy-v6-raw"],
+        ),
+        (TWO_FAMILIES, ["gid-self-call-dns"]),
+        ({"enable_ipv6": True, "outbound_ip_ranges_include": "127.0.0.0/8"}, ["loopback-range-both-families"]),
+        ({"outbound_ip_ranges_include": "127.0.0.0/8"}, []),
+    ],
+)
+def test_faults_are_told_where_the_options_bring_them_about(values: dict[str, Any], found: list[str]) -> None:
+    assert [fault.id for fault in faults.brought_about(Options(**values))] == found
+
+
+def test_command_tells_faults_beside_the_rules() -> None:
+    done = run("--mechanism", "nftables", "--config", "-", given='{"proxy_uid": "3,4", "proxy_gid": ""}')
+    assert done.stdout == nftables.render(ruleset.build(Options(proxy_uid="3,4", proxy_gid=""), "ipv4"))
+    assert done.stderr.startswith("meshdns: warning: Istio's fault, followed: second-uid-self-call: with several")
+
+
+def test_command_prints_what_the_programs_are_told() -> None:
+    given = json.dumps({**INJECTED, "proxy_uid": "3,4", "outbound_ip_ranges_exclude": "10.0.0.0/8"})
+    done = run("--mechanism", "ebpf", "--config", "-", given=given)
+    told = json.loads(done.stdout)
+    assert (told["proxy_uids"], told["inbound_captured"]) == ([3, 4], "1-15007,15009-15019,15022-15089,15091-65535")
+    assert told["ranges"]["10.0.0.0/8"] == ["INCLUDED", "EXCLUDED"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given", "said"),
+    [
+        ([], '{"enable_ipv6": true}', "enable_ipv6 is true, allowed: false"),
+        (["--apply"], "{}", "--apply is for rules, not for eBPF"),
+        (["--outbound-tproxy"], "{}", "--outbound-tproxy is for rules, not for eBPF"),
+        (["--family", "ipv6"], "{}", "--family ipv6 is not possible by eBPF"),
+    ],
+)
+def test_command_refuses_what_the_programs_cannot_do(arguments: list[str], given: str, said: str) -> None:
+    done = run("--mechanism", "ebpf", "--config", "-", *arguments, given=given)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_command_refuses_in_one_line() -> None:

@@ -11,7 +11,7 @@ import ctypes
 import errno
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_map__set_initial_value": (_INT, (_POINTER, _POINTER, _SIZE)),
     "bpf_map__fd": (_INT, (_POINTER,)),
     "bpf_map_lookup_elem": (_INT, (_INT, _POINTER, _POINTER)),
+    "bpf_map_update_elem": (_INT, (_INT, _POINTER, _POINTER, ctypes.c_uint64)),
     "bpf_program__fd": (_INT, (_POINTER,)),
     "bpf_program__attach_cgroup": (_POINTER, (_POINTER, _INT)),
     "bpf_program__attach_netns": (_POINTER, (_POINTER, _INT)),
@@ -124,9 +125,19 @@ class Programs:
             raise Refused(f"the kernel does not run {name} ({os.strerror(-code)})")
         return int(options.retval)
 
+    def fill(self, name: str, entries: Iterable[tuple[bytes, bytes]]) -> None:
+        """Keys and values are in a map. Raises Refused."""
+        descriptor = self._map(name)
+        for key, value in entries:
+            if code := self._lib.bpf_map_update_elem(descriptor, key, value, 0):
+                raise Refused(f"the kernel does not take an entry of {name} ({os.strerror(-code)})")
+
+    def _map(self, name: str) -> int:
+        return int(self._lib.bpf_map__fd(self._lib.bpf_object__find_map_by_name(self._object, name.encode())))
+
     def per_cpu(self, name: str, entries: int) -> list[bytes]:
         """The values of a per-CPU array of 64-bit numbers."""
-        descriptor = self._lib.bpf_map__fd(self._lib.bpf_object__find_map_by_name(self._object, name.encode()))
+        descriptor = self._map(name)
         value = ctypes.create_string_buffer(8 * self._lib.libbpf_num_possible_cpus())
         values = []
         for index in range(entries):

@@ -50,10 +50,13 @@ def namespace_cookie() -> int:
 class Interception:
     """In force from construction until the process ends."""
 
-    def __init__(self, programs: Path, tree: Path, what: settings.Settings) -> None:
-        """Raises Refused; nothing is attached then once the process has ended."""
+    def __init__(self, programs: Path, tree: Path, what: settings.Settings, *, fail_closed: bool = False) -> None:
+        """Raises Refused, ValueError; nothing is attached then once the process has ended."""
         self.cgroup = cgroups.pod_parent(tree)
-        self._programs = libbpf.Programs(programs, what.packed())
+        local = settings.local_addresses(Path("/proc/net/fib_trie").read_text())
+        packed = what.packed(namespace_cookie(), local, fail_closed=fail_closed)
+        self._programs = libbpf.Programs(programs, packed)
+        self._programs.fill("ranges", what.range_entries())
         self._programs.attach(["inbound"], Path("/proc/self/ns/net"), namespace=True)
         self._programs.attach(CGROUP_PROGRAMS, self.cgroup)
         # After attaching: a proxy that starts meanwhile is seen by one or the other.

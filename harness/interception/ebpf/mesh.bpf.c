@@ -9,7 +9,7 @@
  *
  * Only types of the kernel's stable interface are used: no BTF of the running kernel, no relocation. Context fields are
  * read by volatile 4-byte accesses: compilers merge neighbours into 8-byte accesses, which the verifier refuses.
- * Verdicts and their order follow Istio's istio-iptables: see decide(), captured_self() and inbound().
+ * Verdicts and their order follow Istio's istio-iptables, its faults too: see decide(), captured_self() and inbound().
  */
 #include <linux/bpf.h>
 #include <linux/in.h>
@@ -25,20 +25,33 @@
 #define LOCALHOST bpf_htonl(0x7f000001)
 #define PASSTHROUGH_SOURCE bpf_htonl(0x7f000006) /* Envoy's inbound connections to the application come from here */
 #define MAPPED bpf_htonl(0xffff)                 /* third word of ::ffff:a.b.c.d */
-#define HTTP_TUNNEL_PORT 15008                   /* HBONE: Istio never captures it */
 #define MAX_OPTION_BYTES 4096                    /* the kernel shows programs no more than a page of an option */
 
 /* Written by the loader before the programs are loaded; settings.py packs the same layout. */
 struct settings {
     __u64 netns; /* cookie of the pod's network namespace; sockets of others are let alone */
-    __u32 proxy_uid, proxy_gid;
-    __u32 local[8]; /* the pod's own IPv4 addresses, zero where fewer */
-    __u32 source;   /* address that captured connections come from; zero: loopback */
-    __u16 outbound_port, inbound_port, dns_port;
+    __u32 proxy_uids[8], proxy_gids[8]; /* the first one again where there are fewer */
+    __u32 local[8];                     /* the pod's own IPv4 addresses, zero where fewer */
+    __u32 source;                       /* address that captured connections come from; zero: loopback */
+    __u16 outbound_port, inbound_port, tunnel_port, dns_port;
     __u8 capture_dns, fail_closed;
-    __u8 outbound_excluded[8192], inbound_excluded[8192]; /* a bit per port */
+    __u8 outbound_excluded[8192], outbound_included[8192], inbound_captured[8192]; /* a bit per port */
 };
 const volatile struct settings settings SEC(".rodata.settings") = {};
+
+/* What the options say of a destination: the flags of all their ranges that hold it, as the value of the longest one. */
+enum range { INCLUDED = 1, EXCLUDED = 2, DNS_SERVER = 4, EXEMPT = 8 }; /* settings.Range in Python */
+struct prefix {
+    __u32 length;
+    __u32 address; /* network order */
+};
+struct {
+    __uint(type, BPF_MAP_TYPE_LPM_TRIE);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __uint(max_entries, 4096);
+    __type(key, struct prefix);
+    __type(value, __u32);
+} ranges SEC(".maps");
 
 /* Same order as settings.COUNTERS in Python. */
 enum counter { REDIRECT_TCP, REDIRECT_DNS_TCP, REDIRECT_DNS_UDP, INBOUND_TCP, SELF_TCP, HANDED_OVER, PROXY_ABSENT, COUNTERS };
@@ -93,27 +106,38 @@ static __always_inline void count(__u32 which)
         __sync_fetch_and_add(value, 1); /* a program may be interrupted on its CPU by another */
 }
 
-static __always_inline int is_proxy(void)
+static __always_inline int is_one_of(__u32 value, const volatile __u32 *values)
 {
-    __u64 ids = bpf_get_current_uid_gid();
-    return (__u32)ids == settings.proxy_uid || (__u32)(ids >> 32) == settings.proxy_gid;
+    return value == values[0] || value == values[1] || value == values[2] || value == values[3] ||
+           value == values[4] || value == values[5] || value == values[6] || value == values[7];
 }
 
 static __always_inline int is_loopback(__u32 address)
 {
-    return !address || (address & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
+    return (address & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
 }
 
+/* What goes there leaves by lo. */
 static __always_inline int is_local(__u32 address)
 {
-    const volatile __u32 *local = settings.local;
-    return address == local[0] || address == local[1] || address == local[2] || address == local[3] ||
-           address == local[4] || address == local[5] || address == local[6] || address == local[7];
+    return is_loopback(address) || is_one_of(address, settings.local);
+}
+
+static __always_inline __u32 ranges_of(__u32 address)
+{
+    struct prefix whole = {.length = 32, .address = address};
+    __u32 *flags = bpf_map_lookup_elem(&ranges, &whole);
+    return flags ? *flags : 0;
 }
 
 static __always_inline int has(const volatile __u8 *ports, __u16 port)
 {
     return ports[port >> 3] >> (port & 7) & 1;
+}
+
+static __always_inline int is_proxy(__u64 ids)
+{
+    return is_one_of((__u32)ids, settings.proxy_uids) || is_one_of((__u32)(ids >> 32), settings.proxy_gids);
 }
 
 static __always_inline int is_tcp(__u32 protocol)
@@ -122,13 +146,21 @@ static __always_inline int is_tcp(__u32 protocol)
 }
 
 /* The proxy's port that takes what the application sends to this destination; 0: none. Istio's order: excluded ports,
- * DNS (also to loopback), everything that stays on loopback, everything else. */
-static __always_inline __u16 decide(__u32 address, __u16 port, __u32 protocol)
+ * what stays in the pod, DNS, the exempt part of loopback, excluded ranges, included ports and ranges. */
+static __always_inline __u16 decide(__u32 address, __u16 port, __u32 protocol, __u32 source)
 {
+    int tcp = is_tcp(protocol), dns = settings.capture_dns && port == 53;
+    __u32 flags;
+
     if (has(settings.outbound_excluded, port))
         return 0;
-    if (settings.capture_dns && port == 53) {
-        if (is_tcp(protocol)) {
+    if (is_local(address) && (!dns || source == PASSTHROUGH_SOURCE))
+        return 0;
+    if (!tcp && !dns)
+        return 0;
+    flags = ranges_of(address);
+    if (dns && flags & DNS_SERVER) {
+        if (tcp) {
             count(REDIRECT_DNS_TCP);
             return settings.dns_port;
         }
@@ -137,18 +169,24 @@ static __always_inline __u16 decide(__u32 address, __u16 port, __u32 protocol)
             return settings.dns_port;
         }
     }
-    if (!is_tcp(protocol) || is_loopback(address) || is_local(address))
+    if (!tcp || flags & (EXEMPT | EXCLUDED))
+        return 0;
+    if (!(flags & INCLUDED) && !has(settings.outbound_included, port))
         return 0;
     count(REDIRECT_TCP);
     return settings.outbound_port;
 }
 
-/* The proxy calls its own pod's address: the connection shall come in by the inbound listener, as any other pod's. */
-static __always_inline int captured_self(__u32 address, __u16 port, __u32 protocol, __u32 source)
+/* The proxy calls its own pod's address: the connection shall come in by the inbound listener, as any other pod's. As in
+ * Istio's rules this is for the first of several users, and for a group alone only where DNS is captured, to port 53. */
+static __always_inline int captured_self(__u32 address, __u16 port, __u32 protocol, __u32 source, __u32 uid)
 {
-    return is_tcp(protocol) && source != PASSTHROUGH_SOURCE && !is_loopback(address) && is_local(address) &&
-           port != HTTP_TUNNEL_PORT && !(settings.capture_dns && port == 53) &&
-           !has(settings.outbound_excluded, port);
+    if (!is_tcp(protocol) || source == PASSTHROUGH_SOURCE || !is_local(address) || port == settings.tunnel_port ||
+        has(settings.outbound_excluded, port) || ranges_of(address) & EXEMPT)
+        return 0;
+    if (settings.capture_dns && port == 53)
+        return !is_one_of(uid, settings.proxy_uids);
+    return uid == settings.proxy_uids[0];
 }
 
 static __always_inline void keep(struct bpf_sock *sk, __u32 kind, __u32 address, __u32 port)
@@ -163,17 +201,19 @@ static __always_inline void keep(struct bpf_sock *sk, __u32 kind, __u32 address,
 static __always_inline __u16 connect_target(struct bpf_sock_addr *ctx, __u32 address, __u32 port)
 {
     struct bpf_sock *sk = ctx->sk;
+    __u64 ids = bpf_get_current_uid_gid();
     __u32 protocol = READ(ctx->protocol);
+    __u32 there = address ? address : LOCALHOST; /* as the kernel takes 0.0.0.0 */
     __u16 number = bpf_ntohs((__u16)port), target = 0;
 
     if (!sk)
         return 0;
-    if (is_proxy()) {
-        if (captured_self(address, number, protocol, READ(sk->src_ip4)))
+    if (is_proxy(ids)) {
+        if (captured_self(there, number, protocol, READ(sk->src_ip4), (__u32)ids))
             keep(sk, SELF, address, port);
         return 0;
     }
-    target = decide(address, number, protocol);
+    target = decide(there, number, protocol, READ(sk->src_ip4));
     if (target)
         keep(sk, OUTBOUND, address, port);
     else
@@ -235,17 +275,18 @@ int connect6(struct bpf_sock_addr *ctx)
 SEC("cgroup/sendmsg4")
 int sendmsg4(struct bpf_sock_addr *ctx)
 {
+    struct bpf_sock *sk = ctx->sk;
     __u32 address, port;
     __u16 target;
 
-    if (bpf_get_netns_cookie(ctx) != settings.netns || is_proxy() || !ctx->sk)
+    if (bpf_get_netns_cookie(ctx) != settings.netns || is_proxy(bpf_get_current_uid_gid()) || !sk)
         return PASS;
     address = READ(ctx->user_ip4);
     port = READ(ctx->user_port);
-    target = decide(address, bpf_ntohs((__u16)port), IPPROTO_UDP);
+    target = decide(address ? address : LOCALHOST, bpf_ntohs((__u16)port), IPPROTO_UDP, READ(sk->src_ip4));
     if (!target)
         return PASS;
-    keep(ctx->sk, OUTBOUND, address, port);
+    keep(sk, OUTBOUND, address, port);
     WRITE(ctx->user_ip4, LOCALHOST);
     WRITE(ctx->user_port, bpf_htons(target));
     return PASS;
@@ -405,14 +446,14 @@ int inbound(struct bpf_sk_lookup *ctx)
     struct bpf_sock *sk;
     long refused;
 
-    if (READ(ctx->family) != AF_INET || READ(ctx->protocol) != IPPROTO_TCP || is_loopback(address))
+    if (READ(ctx->family) != AF_INET || READ(ctx->protocol) != IPPROTO_TCP || address == LOCALHOST)
         return SK_PASS;
-    if (is_loopback(client.address) || is_local(client.address)) {
+    if (is_local(client.address)) {
         /* From within the pod only what the proxy itself sends to the pod's address is captured. */
         noted = bpf_map_lookup_elem(&handover, &client);
         if (!noted || noted->kind != SELF)
             return SK_PASS;
-    } else if (has(settings.inbound_excluded, (__u16)port)) {
+    } else if (!has(settings.inbound_captured, (__u16)port)) {
         return SK_PASS;
     }
     sk = bpf_map_lookup_elem(&listener, &first);

@@ -1,12 +1,18 @@
-"""What the eBPF programs are told before they are loaded, and the names of what they count."""
+"""What the eBPF programs are told, made from the options of all mechanisms, and the names of what they count."""
 
 from __future__ import annotations
 
+import enum
+import functools
 import ipaddress
+import operator
 import re
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+from ..options import DNS_PORT, Options
+from ..refusal import Refusal
 
 # In the order of `enum counter` in mesh.bpf.c. Those that the rules have too bear the names of the rules' comments.
 COUNTERS = (
@@ -19,48 +25,202 @@ COUNTERS = (
     "proxy_absent",  # inbound packets that found no proxy: dropped or let through, as `fail_closed` says
 )
 MAX_LOCAL = 8  # addresses of one pod; length of `local` in mesh.bpf.c
+MAX_OWNERS = 8  # users, and groups, of the proxy; length of `proxy_uids`
+MAX_RANGES = 4096  # different ranges in all options together; size of `ranges`
 _PORTS_BYTES = 1 << 13  # a bit per port
-_LAYOUT = f"=QII{4 * MAX_LOCAL}s4sHHHBB{_PORTS_BYTES}s{_PORTS_BYTES}s4x"  # `struct settings` in mesh.bpf.c
+_PORTS = f"{_PORTS_BYTES}s"
+_LAYOUT = f"=Q{MAX_OWNERS}I{MAX_OWNERS}I{4 * MAX_LOCAL}s4sHHHHBB{_PORTS}{_PORTS}{_PORTS}2x"  # `struct settings`
 _LOCAL = re.compile(r"\|-- (\S+)\n\s+/32 host LOCAL")
+_EVERYWHERE = ipaddress.IPv4Network("0.0.0.0/0")
+
+
+class Range(enum.IntFlag):
+    """What the options say of a destination; `enum range` in mesh.bpf.c."""
+
+    INCLUDED = 1
+    EXCLUDED = 2
+    DNS_SERVER = 4
+    EXEMPT = 8  # the part of loopback that nobody's packets to are captured
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Interception of one pod. Ports and the order of decisions are those of Istio's sidecar rules."""
+    """Interception of a pod. Ports and the order of decisions are those of Istio's sidecar rules."""
 
-    netns: int  # cookie of the pod's network namespace
-    local: tuple[str, ...]  # the pod's own IPv4 addresses, without loopback
-    proxy_uid: int = 1337
-    proxy_gid: int = 1337
-    outbound_port: int = 15001
-    inbound_port: int = 15006
-    dns_port: int = 15053
-    capture_dns: bool = False  # port 53, UDP and TCP, to any address
-    fail_closed: bool = False  # inbound connections are dropped, not let through, while no proxy listens
-    outbound_excluded: tuple[int, ...] = ()
-    inbound_excluded: tuple[int, ...] = (15008, 15020, 15021, 15090)  # HBONE, agent, readiness, statistics
+    proxy_uids: tuple[int, ...]
+    proxy_gids: tuple[int, ...]
+    outbound_port: int
+    inbound_port: int
+    tunnel_port: int
+    dns_port: int
+    capture_dns: bool  # port 53, UDP and TCP, of DNS_SERVER ranges
+    outbound_excluded: frozenset[int]
+    outbound_included: frozenset[int]  # captured although their address is not
+    inbound_captured: frozenset[int]
+    ranges: Mapping[ipaddress.IPv4Network, Range]  # per range its own flags and those of all ranges around it
 
-    def packed(self) -> bytes:
-        """`struct settings` of mesh.bpf.c. Raises ValueError for more addresses than it has room for."""
-        if len(self.local) > MAX_LOCAL:
-            raise ValueError(f"the pod has {len(self.local)} addresses, at most {MAX_LOCAL} are supported")
-        addresses = [ipaddress.IPv4Address(address).packed for address in self.local]
+    def packed(self, netns: int, local: Sequence[str], *, fail_closed: bool = False) -> bytes:
+        """`struct settings` of mesh.bpf.c for the namespace with this cookie and these addresses, without loopback.
+
+        `fail_closed`: inbound connections are dropped, not let through, while no proxy listens. Raises ValueError for
+        more addresses than there is room for.
+        """
+        if len(local) > MAX_LOCAL:
+            raise ValueError(f"the pod has {len(local)} addresses, at most {MAX_LOCAL} are supported")
+        addresses = [ipaddress.IPv4Address(address).packed for address in local]
         return struct.pack(
             _LAYOUT,
-            self.netns,
-            self.proxy_uid,
-            self.proxy_gid,
+            netns,
+            *_filled(self.proxy_uids),
+            *_filled(self.proxy_gids),
             b"".join(addresses),
             # With several addresses the routing table chooses one; then loopback is the honest source.
             addresses[0] if len(addresses) == 1 else b"",
             self.outbound_port,
             self.inbound_port,
+            self.tunnel_port,
             self.dns_port,
             self.capture_dns,
-            self.fail_closed,
+            fail_closed,
             port_bits(self.outbound_excluded),
-            port_bits(self.inbound_excluded),
+            port_bits(self.outbound_included),
+            port_bits(self.inbound_captured),
         )
+
+    def range_entries(self) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and values of the map `ranges`."""
+        for network, flags in self.ranges.items():
+            yield struct.pack("=I4s", network.prefixlen, network.network_address.packed), struct.pack("=I", flags)
+
+    def document(self) -> dict[str, object]:
+        """The settings as a JSON document shows them."""
+        return {
+            "proxy_uids": list(self.proxy_uids),
+            "proxy_gids": list(self.proxy_gids),
+            "outbound_port": self.outbound_port,
+            "inbound_port": self.inbound_port,
+            "tunnel_port": self.tunnel_port,
+            "dns_port": self.dns_port,
+            "capture_dns": self.capture_dns,
+            "outbound_excluded": _spans(self.outbound_excluded),
+            "outbound_included": _spans(self.outbound_included),
+            "inbound_captured": _spans(self.inbound_captured),
+            "ranges": {str(net): [flag.name for flag in Range if flag in had] for net, had in self.ranges.items()},
+        }
+
+
+def from_options(options: Options) -> Settings:
+    """What the programs are told for these options. Raises Refusal, naming every key that they cannot honour."""
+    found = list(_impossible(options))
+    ranges = _ranges(options)
+    if len(ranges) > MAX_RANGES:
+        found.append(f"the options name {len(ranges)} ranges and servers, allowed: {MAX_RANGES}")
+    if found:
+        raise Refusal(f"not possible by eBPF: {'; '.join(found)}; change that, or use iptables or nftables")
+    return Settings(
+        proxy_uids=options.uids,
+        proxy_gids=options.gids,
+        outbound_port=options.proxy_port,
+        inbound_port=options.inbound_capture_port,
+        tunnel_port=options.inbound_tunnel_port,
+        dns_port=DNS_PORT,
+        capture_dns=options.captures_dns,
+        outbound_excluded=frozenset(options.ports("outbound_ports_exclude")),
+        outbound_included=frozenset(options.ports("outbound_ports_include")),
+        inbound_captured=_inbound(options),
+        ranges=ranges,
+    )
+
+
+# Per key the one value that the programs can honour, and why no other.
+ONLY: Mapping[str, tuple[object, str]] = {
+    "inbound_interception_mode": ("REDIRECT", "no mark is set; connections keep their address all the same"),
+    "reroute_virtual_interfaces": ("", "what passes through the pod meets no socket"),
+    "exclude_interfaces": ("", "a destination is decided on before it is routed"),
+    "owner_groups_include": ("*", "only the proxy's own groups are asked for"),
+    "owner_groups_exclude": ("", "only the proxy's own groups are asked for"),
+    "drop_invalid": (False, "connection tracking is not asked"),
+    "enable_ipv6": (False, "IPv6 is let alone"),
+}
+
+
+def _impossible(options: Options) -> Iterator[str]:
+    for key, (only, reason) in ONLY.items():
+        value = getattr(options, key)
+        if value != only:
+            yield f"{key} is {_shown(value)}, allowed: {_shown(only)} ({reason})"
+    for key, owners in (("proxy_uid", options.uids), ("proxy_gid", options.gids)):
+        if len(owners) > MAX_OWNERS:
+            yield f"{key} has {len(owners)} numbers, allowed: {MAX_OWNERS}"
+    if ipaddress.IPv4Address("127.0.0.1") not in _loopback(options):
+        value = _shown(options.host_ipv4_loopback_cidr)
+        yield f"host_ipv4_loopback_cidr is {value}, allowed: what holds 127.0.0.1 (captured connections go there)"
+    if options.loopback_included:
+        value = _shown(options.outbound_ip_ranges_include)
+        yield f"outbound_ip_ranges_include is {value}, allowed: none that begins in loopback (it stays in the pod)"
+
+
+def _shown(value: object) -> str:
+    text = str(value).lower() if isinstance(value, bool) else f'"{value}"'
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _inbound(options: Options) -> frozenset[int]:
+    if options.inbound_ports_include == "*":
+        ports = set(range(1, 65536)) - set(options.ports("inbound_ports_exclude"))
+    else:  # a list silences the excluded ones, as in Istio
+        ports = set(options.ports("inbound_ports_include"))
+    return frozenset(ports - {options.inbound_tunnel_port})
+
+
+def _ranges(options: Options) -> dict[ipaddress.IPv4Network, Range]:
+    """Of all ranges that hold a destination the programs see the longest only: each bears the flags of those around."""
+    own: dict[ipaddress.IPv4Network, Range] = {}
+    for flag, networks in (
+        (Range.INCLUDED, _networks(options, "outbound_ip_ranges_include")),
+        (Range.EXCLUDED, _networks(options, "outbound_ip_ranges_exclude")),
+        (Range.DNS_SERVER, _servers(options)),
+        (Range.EXEMPT, [_loopback(options)]),
+    ):
+        for network in networks:
+            own[network] = own.get(network, Range(0)) | flag
+    around = {network: [network.supernet(new_prefix=n) for n in range(network.prefixlen + 1)] for network in own}
+    return {
+        network: functools.reduce(operator.or_, (own[one] for one in around[network] if one in own))
+        for network in sorted(own)
+    }
+
+
+def _loopback(options: Options) -> ipaddress.IPv4Network:
+    return ipaddress.IPv4Network(options.host_ipv4_loopback_cidr, strict=False)
+
+
+def _networks(options: Options, key: str) -> list[ipaddress.IPv4Network]:
+    if getattr(options, key) == "*":
+        return [_EVERYWHERE]
+    return [network for network in options.ranges(key, "ipv4") if isinstance(network, ipaddress.IPv4Network)]
+
+
+def _servers(options: Options) -> list[ipaddress.IPv4Network]:
+    if not options.captures_dns:
+        return []
+    return [_EVERYWHERE] if options.capture_all_dns else [ipaddress.IPv4Network(s) for s in options.dns_servers_v4]
+
+
+def _filled(owners: tuple[int, ...]) -> tuple[int, ...]:
+    """As many as there is room for; the first stands in for those that are missing."""
+    return owners + (owners[0],) * (MAX_OWNERS - len(owners))
+
+
+def _spans(ports: Iterable[int]) -> str:
+    """Ports as "80,443,15009-65535"."""
+    spans: list[tuple[int, int]] = []
+    for port in sorted(ports):
+        if spans and spans[-1][1] == port - 1:
+            spans[-1] = spans[-1][0], port
+        else:
+            spans.append((port, port))
+    return ",".join(f"{low}-{high}" if low < high else str(low) for low, high in spans)
 
 
 def port_bits(ports: Iterable[int]) -> bytes:
@@ -77,11 +237,6 @@ def port(text: str) -> int:
     if not 1 <= number <= 65535:
         raise ValueError(f"{number} is no port")
     return number
-
-
-def ports(text: str) -> tuple[int, ...]:
-    """Comma separated ports; none in an empty text. Raises ValueError."""
-    return tuple(port(one) for one in text.split(",")) if text else ()
 
 
 def local_addresses(fib_trie: str) -> tuple[str, ...]:
