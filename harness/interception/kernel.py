@@ -1,9 +1,10 @@
 """Loads and removes rules in the current network namespace.
 
-A second load of the same rules changes nothing. Rules with our names that are not these are left alone unless
-`replace` is asked for, and then exchanged so that no packet meets half of either: nft exchanges all tables at once,
-iptables each table by itself. What the kernel refuses leaves everything as it was. Removal takes out what loading put
-in, down to the empty tables that loading made.
+A second load of the same rules changes nothing; what a killed loader left half done is completed, or removed. Marks and
+conntrack zones are loaded before what redirects, and removed after it. Rules with our names that are not these are left
+alone unless `replace` is asked for, and then exchanged so that no packet meets half of either: nft exchanges all tables
+at once, iptables each table by itself. What the kernel refuses leaves everything as it was. Removal takes out what
+loading put in, down to the empty tables that loading made.
 """
 
 from __future__ import annotations
@@ -67,6 +68,9 @@ class Loader:
         else:
             changed = [text for f in rules.families if (text := self._iptables_removal(rules, f, replace))]
         self._load(nothing, changed)
+        if self.mechanism == "iptables":
+            for family in rules.families:  # also what a removal that was killed has emptied
+                _sweep(family, nothing)
         _batch({family: _inverse(lines) for family, lines in present.items()})
         done = changed or any(present.values())
         return f"rules removed: {self.mechanism}, {', '.join(rules.families)}" if done else "nothing to remove"
@@ -104,11 +108,12 @@ class Loader:
         """The text that leads from what is loaded to the rules of one family; empty if that is the same."""
         mine = _of_family(rules, family)
         tables = loaded.saved(_run(f"{_IPTABLES[family]}-save"))
-        strangers = list(loaded.foreign_chains(tables))
-        if loaded.holds(tables, mine, named=self.named):
-            return ""
-        if strangers and not replace:
-            raise Refusal(f"{_IPTABLES[family]}: other rules have our names ({', '.join(strangers)}); {_STEP}")
+        missing = loaded.missing(tables, mine, named=self.named)
+        if missing is not None:
+            return self._exchange({}, _of_tables(mine, missing), family) if missing else ""
+        if not replace:
+            strangers = ", ".join(loaded.foreign_chains(tables))
+            raise Refusal(f"{_IPTABLES[family]}: other rules have our names ({strangers}); {_STEP}")
         return self._exchange(tables, mine, family)
 
     def _iptables_removal(self, rules: RuleSet, family: Family, replace: bool) -> str:
@@ -117,7 +122,10 @@ class Loader:
         strangers = list(loaded.foreign_chains(tables))
         if not strangers:
             return ""
-        if not loaded.holds(tables, mine, named=self.named) and not replace:
+        missing = loaded.missing(tables, mine, named=self.named)
+        if missing is not None:
+            tables = {name: table for name, table in tables.items() if name not in missing}
+        elif not replace:
             place = f"{_IPTABLES[family]}: the rules loaded are not these ({', '.join(strangers)})"
             raise Refusal(f"{place}; give the options they were loaded with, or --replace to remove them all the same")
         return self._exchange(tables, RuleSet(rules.families, ()), family, known=mine)
@@ -128,7 +136,8 @@ class Loader:
         """One text, one transaction per table: the old rules out, the new ones in."""
         old = loaded.left_over(tables, known or new, named=self.named) if any(t.ours() for t in tables.values()) else {}
         lines = [f"# {family}"]
-        for table in TABLES:
+        before_nat = [table for table in ("raw", "mangle") if table in new.tables]
+        for table in dict.fromkeys([*before_nat, "nat", *TABLES]):
             had = tables[table].ours() if table in tables else []
             want = iptables.own_chains(new, table)
             steps = [step for step in new.steps if step.table == table]
@@ -188,6 +197,10 @@ def _run(*argv: str, given: str = "") -> str:
 def _of_family(rules: RuleSet, family: Family) -> RuleSet:
     steps = (step for step in rules.steps if family in step.families)
     return RuleSet((family,), tuple(Step(s.table, s.chain, s.rule, s.position, (family,)) for s in steps))
+
+
+def _of_tables(rules: RuleSet, tables: set[str]) -> RuleSet:
+    return RuleSet(rules.families, tuple(step for step in rules.steps if step.table in tables))
 
 
 def _restore(family: Family, state: str) -> None:

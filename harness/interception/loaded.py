@@ -112,20 +112,32 @@ def check_groups(rules: RuleSet) -> None:
             group_id(str(value))
 
 
-def holds(tables: dict[str, Table], rules: RuleSet, *, named: bool) -> bool:
-    """The tables hold these rules: our chains exactly, the kernel's chains at least."""
-    names = {(table, chain) for table, content in tables.items() for chain in content.ours()}
-    wanted_names = {(table, chain) for table in rules.tables for chain in iptables.own_chains(rules, table)}
-    if names != wanted_names:
+def missing(tables: dict[str, Table], rules: RuleSet, *, named: bool) -> set[str] | None:
+    """Tables of these rules that are still to be loaded; None where one holds other rules with our names.
+
+    A loader that was killed leaves whole tables behind, each as it was to be or untouched.
+    """
+    found = set[str]()
+    for table in {*tables, *rules.tables}:
+        content = tables.get(table, Table())
+        if content.ours() and not _holds(content, rules, table, named=named):
+            return None
+        if table in rules.tables and not content.ours():
+            found.add(table)
+    return found
+
+
+def _holds(content: Table, rules: RuleSet, table: str, *, named: bool) -> bool:
+    """A table holds these rules: our chains exactly, the kernel's chains at least."""
+    if set(content.ours()) != set(iptables.own_chains(rules, table)):
         return False
-    for table, chains in rules.tables.items():
-        for chain, wanted_rules in chains.items():
-            wanted = [canonical(iptables.spell(rule, named=named)) for rule in wanted_rules]
-            have = [canonical(spec) for spec in tables[table].chains.get(chain, [])]
-            if chain in BASE_CHAINS:
-                have = [one for one in have if one in wanted or _target(one) in OUR_CHAINS]
-            if sorted(have) != sorted(wanted) if chain in BASE_CHAINS else have != wanted:
-                return False
+    for chain, wanted_rules in rules.tables[table].items():
+        wanted = [canonical(iptables.spell(rule, named=named)) for rule in wanted_rules]
+        have = [canonical(spec) for spec in content.chains.get(chain, [])]
+        if chain in BASE_CHAINS:
+            have = [one for one in have if one in wanted or _target(one) in OUR_CHAINS]
+        if sorted(have) != sorted(wanted) if chain in BASE_CHAINS else have != wanted:
+            return False
     return True
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import re
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -188,6 +190,59 @@ def test_other_options_are_exchanged_only_when_asked_and_completely(mechanism: s
     assert state() == wanted
 
 
+# Loads the first tables of what it is given, or the first ones of IPv6 after all of IPv4; then its caller is killed.
+KILLS = """#!/bin/sh
+awk '{{ print }} /^COMMIT/ && ++n == {tables} {{ exit }}' | {tool} "$@" && kill -9 $PPID
+"""
+
+
+def killed_after(tables: int, tool: str, folder: Path, *arguments: str) -> None:
+    """The command dies when the tool has loaded so many tables."""
+    real = shutil.which(tool)
+    wrapper = folder / tool
+    wrapper.write_text(KILLS.format(tables=tables, tool=real))
+    wrapper.chmod(0o755)
+    done = command("iptables", *arguments, path=f"{folder}:{os.environ['PATH']}")
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    wrapper.unlink()
+
+
+def command(mechanism: str, *arguments: str, path: str = os.environ["PATH"]) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "interception", "--mechanism", mechanism, "--apply", *arguments]
+    folder = Path(ruleset.__file__).parents[1]
+    environment = {**os.environ, "PATH": path}
+    return subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.usefixtures("namespace")
+@pytest.mark.parametrize("tool", ["iptables-restore", "ip6tables-restore"])
+@pytest.mark.parametrize("tables", [1, 2])
+def test_what_a_killed_loader_left_is_completed_or_removed(tool: str, tables: int, tmp_path: Path) -> None:
+    values = {**INJECTED, "redirect_dns": True, "capture_all_dns": True, "enable_ipv6": True, "drop_invalid": True}
+    options = tmp_path / "options.json"
+    options.write_text(json.dumps(values))
+    config = ("--config", str(options))
+    # Not ours, though one of the rules to come is the same.
+    probe.call("iptables-restore", "--noflush", given="*nat\n-A PREROUTING -i net1 -j RETURN\nCOMMIT\n")
+    before = state()
+    assert command("iptables", *config).returncode == 0
+    whole = state()
+    save = tool.replace("restore", "save")
+
+    assert command("iptables", *config, "--remove").returncode == 0
+    assert state() == before
+    killed_after(tables, tool, tmp_path, *config)
+    assert "CT --zone" in probe.call(save)
+    assert "REDIRECT" not in probe.call(save)  # nothing is redirected before its zones are there
+    assert command("iptables", *config).stderr.splitlines()[-1] == "meshdns: rules loaded: iptables, ipv4, ipv6"
+    assert state() == whole
+    killed_after(tables, tool, tmp_path, *config, "--remove")
+    assert "CT --zone" in probe.call(save) or tables == 2
+    assert "REDIRECT" not in probe.call(save)
+    assert command("iptables", *config, "--remove").returncode == 0
+    assert state() == before
+
+
 @pytest.mark.usefixtures("namespace")
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_what_is_refused_leaves_the_state_as_it_was(mechanism: str) -> None:
@@ -325,6 +380,8 @@ def wanted(address: str, port: int) -> str:
 def virtual_route() -> None:
     """An interface by which the virtual address would leave; nobody is there."""
     probe.call("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "far0")
+    for name in ("eth0", "far0"):  # its routes would come when they please
+        Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1")
     lines = (
         "link set eth0 up\nlink set far0 up\naddress add 198.18.7.2/24 dev eth0\nroute add 240.240.0.0/16 dev eth0\n"
     )
