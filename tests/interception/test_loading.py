@@ -22,6 +22,8 @@ from typing import Any
 import asking
 import probe
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from harness.interception import iptables, nftables, routing, ruleset
 from harness.interception.kernel import Loader
@@ -128,6 +130,61 @@ def test_any_rules_are_known_again(seed: int) -> None:
             assert "nothing changed" in Loader(mechanism).apply(rules)
             Loader(mechanism).remove(rules)
             assert state() == before
+
+
+def lists(items: st.SearchStrategy[str], at_most: int = 4) -> st.SearchStrategy[str]:
+    return st.lists(items, max_size=at_most).map(",".join)
+
+
+PORTS = st.integers(1, 65535)
+IDS = st.integers(0, 2**32 - 2).map(str)
+INTERFACE = st.from_regex(r"[A-Za-z0-9_.@:-]{1,14}[A-Za-z0-9_.@:+-]", fullmatch=True)
+RANGE = st.ip_addresses().flatmap(lambda a: st.integers(0, a.max_prefixlen).map(lambda n: f"{a}/{n}"))
+ANY_OPTIONS = st.fixed_dictionaries(
+    {},
+    optional={
+        **dict.fromkeys(("proxy_port", "inbound_capture_port", "inbound_tunnel_port"), PORTS),
+        "proxy_uid": st.lists(IDS, min_size=1, max_size=4).map(",".join),
+        "proxy_gid": lists(IDS),
+        "inbound_interception_mode": st.sampled_from(["REDIRECT", "TPROXY"]),
+        "inbound_tproxy_mark": st.integers(1, 2**32 - 1).map(str),
+        "inbound_tproxy_route_table": st.integers(1, 2**32 - 1).map(str),
+        "inbound_ports_include": st.just("*") | lists(PORTS.map(str), 20),
+        "inbound_ports_exclude": lists(PORTS.map(str), 20),
+        "outbound_ports_include": lists(PORTS.map(str), 20),
+        "outbound_ports_exclude": lists(PORTS.map(str), 20),
+        "outbound_ip_ranges_include": st.just("*") | lists(RANGE),
+        "outbound_ip_ranges_exclude": lists(RANGE),
+        "reroute_virtual_interfaces": lists(INTERFACE),
+        "exclude_interfaces": lists(INTERFACE),
+        "owner_groups_include": st.just("*") | lists(IDS, 64),
+        "owner_groups_exclude": lists(IDS),
+        "host_ipv4_loopback_cidr": st.integers(8, 32).map(lambda n: f"127.0.0.1/{n}"),
+        **{key: st.booleans() for key in ("redirect_dns", "capture_all_dns", "drop_invalid", "enable_ipv6")},
+        "dns_servers_v4": st.lists(st.ip_addresses(v=4).map(str), max_size=3),
+        "dns_servers_v6": st.lists(st.ip_addresses(v=6).map(str), max_size=3),
+    },
+)  # fmt: skip
+
+
+@pytest.mark.usefixtures("namespace")
+def test_the_tools_take_whatever_is_printed() -> None:
+    @settings(max_examples=60, deadline=None)
+    @given(ANY_OPTIONS, st.booleans(), st.booleans())
+    def taken(values: dict[str, Any], named: bool, outbound_tproxy: bool) -> None:
+        try:
+            options = from_json(values, "options")
+            rules = ruleset.build(options, *FAMILIES, outbound_tproxy=outbound_tproxy)
+        except Refusal:
+            assume(False)
+        probe.call("nft", "-c", "-f", "-", given=nftables.render(rules, named=named))
+        for family in rules.families:
+            one = ruleset.build(options, family, outbound_tproxy=outbound_tproxy)
+            text = iptables.render(one, first=named, named=named)
+            probe.call(f"{asking.TOOLS[family]}-restore", "--noflush", "--test", given=text)
+            probe.call("nft", "-c", "-f", "-", given=nftables.render(one, first=named))
+
+    taken()
 
 
 @pytest.mark.usefixtures("namespace")

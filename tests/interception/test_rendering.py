@@ -236,6 +236,57 @@ def test_interfaces() -> None:
     assert "-A OUTPUT -o net1 -j RETURN" in marks
 
 
+USERS = {
+    "proxy_uid": "3,4", "proxy_gid": "1,2", "redirect_dns": True, "dns_servers_v4": ("127.0.0.53",),
+    "outbound_ports_exclude": "15020", "outbound_ip_ranges_include": "9.9.0.0/16",
+    "outbound_ip_ranges_exclude": "1.1.0.0/16",
+}  # fmt: skip
+GOLDEN: dict[str, dict[str, Any]] = {
+    "injected.nftables": INJECTED,
+    "every-server.nftables": {**DNS, "enable_ipv6": True},
+    "servers-and-users.iptables": USERS,
+    "servers-and-users.nftables": USERS,
+    "tproxy.nftables": {
+        **INJECTED, "inbound_interception_mode": "TPROXY", "inbound_ports_exclude": "15020", "enable_ipv6": True,
+    },
+}  # fmt: skip
+
+
+def chains(text: str) -> dict[str, list[str]]:
+    """Rules by "table chain", in the order in which they are met, without counters; both mechanisms' text."""
+    found: dict[str, list[str]] = {}
+    table = ""
+    for line in text.splitlines():
+        match line.split():
+            case [name] if name.startswith("*"):
+                table = name[1:]
+            case ["-A", chain, *words]:
+                found.setdefault(f"{table} {chain}", []).append(" ".join(words))
+            case ["add", "rule", "inet", name, chain, *words]:
+                rule = " ".join(word for word in words if word != "counter")
+                found.setdefault(f"{name.removeprefix('istio-proxy-')} {chain}", []).append(rule)
+            case ["add", "chain", "inet", name, chain, "{", *words, ";", "}"]:
+                found.setdefault(f"{name.removeprefix('istio-proxy-')} {chain}", []).append(" ".join(words))
+    return found
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_rules_are_those_written_down(name: str) -> None:
+    """Files written by hand after Istio's listings, not printed by what they are compared with."""
+    options = Options(**GOLDEN[name])
+    wanted: dict[str, list[str]] = {}
+    chain = ""
+    for line in (Path(__file__).parent / "golden" / name).read_text().splitlines():
+        if line.startswith("  "):
+            wanted.setdefault(chain, []).append(line.strip())
+        else:
+            chain = line
+    mechanism = name.rpartition(".")[2]
+    rules = ruleset.build(options, *FAMILIES)
+    found = chains(nftables.render(rules) if mechanism == "nftables" else iptables.render(rules))
+    assert found == wanted
+
+
 def test_nft_spells_what_istio_spells() -> None:
     values = {
         **INJECTED, "redirect_dns": True, "dns_servers_v4": ("127.0.0.53",), "inbound_interception_mode": "TPROXY",
