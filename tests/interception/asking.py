@@ -76,11 +76,15 @@ _PACKETS = 60
 
 
 def packets(rng: Random) -> list[Packet]:
-    """Packets that differ in their source ports, so that each can be told from the others.
+    """Packets that differ in their source ports, so that each can be told from the others; some TCP ones are invalid.
 
     Two have a source port that rules ask for, one from here and one from outside: more could be one connection.
     """
     found = [replace(_packet(rng), source_port=FIRST_PORT + number) for number in range(_PACKETS)]
+    for index, packet in enumerate(found):
+        if packet.protocol == "tcp" and rng.random() < 1 / 4:
+            # Only root may send such a segment.
+            found[index] = replace(packet, state="INVALID", uid=None if packet.uid is None else 0)
     for path, port in (("out", rng.choice([53, 15053])), ("in", 53)):
         index = next(i for i, packet in enumerate(found) if packet.path == path and packet.protocol == "udp")
         # No other packet goes to 4444, so that the two stay apart when both come from port 53.
@@ -167,11 +171,14 @@ def predicted(mechanism: str, options: Options, outbound_tproxy: bool, sent: lis
     return {"left": sorted(left), "arrived": sorted(arrived), "hits": dict(hits)}
 
 
-def observed(mechanism: str, options: Options, outbound_tproxy: bool, sent: list[Packet]) -> dict[str, Any]:
-    """The same, as the kernel did it."""
+def observed(
+    mechanism: str, options: Options, outbound_tproxy: bool, sent: list[Packet], patient_for: int
+) -> dict[str, Any]:
+    """The same, as the kernel did it; so many packets are waited for."""
     answer = in_namespace(
         {
             "mechanism": mechanism,
+            "patient_for": patient_for,
             "load": loading(mechanism, options, outbound_tproxy),
             "out": [asdict(packet) for packet in sent if packet.path == "out"],
             "in": [asdict(packet) for packet in sent if packet.path == "in"],

@@ -13,12 +13,14 @@ import json
 import os
 import re
 import socket
+import struct
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+ACK = 0x10
 PATIENCE_S = 2  # the other end's packets wait for a soft interrupt, on a busy machine for long
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 IP_TRANSPARENT, IPV6_TRANSPARENT, SO_MARK = 19, 75, 36  # linux/in.h, linux/in6.h, asm-generic/socket.h
@@ -38,8 +40,11 @@ def _observers() -> str:
     """One set per conntrack zone for what leaves and one for what arrives; then everything is dropped."""
     form = "type inet_proto . inet_service . inet_service . mark; flags dynamic; size 65535;"
     sets = "".join(f"set {name}_{zone} {{ {form} }}\n" for name in ("left", "arrived") for zone in ZONES)
-    left = "\n".join(f'oifname != "lo" ct zone {zone} update @left_{zone} {_RECORD}' for zone in ZONES)
-    arrived = "\n".join(f"ct zone {zone} update @arrived_{zone} {_RECORD}" for zone in ZONES)
+    # An invalid packet has no connection, and so no zone.
+    left = f'oifname != "lo" ct state invalid update @left_0 {_RECORD}\n'
+    left += "\n".join(f'oifname != "lo" ct zone {zone} update @left_{zone} {_RECORD}' for zone in ZONES)
+    arrived = f"ct state invalid update @arrived_0 {_RECORD}\n"
+    arrived += "\n".join(f"ct zone {zone} update @arrived_{zone} {_RECORD}" for zone in ZONES)
     icmp = "meta l4proto { icmp, ipv6-icmp } drop"
     return f"""table inet observers {{
 {sets}
@@ -144,25 +149,33 @@ def connect_namespaces() -> Neighbour:
 def open_socket(packet: dict[str, Any]) -> socket.socket:
     """A socket that belongs to the packet's user and group; the rules ask who made it."""
     family = socket.AF_INET6 if ":" in packet["destination"] else socket.AF_INET
-    kind = socket.SOCK_STREAM if packet["protocol"] == "tcp" else socket.SOCK_DGRAM
+    kind, protocol = (socket.SOCK_STREAM, 0) if packet["protocol"] == "tcp" else (socket.SOCK_DGRAM, 0)
+    if packet["state"] == "INVALID":
+        kind, protocol = socket.SOCK_RAW, socket.IPPROTO_TCP
     os.setegid(packet.get("gid") or 0)
     os.seteuid(packet.get("uid") or 0)
     try:
-        return socket.socket(family, kind)
+        return socket.socket(family, kind, protocol)
     finally:
         os.seteuid(0)
         os.setegid(0)
 
 
 def send(packet: dict[str, Any]) -> None:
-    """One datagram, or the first segment of a connection that is given up at once."""
+    """One datagram, the first segment of a connection that is given up at once, or one of no connection."""
     with open_socket(packet) as out:
         out.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if packet.get("mark"):
             out.setsockopt(socket.SOL_SOCKET, SO_MARK, packet["mark"])
+        there = (packet["destination"], packet["destination_port"])
+        if packet["state"] == "INVALID":
+            out.bind((packet["source"], 0))
+            ports = packet["source_port"], packet["destination_port"]
+            with contextlib.suppress(PermissionError):
+                out.sendto(struct.pack("!HHIIBBHHH", *ports, 1, 1, 5 << 4, ACK, 1024, 0, 0), (there[0], 0))
+            return
         out.bind((packet["source"], packet["source_port"]))
         out.setblocking(False)
-        there = (packet["destination"], packet["destination_port"])
         with contextlib.suppress(PermissionError, BlockingIOError):  # dropped behind the hooks; given up at once
             if packet["protocol"] == "udp":
                 out.sendto(b"x", there)
@@ -228,6 +241,7 @@ def nftables_counters() -> dict[str, list[int]]:
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Load, send, read."""
     call("nft", "-f", "-", given=_observers())  # before any interface is up: no chatter of the kernel meets a rule
+    Path("/proc/sys/net/netfilter/nf_conntrack_tcp_loose").write_text("0")  # a segment out of nowhere is invalid
     neighbour = connect_namespaces()
     listeners = listen_transparently()
     for argv, text in request["load"]:
@@ -239,7 +253,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         neighbour.order(json.dumps(request["in"]))
     result = {"left": recorded("left"), "arrived": recorded("arrived")}
     deadline = time.monotonic() + PATIENCE_S
-    while len(result["left"]) + len(result["arrived"]) < len(request["out"] + request["in"]):
+    while len(result["left"]) + len(result["arrived"]) < request["patient_for"]:
         if time.monotonic() > deadline:
             break  # a packet that is nowhere: the test says which
         result = {"left": recorded("left"), "arrived": recorded("arrived")}
