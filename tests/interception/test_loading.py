@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,11 +26,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from harness.interception import iptables, nftables, routing, ruleset
+from harness.interception import iptables, nftables, routing, ruleset, verdict
 from harness.interception.kernel import Loader
 from harness.interception.options import Options, from_json
 from harness.interception.refusal import Refusal, Unavailable
 from harness.interception.ruleset import FAMILIES, Redirect, Rule, RuleSet, Step
+from harness.interception.verdict import Packet
 
 SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h
 VIP = "240.240.0.10"
@@ -598,3 +600,51 @@ def test_outbound_tproxy_keeps_the_address_and_older_connections(mechanism: str,
             assert greeting(older) == "still here"
         loader.remove(rules)
     assert state() == before
+
+
+def moved() -> set[tuple[str, str, int]]:
+    """Rules whose counters are not zero, as (table, chain, index)."""
+    listed = {**probe.iptables_counters("iptables"), **probe.nftables_counters()}
+    return {(*place.split(), index) for place, counts in listed.items() for index, n in enumerate(counts) if n}  # type: ignore[misc]
+
+
+def whole_connection(rules: RuleSet, first: Packet, answering: str) -> set[tuple[str, str, int]]:
+    """Rules that the evaluator matches with the packets of a connection, both ways."""
+    begun = verdict.judge(rules, first)
+    mark = begun.connection_mark
+    later = replace(first, state="ESTABLISHED", connection_mark=mark)
+    name = "eth0" if first.path == "in" else "lo"
+    back = Packet("out", "tcp", answering, first.source, begun.destination_port, first.source_port, name,
+                  state="ESTABLISHED", direction="REPLY", connection_mark=mark)  # fmt: skip
+    # The kernel answers the first segment itself; what follows is the proxy's, here root.
+    packets = [first, later, back, replace(back, uid=0, gid=0)]
+    return {hit for packet in packets for hit in verdict.judge(rules, packet).hits}
+
+
+@pytest.mark.usefixtures("namespace")
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+@pytest.mark.parametrize(
+    "values",
+    [
+        INJECTED,
+        {**INJECTED, "inbound_interception_mode": "TPROXY"},
+        {**INJECTED, "inbound_ports_include": "8080", "inbound_interception_mode": "TPROXY", "drop_invalid": True},
+        {**INJECTED, "redirect_dns": True, "capture_all_dns": True, "drop_invalid": True},
+    ],
+)
+def test_packets_of_a_connection_both_ways_meet_the_rules_the_evaluator_says(
+    mechanism: str, values: dict[str, Any]
+) -> None:
+    neighbour = probe.connect_namespaces()
+    rules = build(values)
+    tproxy = values.get("inbound_interception_mode") == "TPROXY"
+    Loader(mechanism).apply(rules)
+    argv = ["nsenter", "-t", str(neighbour.pid), "-n", sys.executable, "-c", CLIENT, "198.18.7.2", "8080"]
+    with Proxy(15006, transparent=tproxy, original=not tproxy):
+        assert probe.call(*argv).strip() == "198.18.7.2:8080 100000"
+    inbound = whole_connection(rules, Packet("in", "tcp", "198.18.7.1", "198.18.7.2", 40000, 8080), "198.18.7.2")
+    assert moved() == inbound
+    with Proxy(15001):
+        assert wanted(VIP, 80) == f"{VIP}:80"
+    sent = Packet("out", "tcp", "198.18.7.2", VIP, 40000, 80, uid=0, gid=0)
+    assert moved() == inbound | whole_connection(rules, sent, "127.0.0.1")
