@@ -36,7 +36,7 @@ def build(
         way = discovery(model, one, choices)
         clusters[one.name] = _cluster(model, one, host, way, choices)
         if way is Discovery.EDS:
-            assignments[one.name] = _assignment(one.name, members(model, one, namespace), model, one.policy)
+            assignments[one.name] = _assignment(one, members(model, one, namespace), model)
     return clusters, assignments
 
 
@@ -97,16 +97,16 @@ def _headless(model: Registry, one: Cluster, labels: Labels) -> Iterator[Member]
                 yield end, at
 
 
-def _assignment(name: str, found: tuple[Member, ...], model: Registry, policy: TrafficPolicy) -> Json:
+def _assignment(one: Cluster, found: tuple[Member, ...], model: Registry) -> Json:
     zones: dict[str, dict[tuple[str, int], Json]] = defaultdict(dict)
     share = _share(found)
     for end, port in found:
-        zones[end.zone].setdefault((end.address, port), _member(end, port, model, policy, share))
+        zones[end.zone].setdefault((end.address, port), _member(end, port, model, one, share))
     localities = [
         {**({"locality": {"zone": zone}} if zone else {}), "lb_endpoints": list(zones[zone].values())}
         for zone in sorted(zones)
     ]
-    return {"cluster_name": name, "endpoints": localities}
+    return {"cluster_name": one.name, "endpoints": localities}
 
 
 def _share(found: tuple[Member, ...]) -> int:
@@ -114,18 +114,18 @@ def _share(found: tuple[Member, ...]) -> int:
     return -(-sum(end.weight for end, _ in found) // (api.UNLIMITED - len(found)))
 
 
-def _member(end: Endpoint, port: int, model: Registry, policy: TrafficPolicy, share: int) -> Json:
+def _member(end: Endpoint, port: int, model: Registry, cluster: Cluster, share: int) -> Json:
     found: Json = {"endpoint": {"address": api.address(end.address, port)}}
-    if not policy.tls and end.sidecar and _accepts(model, end, port):
+    if not cluster.policy.tls and _accepts(model, end, port, external=cluster.external):
         found["metadata"] = identity.MEMBER
     if end.weight:
         found["load_balancing_weight"] = max(1, end.weight // share)
     return found
 
 
-def _accepts(model: Registry, end: Endpoint, port: int) -> bool:
+def _accepts(model: Registry, end: Endpoint, port: int, *, external: bool) -> bool:
     accepted = model.mtls(end.namespace, end.labels, port)
-    return outbound.encryption(TrafficPolicy(), end, accepted) == "mutual"
+    return outbound.encryption(TrafficPolicy(), end, accepted, external=external) == "mutual"
 
 
 # ---- one cluster
@@ -140,11 +140,11 @@ class _Host:
         self.meshed = bool(ends)
         self.accounts = sorted({end.identity for end in ends if end.identity})
 
-    def all_meshed(self, model: Registry, port: int) -> bool:
+    def all_meshed(self, model: Registry, port: int, *, external: bool) -> bool:
         """Whether every endpoint takes mutual TLS: where the client chooses the endpoint, it is all or none."""
         named = [(service, service.port(port)) for service in self.services]
         ends = [(end, end.port(one.name)) for service, one in named if one for end in service.endpoints]
-        return bool(ends) and all(end.sidecar and _accepts(model, end, at) for end, at in ends)
+        return bool(ends) and all(_accepts(model, end, at, external=external) for end, at in ends)
 
 
 def _cluster(model: Registry, one: Cluster, host: _Host, way: Discovery, choices: Choices) -> Json:
@@ -174,7 +174,7 @@ def _found_by(model: Registry, one: Cluster, way: Discovery, choices: Choices) -
     if not one.endpoints:  # a subset that no endpoint has: Envoy takes no DNS cluster without a name
         return {"type": "STATIC"}
     logical = way is Discovery.LOGICAL_DNS
-    assignment = _assignment(one.name, one.endpoints[:1] if logical else one.endpoints, model, one.policy)
+    assignment = _assignment(one, one.endpoints[:1] if logical else one.endpoints, model)
     return {"cluster_type": _dns(choices, logical=logical), "load_assignment": assignment}
 
 
@@ -255,9 +255,9 @@ def _transport(model: Registry, one: Cluster, host: _Host, way: Discovery, choic
     if tls and tls.mode == "DISABLE":
         return {}
     name = (tls.sni if tls else "") or f"outbound_.{one.port}_.{one.subset}_.{one.host}"  # Istio's
-    if tls or (way is Discovery.ORIGINAL_DST and host.all_meshed(model, one.port)):
+    if tls or (way is Discovery.ORIGINAL_DST and host.all_meshed(model, one.port, external=one.external)):
         return {"transport_socket": identity.client(name, host.accounts, offered_protocols(one.protocol))}
-    if way is Discovery.ORIGINAL_DST or not host.meshed:
+    if way is Discovery.ORIGINAL_DST or one.external or not host.meshed:
         return {}
     socket = identity.client(name, host.accounts, offered_protocols(one.protocol))
     return {"transport_socket_matches": identity.matches(socket)}

@@ -403,7 +403,7 @@ def _policy(policy: TrafficPolicy) -> str:
 def _endpoint(registry: Registry, one: Endpoint, cluster: outbound.Cluster, port: int) -> str:
     """Who it is, how the hop is encrypted, and whether it is let in."""
     accepted = registry.mtls(one.namespace, one.labels, port)
-    how = outbound.encryption(cluster.policy, one, accepted)
+    how = outbound.encryption(cluster.policy, one, accepted, external=cluster.external)
     words = {"mutual": "mutual TLS", "simple": "TLS without a client certificate", "none": "plain text"}
     parts = [one.workload] if one.workload else []
     parts.append(words[how])

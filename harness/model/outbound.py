@@ -322,15 +322,15 @@ def _members(services: list[Service], number: int, labels: Labels) -> Iterator[t
                 yield one, at
 
 
-def encryption(policy: TrafficPolicy, endpoint: Endpoint, accepted: MtlsMode) -> str:
+def encryption(policy: TrafficPolicy, endpoint: Endpoint, accepted: MtlsMode, *, external: bool) -> str:
     """How the hop to an endpoint is made: `mutual` TLS, `simple` TLS, or `none`.
 
     A DestinationRule decides if it says anything; else Istio's automatic mutual TLS: where the endpoint has a sidecar
-    that accepts it.
+    that accepts it, and its service is not outside the mesh (MESH_EXTERNAL).
     """
     if policy.tls:
         return {"ISTIO_MUTUAL": "mutual", "SIMPLE": "simple", "DISABLE": "none"}[policy.tls.mode]
-    return "mutual" if endpoint.sidecar and accepted is not MtlsMode.DISABLE else "none"
+    return "mutual" if endpoint.sidecar and not external and accepted is not MtlsMode.DISABLE else "none"
 
 
 def admitted(how: str, endpoint: Endpoint, accepted: MtlsMode) -> bool:

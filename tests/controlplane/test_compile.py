@@ -345,6 +345,28 @@ def test_endpoints_with_a_sidecar_are_called_by_mutual_tls_and_others_in_plain_t
     assert "metadata" not in second
 
 
+def test_endpoints_outside_the_mesh_are_called_in_plain_text_whatever_account_they_name() -> None:
+    ends = [{"address": "198.18.0.31", "serviceAccount": "outside"}]
+
+    def written(location: str, **policy: object) -> tuple[Json, Json]:
+        spec = {"hosts": ["x.example.com"], "location": location, "resolution": "STATIC", "endpoints": ends,
+                "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}]}  # fmt: skip
+        found = [document("ServiceEntry", NETWORKING, "shop", "x", spec=spec)]
+        rule = {"host": "x.example.com", "trafficPolicy": policy}
+        found += [document("DestinationRule", NETWORKING, "shop", "x", spec=rule)] if policy else []
+        all_ = snapshot(build(*found), CLIENT)
+        name = "outbound|80||x.example.com"
+        return all_[api.CLUSTER][name], all_[api.ENDPOINT].get(name, {})
+
+    for location, mutual in (("MESH_INTERNAL", True), ("MESH_EXTERNAL", False)):
+        cluster, assignment = written(location)
+        [end] = assignment["endpoints"][0]["lb_endpoints"]
+        assert ("transport_socket_matches" in cluster, "metadata" in end) == (mutual, mutual)
+        cluster, _ = written(location, loadBalancer={"simple": "PASSTHROUGH"})
+        assert ("transport_socket" in cluster) == mutual
+        assert "transport_socket" in written(location, tls={"mode": "ISTIO_MUTUAL"})[0]  # asked for is done
+
+
 def test_a_port_where_mutual_tls_is_off_is_called_in_plain_text() -> None:
     off = document("PeerAuthentication", "security.istio.io/v1", "shop", "off", spec={"mtls": {"mode": "DISABLE"}})
     [end] = made(api.ENDPOINT, WEB_80, service(), piece("198.18.0.21"), *pods(p0=MESHED), off)["endpoints"][0][
