@@ -65,6 +65,10 @@ class Target:
     def __str__(self) -> str:
         return f"{self.address}:{self.port}"
 
+    def keeps(self, name: str) -> bool:
+        """Whether a name is somebody else's: neither removed nor written."""
+        return any(fnmatch.fnmatchcase(name, one) for one in self.keep)
+
 
 def key(path: Path) -> dns.tsig.Key:
     """The key of a file as `tsig-keygen` prints it and named.conf includes it; InputError if it is not one."""
@@ -98,8 +102,8 @@ class NameServer:
         self._took_ms = 0.0
 
     def want(self, wanted: Iterable[Record]) -> None:
-        """The zone is to hold these."""
-        fresh = frozenset(wanted)
+        """The zone is to hold these, but for names that are somebody else's."""
+        fresh = frozenset(one for one in wanted if not self._target.keeps(one.name))
         if fresh != self._wanted:
             self._wanted = fresh
             self._stirred.set()
@@ -163,7 +167,7 @@ class NameServer:
         below = f".svc.{self._target.zone}"
         for name, node in zone.nodes.items():
             text = name.to_text().lower()
-            if not text.endswith(below) or any(fnmatch.fnmatchcase(text, one) for one in self._target.keep):
+            if not text.endswith(below) or self._target.keeps(text):
                 continue
             for rdataset in node.rdatasets:
                 rtype = dns.rdatatype.to_text(rdataset.rdtype)

@@ -27,6 +27,7 @@ MAX_COUNT = 2**31 - 1  # the API's int32
 MAX_SNI = 255  # Envoy's limit of a server name
 MAX_RING = 8 * 1024 * 1024  # Envoy's limit of a hash ring
 MAX_MAGLEV = 5_000_011  # Envoy's limit of a Maglev table, which is a prime number
+_TLS_MODES = ("DISABLE", "SIMPLE", "ISTIO_MUTUAL")
 _SIMPLE = ("UNSPECIFIED", "LEAST_REQUEST", "LEAST_CONN", "ROUND_ROBIN", "RANDOM", "PASSTHROUGH")
 _SNI = re.compile(rf"[!-~]{{1,{MAX_SNI}}}")
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
@@ -201,12 +202,21 @@ def _outlier(field: Field) -> Outlier:
 
 def _tls(field: Field) -> ClientTls:
     with field.fields() as fields:
-        mode, sni = fields.choice("mode", ("DISABLE", "SIMPLE", "ISTIO_MUTUAL")), fields.get("sni")
+        mode, sni = _tls_mode(fields.get("mode")), fields.get("sni")
         text = sni.text() if sni else ""
         if sni and text and not _SNI.fullmatch(text):
             shown = text if len(text) <= MAX_SNI else f"{text[:20]}… ({len(text)} characters)"
             sni.fault(f"{shown!r} is not a server name", f"use up to {MAX_SNI} letters, digits, dots and dashes")
         return ClientTls(mode, text)
+
+
+def _tls_mode(field: Field | None) -> str:
+    """MUTUAL would take certificate files of the user's from the sidecar's disk, and there are none."""
+    if field and field.value.data == "MUTUAL":
+        fact = "MUTUAL is not supported here: it needs a certificate of your own in the sidecar's container"
+        field.fault(fact, f"supported: {', '.join(_TLS_MODES)}, which is MUTUAL with the mesh's own certificates")
+        return _TLS_MODES[0]
+    return field.choice(_TLS_MODES) if field else _TLS_MODES[0]
 
 
 # ---- PeerAuthentication, Sidecar

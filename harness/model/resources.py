@@ -237,7 +237,7 @@ class HttpRoute:
     name: str
     matches: tuple[HttpMatch, ...]
     destinations: tuple[Destination, ...]
-    timeout_ms: int | None = None
+    timeout_ms: int | None = None  # none is Istio's default; 0 says so
     retries: Retries | None = None
     delay: Delay | None = None
     abort: Abort | None = None

@@ -55,12 +55,12 @@ def _http_route(item: Field, namespace: str) -> HttpRoute:
         with fields.within("fault") as fault:
             delay, abort = fault.get("delay"), fault.get("abort")
             found = _delay(delay) if delay else None, _abort(abort) if abort else None
-        retries = fields.get("retries")
+        retries, timeout = fields.get("retries"), fields.get("timeout")
         return HttpRoute(
             name=fields.text("name"),
             matches=tuple(_http_match(match) for match in fields.each("match")),
             destinations=_destinations(fields.some("route"), namespace),
-            timeout_ms=fields.duration_ms("timeout"),
+            timeout_ms=timeout.duration_ms(zero=True) if timeout else None,
             retries=_retries(retries) if retries else None,
             delay=found[0],
             abort=found[1],

@@ -59,6 +59,12 @@ def test_what_is_not_a_key_is_refused_with_the_file(tmp_path: Path, text: str) -
     assert str(file) in str(caught.value)
 
 
+def test_names_of_somebody_else_are_not_written_either() -> None:
+    made = NameServer(Target("127.0.0.1", 53, keep=("answer-*",)))
+    made.want([WEB, replace(WEB, name="answer-odd.shop.svc.cluster.local.")])
+    assert made.to_json()["wanted"] == 1
+
+
 # ---- against BIND
 
 NETS = tuple(f"198.18.{third}.0/24" for third in range(241, 254))  # one of these, inside the benchmarking range

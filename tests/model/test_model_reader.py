@@ -183,7 +183,7 @@ def test_a_sound_set_is_read_with_its_values() -> None:
         ("{uri: {prefix: /a}}", "{headers: {'a:b': {exact: x}}}", "'a:b' is not a header name"),
         ("{uri: {prefix: /a}}", '{headers: {"a\\r\\n": {exact: x}}}', "is not a header name"),
         ("timeout: 1m30s", "timeout: 876001h", "876001h is longer than 100 years; give 876000h at most"),
-        ("timeout: 1m30s", "timeout: 0s", "0s is not a whole number of milliseconds above zero"),
+        ("perTryTimeout: 500ms", "perTryTimeout: 0s", "0s is not a whole number of milliseconds above zero"),
         ("perTryTimeout: 500ms", "perTryTimeout: 500ms, retryOn: '5xx, any'", "'any' is not a condition for a retry"),
         ("perTryTimeout: 500ms", "perTryTimeout: 500ms, retryOn: '5xx,99'", "'99' is not a condition for a retry; s"),
         ("{uri: {prefix: /a}}", "{method: {exact: GET}}", "match[0].method: this field is not supported; supported: "),
@@ -191,7 +191,8 @@ def test_a_sound_set_is_read_with_its_values() -> None:
         ("host: web\n", "host: wep\n", "spec.host: the host wep.shop.svc.cluster.local is not known"),
         ("simple: RANDOM", "simple: FASTEST", "supported: UNSPECIFIED, LEAST_REQUEST"),
         ("{loadBalancer: {simple: RANDOM}}", "{}", "spec.trafficPolicy: the policy is empty"),
-        ("{loadBalancer: {simple: RANDOM}}", "{tls: {mode: MUTUAL}}", "supported: DISABLE, SIMPLE, ISTIO_MUTUAL"),
+        ("{loadBalancer: {simple: RANDOM}}", "{tls: {mode: MUTUAL}}",
+         "a certificate of your own in the sidecar's container; supported: DISABLE, SIMPLE, ISTIO_MUTUAL, which is"),
         ("{loadBalancer: {simple: RANDOM}}", "{portLevelSettings: [{port: {number: 81}, tls: {mode: SIMPLE}}]}",
          "web.shop.svc.cluster.local has no port 81; use 80"),
         ("{loadBalancer: {simple: RANDOM}}", "{loadBalancer: {consistentHash: {useSourceIp: true, maglev: "
@@ -268,6 +269,10 @@ def test_a_cookie_may_live_as_long_as_the_session() -> None:
     assert found
     assert found.hash
     assert found.hash.cookie_ttl_ms == 0
+
+
+def test_a_timeout_of_zero_is_none() -> None:
+    assert parse(EVERYTHING.replace("timeout: 1m30s", "timeout: 0s")).virtual_services[0].http[0].timeout_ms == 0
 
 
 def test_addresses_that_share_no_port_do_not_overlap() -> None:
