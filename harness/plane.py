@@ -20,6 +20,7 @@ SETTLE_TIMEOUT_S = 30
 RESOLVE_TIMEOUT_S = 90  # the longest refresh rate of a sidecar's clusters is a minute
 GRACE_S = 2.0  # between a replica that is unready and its end
 STAY_S = 5.0  # of a Service that comes and goes
+_SHOWN = 5  # conflicts that `meshdns status` names
 POLICY, UNRELATED = "policy.yaml", "unrelated.yaml"
 _HEADLESS = "shop-headless.yaml"  # the Service whose records are removed
 _FAILING, _SPARE = "shop-1", topology.SPARE_POD
@@ -225,7 +226,7 @@ print(json.dumps(found))
 
 
 def unsettled(status: Mapping[str, Any]) -> Iterator[str]:
-    """Sidecars that have not accepted what they are offered, each with why."""
+    """Sidecars that have not accepted what they are offered, and names that are not told, each with why."""
     governed = [pod for pod in (*topology.CLIENTS, *topology.MESHED) if pod.governed and _has_sidecar(pod)]
     for pod in governed:
         name = f"{topology.NAMESPACE}/{pod.pod}"
@@ -238,6 +239,10 @@ def unsettled(status: Mapping[str, Any]) -> Iterator[str]:
                 yield f"{name} rejects {kind}: {rejected['reason']}"
             elif not one["settled"]:
                 yield f"{name} has not accepted {kind} yet"
+    unwritten = [table["error"] for table in status["name_tables"].values() if table["error"]]
+    yield from unwritten
+    if status["names_pending"] and not unwritten:
+        yield "new names are not told yet"
 
 
 def _has_sidecar(pod: topology.ClientPod | topology.ServerPod) -> bool:
@@ -261,8 +266,18 @@ def summary(status: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"control plane: {fault}" for fault in status["sidecar_faults"].values())
     if status["dns"] and status["dns"]["error"]:
         yield f"control plane: {status['dns']['error']}"
-    yield from (f"control plane: {table['error']}" for table in status["name_tables"].values() if table["error"])
+    yield from _conflicts(status["conflicts"])
     waiting = list(unsettled(status))
     yield from waiting
     if not waiting:
         yield f"control plane: {len(status['nodes'])} sidecars have accepted all they were sent"
+
+
+def _conflicts(found: Mapping[str, Any]) -> Iterator[str]:
+    """Services that get no listener of their own, the first of them by name."""
+    shown = found["first"][:_SHOWN]
+    for one in shown:
+        yield (f"conflict: in mode {one['mode']}, {one['loser']} loses listener {one['listener']} to {one['winner']}: "
+               f"{one['why']}")  # fmt: skip
+    if more := found["count"] - len(shown):
+        yield f"conflict: {more} more, {found['count']} in all; see `meshdns validate`"

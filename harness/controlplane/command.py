@@ -9,17 +9,17 @@ import ipaddress
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from harness import errors
 from harness.controlplane import authority, node, probes, server, status, watch
-from harness.controlplane.api import Json
+from harness.controlplane.announcements import Sinks
 from harness.controlplane.authority import Certificates
 from harness.controlplane.compile import Compiler
 from harness.controlplane.namefiles import NameFiles
 from harness.controlplane.nameserver import CHECK_S, NameServer, Target, key
-from harness.controlplane.state import Plane, Sinks
+from harness.controlplane.state import Compiled, Plane
 from harness.model import records, registry
 from harness.model.registry import Registry
 
@@ -115,10 +115,15 @@ def _parts(options: argparse.Namespace) -> tuple[Plane, NameServer | None]:
     return plane, dns
 
 
-def compiler(model: Registry) -> Callable[[server.Node], Mapping[str, Mapping[str, Json]]]:
+def compiler(model: Registry) -> Callable[[server.Node], Compiled]:
     """What one model makes of each sidecar."""
     made = Compiler(model)
-    return lambda told: made.snapshot(node.parse(told.metadata))
+
+    def compile_one(told: server.Node) -> Compiled:
+        who = node.parse(told.metadata)
+        return Compiled(made.snapshot(who), 2 if who.dns_proxy else 1, made.outbound(who).conflicts)
+
+    return compile_one
 
 
 def identify(model: Registry, told: server.Node) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from harness.controlplane import api, filters, identity
 from harness.controlplane.api import Json
 from harness.controlplane.node import Node
-from harness.mesh.topology import PORT_DNS, PORT_INBOUND, PORT_OUTBOUND, PORT_STATS
+from harness.mesh.topology import PORT_DNS, PORT_OUTBOUND
 from harness.model import outbound
 from harness.model.outbound import Chain, Cluster, Listener
 from harness.model.resources import Pool, Protocol
@@ -24,9 +24,8 @@ _ANY = outbound.WILDCARD
 
 
 def occupied(node: Node) -> set[tuple[str, int]]:
-    """Addresses of the sidecar's own listeners: Envoy takes no second listener for one, even unbound."""
-    found = {(_ANY, port) for port in (PORT_OUTBOUND, PORT_INBOUND, PORT_STATS)}
-    return found | ({("127.0.0.1", PORT_DNS)} if node.dns == "envoy" else set())
+    """Addresses of its own listeners that the model does not know of: what the sidecar has for DNS."""
+    return {("127.0.0.1", PORT_DNS)} if node.dns == "envoy" else set()
 
 
 def virtual_outbound(node: Node, fallback: str) -> Json:

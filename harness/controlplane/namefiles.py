@@ -19,7 +19,7 @@ from harness.model import nametable
 FILE = "names.json"
 
 
-def text(table: dict[str, nametable.Name]) -> bytes:
+def text(table: Mapping[str, nametable.Name]) -> bytes:
     """The table as proxies read it."""
     return json.dumps(nametable.to_json(table), separators=(",", ":")).encode()
 

@@ -11,7 +11,7 @@ import asyncio
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,7 +123,7 @@ def _shown(one: Subscription) -> dict[str, Any]:
         "accepted": one.accepted,
         "resources": len(one.known),
         "waiting": one.waiting,
-        "settled": not (one.waiting or one.fresh or one.asked or one.changed or one.gone),
+        "settled": not (one.behind or one.gone),
         "rejections": one.rejections,
     }
     if one.rejected:
@@ -186,6 +186,17 @@ class Server:
             stream.since_s = since_s
             stream.session.update(snapshot)
             stream.stir()
+
+    def behind(self, types: Collection[str]) -> bool:
+        """Whether a sidecar has yet to accept or reject what it is offered of these types, where it asks for them."""
+        return any(
+            subscription.behind
+            for one in self._sidecars.values()
+            if one.snapshot is not None
+            for stream in one.streams
+            for url, subscription in stream.session.subscriptions.items()
+            if url in types
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Sidecars and pushes, for people."""

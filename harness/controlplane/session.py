@@ -64,6 +64,11 @@ class Subscription:
     rejected: Rejection | None = None
     rejections: int = 0
 
+    @property
+    def behind(self) -> bool:
+        """Something is to be sent, or on its way and not answered."""
+        return bool(self.waiting or self.fresh or self.asked or self.changed)
+
     def look(self, group: Group) -> None:
         """Compare with what is there now."""
         if group is self.group:

@@ -11,39 +11,69 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from harness import errors
-from harness.controlplane import namefiles, probes
+from harness.controlplane import probes
+from harness.controlplane.announcements import Announcements, Names, Sinks
 from harness.controlplane.api import Json
 from harness.controlplane.authority import Certificates
-from harness.controlplane.encoding import NOTHING, SDS, Encoder, Group
-from harness.controlplane.namefiles import NameFiles
-from harness.controlplane.nameserver import NameServer
+from harness.controlplane.encoding import LDS, NOTHING, RDS, SDS, Encoder, Group
 from harness.controlplane.server import Node, Server
 from harness.model import nametable, records, registry, vips
-from harness.model.records import Record
+from harness.model.outbound import Conflict
 from harness.model.registry import Registry
 from harness.model.resources import Resources
 
 VIRTUAL_IPS = "virtual-ips.json"
 RETRY_S = 1.0
-Compile = Callable[[Registry], Callable[[Node], Mapping[str, Mapping[str, Json]]]]  # of one model, for each sidecar
+SHOWN = 20  # conflicts that are named; all are counted
 Result = TypeVar("Result")
 Identify = Callable[[Registry, Node], str]  # the SPIFFE name; empty: none, so no certificate
 
 
 @dataclass(frozen=True)
-class Sinks:
-    """Who is told besides the sidecars."""
+class Compiled:
+    """What one sidecar is to have."""
 
-    names: NameFiles = field(default_factory=lambda: NameFiles([]))
-    dns: NameServer | None = None
-    ttl_s: int = records.TTL_S  # of the cluster DNS's records
+    resources: Mapping[str, Mapping[str, Json]]  # type URL -> name -> resource
+    mode: int = 1  # 2: its pod has a DNS proxy
+    conflicts: tuple[Conflict, ...] = ()  # services that get no listener of their own
+
+
+Compile = Callable[[Registry], Callable[[Node], Compiled]]  # of one model, for each sidecar
+
+
+@dataclass(frozen=True)
+class Snapshots:
+    """Compiled and encoded, by node."""
+
+    groups: Mapping[str, Mapping[str, Group]] = field(default_factory=dict)  # without secrets
+    faults: Mapping[str, str] = field(default_factory=dict)  # why it gets nothing, or no certificate
+    conflicts: Mapping[str, tuple[int, tuple[Conflict, ...]]] = field(default_factory=dict)  # with its mode
+
+    def of(self, nodes: Collection[str]) -> Snapshots:
+        """Those of these nodes."""
+        return Snapshots(
+            {name: one for name, one in self.groups.items() if name in nodes},
+            {name: one for name, one in self.faults.items() if name in nodes},
+            {name: one for name, one in self.conflicts.items() if name in nodes},
+        )
+
+    def __or__(self, other: Snapshots) -> Snapshots:
+        return Snapshots(
+            {**self.groups, **other.groups}, {**self.faults, **other.faults}, {**self.conflicts, **other.conflicts}
+        )
+
+    @cached_property
+    def lost(self) -> tuple[tuple[int, Conflict], ...]:
+        """Who lost which listener in which mode, each once."""
+        return tuple(dict.fromkeys((mode, one) for mode, those in self.conflicts.values() for one in those))
 
 
 @dataclass(frozen=True)
@@ -53,10 +83,8 @@ class Applied:
     resources: Resources
     allocation: vips.Allocation
     model: Registry
-    snapshots: Mapping[str, Mapping[str, Group]]  # by node, without secrets
-    faults: Mapping[str, str]  # by node: why it gets nothing, or no certificate
-    table: bytes
-    records: Sequence[Record]
+    snapshots: Snapshots
+    names: Names
 
 
 @dataclass(frozen=True)
@@ -78,6 +106,15 @@ class Change:
         return "readiness" if self.readiness else "sidecars" if self.joined else "certificates"
 
 
+@dataclass(frozen=True)
+class _Stalled:
+    """A configuration that waits for the disk."""
+
+    candidate: Resources
+    reason: str
+    due_s: float  # monotonic
+
+
 class Plane:
     """Holds it together."""
 
@@ -94,6 +131,7 @@ class Plane:
         self._compile, self._identify, self._certificates, self._sinks = compile_, identify, certificates, sinks
         self._path, self._probe = folder / VIRTUAL_IPS if folder else None, probe
         self.server = Server(self._joined)
+        self._announcements = Announcements(sinks, lambda: self.server.behind((LDS, RDS)))
         self.probes = probes.Probes(self._readiness)
         self._allocation = vips.load(self._path) if self._path else vips.Allocation()
         self._encoder = Encoder()
@@ -101,6 +139,7 @@ class Plane:
         self._stirred = asyncio.Event()
         self._since_s = 0.0  # when the oldest change that is not in force yet had happened
         self._candidate: Resources | None = None
+        self._stalled: _Stalled | None = None
         self._unseen = False  # readiness changed
         self._new: set[str] = set()
         self._applied: Applied | None = None
@@ -113,7 +152,7 @@ class Plane:
         """A new configuration has been read."""
         if self._applied is None:
             self._since_s = 0.0  # who came before there was anything to serve has not waited for us
-        self._candidate, self._error = resources, ""
+        self._candidate, self._stalled, self._error = resources, None, ""
         self._stir()
 
     def rotate(self) -> None:
@@ -140,9 +179,10 @@ class Plane:
                 except errors.MeshdnsError as error:
                     self._fault = str(error)
                 else:
-                    self._fault = ""
+                    self._fault = self._stalled.reason if self._stalled else ""
         finally:
             self.probes.stop()
+            await self._announcements.stop()
             self._worker.shutdown(wait=False, cancel_futures=True)
             await self.server.stop()
 
@@ -178,13 +218,18 @@ class Plane:
             self._put_back(change)
             if change.candidate is None:
                 raise
-            self._error = str(error)
+            if isinstance(error, errors.StorageError):  # the disk's fault: what was written there is used later
+                self._stalled = _Stalled(change.candidate, str(error), time.monotonic() + RETRY_S)
+            else:
+                self._error = str(error)
             return
         if change.candidate:
             self.probes.plan(change.wanted)
-            self._number, self._applied_s = self._number + 1, time.time()
+            await self._announcements.forget(applied.names)
         self._applied, self._allocation = applied, applied.allocation
-        await self._publish(applied, nodes, change.since_s)
+        failed = await self._publish(applied, nodes, change.since_s)
+        if change.candidate:  # not before: who sees the number sees also who has yet to accept it
+            self._number, self._applied_s = self._number + 1, time.time()
         done_s = time.monotonic()
         self._last = {
             "reason": change.reason,
@@ -192,9 +237,13 @@ class Plane:
             "work_ms": round((done_s - began_s) * 1000, 1),
             "whole_ms": round((done_s - change.since_s) * 1000, 1),
         }
+        if failed:
+            raise failed[0]
 
     async def _changes(self) -> Change | None:
         """Everything that has come since the last round; None before the first configuration."""
+        if self._stalled and time.monotonic() >= self._stalled.due_s:
+            self._candidate, self._stalled = self._stalled.candidate, None
         candidate, self._candidate = self._candidate, None
         if self._applied is None and candidate is None:
             return None
@@ -235,9 +284,8 @@ class Plane:
         else:
             allocation = vips.assign(allocation, vips.wanted(resources), vips.reserved(resources))
         model = registry.build(resources, allocation.addresses, change.ready)
-        snapshots, faults = self._snapshots(model, nodes)
-        applied = Applied(resources, allocation, model, snapshots, faults, namefiles.text(nametable.build(model)),
-                          records.build(model, self._sinks.ttl_s))  # fmt: skip
+        names = Names(nametable.build(model), records.build(model, self._sinks.ttl_s))
+        applied = Applied(resources, allocation, model, self._snapshots(model, nodes), names)
         if self._path and allocation != self._allocation:
             vips.save(self._path, allocation)  # before anybody is told one of them
         return applied
@@ -246,22 +294,17 @@ class Plane:
         """The same model, for sidecars that came. Runs in the worker's thread."""
         old = self._applied
         assert old is not None  # noqa: S101
-        fresh = [node for node in nodes if node.id in change.joined or node.id not in old.snapshots]
-        snapshots, faults = self._snapshots(old.model, fresh)
-        here = {node.id for node in nodes}
-        kept = {name: one for name, one in old.snapshots.items() if name in here}
-        return Applied(old.resources, old.allocation, old.model, {**kept, **snapshots},
-                       {**{name: one for name, one in old.faults.items() if name in here}, **faults},
-                       old.table, old.records)  # fmt: skip
+        kept = old.snapshots.of({node.id for node in nodes})
+        fresh = [node for node in nodes if node.id in change.joined or node.id not in old.snapshots.groups]
+        return replace(old, snapshots=kept | self._snapshots(old.model, fresh))
 
-    def _snapshots(
-        self, model: Registry, nodes: Sequence[Node]
-    ) -> tuple[dict[str, Mapping[str, Group]], dict[str, str]]:
-        """Compiled by node; a sidecar that does not say who it is has a fault, and hinders no other."""
-        snapshots: dict[str, Mapping[str, Group]] = {}
+    def _snapshots(self, model: Registry, nodes: Sequence[Node]) -> Snapshots:
+        """Of each node; a sidecar that does not say who it is has a fault, and hinders no other."""
+        groups: dict[str, Mapping[str, Group]] = {}
         faults: dict[str, str] = {}
+        conflicts: dict[str, tuple[int, tuple[Conflict, ...]]] = {}
         if not nodes:
-            return snapshots, faults
+            return Snapshots()
         compile_one = self._compile(model)
         with self._encoder.sharing():
             for node in nodes:
@@ -272,15 +315,16 @@ class Plane:
                 except errors.InputError as error:
                     faults[node.id] = str(error)
                     continue
-                snapshots[node.id] = self._encoder.snapshot(compiled)
-        return snapshots, faults
+                groups[node.id] = self._encoder.snapshot(compiled.resources)
+                conflicts[node.id] = compiled.mode, compiled.conflicts
+        return Snapshots(groups, faults, conflicts)
 
-    async def _publish(self, applied: Applied, nodes: Sequence[Node], since_s: float) -> None:
-        """Sidecars first, so that a name is not known before there is a listener for its address."""
+    async def _publish(self, applied: Applied, nodes: Sequence[Node], since_s: float) -> list[errors.MeshdnsError]:
+        """To the sidecars, and to the others what is new when those have accepted it; what failed for some."""
         certified: set[str] = set()
         failed: list[errors.MeshdnsError] = []
         for node in nodes:
-            compiled = applied.snapshots.get(node.id)
+            compiled = applied.snapshots.groups.get(node.id)
             if compiled is None:
                 continue
             try:
@@ -292,11 +336,8 @@ class Plane:
             certified |= {node.id} if secrets is not NOTHING else set()
             self.server.publish(node.id, {**compiled, SDS: secrets}, since_s)
         self._certificates.keep(certified)  # what nobody has any more is not renewed
-        if self._sinks.dns:
-            self._sinks.dns.want(applied.records)
-        await asyncio.to_thread(self._sinks.names.write, applied.table)
-        if failed:
-            raise failed[0]
+        self._announcements.follow(applied.names)
+        return failed
 
     def _secrets(self, model: Registry, node: Node) -> Group:
         """The sidecar's certificate, renewed if that is due. Runs in the worker's thread."""
@@ -319,11 +360,21 @@ class Plane:
                 "fault": self._fault,
                 "last_change": self._last,
             },
-            "sidecar_faults": dict(applied.faults) if applied else {},
+            "sidecar_faults": dict(applied.snapshots.faults) if applied else {},
+            "conflicts": _shown(applied.snapshots.lost if applied else ()),
             **self.server.to_json(),
             "probes": self.probes.to_json(),
             "dns": self._sinks.dns.to_json() if self._sinks.dns else None,
             "name_tables": self._sinks.names.to_json(),
+            "names_pending": self._announcements.pending,
             "certificates": self._certificates.to_json(),
             "virtual_ips": dict(self._allocation.addresses),
         }
+
+
+def _shown(lost: Sequence[tuple[int, Conflict]]) -> dict[str, Any]:
+    first = [
+        {"mode": mode, "listener": one.listener, "loser": one.loser, "winner": one.winner, "why": one.why}
+        for mode, one in lost[:SHOWN]
+    ]
+    return {"count": len(lost), "first": first}

@@ -6,6 +6,7 @@ CIDR blocks are no addresses to answer; a headless Service is its ready pods, ea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +65,7 @@ def _pods(service: Service) -> dict[str, Name]:
     }
 
 
-def to_json(table: dict[str, Name]) -> dict[str, Any]:
+def to_json(table: Mapping[str, Name]) -> dict[str, Any]:
     """The table as the DNS proxy reads it."""
     return {
         "table": {

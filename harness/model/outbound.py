@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from harness.mesh import topology
 from harness.model.fields import Labels
 from harness.model.registry import Discovery, Endpoint, Registry, Service
 from harness.model.resources import (
@@ -29,6 +30,8 @@ from harness.model.resources import (
 )
 
 WILDCARD = "0.0.0.0"  # noqa: S104  not bound: the listener that takes a redirected connection to any address
+# Addresses of the sidecar's own listeners: the proxy takes no second one for an address, even where it is not bound.
+SIDECARS_OWN = {(WILDCARD, port) for port in (topology.PORT_OUTBOUND, topology.PORT_INBOUND, topology.PORT_STATS)}
 PASSTHROUGH, BLACKHOLE = "PassthroughCluster", "BlackHoleCluster"
 # Servers of these protocols speak first, so nothing else can share their port: looking at the first bytes would hang.
 _ALONE = (Protocol.MONGO, Protocol.MYSQL)
@@ -195,6 +198,9 @@ class _Builder:
         """The listeners of one port of one service."""
         for address, prefixes in binds(service, port, self.client):
             key = address, port.number
+            if key in SIDECARS_OWN:
+                self._conflict(f"{address}_{port.number}", "the sidecar", service.host, "it listens there itself")
+                continue
             entry = self.entries.get(key)
             family = port.protocol.family
             if entry and family == "http" and entry.protocol.family in ("http", "auto"):

@@ -576,8 +576,12 @@ def test_tls_is_told_apart_by_server_name_and_blocks_by_destination() -> None:
 def test_a_service_on_the_sidecars_own_port_gets_no_listener() -> None:
     """Envoy would refuse it as a second one for the same address, bound or not."""
     for port in (15001, 15006, 15090):
-        assert not [name for name in snapshot(build(entry("a", "a.example.com", port=port)), CLIENT)[api.LISTENER]
-                    if name.startswith("0.0.0.0")]  # fmt: skip
+        for protocol in ("TCP", "HTTP"):
+            mesh = build(entry("a", "a.example.com", protocol, port))
+            assert not [name for name in snapshot(mesh, CLIENT)[api.LISTENER] if name.startswith("0.0.0.0")]
+            [conflict] = Compiler(mesh).outbound(CLIENT).conflicts
+            assert (conflict.listener, conflict.loser) == (f"0.0.0.0_{port}", "a.example.com")
+            assert conflict.winner == "the sidecar"
 
 
 def test_statistics_have_one_word_for_a_route_table() -> None:

@@ -17,11 +17,12 @@ from envoydriver import Envoy, answers, backend, free_ports, get, load
 from serverdriver import Serving, assignment, cluster, listener, serving, snapshot, table, until
 
 from harness.controlplane import authority, identity
+from harness.controlplane.announcements import Sinks
 from harness.controlplane.api import Json
 from harness.controlplane.authority import Certificates
 from harness.controlplane.encoding import CDS, EDS, LDS, RDS, SDS, Group
 from harness.controlplane.server import Node, Server
-from harness.controlplane.state import Plane, Sinks
+from harness.controlplane.state import Compiled, Plane
 from harness.model import reader
 from harness.model.registry import Registry
 
@@ -263,7 +264,7 @@ def test_certificates_rotate_under_load_without_a_failed_request(program: Path, 
                 },
             }
             certificates = Certificates(authority.make(time.time()), LIFE_S, ROTATE_AT)
-            plane = Plane(lambda _: lambda node: given[node.id], _identity, certificates, Sinks())
+            plane = Plane(lambda _: lambda node: Compiled(given[node.id]), _identity, certificates, Sinks())
             port = await plane.server.start("127.0.0.1:0")
             running = asyncio.create_task(plane.run())
             plane.loaded(reader.parse({"mesh.yaml": WORLD}))

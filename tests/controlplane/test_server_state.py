@@ -7,22 +7,26 @@ import contextlib
 import json
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from serverdriver import Peer, Serving, assignment, cluster, until
+from serverdriver import Peer, Serving, assignment, cluster, listener, until
 
 from harness import errors
-from harness.controlplane import authority, command, state, status
+from harness.controlplane import announcements, authority, command, state, status
+from harness.controlplane.announcements import Names, Sinks
 from harness.controlplane.authority import Certificates
-from harness.controlplane.encoding import CDS, EDS, SDS
+from harness.controlplane.encoding import CDS, EDS, LDS, SDS
 from harness.controlplane.namefiles import NameFiles
 from harness.controlplane.probes import Probe
 from harness.controlplane.server import Node
-from harness.controlplane.state import Plane, Sinks
+from harness.controlplane.state import Compiled, Plane
 from harness.model import reader
+from harness.model.nametable import Name
+from harness.model.outbound import Conflict
+from harness.model.records import Record
 from harness.model.registry import Registry
 
 NOW_S = 1_800_000_000.0
@@ -56,13 +60,13 @@ spec: {{hosts: [{name}.example.com], resolution: DNS, ports: [{{number: 80, name
 """
 
 
-def compiler(model: Registry) -> Callable[[Node], Mapping[str, Mapping[str, Any]]]:
-    """A cluster per service with its ready endpoints; a service named `broken` cannot be compiled."""
+def compiler(model: Registry) -> Callable[[Node], Compiled]:
+    """A cluster per service with its ready endpoints, and a listener; one named `broken` cannot be compiled."""
 
-    def compile_one(node: Node) -> Mapping[str, Mapping[str, Any]]:
+    def compile_one(node: Node) -> Compiled:
         if "refused" in node.metadata:
             raise errors.InputError("this sidecar says nothing of use", place=node.id)
-        clusters, endpoints = {}, {}
+        clusters, endpoints, listeners = {}, {}, {}
         for service in model.services:
             if service.name == "broken":
                 raise KeyError("broken")
@@ -70,13 +74,15 @@ def compiler(model: Registry) -> Callable[[Node], Mapping[str, Mapping[str, Any]
                 clusters["odd"] = {"name": "odd", "no_such_field": 1}
                 continue
             clusters[service.host] = cluster(service.host)
+            listeners[service.host] = listener(service.host, 80, "80")
             ends = [one.address for one in service.endpoints if one.ready]
             port = next((one.port("http") for one in service.endpoints), 80)
             endpoints[service.host] = assignment(service.host)
             endpoints[service.host]["endpoints"] = [
                 {"lb_endpoints": assignment("", port, host=end)["endpoints"][0]["lb_endpoints"]} for end in ends
             ]
-        return {CDS: clusters, EDS: endpoints}
+        conflicts = [Conflict("0.0.0.0_80", "first", one.host, "so it is") for one in model.services[1:]]
+        return Compiled({CDS: clusters, EDS: endpoints, LDS: listeners}, 1, tuple(conflicts))
 
     return compile_one
 
@@ -169,6 +175,7 @@ def test_what_cannot_be_compiled_changes_nothing_for_anybody(
             for peer in (first, second):
                 await peer.ask(CDS)
                 assert await clusters(peer) == {"web"}
+            await until(lambda: not made.to_json()["names_pending"], "names are told")
             before = (names / "names.json").read_bytes()
             made.loaded(bad())
             await faulty(made, *words)
@@ -255,11 +262,164 @@ def test_virtual_ips_that_cannot_be_kept_are_not_given_out(tmp_path: Path) -> No
             await in_force(made, 1)
             state.write_text("a file where the folder should be")
             made.loaded(yaml("web", entries=("a",)))
-            await faulty(made, "cannot be written")
-            peer = served.peer()
+            await until(lambda: "cannot be written" in made.to_json()["configuration"]["fault"], "a fault")
+            peer = served.peer()  # who comes meanwhile gets what is in force
             await peer.ask(CDS)
             assert await clusters(peer) == {"web"}
             assert made.to_json()["virtual_ips"] == {}
+            state.unlink()
+            await in_force(made, 2)  # without being written again
+            assert list(made.to_json()["virtual_ips"]) == ["shop/a/a.example.com"]
+            assert made.to_json()["configuration"]["fault"] == ""
+
+    asyncio.run(scenario())
+
+
+def table(folder: Path) -> set[str]:
+    """The names that DNS proxies know."""
+    return set(json.loads((folder / "names.json").read_text())["table"])
+
+
+async def follower(served: Serving) -> Peer:
+    """A sidecar that takes clusters and listeners."""
+    peer = served.peer()
+    for type_url in (CDS, LDS):
+        await peer.ask(type_url)
+        await peer.accept(await peer.read())
+    return peer
+
+
+async def listeners(peer: Peer) -> Any:
+    """The next answer with listeners, not accepted; all before it is."""
+    while (message := await peer.read()).type_url != LDS:
+        await peer.accept(message)
+        if message.type_url == CDS:
+            await peer.ask(EDS, *(one.name for one in message.resources))
+    return message
+
+
+WEB, ENTERED = "web.shop.svc.cluster.local", "a.example.com"
+
+
+def test_a_name_is_told_when_its_listener_is_accepted_and_forgotten_before_it_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(announcements, "PATIENCE_S", 1000.0)
+
+    async def scenario() -> None:
+        async with plane(names=tmp_path) as (made, served):
+            made.loaded(yaml("web"))
+            peer = await follower(served)
+            await until(lambda: not made.to_json()["names_pending"], "the first names")
+            made.loaded(yaml("web", entries=("a",)))
+            message = await listeners(peer)
+            await in_force(made, 2)
+            assert table(tmp_path) == {WEB}  # nobody has told so far that the listener is there
+            assert made.to_json()["names_pending"]
+            made.loaded(yaml("web", entries=("a",), port=8081))  # another change does not tell it either
+            await in_force(made, 3)
+            assert table(tmp_path) == {WEB}
+            await peer.accept(message)
+            await until(lambda: table(tmp_path) == {WEB, ENTERED}, "the name is told")
+            await until(lambda: not made.to_json()["names_pending"], "all is told")
+            made.loaded(yaml("web"))
+            message = await listeners(peer)
+            assert message.removed_resources == [ENTERED]
+            assert table(tmp_path) == {WEB}
+
+    asyncio.run(scenario())
+
+
+def test_a_sidecar_that_accepts_nothing_holds_names_up_for_a_while_only_and_endpoints_never(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with plane(names=tmp_path, probe=Probe("tcp", period_s=0.02, timeout_s=0.5, failures=1)) as (
+            made,
+            served,
+        ):
+            pod = await asyncio.start_server(lambda _, write: write.close(), "127.0.0.1", 0)
+            port = pod.sockets[0].getsockname()[1]
+            made.loaded(yaml("web", port=port))
+            peer = await follower(served)
+            await peer.ask(EDS, WEB)
+            await peer.accept(await peer.read())
+            monkeypatch.setattr(announcements, "PATIENCE_S", 1000.0)
+            made.loaded(yaml("web", entries=("a",), port=port))
+            await listeners(peer)  # and no word about them
+            pod.close()
+            await pod.wait_closed()
+            change = await peer.read()
+            assert change.type_url == EDS
+            assert b"127.0.0.1" not in change.resources[0].resource.value
+            assert made.to_json()["names_pending"]
+            assert table(tmp_path) == {WEB}
+            monkeypatch.setattr(announcements, "PATIENCE_S", 0.01)
+            made.loaded(yaml("web", entries=("a", "b"), port=port))
+            await until(lambda: table(tmp_path) == {WEB, ENTERED, "b.example.com"}, "told all the same")
+
+    asyncio.run(scenario())
+
+
+def test_between_two_states_a_name_that_stays_keeps_the_addresses_that_stay() -> None:
+    def known(**ips: str) -> Names:
+        table = {host: Name(tuple(those.split()), "Kubernetes") for host, those in ips.items()}
+        return Names(table, [Record(f"{host}.", "A", ip) for host, name in table.items() for ip in name.ips])
+
+    before, after = known(gone="1", moved="2", some="3 4", same="5"), known(new="6", moved="7", some="4 8", same="5")
+    assert before.between(after).addresses == known(moved="2", some="4", same="5").addresses
+
+
+def test_a_name_table_that_cannot_be_written_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(announcements, "RETRY_S", 0.05)
+
+    async def scenario() -> None:
+        names = tmp_path / "names"
+        names.write_text("a file where the folder should be")
+        async with plane(names=names) as (made, _):
+            made.loaded(yaml("web"))
+            await until(lambda: made.to_json()["name_tables"][str(names)]["error"] != "", "an error is shown")
+            names.unlink()
+            await until(lambda: not made.to_json()["names_pending"], "told")
+            assert table(names) == {WEB}
+            assert made.to_json()["name_tables"][str(names)]["error"] == ""
+
+    asyncio.run(scenario())
+
+
+def test_a_configuration_is_counted_when_every_sidecar_is_offered_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for the number and then for sidecars to accept must not find them content with the old."""
+
+    async def scenario() -> None:
+        async with plane() as (made, served):
+            made.loaded(yaml("web"))
+            await follower(served)
+            await in_force(made, 1)
+            publish, numbers = made.server.publish, []
+
+            def counting(*given: Any) -> None:
+                numbers.append(made.to_json()["configuration"]["number"])
+                publish(*given)
+
+            monkeypatch.setattr(made.server, "publish", counting)
+            made.loaded(yaml("web", "x"))
+            await in_force(made, 2)
+            assert numbers == [1]
+
+    asyncio.run(scenario())
+
+
+def test_services_that_lose_their_listener_are_counted_and_named() -> None:
+    async def scenario() -> None:
+        async with plane() as (made, served):
+            made.loaded(yaml("api", "web"))
+            for name in ("shop/a", "shop/b"):  # one conflict, however many sidecars have it
+                peer = served.peer(name)
+                await peer.ask(CDS)
+                await clusters(peer)
+            shown = made.to_json()["conflicts"]
+            lost = {"mode": 1, "listener": "0.0.0.0_80", "loser": WEB, "winner": "first", "why": "so it is"}
+            assert shown == {"count": 1, "first": [lost]}
 
     asyncio.run(scenario())
 
