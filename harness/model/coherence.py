@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from harness.model.faults import Fault
 from harness.model.fields import Labels
 from harness.model.resources import (
+    UNLISTED_PORT,
     Destination,
     DestinationRule,
+    HttpRoute,
     Meta,
     PeerAuthentication,
     Resource,
     Resources,
+    ServicePort,
     Sidecar,
     VirtualService,
 )
@@ -52,8 +55,7 @@ def check(everything: Resources, faults: list[Fault]) -> None:
     _rules(everything, known, faults)
     for virtual in everything.virtual_services:
         _hosts(virtual, known, faults)
-        for path, destination in _destinations(virtual):
-            _destination(path, destination, known, faults)
+        _routes(virtual, known, faults)
     _once_routed(everything, faults)
     _defaults("Sidecar", everything.sidecars, faults)
     _defaults("PeerAuthentication", everything.peers, faults)
@@ -63,13 +65,15 @@ class Known:
     """Hosts with their ports, and the subsets that DestinationRules give them."""
 
     def __init__(self, everything: Resources) -> None:
-        ports: dict[str, set[int]] = defaultdict(set)
-        for service in everything.services:
-            ports[service.host] |= {port.number for port in service.ports}
-        for entry in everything.entries:
-            for host in entry.hosts:
-                ports[host] |= {port.number for port in entry.ports}
-        self.ports: Mapping[str, set[int]] = ports
+        self._entries = everything.entries
+        self.carried: dict[str, set[ServicePort]] = defaultdict(set)  # all but UDP, which no sidecar takes
+        given = [(one.host, one.ports) for one in everything.services]
+        given += [(host, one.ports) for one in everything.entries for host in one.hosts]
+        for host, ports in given:
+            self.carried[host] |= {port for port in ports if port.transport != "UDP"}
+        self.ports: Mapping[str, set[int]] = {
+            host: {port.number for port in ports} for host, ports in self.carried.items()
+        }
         self.subsets: dict[str, set[str]] = defaultdict(set)
         for rule in everything.rules:
             for host in self.under(rule.host):
@@ -81,15 +85,28 @@ class Known:
             return [host]
         return [one for one in self.ports if matches(host, one)]
 
-    def holds(self, host: str) -> bool:
-        """Whether a host is known, if only by a wildcard entry."""
-        return bool(self.under(host)) or any(matches(one, host) for one in self.ports)
+    def above(self, host: str) -> list[str]:
+        """The known wildcards that cover a host, the longest first."""
+        return sorted((one for one in self.ports if matches(one, host)), key=len, reverse=True)
+
+    def shared(self, host: str) -> set[int]:
+        """Ports of a host on which HTTP is told apart by its Host header, not by an address."""
+        return {
+            port.number
+            for entry in self._entries
+            if host in entry.hosts
+            for port in entry.ports
+            if port.protocol.family == "http"
+            or (port.protocol.carries_http and all("/" in one for one in entry.addresses))
+        }
 
     def hint(self, host: str) -> str:
         """The next step for a host that is not known: a longer form that is, or some that are."""
         for one in self.ports:
             if one.startswith(f"{host}."):
                 return f"write {one}"
+        if above := self.above(host):
+            return f"write {above[0]}, or give {host} a ServiceEntry of its own"
         some = sorted(self.ports)[:_SHOWN]
         more = f" and {len(self.ports) - _SHOWN} more" if len(self.ports) > _SHOWN else ""
         return f"known: {', '.join(some)}{more}" if some else "add its Service or ServiceEntry"
@@ -211,15 +228,16 @@ def _rules(everything: Resources, known: Known, faults: list[Fault]) -> None:
     subsets: dict[tuple[str, str, str], DestinationRule] = {}
     for rule in everything.rules:
         covered = known.under(rule.host)
-        if not covered and not known.holds(rule.host):
-            _add(faults, rule.meta, "spec.host", f"the host {rule.host} is not known", known.hint(rule.host))
+        if not covered:
+            only = f", only {above[0]}, to which it does not apply" if (above := known.above(rule.host)) else ""
+            _add(faults, rule.meta, "spec.host", f"the host {rule.host} is not known{only}", known.hint(rule.host))
             continue
         ports = set().union(*(known.ports[host] for host in covered))
         policies = [("trafficPolicy", rule.policy)]
         policies += [(f"subsets[{n}].trafficPolicy", one.policy) for n, one in enumerate(rule.subsets)]
         for path, policy in policies:
             for number, _ in policy.ports:
-                if covered and number not in ports:
+                if number not in ports:
                     _add(
                         faults,
                         rule.meta,
@@ -247,20 +265,66 @@ def _list(ports: Iterable[int]) -> str:
 
 
 def _hosts(virtual: VirtualService, known: Known, faults: list[Fault]) -> None:
+    """Each is known, or is one that Istio tells apart from the wildcard that covers it."""
+    ports = _carrying(virtual, known, http=True)
     for n, host in enumerate(virtual.hosts):
-        if not known.holds(host):
-            _add(faults, virtual.meta, f"spec.hosts[{n}]", f"the host {host} is not known", known.hint(host))
+        if known.under(host):
+            continue
+        wide = next(iter(known.above(host)), "")
+        step = f"give {host} a ServiceEntry of its own"
+        if not wide:
+            fact, step = f"the host {host} is not known", known.hint(host)
+        elif host.startswith("*."):
+            fact, step = f"no known host is under {host}, and {wide} is not routed by parts", f"write {wide}"
+        elif virtual.tcp:
+            fact = f"TCP routes of {host} would take every connection to {wide}, as nothing tells the two apart"
+        elif not any(ports & known.shared(one) for one in known.above(host)):
+            fact = (f"{host} is known by {wide} only; such a host is routed on port {_list(ports)}, "
+                    f"and {wide} has no HTTP there")  # fmt: skip
+        else:
+            continue
+        _add(faults, virtual.meta, f"spec.hosts[{n}]", fact, step)
 
 
-def _destinations(virtual: VirtualService) -> Iterator[tuple[str, Destination]]:
-    routes = [(f"http[{n}]", one.destinations) for n, one in enumerate(virtual.http)]
-    routes += [(f"tcp[{n}]", one.destinations) for n, one in enumerate(virtual.tcp)]
-    for path, destinations in routes:
-        for m, destination in enumerate(destinations):
-            yield f"spec.{path}.route[{m}].destination", destination
+def _carrying(virtual: VirtualService, known: Known, *, http: bool) -> set[int]:
+    """The ports on which HTTP routes, or TCP routes, of a VirtualService apply."""
+    carried = {port for host in virtual.hosts for one in known.under(host) for port in known.carried[one]}
+    if not http:
+        return {port.number for port in carried if port.protocol.carries_bytes}
+    found = {port.number for port in carried if port.protocol.carries_http}
+    unlisted = any(not known.under(host) and known.above(host) for host in virtual.hosts)
+    return found or ({UNLISTED_PORT} if unlisted else set())
 
 
-def _destination(path: str, to: Destination, known: Known, faults: list[Fault]) -> None:
+def _routes(virtual: VirtualService, known: Known, faults: list[Fault]) -> None:
+    http, tcp = _carrying(virtual, known, http=True), _carrying(virtual, known, http=False)
+    found = [("http", n, one.destinations, _called(one) or http) for n, one in enumerate(virtual.http)]
+    found += [("tcp", n, one.destinations, set(one.ports) or tcp) for n, one in enumerate(virtual.tcp)]
+    taking = dict.fromkeys((kind for kind, *_ in found), False)
+    for kind, n, destinations, ports in found:
+        called = ports & (http if kind == "http" else tcp)
+        taking[kind] = taking[kind] or bool(called)
+        for m, to in enumerate(destinations):
+            _destination(f"spec.{kind}[{n}].route[{m}].destination", to, called, known, faults)
+    if any(known.under(host) or known.above(host) for host in virtual.hosts):
+        for kind in (one for one, takes in taking.items() if not takes):
+            fact = f"{kind.upper()} routes take no effect: no host of it carries that on a port that they are for"
+            _add(faults, virtual.meta, f"spec.{kind}", fact, _STEPS[kind])
+
+
+_STEPS = {
+    "http": "declare the port as HTTP, or write tcp routes",
+    "tcp": "declare the port as TCP, or write http routes; TLS is not routed here",
+}
+
+
+def _called(route: HttpRoute) -> set[int]:
+    """The ports to which a route is limited; empty: it is not."""
+    ports = {match.port for match in route.matches}
+    return set() if 0 in ports else ports
+
+
+def _destination(path: str, to: Destination, called: set[int], known: Known, faults: list[Fault]) -> None:
     if to.host not in known.ports:
         fact, step = f"the host {to.host} is not known", known.hint(to.host)
         faults.append(Fault(to.place, f"{path}.host", fact, step))
@@ -269,9 +333,13 @@ def _destination(path: str, to: Destination, known: Known, faults: list[Fault]) 
         given = ", ".join(sorted(known.subsets[to.host]))
         step = f"known: {given}" if given else "add a DestinationRule that defines it"
         faults.append(Fault(to.place, f"{path}.subset", f"{to.host} has no subset {to.subset}", step))
-    if to.port and to.port not in known.ports[to.host]:
-        fact, step = f"{to.host} has no port {to.port}", f"use {_list(known.ports[to.host])}"
+    ports = known.ports[to.host]
+    if to.port and to.port not in ports:
+        fact, step = f"{to.host} has no port {to.port}", f"use {_list(ports)}"
         faults.append(Fault(to.place, f"{path}.port", fact, step))
+    if not to.port and len(ports) != 1 and (missing := called - ports):
+        fact = f"{to.host} has no port {_list(missing)}, which is the one called, and none is given"
+        faults.append(Fault(to.place, f"{path}.port", fact, f"give one of {_list(ports)}"))
 
 
 def _once_routed(everything: Resources, faults: list[Fault]) -> None:

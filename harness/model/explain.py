@@ -15,7 +15,7 @@ from harness.mesh import names, topology
 from harness.mesh.topology import ClientPod
 from harness.model import nametable, outbound, records
 from harness.model.fields import is_address, is_host
-from harness.model.outbound import Chain, Client, Listener, Outbound, Weighted
+from harness.model.outbound import Chain, Client, Listener, Outbound, RouteTable, VirtualHost, Weighted
 from harness.model.registry import Discovery, Endpoint, Registry, Service
 from harness.model.resources import DOMAIN, HttpMatch, StringMatch, TrafficPolicy
 
@@ -325,7 +325,7 @@ def _through(call: _Call, out: Outbound, chain: Chain, served: Service | None) -
         return chain.clusters, [how, *_clusters(registry, out, chain.clusters)]
     table = next(one for one in out.tables if one.name == chain.route)
     wanted = [call.host, *([served.host] if served else [])]
-    vhost = next((one for name in wanted for one in table.hosts if _matches(one.domains, name)), None)
+    vhost = next((one for name in wanted if (one := _virtual_host(table, name))), None)
     if vhost is None:
         missing = f"route table {table.name} has no virtual host for {call.host}"
         return ((out.fallback, 100),), [f"{missing}, so it goes to {out.fallback}: {_fallback(out)}"]
@@ -334,14 +334,14 @@ def _through(call: _Call, out: Outbound, chain: Chain, served: Service | None) -
     if virtual and virtual.http:
         told.append(f"{virtual.meta} routes it, the first match wins:")
     told += [f"  {_match(one.match)} → {_shares(one.clusters)}{_extras(one)}" for one in vhost.routes]
-    if not vhost.routes:
-        told.append("  no route is for this port: every request is answered 404")
     every = tuple(dict.fromkeys((name, 100) for one in vhost.routes for name, _ in one.clusters))
-    return (vhost.routes[0].clusters if vhost.routes else ()), [*told, *_clusters(registry, out, every)]
+    return vhost.routes[0].clusters, [*told, *_clusters(registry, out, every)]
 
 
-def _matches(wanted: tuple[str, ...], name: str) -> bool:
-    return any(one in (name, "*") or (one.startswith("*.") and name.endswith(one[1:])) for one in wanted)
+def _virtual_host(table: RouteTable, name: str) -> VirtualHost | None:
+    """The one of the most exact domain, as the proxy chooses."""
+    domains = {domain: host for host in table.hosts for domain in host.domains}
+    return next((domains[one] for one in (name, *_wildcards(name), "*") if one in domains), None)
 
 
 def _match(match: HttpMatch) -> str:

@@ -179,17 +179,11 @@ class Field:
             return "0.0.0.0/0"
         return str(net.network_address) if net.num_addresses == 1 else str(net)
 
-    def host(self, *, wildcard: bool = False) -> str:
-        """The value as a DNS name in lower case, with `*.` in front where that is allowed."""
+    def host(self) -> str:
+        """The value as a DNS name in lower case, with or without `*.` in front."""
         text = self.text()
-        if not text:
-            return text
-        if text.startswith("*") and not wildcard:
-            self.fault(f"{text} is a wildcard, and none is allowed here", "name one host")
-        elif not is_host(text.removeprefix("*.")):
-            step = "a host has lower-case letters, digits and dashes between dots" + (
-                ", and `*.` at most in front" if wildcard else ""
-            )
+        if text and not is_host(text.removeprefix("*.")):
+            step = "a host has lower-case letters, digits and dashes between dots, and `*.` at most in front"
             self._mismatch("a host name", step)
         return text
 

@@ -209,7 +209,7 @@ def service_entry(meta: Meta, top: Fields) -> ServiceEntry:
         resolution = Resolution(spec.choice("resolution", tuple(Resolution)))
         entry = ServiceEntry(
             meta,
-            hosts=tuple(field.host(wildcard=True) for field in hosts),
+            hosts=tuple(field.host() for field in hosts),
             addresses=tuple(field.network() for field in addresses),
             ports=_entry_ports(ports),
             location=location,

@@ -8,7 +8,7 @@ one, two services on a port collide, the first keeps the listener and the other 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from harness.mesh import topology
@@ -16,6 +16,7 @@ from harness.model.fields import Labels
 from harness.model.registry import Discovery, Endpoint, Registry, Service
 from harness.model.resources import (
     DOMAIN,
+    UNLISTED_PORT,
     Abort,
     Delay,
     Destination,
@@ -247,7 +248,7 @@ class _Builder:
             names = (service.host,) if family == "tls" and unaddressed else ()
             clusters = self._bytes_to(service, port)
             yield Chain(service.host, clusters=clusters, server_names=names, prefixes=prefixes)
-        if family in ("http", "auto"):
+        if port.protocol.carries_http:
             table = str(port.number) if address == WILDCARD else f"{service.host}:{port.number}"
             yield Chain(service.host, route=table, http=True)
 
@@ -270,6 +271,14 @@ def binds(service: Service, port: ServicePort, client: Client) -> list[tuple[str
     if service.addresses:
         return [(WILDCARD, (one,)) if "/" in one else (one, ()) for one in service.addresses]
     return [(service.virtual_ip if client.dns_proxy and service.virtual_ip else WILDCARD, ())]
+
+
+def dangling(out: Outbound) -> tuple[str, ...]:
+    """Clusters to which something is routed and which this client does not have."""
+    known = {one.name for one in out.clusters}
+    shares = [route.clusters for table in out.tables for host in table.hosts for route in host.routes]
+    shares += [chain.clusters for listener in out.listeners for chain in listener.chains]
+    return tuple(sorted({cluster for those in shares for cluster, _ in those} - known))
 
 
 # ---- clusters
@@ -354,24 +363,43 @@ def _tables(registry: Registry, client: Client, listeners: list[Listener]) -> tu
     by_port: dict[int, list[tuple[Service, ServicePort]]] = defaultdict(list)
     for service in registry.services:
         for port in service.ports:
-            if port.protocol.family in ("http", "auto"):
+            if port.protocol.carries_http:
                 by_port[port.number].append((service, port))
+    unlisted = _unlisted(registry)
     found: dict[str, RouteTable] = {}
     for listener in listeners:
         for chain in listener.chains:
             if chain.route and chain.route not in found:
                 several = by_port[listener.port]
                 if chain.route != str(listener.port):
-                    only = next((s, p) for s, p in several if s.host == chain.host)
-                    hosts = [VirtualHost(chain.route, chain.host, ("*",), _routes(registry, *only))]
+                    routes = _routes(registry, chain.host, listener.port)
+                    hosts = [VirtualHost(chain.route, chain.host, ("*",), routes)]
                 else:
-                    hosts = list(_virtual_hosts(registry, several, client))
+                    hosts = list(_virtual_hosts(registry, several, unlisted[listener.port], client))
                 found[chain.route] = RouteTable(chain.route, tuple(hosts))
     return tuple(found[key] for key in sorted(found))
 
 
+def _unlisted(registry: Registry) -> Mapping[int, list[str]]:
+    """Hosts by port that a VirtualService routes and no service has, but for a wildcard above them."""
+    found: dict[int, list[str]] = defaultdict(list)
+    for virtual in registry.routes:
+        hosts = [host for host in virtual.hosts if not host.startswith("*.") and not registry.of(host)]
+        if hosts and virtual.http:
+            ports = {
+                port.number
+                for service in registry.services
+                if registry.route(service.host) is virtual
+                for port in service.ports
+                if port.protocol.carries_http
+            }
+            for number in ports or {UNLISTED_PORT}:
+                found[number] += hosts
+    return found
+
+
 def _virtual_hosts(
-    registry: Registry, several: list[tuple[Service, ServicePort]], client: Client
+    registry: Registry, several: list[tuple[Service, ServicePort]], unlisted: list[str], client: Client
 ) -> Iterator[VirtualHost]:
     """A domain belongs to one virtual host, the oldest; the proxy refuses a table that has it twice."""
     used: set[str] = set()
@@ -383,7 +411,13 @@ def _virtual_hosts(
         free = tuple(one for one in dict.fromkeys(wanted) if one not in used)
         used.update(free)
         if free:
-            yield VirtualHost(f"{host}:{port.number}", host, free, _routes(registry, services[0], port))
+            yield VirtualHost(f"{host}:{port.number}", host, free, _routes(registry, host, port.number))
+    number = several[0][1].number
+    for host in unlisted:
+        free = tuple(one for one in (host, f"{host}:{number}") if one not in used)
+        routes = _routed(registry, host, number)
+        if free and routes:
+            yield VirtualHost(f"{host}:{number}", host, free, routes)
 
 
 def domains(service: Service, port: int, client: Client) -> Iterator[str]:
@@ -404,16 +438,19 @@ def domains(service: Service, port: int, client: Client) -> Iterator[str]:
         yield from (shown, f"{shown}:{port}")
 
 
-def _routes(registry: Registry, service: Service, port: ServicePort) -> tuple[Route, ...]:
-    """Those of a VirtualService with HTTP routes, up to the first that takes everything; else the service itself."""
-    virtual = registry.route(service.host)
-    if virtual is None or not virtual.http:
-        return (Route(HttpMatch(), ((name(service.host, port.number), 100),)),)
+def _routes(registry: Registry, host: str, port: int) -> tuple[Route, ...]:
+    """Those of a VirtualService that are for the port; else the service itself."""
+    return _routed(registry, host, port) or (Route(HttpMatch(), ((name(host, port), 100),)),)
+
+
+def _routed(registry: Registry, host: str, port: int) -> tuple[Route, ...]:
+    """The HTTP routes of a VirtualService, up to the first that takes everything."""
+    virtual = registry.route(host)
     found: list[Route] = []
-    for route in virtual.http:
+    for route in virtual.http if virtual else ():
         for match in route.matches or (HttpMatch(),):
-            if match.port in (0, port.number):
-                found.append(_route(registry, route, match, port.number))
+            if match.port in (0, port):
+                found.append(_route(registry, route, match, port))
                 if match.uri is None and not match.headers:
                     return tuple(found)
     return tuple(found)
@@ -435,7 +472,8 @@ def _weighted(registry: Registry, destinations: tuple[Destination, ...], port: i
     """Clusters with their share; a destination without a port means the called one, or the only one it has."""
     found = []
     for to in destinations:
-        numbers = {one.number for service in registry.of(to.host) for one in service.ports}
+        ports = [one for service in registry.of(to.host) for one in service.ports]
+        numbers = {one.number for one in ports if one.protocol.family != "udp"}
         number = to.port or (min(numbers) if len(numbers) == 1 else port)
         found.append((name(to.host, number, to.subset), to.weight))
     return tuple(found)

@@ -47,7 +47,7 @@ def destination_rule(meta: Meta, top: Fields) -> DestinationRule:
         once(((one.name, item) for one, item in zip(subsets, items, strict=True)), "the subset")
         return DestinationRule(
             meta,
-            host=fqdn(host.host(wildcard=True), meta.namespace) if host else "",
+            host=fqdn(host.host(), meta.namespace) if host else "",
             policy=_policy(policy) if policy else TrafficPolicy(),
             subsets=subsets,
         )

@@ -20,6 +20,10 @@ SERVICE_NAME = "kubernetes.io/service-name"
 TLS_MODE = "security.istio.io/tlsMode"  # set to `istio` on every pod that has a sidecar
 
 
+# Where Istio routes a host that no service has by name, unless its VirtualService has hosts with HTTP ports besides.
+UNLISTED_PORT = 80
+
+
 class Protocol(enum.StrEnum):
     """What a port carries, in Istio's words."""
 
@@ -40,6 +44,16 @@ class Protocol(enum.StrEnum):
     def family(self) -> str:
         """`http`, `tls`, `tcp`, `auto` or `udp`: what decides which listener a port gets."""
         return _FAMILIES.get(self, "tcp")
+
+    @property
+    def carries_http(self) -> bool:
+        """HTTP, or whatever comes: such a port has HTTP routes."""
+        return self.family in ("http", "auto")
+
+    @property
+    def carries_bytes(self) -> bool:
+        """Plain TCP, or whatever comes: such a port has TCP routes."""
+        return self.family in ("tcp", "auto")
 
 
 _FAMILIES = {

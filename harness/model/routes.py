@@ -40,7 +40,7 @@ def virtual_service(meta: Meta, top: Fields) -> VirtualService:
         hosts, http, tcp = spec.some("hosts"), spec.each("http"), spec.each("tcp")
         if not http and not tcp:
             spec.at.fault("there is no route", "give http or tcp")
-        found = tuple(fqdn(field.host(wildcard=True), meta.namespace) for field in hosts)
+        found = tuple(fqdn(field.host(), meta.namespace) for field in hosts)
         once(zip(found, hosts, strict=True), "the host")
         return VirtualService(
             meta,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from harness import errors
@@ -30,7 +31,19 @@ def validate(options: argparse.Namespace) -> int:
     for mode, dns_proxy in (("mode 1", False), ("mode 2", True)):
         for one in outbound.build(model, outbound.Client("default", dns_proxy=dns_proxy)).conflicts:
             print(f"note: in {mode}, {one.loser} loses listener {one.listener} to {one.winner}: {one.why}")
+    for where, cluster in _missing(model):
+        print(f"note: sidecars in {where} have no cluster {cluster}, so what is routed there fails; a DestinationRule "
+              "in the namespace of its host is seen by all")  # fmt: skip
     return 0
+
+
+def _missing(model: Registry) -> Iterator[tuple[str, str]]:
+    """Where routes lead to a cluster that is not there: a namespace with rules of its own, or any without."""
+    ruled = {rule.meta.namespace for rule in model.rules}
+    for namespace in (*sorted(ruled), ""):  # no namespace is called so
+        client = outbound.Client(namespace)
+        for cluster in outbound.dangling(outbound.build(model, client)):
+            yield (f"namespace {namespace}" if namespace else "any other namespace"), cluster
 
 
 def explain_arguments(parser: argparse.ArgumentParser) -> None:

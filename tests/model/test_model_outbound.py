@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import random
 from itertools import pairwise
+from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model import generators
 from model.generators import document
 from test_model_registry import build, entry, peer, piece, service
 
-from harness.model import explain, inbound, outbound
+from harness import errors
+from harness.model import explain, inbound, outbound, verbs
 from harness.model.outbound import BLACKHOLE, PASSTHROUGH, WILDCARD, Client, Outbound
-from harness.model.registry import Registry
+from harness.model.registry import Registry, Service
 from harness.model.resources import MtlsMode
 
 MODE1, MODE2 = Client("shop"), Client("shop", dns_proxy=True)
@@ -272,3 +276,129 @@ def test_every_tcp_port_has_its_way_or_is_listed_as_lost(mesh: list[generators.D
     if not any(one.addresses or one.kubernetes for one in model.services):
         shared = [one for one in outbound.build(model, MODE2).conflicts if not one.listener.startswith(WILDCARD)]
         assert not shared  # a virtual IP is nobody else's
+
+
+@settings(max_examples=60, deadline=None)
+@given(generators.meshes())
+def test_every_virtual_service_that_is_accepted_takes_effect(mesh: list[generators.Document]) -> None:
+    model = build(*mesh)
+    for client in (MODE1, MODE2):
+        out = outbound.build(model, client)
+        lost = {one.loser for one in out.conflicts} | {one.host for one in model.services if not _has_listener(one)}
+        routes = {route.name for table in out.tables for host in table.hosts for route in host.routes}
+        chains = {(chain.host, chain.clusters) for listener in out.listeners for chain in listener.chains}
+        for virtual in model.routes:
+            hosts = {one if model.of(one) else "*.example.net" for one in virtual.hosts}
+            if hosts & lost:
+                continue
+            assert not virtual.http or f"{virtual.meta.name}-0" in routes
+            for tcp in virtual.tcp:
+                shares = tuple((outbound.name(to.host, to.port, to.subset), to.weight) for to in tcp.destinations)
+                assert {(host, shares) for host in hosts} & chains
+
+
+def _has_listener(one: Service) -> bool:
+    return all(outbound.binds(one, port, MODE1) for port in one.ports)
+
+
+def virtual(host: str, **spec: object) -> generators.Document:
+    return document("VirtualService", "networking.istio.io/v1", "shop", "v", spec={"hosts": [host], **spec})
+
+
+def to(host: str, **more: object) -> generators.Document:
+    return {"route": [{"destination": {"host": host, **more}}]}
+
+
+def wild(number: int = 80, protocol: str = "HTTP", **spec: object) -> generators.Document:
+    ports = [{"number": number, "name": "p", "protocol": protocol}]
+    return entry("wild", "*.example.net", **{"resolution": "NONE", "ports": ports, **spec})
+
+
+def test_a_host_that_only_a_wildcard_covers_has_routes_of_its_own_before_the_wildcards() -> None:
+    routes = virtual("a.example.net", http=[{"name": "mine", **to("*.example.net"), "timeout": "2s"}])
+    model = build(wild(), routes)
+    [table] = outbound.build(model, MODE1).tables
+    found = {host.domains: host.routes for host in table.hosts}
+    [mine] = found["a.example.net", "a.example.net:80"]
+    assert (mine.name, mine.timeout_ms, mine.clusters) == ("mine", 2000, (("outbound|80||*.example.net", 100),))
+    [rest] = found["*.example.net", "*.example.net:80"]
+    assert rest.timeout_ms is None
+    said = "\n".join(explain.lines(explain.explain(model, "a.example.net", 80, "mode1")))
+    assert "virtual host a.example.net:80" in said
+    assert "VirtualService shop/v routes it" in said
+
+
+def test_such_a_host_is_routed_on_the_ports_of_the_hosts_beside_it() -> None:
+    """Istio's way: port 80 only where the VirtualService has no other host with HTTP."""
+    other = virtual("a.example.net", http=[to("web", port={"number": 81})])
+    other["spec"]["hosts"].append("web")
+    web = kubernetes("web", "10.96.1.10", ("http", 81))
+    ports_ = [{"number": number, "name": f"p{number}", "protocol": "HTTP"} for number in (80, 81)]
+    tables = outbound.build(build(wild(ports=ports_), web, other), MODE1).tables
+    assert [(one.name, "a.example.net" in [host.host for host in one.hosts]) for one in tables] == [
+        ("80", False),
+        ("81", True),
+    ]
+
+
+def test_a_port_for_which_no_route_is_goes_to_the_service_as_if_there_were_none() -> None:
+    only = {"match": [{"port": 80}], **to("web", port={"number": 80})}
+    web = kubernetes("web", "10.96.1.10", ("http", 80), ("http-b", 8080))
+    out = outbound.build(build(web, virtual("web", http=[{"name": "only", **only}])), MODE1)
+    routes = {table.name: table.hosts[0].routes for table in out.tables}
+    assert [one.name for one in routes["80"]] == ["only"]
+    assert [one.clusters for one in routes["8080"]] == [((f"outbound|8080||{WEB}", 100),)]
+
+
+WEB_AND_DB = (
+    kubernetes("web", "10.96.1.10", ("http", 80), ("http-b", 81)),
+    kubernetes("db", "10.96.1.11", ("tcp", 90)),
+    kubernetes("two", "10.96.1.12", ("http", 80), ("http-b", 8080)),
+)
+
+
+@pytest.mark.parametrize(
+    ("documents", "said"),
+    [
+        ([wild(8080), virtual("a.example.net", http=[to("*.example.net")])],
+         "such a host is routed on port 80, and *.example.net has no HTTP there; give a.example.net a ServiceEntry"),
+        ([wild(80, "", addresses=["172.16.0.1"]), virtual("a.example.net", http=[to("*.example.net")])],
+         "and *.example.net has no HTTP there"),
+        ([wild(80, "TCP"), virtual("a.example.net", tcp=[to("*.example.net")])],
+         "TCP routes of a.example.net would take every connection to *.example.net"),
+        ([wild(), virtual("*.deep.example.net", http=[to("*.example.net")])],
+         "no known host is under *.deep.example.net, and *.example.net is not routed by parts; write *.example.net"),
+        ([wild(), virtual("*.example.net", http=[to("a.example.net")])],
+         "the host a.example.net is not known; write *.example.net, or give a.example.net a ServiceEntry of its own"),
+        ([wild(), document("DestinationRule", "networking.istio.io/v1", "shop", "r",
+                           spec={"host": "a.example.net", "subsets": [{"name": "v1"}]})],
+         "the host a.example.net is not known, only *.example.net, to which it does not apply; write *.example.net"),
+        ([virtual("db", http=[to("db")])], "spec.http: HTTP routes take no effect: no host of it carries that"),
+        ([virtual("web", tcp=[to("web")])], "spec.tcp: TCP routes take no effect: no host of it carries that"),
+        ([virtual("web", http=[{"match": [{"port": 82}], **to("web")}])], "spec.http: HTTP routes take no effect"),
+        ([virtual("web", http=[to("two")])],
+         "destination.port: two.shop.svc.cluster.local has no port 81, which is the one called, and none is given; "
+         "give one of 80, 8080"),
+    ],
+)  # fmt: skip
+def test_what_would_be_routed_nowhere_or_not_at_all_is_refused(documents: list[generators.Document], said: str) -> None:
+    with pytest.raises(errors.InputError) as caught:
+        build(*WEB_AND_DB, *documents)
+    assert said in str(caught.value)
+
+
+def test_a_subset_that_only_some_namespaces_see_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rule = document("DestinationRule", "networking.istio.io/v1", "bank", "r",
+                    spec={"host": WEB, "subsets": [{"name": "v1"}]})  # fmt: skip
+    given_ = [*WEB_AND_DB, rule, virtual("web", http=[to("web", subset="v1", port={"number": 80})])]
+    file = tmp_path / "mesh.yaml"
+
+    def notes() -> list[str]:
+        file.write_text(generators.text(given_))
+        assert verbs.validate(argparse.Namespace(files=[file])) == 0
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+
+    [note] = notes()
+    assert f"sidecars in any other namespace have no cluster outbound|80|v1|{WEB}" in note
+    rule["metadata"]["namespace"] = "shop"  # the host's own
+    assert notes() == []
