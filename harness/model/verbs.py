@@ -51,7 +51,9 @@ def explain_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="HOST[:PORT]", help="a name as an application writes it, or an address")
     parser.add_argument("--arm", required=True, help=f"the client's arm: {', '.join(topology.ARMS)}")
     parser.add_argument("--mesh", type=Path, default=MESH, metavar="FOLDER", help="the YAML (default: compose/mesh)")
-    parser.add_argument("--virtual-ips", type=Path, metavar="FILE", help="virtual IPs that a control plane has given")
+    parser.add_argument("--virtual-ips", type=Path, metavar="FILE",
+                        help="those in force: a control plane's /status page, or its virtual-ips.json (default: as a "
+                        "new control plane would give them)")  # fmt: skip
 
 
 def explain_verb(options: argparse.Namespace) -> int:
@@ -59,7 +61,10 @@ def explain_verb(options: argparse.Namespace) -> int:
     host, port = target(options.target)
     allocation = vips.load(options.virtual_ips) if options.virtual_ips else vips.Allocation()
     model = build(reader.read([options.mesh]), allocation)
-    print("\n".join(explain.lines(explain.explain(model, host, port, options.arm))))
+    found = explain.explain(model, host, port, options.arm)
+    print("\n".join(explain.lines(found)))
+    if not options.virtual_ips and {one.virtual_ip for one in model.services} & set(found.lookup.addresses):
+        print("\nthe virtual IP is the one that a new control plane would give; --virtual-ips takes those in force")
     return 0
 
 

@@ -118,7 +118,10 @@ def _is_v4(text: str) -> bool:
 
 
 def load(path: Path) -> Allocation:
-    """The stored allocation; none where there is no file. DataError if the file is not what `save` wrote."""
+    """The stored allocation, or the one that a control plane's status page shows; none where there is no file.
+
+    DataError if the file is neither.
+    """
     try:
         return _decoded(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -132,6 +135,8 @@ def load(path: Path) -> Allocation:
 
 
 def _decoded(data: dict[str, object]) -> Allocation:
+    if "virtual_ips" in data:  # the page says what is given, not where the search goes on
+        data = {"version": VERSION, "addresses": data["virtual_ips"], "last": ""}
     if data["version"] != VERSION:
         raise ValueError(f"version {data['version']}, not {VERSION}")
     table, last = data["addresses"], data["last"]

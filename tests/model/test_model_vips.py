@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import ipaddress
+import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from model import generators
 from model.generators import document
 
 from harness import errors
-from harness.model import reader, vips
+from harness.model import reader, verbs, vips
 from harness.model.vips import Allocation
 
 SMALL = "240.240.7.0/24"  # 254 usable addresses
@@ -132,3 +134,23 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkey
         vips.save(path, vips.assign(old, ["a", "b"]))
     assert vips.load(path) == old
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_addresses_in_force_are_taken_from_a_status_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mesh, page = tmp_path / "mesh.yaml", tmp_path / "status.json"
+    mesh.write_text(
+        "{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {name: e, namespace: shop}, spec: {hosts: "
+        "[db.example.com], resolution: DNS, ports: [{number: 5432, name: tcp, protocol: TCP}]}}"
+    )
+    page.write_text(json.dumps({"nodes": {}, "virtual_ips": {"shop/e/db.example.com": "240.240.7.7"}}))
+
+    def said(virtual_ips: Path | None) -> str:
+        options = argparse.Namespace(target="db.example.com", arm="mode2-agent", mesh=mesh, virtual_ips=virtual_ips)
+        assert verbs.explain_verb(options) == 0
+        return capsys.readouterr().out
+
+    assert "240.240.7.7_5432" in said(page)
+    assert "--virtual-ips" not in said(page)
+    assert "--virtual-ips takes those in force" in said(None)
