@@ -25,7 +25,7 @@ from harness.model.resources import Resources
 PERIOD_S = 1.0
 TIMEOUT_S = 1.0
 FAILURES = 3
-_HEAD_BYTES = 4096  # of an HTTP answer; the status line is in the first few
+_NOT_HTTP = "the answer is not HTTP"
 _TEXT = re.compile(r"(tcp|http)(?::([0-9]{1,5}))?(/\S*)?")
 
 
@@ -94,15 +94,26 @@ async def ask(address: str, probe: Probe) -> str:
         return os.strerror(error.errno) if error.errno else str(error)
 
 
+async def _asked(address: str, probe: Probe) -> str:
+    """The same, whatever happens: who waits for the first result of every pod would wait for ever for this one."""
+    try:
+        return await ask(address, probe)
+    except Exception as error:  # noqa: BLE001  a fault of ours is a reason too
+        return f"the probe failed ({type(error).__name__}: {error}); please report it"
+
+
 async def _http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, address: str, probe: Probe) -> str:
     host = f"[{address}]" if ":" in address else address
     writer.write(
         f"GET {probe.path} HTTP/1.1\r\nHost: {host}:{probe.port}\r\nUser-Agent: kube-probe/meshdns\r\n"
         "Accept: */*\r\nConnection: close\r\n\r\n".encode()
     )
-    line = (await reader.readline())[:_HEAD_BYTES].decode("latin-1").split()
-    if len(line) < 2 or not line[0].startswith("HTTP/") or not line[1].isdigit():
-        return "the answer is not HTTP"
+    try:
+        line = (await reader.readline()).decode("latin-1").split()
+    except ValueError:  # more than the reader holds, and no end of the line yet
+        return _NOT_HTTP
+    if len(line) < 2 or not line[0].startswith("HTTP/") or not (line[1].isascii() and line[1].isdigit()):
+        return _NOT_HTTP
     return "" if 200 <= int(line[1]) < 400 else f"HTTP status {line[1]}"
 
 
@@ -184,7 +195,7 @@ class Probes:
         loop = asyncio.get_running_loop()
         due_s = loop.time()
         while True:
-            if state.result(await ask(address, state.probe)):
+            if state.result(await _asked(address, state.probe)):
                 self._changed()
             due_s = max(due_s + state.probe.period_s, loop.time())  # a slow answer delays the next, as in the kubelet
             await asyncio.sleep(due_s - loop.time())

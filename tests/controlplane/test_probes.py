@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from serverdriver import until
+from serverdriver import PATIENCE_S, until
 
 from harness import errors
 from harness.controlplane import probes
@@ -40,7 +40,7 @@ async def pod(status: str | None = "200 OK") -> AsyncIterator[Pod]:
             if made.status is None:
                 await read.read()
             else:
-                write.write(f"HTTP/1.1 {made.status}\r\nContent-Length: 0\r\n\r\n".encode())
+                write.write(f"HTTP/1.1 {made.status}\r\nContent-Length: 0\r\n\r\n".encode("latin-1"))
                 await write.drain()
         write.close()
 
@@ -61,6 +61,8 @@ async def pod(status: str | None = "200 OK") -> AsyncIterator[Pod]:
         ("400 Bad Request", "HTTP status 400"),
         ("503 Service Unavailable", "HTTP status 503"),
         ("1xx", "the answer is not HTTP"),
+        ("²00", "the answer is not HTTP"),
+        ("200 " + 70_000 * "x", "the answer is not HTTP"),  # more than is read for one line
         (None, "no answer within 0.3 s"),
     ],
 )
@@ -106,6 +108,24 @@ def test_readiness_goes_after_failures_in_a_row_and_comes_back_at_once() -> None
             asked = len(server.heads)
             await asyncio.sleep(5 * FAST["period_s"])
             assert len(server.heads) <= asked + 1  # one may have been on its way
+        asking.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_probe_that_breaks_is_a_reason_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(address: str, probe: Probe) -> str:
+        raise KeyError(address)
+
+    async def scenario() -> None:
+        asking = Probes(lambda: None)
+        with monkeypatch.context() as patched:
+            patched.setattr(probes, "ask", broken)
+            asking.plan({"127.0.0.1": Probe("tcp", 1, **FAST)})
+            await asyncio.wait_for(asking.settled(), PATIENCE_S)
+            assert "KeyError: '127.0.0.1'" in asking.to_json()["127.0.0.1"]["reason"]
+        asked = asking.to_json()["127.0.0.1"]["asked"]
+        await until(lambda: asking.to_json()["127.0.0.1"]["asked"] > asked + 1, "asked again")
         asking.stop()
 
     asyncio.run(scenario())
