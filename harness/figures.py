@@ -23,7 +23,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from harness import stats, units
-from harness.tables import changes
+from harness.tables import changes, ruler
 
 STYLE = Path(__file__).with_name("meshdns.mplstyle")
 WIDTH = 6.4  # inches; see meshdns.mplstyle
@@ -154,15 +154,20 @@ def names(table: pd.DataFrame, lookup: str) -> Axes:
     levels = part[["name_kind", "qtype", "ndots"]].drop_duplicates().to_records(index=False).tolist()
     arms = [arm for arm in LOOKS if arm in set(part["arm"])]
     several = part["ndots"].nunique() > 1
-    with _axes(1.5 + 0.42 * len(levels)) as ax:
+    step = min(0.26, 0.84 / max(len(arms), 1))  # rows of different names must not meet
+    with _axes(1.8 + (0.1 + 0.08 * len(arms)) * len(levels)) as ax:
         for row in part.to_dict("records"):
             y = levels.index((row["name_kind"], row["qtype"], row["ndots"]))
-            offset = 0.26 * (arms.index(row["arm"]) - (len(arms) - 1) / 2)
-            _mark(ax, y + offset, row["p50"], row["arm"], row["values"], spread=0.1)
+            offset = step * (arms.index(row["arm"]) - (len(arms) - 1) / 2)
+            _mark(ax, y + offset, row["p50"], row["arm"], row["values"], spread=0.38 * step)
         _rows(ax, [f"{name} {qtype}" + (f", ndots {ndots}" if several else "") for name, qtype, ndots in levels])
         _from_zero(ax, part, "p50", f"{lookup}: p50")
         ax.legend(
-            handles=_arm_handles(arms), loc="lower left", bbox_to_anchor=(0, 1), ncols=len(arms), handletextpad=0.3
+            handles=_arm_handles(arms),
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=min(len(arms), 4),
+            handletextpad=0.3,
         )
         return ax
 
@@ -313,8 +318,8 @@ def biases(values: pd.DataFrame) -> Axes:
             shown.items(), ("-", "--", ":"), ("#222222", "#777777", "#222222"), strict=False
         ):
             sns.ecdfplot(x=each, ax=ax, label=name, linestyle=line, color=shade)
-        ax.axvline(10, color="#bbbbbb", linewidth=1)
-        ax.axvline(20, color="#bbbbbb", linewidth=1)
+        for gate_ns in ruler.BIAS_NS.values():
+            ax.axvline(_us(gate_ns), color="#bbbbbb", linewidth=1)
         right = max([25.0, *(1.2 * float(np.quantile(each, 0.98)) for each in shown.values())])
         ax.set_xlim(min([0.0, *(float(np.quantile(each, 0.01)) for each in shown.values())]), right)
         ax.xaxis.set_major_locator(ticker.MaxNLocator(6))

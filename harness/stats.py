@@ -39,6 +39,11 @@ class Interval:
         """Half the distance of the bounds; infinite with less than two blocks."""
         return (self.high - self.low) / 2
 
+    @property
+    def sd(self) -> float:
+        """The spread of the values it was made of; infinite with less than two blocks."""
+        return self.half_width * math.sqrt(self.n) / _t(self.confidence, self.n) if self.n > 1 else math.inf
+
     def holds(self, value: float) -> bool:
         """Whether the value lies within the bounds."""
         return self.low <= value <= self.high
@@ -66,7 +71,14 @@ class NoiseFloor:
     difference: Difference  # the A/A comparison it comes from
 
     def hides(self, difference: Difference) -> bool:
-        """Whether the difference is not larger than what equal arms show."""
+        """Whether the difference is not larger than what equal arms show, as a duration or as a share.
+
+        Noise grows with what is measured: microseconds found between two short requests are too few for long ones.
+        """
+        return self.hides_duration(difference) or abs(difference.relative.estimate) <= self.relative < math.inf
+
+    def hides_duration(self, difference: Difference) -> bool:
+        """Whether it is not larger than that in the unit of the values."""
         return abs(difference.absolute.estimate) <= self.absolute
 
 
@@ -76,7 +88,12 @@ class Line:
 
     slope: Interval
     intercept: Interval
-    residual: float  # largest distance of a point, averaged over blocks, from the mean line
+    residuals: tuple[float, ...]  # of each point, averaged over blocks, from the mean line
+
+    @property
+    def residual(self) -> float:
+        """The largest distance from the line."""
+        return max((abs(each) for each in self.residuals), default=math.nan)
 
 
 @dataclass(frozen=True)
@@ -89,15 +106,6 @@ class BreakEven:
     delay: Interval | None  # the delay itself; None unless the line crosses zero at a positive delay
     measured: bool  # whether the delay lies among those measured (False: extrapolated, or none)
     line: Line
-
-
-@dataclass(frozen=True)
-class InFlight:
-    """Requests in flight over time, and how well Little's law holds for them."""
-
-    mean: float  # time average between the first start and the last end
-    peak: int
-    residual: float  # (rate x mean latency - mean in flight) / mean in flight, in the middle of the arrivals
 
 
 def quantile(values: ArrayLike, probability: float) -> float:
@@ -164,8 +172,8 @@ def slope_intercept(x: ArrayLike, y: ArrayLike, confidence: float = CONFIDENCE) 
     points, slopes, intercepts = _fits(x, y)
     mean_line = intercepts.mean() + slopes.mean() * points if len(slopes) else np.full(points.shape, np.nan)
     observed = np.atleast_2d(np.asarray(y, dtype=float)).mean(axis=0) if len(slopes) else mean_line
-    residual = float(np.max(np.abs(observed - mean_line)))
-    return Line(interval(slopes, confidence), interval(intercepts, confidence), residual)
+    residuals = tuple(float(each) for each in observed - mean_line)
+    return Line(interval(slopes, confidence), interval(intercepts, confidence), residuals)
 
 
 def break_even(delays: ArrayLike, differences: ArrayLike, confidence: float = CONFIDENCE) -> BreakEven:
@@ -189,36 +197,27 @@ def break_even(delays: ArrayLike, differences: ArrayLike, confidence: float = CO
     return BreakEven("always" if line.intercept.high < 0 else "unclear", None, False, line)
 
 
-def littles_law(start_ns: ArrayLike, end_ns: ArrayLike, concurrency: int) -> float:
-    """(X·R - N) / N of a closed loop: the share of the workers' time that no request accounts for, negative if lost."""
-    start, end = _spans(start_ns, end_ns, "littles_law")
-    if not start.size or concurrency < 1:
-        return math.nan
-    span = float(end.max() - start.min())
-    in_flight = float((end - start).sum()) / span if span > 0 else math.nan
-    return (in_flight - concurrency) / concurrency
+def littles_residual(in_flight: ArrayLike, expected: ArrayLike) -> Floats:
+    """By how much the mean number of requests in flight (rate times mean time) misses what it must be, as a share."""
+    found, must = np.asarray(in_flight, dtype=float), np.asarray(expected, dtype=float)
+    out = np.full(np.broadcast(found, must).shape, np.nan)
+    np.divide(found - must, must, out=out, where=must > 0)
+    return out
 
 
-def in_flight(start_ns: ArrayLike, end_ns: ArrayLike, edge: float = 0.1) -> InFlight:
-    """The in-flight integral of an open loop; the law is tested without the first and last `edge` of the arrivals.
+def steady(start_ns: ArrayLike, end_ns: ArrayLike, edge: float = 0.1) -> tuple[float, float]:
+    """Time spent in flight (ns) in the middle of an open loop: as seen there, and by those that arrived there.
 
-    Over the whole run it would hold by arithmetic. In the middle it does not: there it says that load was steady.
+    Over the whole run the two are equal by arithmetic. Without the first and last `edge` of its time they are equal
+    only while as many requests end as begin: where work piles up, those that arrive stay longer than the middle shows.
     """
-    start, end = _spans(start_ns, end_ns, "in_flight")
-    if not start.size or end.max() <= start.min():
-        return InFlight(math.nan, int(start.size), math.nan)
-    span = float(end.max() - start.min())
-    times = np.concatenate([end, start])  # ends first: a request that starts when another ends does not add to it
-    order = np.argsort(times, kind="stable")
-    level = np.cumsum(np.repeat([-1, 1], len(start))[order])
-    begin, finish = np.quantile(start, (edge, 1 - edge))
-    if finish <= begin:
-        return InFlight(float((end - start).sum()) / span, int(level.max()), math.nan)
-    overlap = np.clip(np.minimum(end, finish) - np.maximum(start, begin), 0, None).sum() / (finish - begin)
+    start, end = _spans(start_ns, end_ns, "steady")
+    if not start.size:
+        return math.nan, math.nan
+    begin, finish = start.max() * edge, start.max() * (1 - edge)  # they count from the first
+    seen = np.clip(np.minimum(end, finish) - np.maximum(start, begin), 0, None).sum()
     arrived = (start >= begin) & (start < finish)
-    expected = float((end - start)[arrived].sum()) / (finish - begin)
-    residual = (expected - overlap) / overlap if overlap > 0 else math.nan
-    return InFlight(float((end - start).sum()) / span, int(level.max()), float(residual))
+    return float(seen), float((end - start)[arrived].sum())
 
 
 def _t(confidence: float, n: int) -> float:

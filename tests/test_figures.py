@@ -67,7 +67,10 @@ def test_names_have_a_row_per_question_and_a_mark_per_arm(usual: store.Runs) -> 
         part = table[table["lookup"] == lookup]
         ax = drawn(figures.names(table, lookup))
         assert len(labels(ax)) == len(part[["name_kind", "qtype", "ndots"]].drop_duplicates())
-        assert len([line for line in ax.lines if line.get_marker() not in ("None", "")]) == len(part)
+        marks = [line for line in ax.lines if line.get_marker() not in ("None", "")]
+        assert len(marks) == len(part)
+        rows = sorted(float(np.ravel(line.get_ydata())[0]) for line in marks)
+        assert min(np.diff(rows)) > 0.1  # marks of one row do not reach into the next
 
 
 def test_bars_of_a_step_reach_its_total(usual: store.Runs) -> None:

@@ -79,6 +79,20 @@ def test_noise_floor_is_the_farther_end_and_hides_what_is_below() -> None:
     assert not floor.hides(stats.paired([10.0, 10.0], [9.0, 9.0]))
 
 
+def test_a_noise_floor_hides_the_same_share_of_something_slower() -> None:
+    floor = stats.noise_floor([10.0, 10.0, 10.0], [10.1, 10.2, 10.3])  # up to 4.5 %
+    assert floor.hides(stats.paired([100.0, 100.0], [103.0, 103.0]))
+    assert not floor.hides(stats.paired([100.0, 100.0], [106.0, 106.0]))
+    shareless = stats.noise_floor([0.0, 0.0, 0.0], [0.1, 0.2, 0.3])  # of nothing there is no share
+    assert not shareless.hides(stats.paired([10.0, 10.0], [11.0, 11.0]))
+
+
+def test_an_interval_knows_the_spread_that_it_was_made_of() -> None:
+    values = [3.0, 5.0, 4.0, 8.0]
+    assert stats.interval(values, 0.9).sd == pytest.approx(np.std(values, ddof=1))
+    assert math.isinf(stats.interval([3.0]).sd)
+
+
 def test_an_effect_of_the_detectable_size_is_detected_four_times_in_five() -> None:
     rng = np.random.default_rng(3)
     for n in (6, 20):
@@ -147,21 +161,17 @@ def test_break_even_beyond_the_delays_is_called_extrapolated() -> None:
     assert crossing(-1.0, 3.0, seed=1, blocks=1).kind == "unclear"
 
 
-def test_littles_law_counts_what_is_lost_between_requests() -> None:
-    start = 10**18 + np.arange(100) * 1_000  # a clock value at which floats no longer tell nanoseconds apart
-    assert stats.littles_law(start, start + 1_000, 1) == 0.0
-    assert close(stats.littles_law(start, start + 900, 1), (90_000 - 99_900) / 99_900)
-    both = np.concatenate([start, start])
-    assert stats.littles_law(both, both + 1_000, 2) == 0.0
+def test_littles_residual_is_the_share_that_is_missing() -> None:
+    assert stats.littles_residual([0.9, 2.2], [1, 2]) == pytest.approx([-0.1, 0.1])
+    assert np.isnan(stats.littles_residual([1.0], [0]))
 
 
-def test_in_flight_of_a_steady_and_of_a_growing_load() -> None:
-    start = 10**18 + np.arange(1_000) * 1_000
-    steady = stats.in_flight(start, start + 5_000)
-    assert (steady.peak, round(steady.mean, 1)) == (5, 5.0)
-    assert abs(steady.residual) < 0.01
-    backlog = stats.in_flight(start, start + 5_000 + np.arange(1_000) * 500)  # the server is too slow
-    assert abs(backlog.residual) > 0.1
+def test_time_in_flight_of_a_steady_and_of_a_growing_load() -> None:
+    start = 10**18 + np.arange(1_000) * 1_000  # a clock value at which floats no longer tell nanoseconds apart
+    seen, arrived = stats.steady(start, start + 5_000)
+    assert arrived / seen == pytest.approx(1, abs=0.01)
+    seen, arrived = stats.steady(start, start + 5_000 + np.arange(1_000) * 500)  # the server is too slow
+    assert arrived / seen > 1.1
 
 
 def spread(estimate: float, half_width: float) -> stats.Interval:

@@ -98,6 +98,26 @@ def test_differences_below_the_noise_floor_are_called_so() -> None:
     assert text.reading(equal, floor).startswith("no difference larger than")
 
 
+def test_one_word_for_a_difference_whatever_the_ratios_say() -> None:
+    slow_block = stats.paired([100.0, 100.0, 1_000.0], [112.0, 112.0, 900.0])  # less in the mean, more in most blocks
+    assert text.word(slow_block) == "less"
+    assert text.size(slow_block).startswith("30 ± 160 ns less")
+    assert "the mean of the blocks' ratios is 0 % [-30, 40]" in text.size(slow_block)
+    uneven = stats.paired([10.0, 100.0, 1_000.0, 1_010.0], [13.0, 100.0, 880.0, 890.0])
+    assert text.size(uneven).endswith("more") == (text.word(uneven) == "more")
+    clear = stats.paired([1e6, 1e6, 1e6, 2_000.0], [9.9e5, 9.9e5, 9.9e5, 200.0])
+    assert clear.clear == ("clear in µs, not as a share" in text.size(clear))
+
+
+def test_names_and_delays_are_read_against_their_own_twin(tmp_path: Path) -> None:
+    world = World(noise=0.05, dns=World().dns | {"mode1": 214.0})
+    found = lookups.by_name(measured.runs(tmp_path, world, blocks=15))
+    assert {"plain-aa"} < set(found["arm"])
+    assert not set(found[found["arm"] == "mode1"]["reading"]) & {"less", "more"}
+    delays = lookups.delays(measured.runs(tmp_path / "delays", World()))
+    assert set(delays["reading"][delays["delay, ms"] > 0]) == {"less"}
+
+
 def test_lookups_turn_round_with_the_data(usual: store.Runs, tmp_path: Path) -> None:
     said = lookups.answer(usual)
     assert said.startswith("Mode 2 answers a cluster name in 6")
@@ -125,7 +145,7 @@ def test_lookups_turn_round_with_the_data(usual: store.Runs, tmp_path: Path) -> 
 
 
 def test_break_even_says_what_the_blocks_tell() -> None:
-    line = stats.Line(*[stats.Interval(1.0, 0.5, 1.5, 9, 0.95)] * 2, 0.0)
+    line = stats.Line(*[stats.Interval(1.0, 0.5, 1.5, 9, 0.95)] * 2, (0.0, -2_000.0, 1_000.0))
     delay = stats.Interval(0.5, 0.4, 0.6, 9, 0.95)
     kinds = {
         stats.BreakEven(
@@ -139,6 +159,8 @@ def test_break_even_says_what_the_blocks_tell() -> None:
     }
     for found, phrase in kinds.items():
         assert phrase in lookups.break_even_answer(found)
+    assert "no delay is farther than 2.00 µs from the line" in lookups.break_even_answer(found)
+    assert "from the line" not in lookups.break_even_answer(replace(found, line=replace(line, residuals=(0.0, 0.0))))
     assert "No delay sweep" in lookups.break_even_answer(None)
 
 
@@ -198,20 +220,105 @@ def test_cpu_goes_to_the_containers_of_the_arm(usual: store.Runs) -> None:
     assert {"client app", "server (nginx)"} <= set(requests.memory(usual)["role"])
 
 
-def verdict(runs: store.Runs, item: str) -> str:
-    table = card.card(runs).set_index("item")
-    return str(table.loc[item, "verdict"])
+def verdict(lines: list[gates.Row], item: str) -> str:
+    return next(each.verdict for each in lines if each.item == item)
 
 
 def test_the_card_is_green_for_a_good_ruler_and_red_for_a_bent_one(usual: store.Runs, tmp_path: Path) -> None:
     assert gates.RED not in set(card.card(usual)["verdict"])
     assert card.answer(card.card(usual)).startswith("Yes")
     bent = measured.runs(tmp_path, World(slope=1.05, bias=30.0, lost_queries=1, invalid=0.1))
+    good, poor = (dict(zip(each["item"], each["verdict"], strict=True)) for each in (card.card(usual), card.card(bent)))
     for item in ("linearity: slope", "bias of the DNS phase", "bias of the request total", "conservation: DNS queries"):
-        assert verdict(usual, item) == gates.GREEN
-        assert verdict(bent, item) == gates.RED
-    assert verdict(bent, "invalid cells") == gates.AMBER
+        assert good[item] == gates.GREEN
+        assert poor[item] == gates.RED
+    assert poor["invalid cells"] == gates.AMBER
     assert card.answer(card.card(bent)).startswith("Not everywhere")
+
+
+def changed(runs: store.Runs, chosen: pd.DataFrame, **values: object) -> store.Runs:
+    """The same with these columns of these cells set."""
+    found = runs.cells.copy()
+    for name, value in values.items():
+        found[name] = [
+            value if at in set(chosen.index) else old for at, old in zip(found.index, found[name], strict=True)
+        ]
+    return replace(runs, cells=found)
+
+
+def test_conservation_counts_the_cells_that_validity_rejected(usual: store.Runs) -> None:
+    mine = usual.cells[(usual.cells["experiment"] == "request") & (usual.cells["arm"] == "mode1")]
+    reason = ["path not taken: requests at the servers: 1, expected 2"]
+    stray = dict(mine["counters"].iloc[0]) | {"servers/nginx_rq": 1.0, "dnsdist/from_pod": 0.0}
+    few, many = (changed(usual, mine[:n], valid=False, reasons=reason, counters=stray) for n in (1, len(mine)))
+    for item in ("DNS queries", "requests at the servers", "cells rejected for it"):
+        assert verdict(consistency.conservation(usual), f"conservation: {item}") == gates.GREEN
+        assert verdict(consistency.conservation(many), f"conservation: {item}") == gates.RED
+    assert (
+        verdict(consistency.conservation(few), "conservation: requests at the servers") == gates.AMBER
+    )  # left out, and so few
+    trusted = changed(usual, mine[:1], counters=stray)
+    assert verdict(consistency.conservation(trusted), "conservation: requests at the servers") == gates.RED
+
+
+def kept(runs: store.Runs, rows: pd.Series[bool]) -> store.Runs:
+    """The same without the other samples."""
+    return replace(runs, samples=runs.samples[rows])
+
+
+def test_littles_law_fails_where_requests_of_an_arm_are_lost_or_work_piles_up(usual: store.Runs) -> None:
+    closed, opened = "Little's law, closed loop", "Little's law, open loop"
+    assert verdict(consistency.little(usual), closed) == verdict(consistency.little(usual), opened) == gates.GREEN
+    rows = usual.samples
+    lost = (rows["experiment"] == "lookup") & (rows["arm"] == "mode1") & (rows["seq"] % 2 == 1)
+    assert verdict(consistency.little(kept(usual, ~lost)), closed) == gates.RED
+    piled = rows.assign(end_ns=rows["end_ns"] + rows["seq"] * 1_000_000 * (rows["experiment"] == "open").to_numpy())
+    assert verdict(consistency.little(replace(usual, samples=piled)), opened) == gates.RED
+    # Workers that wait for each other, and arms that are put under load on purpose, are no matter of the closed loop.
+    assert set(consistency.gaps(usual)["experiment"]) == {"lookup", "request", "keepalive"}
+
+
+def test_send_lag_is_of_all_cells_and_its_gate_of_one_rate(usual: store.Runs) -> None:
+    item = "send lag: request, keepalive, constant 500 /s"
+    card_lag = usual.cells[usual.cells["experiment"] == "card-lag"]
+    mine = usual.samples["experiment"] == "card-lag"
+    late = usual.samples.assign(start_ns=usual.samples["start_ns"] + 20_000_000 * mine.to_numpy())
+    runs = changed(replace(usual, samples=late), card_lag, valid=False, reasons=["load not offered"])
+    assert verdict(ruler.lag(runs), item) == gates.RED
+    assert {verdict(ruler.lag(each), "send lag: request, new, poisson 250 /s") for each in (usual, runs)} == {
+        gates.STATED
+    }
+    without = replace(usual, cells=usual.cells[usual.cells["experiment"] != "card-lag"])
+    assert verdict(ruler.lag(without), "send lag at 500 /s") == gates.UNKNOWN
+
+
+def test_a_bias_is_of_nearly_all_requests_or_of_none(usual: store.Runs) -> None:
+    lost = (usual.samples["experiment"] == "card-wire") & (usual.samples["seq"] % 20 == 0)
+    columns = {name: usual.samples[name].where(~lost, -1) for name in ("wire_dns_ns", "wire_total_ns")}
+    runs = replace(usual, samples=usual.samples.assign(**columns))
+    for item in ("bias of the DNS phase", "bias of the request total"):
+        assert verdict(ruler.bias(usual), f"{item}: matched to packets") == gates.GREEN
+        assert verdict(ruler.bias(runs), f"{item}: matched to packets") == gates.RED
+        assert verdict(ruler.bias(runs), item) == gates.GREEN
+
+
+def test_precision_is_a_share_of_the_smaller_p50_and_a_bar_can_be_missed(tmp_path: Path) -> None:
+    noisy = measured.runs(tmp_path, World(noise=0.05))
+    row = card.card(noisy).set_index("item").loc["precision of p50 differences: lookup"]
+    medians = cells.matrix(cells.per_cell(noisy, cells.select(noisy, "lookup"), "from start"), ["arm"])
+    pairs = [(a, b) for a in medians for b in medians if a < b]
+    found = {(a, b): cells.paired(medians, a, b) for a, b in pairs}
+    widest = max(each.absolute.half_width / medians[list(at)].mean().min() for at, each in found.items() if each)
+    assert row["measured"].startswith(f"widest {100 * widest:.3g}")
+    assert row["verdict"] == gates.MISSED
+    assert "Bars missed: precision of p50 differences: lookup" in card.answer(card.card(noisy))
+
+
+def test_only_gates_are_counted(usual: store.Runs) -> None:
+    table = card.card(usual)
+    green, stated = ((table["verdict"] == each).sum() for each in (gates.GREEN, gates.STATED))
+    assert stated > 0
+    assert f"{green} of {len(table) - stated} gates are green" in card.answer(table)
 
 
 def test_what_was_not_measured_is_not_green() -> None:
@@ -261,3 +368,13 @@ def test_waits_are_of_the_open_loop(usual: store.Runs) -> None:
     asked = cells.select(usual, "open")
     assert set(asked["arrival"]) == {"poisson"}
     assert table["hidden wait mean"].map(lambda each: each.estimate).max() > 0  # a closed loop has none by definition
+
+
+def test_sizes_and_tls_stand_beside_the_usual_request(usual: store.Runs, tmp_path: Path) -> None:
+    assert requests.sizes(usual).empty
+    assert "were not measured" in requests.sizes_answer(requests.sizes(usual))
+    table = requests.sizes(measured.runs(tmp_path, blocks=3, name="standard"))
+    assert set(zip(table["TLS"], table["body, kB"], strict=True)) == {("yes", 1.0), ("no", 16.0), ("no", 128.0)}
+    assert set(table["arm"]) == {"plain", "mode1", "mode2-envoy", "mode2-agent"}
+    assert {each.absolute.n for each in table["p50 against 1 kB without TLS"]} == {3}
+    assert "128 kB on plain → meshed" in requests.sizes_answer(table)

@@ -1,7 +1,8 @@
 """Notebook 10: the instrument card. Each row is a value, the gate it must pass and the verdict.
 
 green: passed; amber: off, but in a way that is stated and does not touch differences between arms; red: the numbers
-that depend on it are not to be believed; not measured: the runs hold no such cell.
+that depend on it are not to be believed; missed: a bar that more measuring would meet; stated: no gate; not measured:
+the runs hold no such cell.
 """
 
 from __future__ import annotations
@@ -43,15 +44,16 @@ def observer(runs: store.Runs) -> list[gates.Row]:
         cells.matrix(cells.per_cell(runs, chosen, "from due"), ["experiment"]), "card-observe-off", "card-observe-on"
     )
     if found is None:
-        return [gates.missing("observer: packet capture", "stated")]
-    floor = requests.floor(runs)
+        return [gates.missing("observer: packet capture")]
+    closed = set(chosen["arrival"]) == {"closed"}
+    floor = requests.floor(runs, "request" if closed else "open")  # of cells that are loaded alike
     said = f"{text.interval(found.absolute, signed=True)}, {text.percent(found.relative)}"
     return [
         gates.Row(
             "observer: packet capture",
             said,
-            "stated; capture is off in what is compared",
-            gates.GREEN,
+            "none: capture is off in what is compared",
+            gates.STATED,
             text.reading(found, floor),
         )
     ]
@@ -72,8 +74,8 @@ def environment(runs: store.Runs) -> list[gates.Row]:
         gates.Row(
             "environment: CPU",
             ", ".join(sorted({f"{each.get('cpus', '?')} × {each.get('cpu', 'unknown')}" for each in known})),
-            "stated",
-            gates.GREEN,
+            "none",
+            gates.STATED,
         ),
         gates.Row(
             "environment: governor",
@@ -81,7 +83,7 @@ def environment(runs: store.Runs) -> list[gates.Row]:
             "performance, or a guest's own",
             gates.judge(not {"powersave", "ondemand"} & set(governors), gates.AMBER),
         ),
-        gates.Row("environment: clock source", ", ".join(sources), "stated", gates.GREEN),
+        gates.Row("environment: clock source", ", ".join(sources), "none", gates.STATED),
         gates.Row(
             "environment: steal time", text.ABSENT if math.isnan(steal) else units.percent(steal), "at most 1 %", stolen
         ),
@@ -113,13 +115,14 @@ def validity(runs: store.Runs) -> gates.Row:
 def answer(table: pd.DataFrame) -> str:
     """Whether the ruler can be trusted, and where not."""
     counts = table["verdict"].value_counts()
-    red = [str(item) for item in table["item"][table["verdict"] == gates.RED]]
-    amber = [str(item) for item in table["item"][table["verdict"] == gates.AMBER]]
-    unmeasured = int(counts.get(gates.UNKNOWN, 0))
-    head = f"{int(counts.get(gates.GREEN, 0))} of {len(table)} gates are green"
+    found = {each: [str(item) for item in table["item"][table["verdict"] == each]] for each in counts.index}
+    red, unmeasured = found.get(gates.RED, []), len(found.get(gates.UNKNOWN, []))
+    gated = len(table) - int(counts.get(gates.STATED, 0))
+    head = f"{int(counts.get(gates.GREEN, 0))} of {gated} gates are green"
     said = [f"Yes: {head}." if not red else f"Not everywhere: {head}, and red are {'; '.join(red)}."]
-    if amber:
-        said.append(f"With care: {'; '.join(amber)}.")
+    for verdict, opening in ((gates.AMBER, "With care"), (gates.MISSED, "Bars missed")):
+        if items := found.get(verdict):
+            said.append(f"{opening}: {'; '.join(items)}.")
     if unmeasured:
         said.append(f"Not measured: {unmeasured}.")
     return " ".join(said)

@@ -51,9 +51,9 @@ def keys(frame: pd.DataFrame, headers: Sequence[store.RunHeader]) -> NDArray[np.
     return run << 40 | frame["block"].to_numpy().astype(np.int64) << 16 | frame["cell"].to_numpy().astype(np.int64)
 
 
-def select(runs: store.Runs, *experiments: str, **levels: Hashable) -> pd.DataFrame:
-    """The valid cells of these experiments (all if none is named) at these levels, with their key."""
-    rows = runs.cells[runs.cells["valid"].astype(bool)]
+def select(runs: store.Runs, *experiments: str, rejected: bool = False, **levels: Hashable) -> pd.DataFrame:
+    """The valid (`rejected`: all) cells of these experiments, or of all, at these levels, with their key."""
+    rows = runs.cells if rejected else runs.cells[runs.cells["valid"].astype(bool)]
     if experiments:
         rows = rows[rows["experiment"].isin(experiments)]
     for name, level in levels.items():
@@ -62,13 +62,14 @@ def select(runs: store.Runs, *experiments: str, **levels: Hashable) -> pd.DataFr
 
 
 def requests_of(
-    runs: store.Runs, chosen: pd.DataFrame, *, failed: bool = False
+    runs: store.Runs, chosen: pd.DataFrame, *, failed: bool | None = False
 ) -> tuple[pd.DataFrame, NDArray[np.int64]]:
-    """Their successful (or failed) requests, and for each the position of its cell in `chosen`."""
+    """Their successful (or failed, or with None all) requests, and for each the position of its cell in `chosen`."""
     near = runs.samples
     if len(chosen) < len(runs.cells):  # comparing categories is ten times cheaper than comparing keys
         near = near[near["experiment"].isin(chosen["experiment"].unique())]
-    near = near[(near["outcome"] == "ok") != failed]
+    if failed is not None:
+        near = near[(near["outcome"] == "ok") != failed]
     all_keys = chosen["key"].to_numpy(dtype=np.int64)
     found = keys(near, runs.headers)
     position = np.searchsorted(all_keys, found)

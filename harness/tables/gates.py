@@ -9,6 +9,8 @@ from typing import Any
 from harness.tables import text
 
 GREEN, AMBER, RED, UNKNOWN = "green", "amber", "red", "not measured"
+MISSED = "missed"  # a bar that more or quieter measuring would meet: what was found holds, but is less sure than asked
+STATED = "stated"  # no gate: worth knowing, and can neither pass nor fail
 
 
 @dataclass(frozen=True)

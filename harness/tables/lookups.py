@@ -6,10 +6,12 @@ Latency is counted from the due time. Arms are compared with `plain` in the same
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from harness import stats, store, units
 from harness.tables import cells, text
@@ -21,7 +23,12 @@ BASE, TWIN, MODE1, MODE2_ENVOY, MODE2 = (
 PROXIED = (MODE2_ENVOY, MODE2)
 NAME = ["lookup", "name_kind", "qtype", "ndots"]
 RCODES = {0: "NOERROR", 2: "SERVFAIL", 3: "NXDOMAIN", 5: "REFUSED"}
-DELAYED = "web"  # what the delay sweep asks for when it asks for a name of the cluster
+COUNTERS = {  # of queries: sent by the client, received by the DNS proxy, sent on by it, received by the cluster DNS
+    "client": "pod/rule/dns_client",
+    "proxy": "pod/dnsproxy/queries",
+    "upstream": "pod/rule/dns_proxy",
+    "cluster": "dnsdist/from_pod",
+}
 
 
 def by_arm(runs: store.Runs) -> pd.DataFrame:
@@ -76,13 +83,14 @@ def by_name(runs: store.Runs) -> pd.DataFrame:
     for level in map(tuple, medians.columns):
         *name, arm = level
         against = None if arm == BASE else cells.paired(medians, (*name, BASE), level)
+        noise = None if arm == TWIN else cells.noise_floor(medians, (*name, BASE), (*name, TWIN))
         rows.append(
             dict(zip([*NAME, "arm"], level, strict=True))
             | {
                 "blocks": len(cells.column(medians, level)),
                 "p50": cells.interval(medians, level),
                 "p50 against plain": against,
-                "reading": "the baseline" if arm == BASE else text.reading(against, None),
+                "reading": "the baseline" if arm == BASE else text.reading(against, noise),
                 "values": cells.column(medians, level),
             }
         )
@@ -95,16 +103,13 @@ def queries(runs: store.Runs, *experiments: str) -> pd.DataFrame:
     chosen = chosen[chosen["arm"].isin(ARMS)]
     counted = chosen.assign(
         lookups=cells.asked(runs, chosen),
-        client=cells.counter(chosen, "pod/rule/dns_client"),
-        proxy=cells.counter(chosen, "pod/dnsproxy/queries"),
-        upstream=cells.counter(chosen, "pod/rule/dns_proxy"),
-        cluster=cells.counter(chosen, "dnsdist/from_pod"),
+        **{name: cells.counter(chosen, counter) for name, counter in COUNTERS.items()},
     )
-    sums = ["lookups", "client", "proxy", "upstream", "cluster"]
+    sums = ["lookups", *COUNTERS]
     table = counted.groupby([*NAME, "arm"], observed=True)[sums].sum().astype(int).reset_index()
     proxied = table["arm"].isin(PROXIED)
-    reaching = table["upstream"] + table["client"].where(~proxied, 0)
-    left_over = (table["cluster"] - reaching).abs() + (table["proxy"] - table["client"]).abs().where(proxied, 0)
+    counts = {name: table[name].to_numpy(dtype=float) for name in COUNTERS}
+    left_over = disagreement(counts, proxied.to_numpy()).astype(int)
     out = table.rename(
         columns={"client": "at client", "proxy": "at proxy", "upstream": "by proxy", "cluster": "at cluster DNS"}
     )
@@ -114,6 +119,12 @@ def queries(runs: store.Runs, *experiments: str) -> pd.DataFrame:
     out["residual"] = left_over
     out["agree"] = np.where(left_over == 0, "yes", "NO")
     return _ordered(out)
+
+
+def disagreement(counts: Mapping[str, cells.Values], proxied: NDArray[np.bool_]) -> cells.Values:
+    """By how many queries counts differ at the cluster DNS and, where there is one (`proxied`), at the DNS proxy."""
+    at_cluster = np.abs(counts["cluster"] - counts["upstream"] - np.where(proxied, 0, counts["client"]))
+    return np.asarray(at_cluster + np.where(proxied, np.abs(counts["proxy"] - counts["client"]), 0), dtype=float)
 
 
 def return_codes(runs: store.Runs) -> pd.DataFrame:
@@ -136,23 +147,26 @@ def aaaa(codes: pd.DataFrame, arm: str) -> str:
 
 
 def delays(runs: store.Runs, name_kind: str = "fqdn") -> pd.DataFrame:
-    """A row per delay of the cluster DNS's answers: p50 of both arms, and mode 2 minus plain."""
+    """A row per delay of the cluster DNS's answers: p50 of both arms, mode 2 minus plain, and how that reads."""
     medians = _delay_medians(runs, name_kind)
+    noise = _delay_floor(medians)
     rows: list[dict[str, Any]] = []
     for delay in sorted({level[0] for level in medians.columns}):
         both = [cells.interval(medians, (delay, arm)) for arm in (BASE, MODE2)]
         pair = medians.reindex(columns=[(delay, BASE), (delay, MODE2)]).dropna()
+        found = cells.paired(medians, (delay, BASE), (delay, MODE2))
         rows.append(
             {
                 "delay, ms": float(delay),
                 "blocks": len(pair),
                 BASE: both[0],
                 MODE2: both[1],
-                "mode 2 minus plain": cells.paired(medians, (delay, BASE), (delay, MODE2)),
+                "mode 2 minus plain": found,
+                "reading": text.reading(found, noise),
                 "values": (pair.iloc[:, 1] - pair.iloc[:, 0]).to_numpy(dtype=float),
             }
         )
-    columns = ["delay, ms", "blocks", BASE, MODE2, "mode 2 minus plain", "values"]
+    columns = ["delay, ms", "blocks", BASE, MODE2, "mode 2 minus plain", "reading", "values"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -166,6 +180,13 @@ def break_even(runs: store.Runs, name_kind: str = "fqdn") -> stats.BreakEven | N
         return None
     values = whole.to_numpy(dtype=float)
     return stats.break_even(np.array(found, dtype=float), values[:, 1::2] - values[:, 0::2])
+
+
+def _delay_floor(medians: pd.DataFrame) -> stats.NoiseFloor | None:
+    """Of the delays at which the twin was measured, the largest: an added delay adds noise of its own."""
+    delays = {level[0] for level in medians.columns}
+    floors = [cells.noise_floor(medians, (delay, BASE), (delay, TWIN)) for delay in delays]
+    return max((each for each in floors if each is not None), key=lambda each: each.absolute, default=None)
 
 
 def _delay_medians(runs: store.Runs, name_kind: str) -> pd.DataFrame:
@@ -252,7 +273,10 @@ def break_even_answer(found: stats.BreakEven | None, name_kind: str = "fqdn") ->
     name = "a cluster name" if name_kind == "fqdn" else "an external name"
     if found is None:
         return f"No delay sweep was measured for {name}."
-    return f"For {name} mode 2 {_ahead(found)} ({text.blocks(found.line.slope.n)})."
+    told = text.blocks(found.line.slope.n)
+    if len(found.line.residuals) > 2:  # two delays are on a line whatever they show
+        told += f"; no delay is farther than {units.duration(found.line.residual, 'µs')} from the line"
+    return f"For {name} mode 2 {_ahead(found)} ({told})."
 
 
 def _ahead(found: stats.BreakEven) -> str:

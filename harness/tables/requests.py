@@ -94,6 +94,10 @@ ROLES = tuple(role for role, _ in _ROLES)
 BEHIND_CLIENT = ROLES[1:]  # the client waits in a spin, and would dwarf them
 
 
+SIZED = ("tls", "body")  # experiments whose requests differ in TLS or body size
+USUAL_BYTES = 1024  # of all others
+
+
 def _medians(runs: store.Runs, experiment: str, statistic: float | str = 0.5) -> pd.DataFrame:
     chosen = cells.select(runs, experiment)
     return cells.matrix(cells.per_cell(runs, chosen, "from due", statistic), ["arm", "backend"])
@@ -198,6 +202,51 @@ def waits(runs: store.Runs, experiment: str = "open") -> pd.DataFrame:
             for step in _steps(due)
         ]
     )
+
+
+def sizes(runs: store.Runs) -> pd.DataFrame:
+    """A row per arm, backend, TLS and body size other than the usual: p50, and against the usual request of that step.
+
+    Empty if the runs hold no such cell. Compared only with requests that arrived alike, in the same blocks.
+    """
+    columns = ["step", "arm", "TLS", "body, kB", "blocks", "p50", "p50 against 1 kB without TLS", "reading", "values"]
+    chosen = cells.select(runs, *SIZED, "request")
+    by = ["arm", "backend", "arrival", "tls", "body_bytes"]
+    medians = cells.matrix(cells.per_cell(runs, chosen, "from due"), by)
+    other = set(map(tuple, chosen[chosen["experiment"].isin(SIZED)][by].to_numpy()))
+    rows: list[dict[str, Any]] = []
+    for step in LADDER:
+        for level in sorted(each for each in other if each[:2] == step.level and each in medians.columns):
+            usual = (*level[:3], False, USUAL_BYTES)
+            found = cells.paired(medians, usual, level)
+            noise = cells.noise_floor(medians, (*PLAIN, *usual[2:]), (*TWIN, *usual[2:]))
+            rows.append(
+                {
+                    "step": step.label,
+                    "arm": step.arm,
+                    "TLS": "yes" if level[3] else "no",
+                    "body, kB": level[4] / 1024,
+                    "blocks": len(cells.column(medians, level)),
+                    "p50": cells.interval(medians, level),
+                    "p50 against 1 kB without TLS": found,
+                    "reading": text.reading(found, noise),
+                    "values": cells.column(medians, level),
+                }
+            )
+    return pd.DataFrame(rows, columns=columns)
+
+
+def sizes_answer(table: pd.DataFrame) -> str:
+    """What larger bodies and TLS cost, by arm; or that it was not measured."""
+    if table.empty:
+        return "Bodies of other sizes and TLS were not measured; the plan `standard` holds them."
+    said = [f"{_sized(row)} on {row['step']} {text.interval(row['p50'])}" for row in table.to_dict("records")]
+    return f"Requests of other sizes (p50): {', '.join(said)}."
+
+
+def _sized(row: dict[Any, Any]) -> str:
+    size = f"{row['body, kB']:.0f} kB"
+    return f"{size} through TLS" if row["TLS"] == "yes" else size
 
 
 def role(step: Level, service: str) -> str:
@@ -361,14 +410,8 @@ def _costs(row: dict[Any, Any], than: str, beside: str) -> str:
     blocks, reading = text.blocks(found.absolute.n), str(row["reading"])
     if reading in ("less", "more"):
         longer = "longer" if reading == "more" else "shorter"
-        amount = units.interval(_positive(found.absolute))
+        amount = units.interval(text.turned(found.absolute, 1 if reading == "more" else -1))
         return f"takes {amount} {longer} than {than}, {text.size(found)} (p50, {blocks})"
     if reading.startswith("below"):
         return f"differs from {beside} by less than equal arms do, {reading} (p50, {blocks})"
     return f"shows {reading.removesuffix(' seen')} against {beside} (p50, {blocks})"
-
-
-def _positive(each: stats.Interval) -> stats.Interval:
-    if each.estimate >= 0:
-        return each
-    return stats.Interval(-each.estimate, -each.high, -each.low, each.n, each.confidence)

@@ -28,14 +28,32 @@ def percent(each: stats.Interval) -> str:
     return ABSENT if not each.n or not np.isfinite(each.estimate) else units.percent_interval(each)
 
 
+def word(difference: stats.Difference) -> str:
+    """`less` or `more`: the sign of the mean difference, and the only place that decides it."""
+    return "less" if difference.absolute.estimate < 0 else "more"
+
+
 def size(difference: stats.Difference) -> str:
-    """`61 % [58, 64] less` or `3.1 % [2.0, 4.2] more`."""
-    relative = difference.relative
-    word = "less" if relative.estimate < 0 else "more"
-    sign = -1 if relative.estimate < 0 else 1
-    low, high = sorted((sign * relative.low, sign * relative.high))
-    turned = stats.Interval(abs(relative.estimate), low, high, relative.n, relative.confidence)
-    return f"{units.percent_interval(turned).lstrip('+')} {word}"
+    """`61 % [58, 64] less` or `3.1 % [2.0, 4.2] more`; where the ratios of the blocks tell another story, that too.
+
+    Each block counts alike in the ratio, and by its slowness in the mean difference, so that the two can disagree.
+    """
+    said, relative = word(difference), difference.relative
+    sign = -1 if said == "less" else 1
+    if not np.isfinite(relative.estimate):
+        return f"{interval(turned(difference.absolute, sign))} {said}"
+    if sign * relative.estimate < 0:
+        beside = f"the mean of the blocks' ratios is {percent(relative)}"
+        return f"{interval(turned(difference.absolute, sign))} {said} ({beside})"
+    share = f"{units.percent_interval(turned(relative, sign)).lstrip('+')} {said}"
+    doubtful = difference.clear and relative.holds(0.0)
+    return f"{share} (clear in µs, not as a share)" if doubtful else share
+
+
+def turned(each: stats.Interval, sign: int) -> stats.Interval:
+    """The same told the other way round if `sign` is -1."""
+    low, high = sorted((sign * each.low, sign * each.high))
+    return stats.Interval(sign * each.estimate, low, high, each.n, each.confidence)
 
 
 def bound(difference: stats.Difference) -> float:
@@ -52,8 +70,9 @@ def reading(difference: stats.Difference | None, floor: stats.NoiseFloor | None)
     if not difference.clear:
         return f"no difference larger than {units.duration(bound(difference))} seen"
     if floor is not None and floor.hides(difference):
-        return f"below the noise floor ({units.duration(floor.absolute)})"
-    return "less" if difference.absolute.estimate < 0 else "more"
+        told = units.duration(floor.absolute) if floor.hides_duration(difference) else units.percent(floor.relative)
+        return f"below the noise floor ({told})"
+    return word(difference)
 
 
 class Shown(pd.DataFrame):
