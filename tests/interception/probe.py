@@ -150,7 +150,7 @@ def open_socket(packet: dict[str, Any]) -> socket.socket:
     """A socket that belongs to the packet's user and group; the rules ask who made it."""
     family = socket.AF_INET6 if ":" in packet["destination"] else socket.AF_INET
     kind, protocol = (socket.SOCK_STREAM, 0) if packet["protocol"] == "tcp" else (socket.SOCK_DGRAM, 0)
-    if packet["state"] == "INVALID":
+    if packet.get("state") == "INVALID":
         kind, protocol = socket.SOCK_RAW, socket.IPPROTO_TCP
     os.setegid(packet.get("gid") or 0)
     os.seteuid(packet.get("uid") or 0)
@@ -168,7 +168,7 @@ def send(packet: dict[str, Any]) -> None:
         if packet.get("mark"):
             out.setsockopt(socket.SOL_SOCKET, SO_MARK, packet["mark"])
         there = (packet["destination"], packet["destination_port"])
-        if packet["state"] == "INVALID":
+        if packet.get("state") == "INVALID":
             out.bind((packet["source"], 0))
             ports = packet["source_port"], packet["destination_port"]
             with contextlib.suppress(PermissionError):
