@@ -41,7 +41,7 @@ from harness.mesh.topology import PORT_ADMIN, PORT_DNS, PORT_INBOUND, PORT_OUTBO
 
 CLIENTS, NAMESPACES = 8, 4
 HEADLESS, EXTERNAL = 8, 9  # last digits of the services' numbers
-PATIENCE_S = 180.0
+PATIENCE_S = 300.0  # Envoy takes 10,000 services one by one, and the machine may be busy
 ROOM = 10_000_000  # of one message: 10,000 services are one route table of 5 MB
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from ctypes.util import find_library
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
@@ -17,16 +16,18 @@ from typing import Any
 import asking
 import pytest
 
+from harness import engine, process
 from harness.interception import ruleset, verdict
-from harness.interception.ebpf import loader, settings
+from harness.interception.ebpf import settings
 from harness.interception.options import Options, from_json
 from harness.interception.refusal import Refusal
 from harness.interception.verdict import Packet
 
+pytestmark = pytest.mark.testbed
+
 PROBE = Path(__file__).with_name("ebpf_probe.py")
 PROJECT = PROBE.parents[2]
-SOURCE = Path(loader.__file__).with_name("mesh.bpf.c")
-COMPILER = 14  # gcc-bpf; older ones take the programs for ones with indirect calls
+OBJECT = Path("/usr/lib/meshdns/mesh.bpf.o")  # in the observer image
 COUNTED = {15001: "redirect_tcp", 15006: "self_tcp"}
 # What the programs cannot honour.
 ONLY = {
@@ -37,22 +38,18 @@ ONLY = {
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The object file, made as the image makes it; one that is ready can be named by MESHDNS_BPF_OBJECT."""
+    """The object file, out of the image that loads it in the testbed."""
     asking.needs_kernel()
-    if ready := os.environ.get("MESHDNS_BPF_OBJECT"):
-        return Path(ready)
-    if shutil.which("bpf-gcc") is None:
-        pytest.skip("needs bpf-gcc: apt-get install gcc-bpf libbpf-dev libbpf1 (Debian 13 or newer)")
-    version = subprocess.run(["bpf-gcc", "-dumpversion"], capture_output=True, text=True, check=True).stdout
-    if int(version.split(".")[0]) < COMPILER:
-        pytest.skip(f"needs bpf-gcc {COMPILER} or newer, here is {version.strip()}")
-    made = tmp_path_factory.mktemp("programs") / "mesh.bpf.o"
-    dockerfile = (PROJECT / "compose/images/Dockerfile").read_text()
-    command = re.search(r"^RUN (bpf-gcc .*\n.* -o /mesh\.bpf\.o)$", dockerfile, re.MULTILINE)
-    assert command
-    text = command[1].replace("/src/mesh.bpf.c", str(SOURCE)).replace("/mesh.bpf.o", str(made))
-    subprocess.run(["sh", "-ec", text], check=True)
-    return made
+    if find_library("bpf") is None:
+        pytest.skip("needs libbpf: apt-get install libbpf1")
+    engine.ensure(lambda line: None)
+    image = engine.images(lambda line: None).tags["observer"]
+    folder = tmp_path_factory.mktemp("programs")
+    made = process.run("docker", "create", image, timeout_s=60).out.strip()
+    copied = process.run("docker", "cp", f"{made}:{OBJECT}", str(folder), timeout_s=60)
+    process.run("docker", "rm", made, timeout_s=60)
+    assert copied.ok, copied.err
+    return folder / OBJECT.name
 
 
 @pytest.fixture
