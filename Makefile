@@ -24,7 +24,7 @@ endif
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help report test lab bench up down lint clean engine browser
+.PHONY: help report test lab bench sample up down lint clean engine browser
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,11 @@ lab: $(READY) ## JupyterLab with the notebooks, on this machine only (PORT=8888)
 
 bench: $(READY) ## the speed bars, beside other tools in one run
 	@status=0; for bench in $$(grep -l __main__ tests/bench/*.py); do $(BIN)/python $$bench || status=1; done; exit $$status
+
+# All are recorded before any is replaced: a run notes whether the tree was changed since its commit.
+sample: engine ## record data/sample anew, by the plans in data/plans (twenty minutes)
+	@set -e; for plan in data/plans/*.toml; do runs="$$runs $$($(MESHDNS) run --plan $$plan)"; done; \
+	rm -rf data/sample/*; mv $$runs data/sample
 
 up: engine ## start the testbed and leave it running
 	@$(MESHDNS) up

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import store
+from harness import plan, store
 
 ROOT = Path(__file__).parents[1]
-SAMPLE = ROOT / "data" / "sample"
+SAMPLE, PLANS = ROOT / "data" / "sample", ROOT / "data" / "plans"
 MOST_BYTES = 5_000_000
 
 
@@ -25,9 +25,13 @@ def test_it_is_small_and_of_todays_schema(sample: store.Runs) -> None:
     assert not list(SAMPLE.glob("*.partial"))
 
 
-def test_it_was_recorded_with_what_is_committed(sample: store.Runs) -> None:
-    for path in SAMPLE.glob("*/run.json"):
-        assert not json.loads(path.read_text())["facts"]["versions"]["commit"].endswith("-dirty"), path
+def test_it_was_recorded_by_the_plans_beside_it_and_from_what_is_committed(sample: store.Runs) -> None:
+    plans = {each.name: each for each in map(plan.find, map(str, PLANS.glob("*.toml")))}
+    recorded = [json.loads(path.read_text()) for path in SAMPLE.glob("*/run.json")]
+    assert {each["plan"]["name"] for each in recorded} == plans.keys()
+    for each in recorded:
+        assert plan.from_json(each["plan"], each["name"]) == plans[each["plan"]["name"]]
+        assert not each["facts"]["versions"]["commit"].endswith("-dirty"), each["name"]
 
 
 def test_every_notebook_finds_what_it_asks_for(sample: store.Runs) -> None:

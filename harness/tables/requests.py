@@ -144,7 +144,7 @@ def phases(runs: store.Runs, experiment: str = "request") -> pd.DataFrame:
         rows.append(
             {"step": step.label, "arm": step.arm, "blocks": total.n}
             | means
-            | {"total": total, "left over, ns": round(left_over, 1)}
+            | {"total": total, "left over, ns": round(left_over, 1) + 0.0}  # no -0
         )
     return pd.DataFrame(rows)
 
