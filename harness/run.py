@@ -38,7 +38,6 @@ CONFORMANCE_TIMEOUT_S = 60  # some fifty questions, most answered at once
 ATTEMPTS = 3  # measurements of one cell in one block, until one is valid
 CHANGE_AT = 0.25  # of a load's duration
 FORGET_S = 1.0  # a name table is written and read anew within less
-RESOLVED = ("shop-dns", "shop-dns-30")  # backends whose replicas a sidecar finds by resolving a name
 # Of a trial beside its load, for the expected duration (from data/sample): readings before and after; a policy that
 # takes another's place; a change that is taken back.
 OVERHEAD_S, POLICY_S, RESTORE_S = 0.025, 0.4, 2.0
@@ -353,7 +352,7 @@ class Session:
     def _await_usual(self, cell: Cell, governed: plane.Plane) -> None:
         """What an earlier trial changed is forgotten by name tables, and by sidecars that resolve names themselves."""
         time.sleep(FORGET_S)
-        if cell.backend in RESOLVED:
+        if cell.backend in topology.RESOLVED:
             observer = self._observers[topology.ARMS[cell.arm].pod]
             governed.await_resolved(topology.BACKENDS[cell.backend].fqdn, observer)
 

@@ -19,6 +19,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -37,6 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COMPOSE = ROOT / "compose"
 STATE = ROOT / ".meshdns" / "state"
 IMAGES = ("WEB", "OBSERVER", "CLIENT", "ENVOY", "DNS", "DNSPROXY", "CONTROLPLANE", "WORLD")
+UNRESOLVED_S = 3  # then a sidecar whose names are not resolved is started anew (`_ask_again`)
 READY_TIMEOUT_S = 60  # proxies and name servers answer within a few seconds of their start
 UP_TIMEOUT_S = 300
 REFUSED = 3  # exit code of a loader whose mechanism is not allowed here
@@ -336,13 +338,16 @@ class Testbed:
 
     def wait_ready(self) -> None:
         """Init containers succeeded, everything else runs and answers. Raises TestbedError that names who does not."""
-        deadline = time.monotonic() + READY_TIMEOUT_S
+        began_s, again = time.monotonic(), set[str]()
         with self.observers() as observers:
             while True:
                 waiting = self._not_ready(observers)
                 if not waiting:
                     return
-                if time.monotonic() > deadline:
+                waited_s = time.monotonic() - began_s
+                if waited_s > UNRESOLVED_S:
+                    again |= self._ask_again(waiting.keys() - again)
+                if waited_s > READY_TIMEOUT_S:
                     service, fact = next(iter(waiting.items()))
                     raise errors.TestbedError(
                         f"{fact} after {READY_TIMEOUT_S} s", place=service, step=self._last_words(service)
@@ -374,6 +379,18 @@ class Testbed:
                 waiting[f"{client.pod}-envoy"] = "has not resolved its endpoints"
         return waiting
 
+    def _ask_again(self, waiting: AbstractSet[str]) -> set[str]:
+        """Governed sidecars among these services are started anew.
+
+        One that asked for a name before the replicas were ready, and so before it had records, was told NXDOMAIN: it
+        would ask again only after its refresh rate, a minute.
+        """
+        stuck = {f"{client.pod}-envoy" for client in self.clients() if client.governed} & waiting
+        for service in stuck:
+            with _engine(service, "could not be started anew"):
+                self.container(service).restart(timeout=0)
+        return stuck
+
     def _postgres_listens(self) -> bool:
         """The slowest of the servers outside, where no observer is."""
         ask = f"/usr/lib/postgresql/*/bin/pg_isready -q -h 127.0.0.1 -p {topology.PORT_EXTERNAL}"
@@ -382,8 +399,9 @@ class Testbed:
     def _endpoints(self, observers: Mapping[str, Channel], pod: str) -> int:
         """Fewest healthy members among the client sidecar's service clusters."""
         governed = any(client.governed and client.pod == pod for client in topology.CLIENTS)
-        cluster = re.escape(f"outbound|80||{topology.SHOP.fqdn}") if governed else "-http"
-        pattern = urllib.parse.quote(f"{cluster}.membership_healthy", safe="")
+        hosts = "|".join(re.escape(topology.BACKENDS[backend].fqdn) for backend in topology.FOUND)
+        cluster = rf"outbound\|80\|\|({hosts})" if governed else "-http"
+        pattern = urllib.parse.quote(rf"{cluster}\.membership_healthy", safe="")
         page = {"url": f"http://127.0.0.1:{topology.PORT_ADMIN}/stats?format=json&filter={pattern}"}
         reply, _ = observers[pod].ask({"op": "snapshot", "pages": [page]}, timeout_s=15)
         stats = json.loads(reply["pages"][0] or '{"stats": []}')["stats"]

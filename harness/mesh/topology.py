@@ -224,6 +224,8 @@ INBOUND = tuple(
     for server in {server.mechanism: server for server in reversed(MESHED) if not server.governed}.values()
 )
 BACKENDS = {service.backend: service for service in (*SERVICES, *INBOUND, *GOVERNED)}
+RESOLVED = ("shop-dns", "shop-dns-30")  # backends whose replicas a governed sidecar finds by resolving a name
+FOUND = ("shop", *RESOLVED)  # those whose replicas it knows itself
 FAULTS = ("fail30", "slow", "dead", "overload")
 POLICIES = ("retries", "timeouts", "outlier", "breaker", "split", "strict", "permissive", "disable", "reconnect")
 CHANGES = ("up", "down", "replace", "unready", "crash", "gone", "rotate", "unrelated")

@@ -39,6 +39,15 @@ def wrong(measured: run.Measured) -> list[str]:
     ]
 
 
+def measured_as_in_a_run(session: run.Session, asked: Trial) -> run.Measured:
+    """Again where it is wrong: a sidecar's own lookup between two readings is seen by one of them only."""
+    for _ in range(run.ATTEMPTS):
+        measured = session.trial(0, asked, seed=1)
+        if not wrong(measured):
+            break
+    return measured
+
+
 def in_app(bed: Testbed, arm: str, program: str) -> str:
     """What a Python program says in an arm's application container."""
     container = bed.name(f"client-{arm}-app")
@@ -56,7 +65,7 @@ def test_every_mechanism_works_on_this_machine(bed: Testbed) -> None:
 @pytest.mark.parametrize("name_kind", ["fqdn", "short", "external", "absent"])
 def test_lookups_are_valid_by_all_counters(session: run.Session, arm: str, name_kind: str) -> None:
     for factors in ({"qtype": "A"}, {"qtype": "AAAA"}, {"lookup": "getaddrinfo", "qtype": "A+AAAA"}):
-        measured = session.trial(0, trial(arm, name_kind=name_kind, **factors), seed=1)
+        measured = measured_as_in_a_run(session, trial(arm, name_kind=name_kind, **factors))
         assert wrong(measured) == [], (factors, measured.record.counters)
 
 
@@ -68,7 +77,7 @@ def test_lookups_are_valid_by_all_counters(session: run.Session, arm: str, name_
 )
 @pytest.mark.parametrize("tls", [False, True])
 def test_requests_are_valid_by_all_counters(session: run.Session, arm: str, backend: str, tls: bool) -> None:
-    measured = session.trial(0, request(arm, backend, tls=tls), seed=1)
+    measured = measured_as_in_a_run(session, request(arm, backend, tls=tls))
     assert wrong(measured) == [], measured.record.counters
     assert measured.record.counters["servers/nginx_rq"] == 23
 
