@@ -130,9 +130,9 @@ class Plane:
                 self._kill(_FAILING)
             return at_ns
         with ThreadPoolExecutor(1) as beside:  # at once, as near as two calls can be
-            if kind == "replace":
-                beside.submit(self._set_ready, _SPARE, ready=True)
-            return self._kill(_FAILING)
+            ready = beside.submit(self._set_ready, _SPARE, ready=True) if kind == "replace" else None
+            at_ns = self._kill(_FAILING)
+        return min(at_ns, ready.result()) if ready else at_ns
 
     def _edit(self, kind: str, *, changed: bool) -> None:
         """The file that the change is about is there, or is not."""

@@ -535,11 +535,10 @@ class Testbed:
 
     def kill(self, *services: str, signal: str = "SIGKILL") -> int:
         """Signal their first processes; the instant before that (CLOCK_MONOTONIC). Raises TestbedError."""
-        containers = [self.container(service) for service in services]
-        at_ns = time.monotonic_ns()
+        at_ns = time.monotonic_ns()  # by name: to look containers up first would take longer than what is measured
         with _engine(", ".join(services), "could not be killed"):
-            for each in containers:
-                each.kill(signal)
+            for service in services:
+                self.client.api.kill(self.name(service), signal)
         return at_ns
 
     def status(self) -> list[Row]:

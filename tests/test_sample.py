@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import plan, store
+from harness import plan, samples, store
 
 ROOT = Path(__file__).parents[1]
 SAMPLE, PLANS = ROOT / "data" / "sample", ROOT / "data" / "plans"
@@ -21,7 +21,7 @@ def sample() -> store.Runs:
 
 def test_it_is_small_and_of_todays_schema(sample: store.Runs) -> None:
     assert sum(path.stat().st_size for path in SAMPLE.rglob("*") if path.is_file()) < MOST_BYTES
-    assert {json.loads(path.read_text())["schema"] for path in SAMPLE.glob("*/run.json")} == {store.SCHEMA_VERSION}
+    assert {json.loads(path.read_text())["schema"] for path in SAMPLE.glob("*/run.json")} == {samples.SCHEMA_VERSION}
     assert not list(SAMPLE.glob("*.partial"))
 
 
