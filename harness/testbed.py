@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COMPOSE = ROOT / "compose"
 STATE = ROOT / ".meshdns" / "state"
 IMAGES = ("WEB", "OBSERVER", "CLIENT", "ENVOY", "DNS", "DNSPROXY", "CONTROLPLANE", "WORLD")
-UNRESOLVED_S = 3  # then a sidecar whose names are not resolved is started anew (`_ask_again`)
+UNRESOLVED_S = 5  # then, and again, a sidecar whose names are not resolved is started anew (`_ask_again`)
 READY_TIMEOUT_S = 60  # proxies and name servers answer within a few seconds of their start
 UP_TIMEOUT_S = 300
 REFUSED = 3  # exit code of a loader whose mechanism is not allowed here
@@ -338,16 +338,16 @@ class Testbed:
 
     def wait_ready(self) -> None:
         """Init containers succeeded, everything else runs and answers. Raises TestbedError that names who does not."""
-        began_s, again = time.monotonic(), set[str]()
+        began_s = asked_s = time.monotonic()
         with self.observers() as observers:
             while True:
                 waiting = self._not_ready(observers)
                 if not waiting:
                     return
-                waited_s = time.monotonic() - began_s
-                if waited_s > UNRESOLVED_S:
-                    again |= self._ask_again(waiting.keys() - again)
-                if waited_s > READY_TIMEOUT_S:
+                if time.monotonic() - asked_s > UNRESOLVED_S:
+                    self._ask_again(waiting.keys())
+                    asked_s = time.monotonic()
+                if time.monotonic() - began_s > READY_TIMEOUT_S:
                     service, fact = next(iter(waiting.items()))
                     raise errors.TestbedError(
                         f"{fact} after {READY_TIMEOUT_S} s", place=service, step=self._last_words(service)
@@ -379,17 +379,15 @@ class Testbed:
                 waiting[f"{client.pod}-envoy"] = "has not resolved its endpoints"
         return waiting
 
-    def _ask_again(self, waiting: AbstractSet[str]) -> set[str]:
+    def _ask_again(self, waiting: AbstractSet[str]) -> None:
         """Governed sidecars among these services are started anew.
 
         One that asked for a name before the replicas were ready, and so before it had records, was told NXDOMAIN: it
         would ask again only after its refresh rate, a minute.
         """
-        stuck = {f"{client.pod}-envoy" for client in self.clients() if client.governed} & waiting
-        for service in stuck:
+        for service in {f"{client.pod}-envoy" for client in self.clients() if client.governed} & waiting:
             with _engine(service, "could not be started anew"):
                 self.container(service).restart(timeout=0)
-        return stuck
 
     def _postgres_listens(self) -> bool:
         """The slowest of the servers outside, where no observer is."""
