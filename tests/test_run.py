@@ -94,4 +94,4 @@ def test_the_expected_duration_is_near_that_of_the_recorded_runs(folder: Path) -
     header = store.load(folder).headers[0]
     what = plan.from_json(header.plan, folder.name)
     took = datetime.fromisoformat(str(header.finished)) - datetime.fromisoformat(header.created)
-    assert 0.6 < run.seconds(what, range(what.blocks)) / took.total_seconds() < 1.6
+    assert 0.5 < run.seconds(what, range(what.blocks)) / took.total_seconds() < 2  # machines differ by as much
