@@ -40,7 +40,7 @@ CHANGE_AT = 0.25  # of a load's duration
 FORGET_S = 1.0  # a name table is written and read anew within less
 # Of a trial beside its load, for the expected duration (from data/sample): readings before and after; a policy that
 # takes another's place; a change that is taken back.
-OVERHEAD_S, POLICY_S, RESTORE_S = 0.025, 0.4, 2.0
+OVERHEAD_S, POLICY_S, RESTORE_S = 0.018, 0.4, 2.0
 
 
 def seconds(what: Plan, blocks: Iterable[int]) -> float:

@@ -16,7 +16,7 @@ import pytest
 from measured import World
 
 from harness import figures, store
-from harness.tables import mechanisms, text
+from harness.tables import cells, mechanisms, text
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "08-interceptor.ipynb"
 TRUTH = {"nftables": 0.0, "tproxy": 25.0, "ebpf": -25.0, "in-tproxy": 30.0, "in-ebpf": -30.0}
@@ -29,15 +29,19 @@ def told(root: Path, world: World, blocks: int = 10, name: str = "interception",
 
 
 def counting(runs: store.Runs) -> store.Runs:
-    """The same runs, where agents report their own counts and rules count flows; ten requests are the warm-up."""
+    """The same runs, where agents report their own counts and rules count flows."""
     agents, counters = [], []
-    for cell in runs.cells.to_dict("records"):
+    for cell, made in zip(runs.cells.to_dict("records"), cells.asked(runs, runs.cells), strict=True):
+        before = int(made) - cell["offered"]
         asked = int(cell["counters"].get("pod/rule/dns_client", 0))
         opened = {"lookup": 0, "request": cell["offered"] if cell["connection"] == "new" else 0}[cell["kind"]]
-        warm = {"connections_opened": {"lookup": 0, "request": 10 if opened else 1}[cell["kind"]], "queries_sent": 0}
+        warm = {
+            "connections_opened": {"lookup": 0, "request": before if opened else 1}[cell["kind"]],
+            "queries_sent": 0,
+        }
         agents.append(cell["agent"] | {"connections_opened": opened, "queries_sent": asked, "warmup": warm})
         more = {"pod/rule/redirect_dns_udp": asked, "pod/conntrack/entries": 100 + 50 * (cell["arm"] == "ebpf")}
-        more |= {"servers/envoy_rq": cell["offered"] + 10} if cell["backend"].startswith("in-") else {}
+        more |= {"servers/envoy_rq": made} if cell["backend"].startswith("in-") else {}
         counters.append(cell["counters"] | more)
     return replace(runs, cells=runs.cells.assign(agent=agents, counters=counters))
 

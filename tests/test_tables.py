@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,6 +86,17 @@ def test_a_block_without_one_of_the_arms_is_not_paired() -> None:
 def test_counters_are_divided_by_recorded_and_warm_up_requests() -> None:
     runs = tiny({(0, "plain"): LEVEL})
     assert cells.asked(runs, cells.select(runs)).tolist() == [8]
+
+
+def test_the_warm_up_is_that_of_the_cell_where_parts_of_a_series_have_their_own() -> None:
+    runs = tiny({(0, "plain"): LEVEL, (0, "mode1"): LEVEL, (0, "ip"): LEVEL})
+    parts = [
+        {"name": "lookup", "arm": "plain", "warmup": 3},
+        {"name": "more", "series": "lookup", "arm": ["mode1", "ip"], "kind": "lookup", "warmup": 40},
+        {"name": "else", "series": "lookup", "arm": ["ip"], "kind": "request", "warmup": 500},
+    ]
+    runs = dataclasses.replace(runs, headers=[dataclasses.replace(runs.headers[0], plan={"experiment": parts})])
+    assert cells.asked(runs, cells.select(runs)).tolist() == [8, 45, 45]
 
 
 def test_differences_below_the_noise_floor_are_called_so() -> None:

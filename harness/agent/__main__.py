@@ -15,6 +15,7 @@ if not __package__:  # started by its path: name the package after its folder, a
     __package__ = _folder.name
     __import__(__package__)
 
+import gc
 import json
 import os
 import select
@@ -38,6 +39,7 @@ def main() -> int:
         signal.signal(number, _leave)  # also as process 1 of a container, where the default would be to ignore it
     with suppress(OSError):  # timers of this process may fire on time instead of 50 us late; absent on odd kernels
         Path("/proc/self/timerslack_ns").write_text("1", encoding="ascii")
+    gc.freeze()  # what is there now stays: a collection before each load looks at what the last one left
     for line in sys.stdin.buffer:
         if not line.strip():
             continue

@@ -271,7 +271,6 @@ def load(job: Job, hangup_fd: int) -> tuple[dict[str, Any], list[bytes]]:
             epoll.register(hangup_fd, select.EPOLLRDHUP)
         exchange = Exchange(job, epoll)
         gc.collect()
-        gc.freeze()
         gc.disable()
         try:
             if job.warmup:
@@ -288,7 +287,6 @@ def load(job: Job, hangup_fd: int) -> tuple[dict[str, Any], list[bytes]]:
             wall_ns, cpu = now() - t0, time.process_time_ns() - cpu
         finally:
             gc.enable()
-            gc.unfreeze()
             exchange.close()
     facts = {
         "t0_ns": t0,

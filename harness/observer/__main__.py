@@ -9,13 +9,13 @@ import socket
 import struct
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-TIMEOUT_S = 5  # a statistics page that takes longer is as good as down
+from .pages import Pages
+
 ETH_P_ALL = 0x0003  # linux/if_ether.h; outgoing packets are seen with this only
 SO_RCVBUFFORCE, SO_TIMESTAMPNS = 33, 35  # asm-generic/socket.h
 SOL_PACKET, PACKET_STATISTICS, PACKET_OUTGOING = 263, 6, 4  # linux/if_packet.h
@@ -80,19 +80,6 @@ def loaded() -> str:
     return "\n".join(texts)
 
 
-def pages(requests: list[dict[str, Any]]) -> list[str | None]:
-    """The body of each page, or None where it does not answer."""
-    bodies: list[str | None] = []
-    for one in requests:
-        request = urllib.request.Request(one["url"], headers=one.get("headers", {}))  # noqa: S310  http, from the driver
-        try:
-            with urllib.request.urlopen(request, timeout=one.get("timeout_s", TIMEOUT_S)) as reply:  # noqa: S310
-                bodies.append(reply.read().decode())
-        except (urllib.error.URLError, OSError):
-            bodies.append(None)
-    return bodies
-
-
 def conntrack() -> int:
     """Entries in this namespace's connection tracking table."""
     path = Path("/proc/sys/net/netfilter/nf_conntrack_count")
@@ -141,46 +128,54 @@ class Capture:
         return not self.ports or bool(self.ports & set(struct.unpack_from(">HH", frame, above)))
 
 
-Captures = dict[str, Capture]
 Request = dict[str, Any]
 
 
-def _snapshot(request: Request, _: Captures) -> dict[str, Any]:
+@dataclass
+class State:
+    """What lasts from one request to the next."""
+
+    captures: dict[str, Capture] = field(default_factory=dict)  # by interface
+    pages: Pages = field(default_factory=Pages)
+
+
+def _snapshot(request: Request, state: State) -> dict[str, Any]:
+    asked = state.pages.ask(request.get("pages", []))  # the servers work while the rules are read
     return {
         "rules": rules(request["rules"]) if request.get("rules") else {},
         "conntrack": conntrack(),
-        "pages": pages(request.get("pages", [])),
+        "pages": [question.answer() for question in asked],
     }
 
 
-def _capture(request: Request, captures: Captures) -> dict[str, Any]:
+def _capture(request: Request, state: State) -> dict[str, Any]:
     for interface in request["interfaces"]:
-        captures[interface] = Capture(interface, request.get("ports", []), request.get("size", HEAD_BYTES))
+        state.captures[interface] = Capture(interface, request.get("ports", []), request.get("size", HEAD_BYTES))
     return {}
 
 
-def _captured(_: Request, captures: Captures) -> dict[str, Any]:
-    found = {interface: captures.pop(interface).stop() for interface in list(captures)}
+def _captured(_: Request, state: State) -> dict[str, Any]:
+    found = {interface: state.captures.pop(interface).stop() for interface in list(state.captures)}
     return {
         "pcap": {interface: base64.b64encode(data).decode() for interface, (data, _) in found.items()},
         "dropped": sum(dropped for _, dropped in found.values()),
     }
 
 
-def _extra_rules(request: Request, _: Captures) -> dict[str, Any]:
+def _extra_rules(request: Request, _: State) -> dict[str, Any]:
     extra_rules(request["count"], request["mechanism"])
     return {}
 
 
-def _interception(request: Request, _: Captures) -> dict[str, Any]:
+def _interception(request: Request, _: State) -> dict[str, Any]:
     interception(request["on"])
     return {}
 
 
-OPERATIONS: dict[str, Callable[[Request, Captures], dict[str, Any]]] = {
+OPERATIONS: dict[str, Callable[[Request, State], dict[str, Any]]] = {
     "snapshot": _snapshot,
-    "loaded": lambda _request, _captures: {"text": loaded()},
-    "tracked": lambda _request, _captures: {"entries": tracked()},
+    "loaded": lambda _request, _state: {"text": loaded()},
+    "tracked": lambda _request, _state: {"entries": tracked()},
     "capture": _capture,
     "captured": _captured,
     "extra_rules": _extra_rules,
@@ -188,19 +183,19 @@ OPERATIONS: dict[str, Callable[[Request, Captures], dict[str, Any]]] = {
 }
 
 
-def answer(request: Request, captures: Captures) -> dict[str, Any]:
+def answer(request: Request, state: State) -> dict[str, Any]:
     """One observation, or one change."""
     if request["op"] not in OPERATIONS:
         return {"error": f"unknown op {request['op']!r}"}
-    return OPERATIONS[request["op"]](request, captures)
+    return OPERATIONS[request["op"]](request, state)
 
 
 def main() -> None:
     """Answer each line; a failed observation is an answer too."""
-    captures: Captures = {}
+    state = State()
     for line in sys.stdin:
         try:
-            reply = answer(json.loads(line), captures)
+            reply = answer(json.loads(line), state)
         except Exception as error:  # noqa: BLE001  the driver turns it into a message that names the pod
             reply = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(reply), flush=True)

@@ -8,6 +8,7 @@ each block.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -144,14 +145,20 @@ def noise_floor(values: pd.DataFrame, a: Hashable, twin: Hashable) -> stats.Nois
 
 def asked(runs: store.Runs, chosen: pd.DataFrame) -> Values:
     """Requests per cell that the counters saw: recorded ones and the warm-up before them, from the plan."""
-    warmup = {
-        (header.name, str(each.get("series") or each["name"])): float(each.get("warmup", 0))
-        for header in runs.headers
-        for each in header.plan.get("experiment", [])
-    }
-    places = zip(chosen["run"], chosen["experiment"], strict=True)
-    before = np.array([warmup.get((str(run), str(name)), 0.0) for run, name in places], dtype=float)
-    return np.asarray(chosen["offered"].to_numpy(dtype=float) + before)
+    made = chosen["offered"].to_numpy(dtype=float)
+    for header in runs.headers:
+        for planned in header.plan.get("experiment", []):
+            made[_of(planned, header.name, chosen)] += float(planned.get("warmup", 0))
+    return made
+
+
+def _of(planned: Mapping[str, Any], run: str, chosen: pd.DataFrame) -> NDArray[np.bool_]:
+    """Which cells of the run belong to this part of its plan: those of its series that have its levels."""
+    found = (chosen["run"] == run) & (chosen["experiment"] == (planned.get("series") or planned["name"]))
+    for factor in planned.keys() & set(chosen.columns):
+        levels = planned[factor]
+        found &= chosen[factor].isin(levels if isinstance(levels, list | tuple) else [levels])
+    return np.asarray(found, dtype=bool)
 
 
 def counter(chosen: pd.DataFrame, name: str) -> Values:
