@@ -38,7 +38,8 @@ class Compiler:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._views: dict[tuple[str, bool], _View] = {}
+        self._views: dict[tuple[str, bool], _View] = {}  # by namespace and mode
+        self._alike: dict[tuple[str, bool], _View] = {}  # by what decides on clusters, and mode
         self._own_clusters = clusters.own()
         self._clusters: dict[Hashable, tuple[dict[str, Json], dict[str, Json]]] = {}
         self._listeners: dict[Hashable, Json] = {}
@@ -86,10 +87,14 @@ class Compiler:
         return dataclasses.replace(found, client=client, fallback=fallback)
 
     def _view(self, node: Node) -> _View:
-        key = node.namespace, node.dns_proxy
+        key, alike = (node.namespace, node.dns_proxy), (self._scope(node), node.dns_proxy)
         if key not in self._views:
-            out = outbound.build(self._registry, Client(node.namespace, dns_proxy=node.dns_proxy))
-            self._views[key] = _View(out, {one.name: one for one in out.clusters})
+            if near := self._alike.get(alike):
+                view = _View(outbound.elsewhere(self._registry, near.out, node.namespace), near.clusters)
+            else:
+                out = outbound.build(self._registry, Client(node.namespace, dns_proxy=node.dns_proxy))
+                view = _View(out, {one.name: one for one in out.clusters})
+            self._views[key] = self._alike[alike] = view
         return self._views[key]
 
     def _scope(self, node: Node) -> str:

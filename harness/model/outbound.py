@@ -7,8 +7,9 @@ one, two services on a port collide, the first keeps the listener and the other 
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from harness.mesh import topology
@@ -167,15 +168,30 @@ def build(registry: Registry, client: Client) -> Outbound:
             if port.protocol.family != "udp":
                 builder.add(service, port)
     listeners = [Listener(*key, tuple(one.chains)) for key, one in sorted(builder.entries.items())]
-    policy = registry.outbound_policy(client.namespace, client.labels)
     return Outbound(
         client=client,
-        fallback=PASSTHROUGH if policy == "ALLOW_ANY" else BLACKHOLE,
+        fallback=_fallback(registry, client),
         listeners=tuple(listeners),
         tables=_tables(registry, client, listeners),
         clusters=tuple(_clusters(registry, client)),
         conflicts=tuple(builder.conflicts),
     )
+
+
+def elsewhere(registry: Registry, found: Outbound, namespace: str) -> Outbound:
+    """The same for a client in another namespace, where neither has DestinationRules of its own.
+
+    Only the names differ by which services are called, and so the route tables.
+    """
+    client = dataclasses.replace(found.client, namespace=namespace)
+    fallback = _fallback(registry, client)
+    return dataclasses.replace(
+        found, client=client, fallback=fallback, tables=_tables(registry, client, found.listeners)
+    )
+
+
+def _fallback(registry: Registry, client: Client) -> str:
+    return PASSTHROUGH if registry.outbound_policy(client.namespace, client.labels) == "ALLOW_ANY" else BLACKHOLE
 
 
 # ---- listeners
@@ -358,7 +374,7 @@ def admitted(how: str, endpoint: Endpoint, accepted: MtlsMode) -> bool:
 # ---- routes
 
 
-def _tables(registry: Registry, client: Client, listeners: list[Listener]) -> tuple[RouteTable, ...]:
+def _tables(registry: Registry, client: Client, listeners: Sequence[Listener]) -> tuple[RouteTable, ...]:
     """The tables that the listeners name."""
     by_port: dict[int, list[tuple[Service, ServicePort]]] = defaultdict(list)
     for service in registry.services:
