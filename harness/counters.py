@@ -25,7 +25,7 @@ ASK_TIMEOUT_S = 30
 CGROUPS = Path("/sys/fs/cgroup")  # where every distribution mounts them, v1 or v2
 Counts = dict[str, float]
 
-# Envoy statistic -> our name; several may add up to one.
+# Envoy statistic -> our name; several may add up to one. Its DNS filter counts alike whoever configures it.
 _ENVOY = {
     r"dns_filter\.mesh\.downstream_rx_queries": "dnsproxy/queries",
     r"dns_filter\.mesh\.external_a+_record_queries": "dnsproxy/forwarded",
@@ -58,7 +58,10 @@ _GOVERNED = {
     r"cluster\.passthrough\.upstream_cx_total": "envoy/passthrough_cx",
 }
 _FILTERS = {
-    True: r"^(cluster\.(outbound\|.*\.(upstream_|outlier_)|passthrough\.)|listener\.0\.0\.0\.0_15001\.)",
+    True: (
+        r"^(cluster\.(outbound\|.*\.(upstream_|outlier_)|passthrough\.)|listener\.0\.0\.0\.0_15001\."
+        r"|dns_filter\.mesh\.(downstream_rx|external_a))"
+    ),
     False: "|".join(f"^{pattern}$" for pattern in _ENVOY),
 }
 _INBOUND = "http.inbound.downstream_rq_completed"

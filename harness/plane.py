@@ -197,8 +197,11 @@ class Plane:
     # -- what was told to whom -------------------------------------------------------------------------------------
 
     def told(self) -> dict[str, Any]:
-        """What DNS proxies and the cluster DNS hold of the model, for the record. Raises TestbedError."""
-        proxy = next(client for client in topology.CLIENTS if client.governed and client.dns_proxy)
+        """What the agent's DNS proxy and the cluster DNS hold of the model, for the record. Raises TestbedError.
+
+        Envoy's DNS filter has its table in a listener, which is recorded with its configuration.
+        """
+        proxy = next(client for client in topology.CLIENTS if client.governed and client.dns == "agent")
         table = process.run(
             "docker", "exec", self.bed.name(f"{proxy.pod}-dns"), "cat", "/etc/meshdns/names.json", timeout_s=30
         )

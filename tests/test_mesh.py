@@ -11,7 +11,11 @@ import pytest
 import yaml
 
 from harness import rendering
+from harness.controlplane import api
+from harness.controlplane.compile import snapshot
+from harness.controlplane.node import parse
 from harness.mesh import envoy, names, rules, topology
+from harness.model import reader, registry
 
 COMPOSE = Path(__file__).parents[1] / "compose"
 NETS = topology.Nets()
@@ -70,6 +74,29 @@ def test_mode_2_adds_dns_capture_and_conntrack_zones_to_mode_1() -> None:
     added = [line for line in pod_rules("mode2-envoy") if line not in pod_rules("mode1")]
     assert any("--dport 53" in line and "REDIRECT --to-ports 15053" in line for line in added)
     assert sum("CT --zone" in line for line in added) == 6
+
+
+def test_envoy_answers_a_governed_pod_alone_over_udp_and_leaves_tcp_to_the_cluster_dns() -> None:
+    governed = topology.ARMS["mode2-envoy-xds"]
+    ours, static = ({line for line in pod_rules(arm) if "15053" in line} for arm in (governed.arm, "mode2-envoy"))
+    assert ours == static != set()
+    services = yaml.safe_load(rendering.composition(COMPOSE, topology.GROUPS))["services"]
+    assert {f"{governed.pod}-envoy", f"{governed.pod}-app"} <= set(services)
+    assert f"{governed.pod}-dns" not in services
+    started = rendering.files(COMPOSE, NETS, rendering.new_secrets(), ())[f"{governed.pod}/envoy.json"]
+    node = parse(json.loads(started)["node"]["metadata"])
+    given = snapshot(registry.build(reader.read([COMPOSE / "mesh"]), {}), node)
+    asked = given[api.LISTENER]["dns_udp"]["address"]["socket_address"]
+    assert (asked["protocol"], asked["port_value"]) == ("UDP", topology.PORT_DNS)
+    [proxy] = given[api.LISTENER]["dns_tcp"]["filter_chains"][0]["filters"]
+    [there] = given[api.CLUSTER][proxy["typed_config"]["cluster"]]["load_assignment"]["endpoints"][0]["lb_endpoints"]
+    assert there["endpoint"]["address"]["socket_address"]["address"] == topology.DNS_CLUSTER_IP
+
+
+def test_the_mesh_knows_every_governed_pod_by_its_address() -> None:
+    known = {pod.meta.name: pod.address for pod in registry.build(reader.read([COMPOSE / "mesh"]), {}).workloads}
+    governed = [pod for pod in (*topology.CLIENTS, *topology.MESHED) if pod.governed]
+    assert {pod.pod: known.get(pod.pod) for pod in governed} == {pod.pod: NETS.pod(pod.host) for pod in governed}
 
 
 def test_our_capture_stands_before_the_engines_name_server_rule() -> None:

@@ -150,9 +150,11 @@ CLIENTS = (
     ClientPod("answers", 51, sidecar=True, group="interception"),
     ClientPod("unguarded", 52, sidecar=True, guarded=False, group="interception"),
     ClientPod("answers-mode2", 57, sidecar=True, virtual_ips=True, group="interception"),
-    # both modes as the control plane configures them; mode 1 also with Envoy's other resolvers
+    # both modes as the control plane configures them: mode 2 with either DNS proxy, mode 1 also with Envoy's other
+    # resolvers
     ClientPod("mode1-xds", 53, sidecar=True, group="governed"),
     ClientPod("mode2-xds", 54, sidecar=True, dns="agent", group="governed"),
+    ClientPod("mode2-envoy-xds", 58, sidecar=True, dns="envoy", group="governed"),
     ClientPod("mode1-getaddrinfo", 55, sidecar=True, group="governed", resolver="getaddrinfo"),
     ClientPod("mode1-hickory", 56, sidecar=True, group="governed", resolver="hickory"),
 )
