@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,10 @@ _VERSION_COMMANDS = {
 }
 
 
-def gather(bed: Testbed, observers: Mapping[str, Channel], clocks: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts tree of `run.json`; `clocks` are the agents' own calibration, by arm."""
+def gather(
+    bed: Testbed, observers: Mapping[str, Channel], clocks: Mapping[str, Any], arms: Collection[str]
+) -> dict[str, Any]:
+    """The facts tree of `run.json`; `clocks` are the agents' own calibration, by arm, `arms` those that are asked."""
     client, mesh = testbed.cpu_sets()
     return {
         "clock": dict(clocks),
@@ -43,7 +45,7 @@ def gather(bed: Testbed, observers: Mapping[str, Channel], clocks: Mapping[str, 
         "cpu_sets": {"client": client, "mesh": mesh},
         "networks": {"pods": bed.nets.pods, "world": bed.nets.world},
         "rules": {pod: channel.ask({"op": "loaded"}, ASK_TIMEOUT_S)[0]["text"] for pod, channel in observers.items()},
-        "envoy": _config_dumps(bed, observers),
+        "envoy": _config_dumps(bed, observers, arms),
         "envoy_servers": json.loads((bed.state / "web-1" / "envoy.json").read_text()),
         "dns": {path: _public(bed, path) for path in _DNS_FILES},
     }
@@ -71,11 +73,11 @@ def _public(bed: Testbed, path: str) -> str:
     )
 
 
-def _config_dumps(bed: Testbed, observers: Mapping[str, Channel]) -> dict[str, Any]:
-    """By pod; of those configured alike the first."""
+def _config_dumps(bed: Testbed, observers: Mapping[str, Channel], arms: Collection[str]) -> dict[str, Any]:
+    """By pod, of these arms; of those configured alike the first."""
     alike: dict[object, str] = {}
     for client in bed.clients():
-        if client.sidecar:
+        if client.sidecar and client.arm in arms:
             how = client.dns, client.guarded, client.mechanism == "tproxy", client.governed, client.resolver
             alike.setdefault(how, client.pod)
     return {pod: _config_dump(observers[pod]) for pod in alike.values()}
@@ -87,8 +89,11 @@ def _config_dump(observer: Channel) -> Any:
     if not body:
         return None
     dump = json.loads(body)
-    for part in dump["configs"]:  # nine tenths of it list what this build could do, which its version says as well
-        part.get("bootstrap", {}).get("node", {}).pop("extensions", None)
+    for part in dump["configs"]:
+        bootstrap = part.get("bootstrap", {})
+        # Nine tenths of it list what this build could do, which its version says as well.
+        bootstrap.get("node", {}).pop("extensions", None)
+        bootstrap.pop("static_resources", None)  # the other parts list them again, as they are in force
     return dump
 
 

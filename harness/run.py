@@ -77,7 +77,7 @@ def execute(what: Plan, bed: Testbed, root: Path, progress: Progress, resume: Pa
         clocks = {"plain": _clock(agents.of("plain", 5))}
         refused = _refused(bed)
         _require_some(what, refused)
-        known = facts.gather(bed, observers, clocks)
+        known = facts.gather(bed, observers, clocks, _arms(what) | _MODES)
         if "governed" in bed.groups:
             known["governed"] = plane.Plane(bed, observers["observer"]).told()
         known |= {"traces": _traces(bed, observers, agents, what, refused), "refused": refused}
@@ -96,6 +96,11 @@ def execute(what: Plan, bed: Testbed, root: Path, progress: Progress, resume: Pa
                 writer.log(f"block {number} cell {one.record.cell}: {'; '.join(one.record.reasons)}")
         closing = {"resolutions": _resolutions(reader)}
     return writer.finish(_now(), closing)
+
+
+def _arms(what: Plan) -> set[str]:
+    """Those that any of its trials asks."""
+    return {cell.arm for experiment in what.experiments for cell in experiment.cells()}
 
 
 def _refused(bed: Testbed) -> dict[str, str]:
@@ -129,7 +134,7 @@ def _traces(
     bed: Testbed, observers: Mapping[str, Channel], agents: Agents, what: Plan, refused: Mapping[str, str]
 ) -> dict[str, Any]:
     """One request of each arm that resolves names, observed at every hop: arm -> trace."""
-    arms = {cell.arm for experiment in what.experiments for cell in experiment.cells()}
+    arms = _arms(what)
     return {
         client.arm: trace.observe(bed, observers, agents.of(client.arm, 5), client.arm, TRACED).to_json()
         for client in bed.clients()
@@ -148,7 +153,7 @@ def _resolutions(reader: counters.Reader) -> dict[str, Any]:
 
 def _conformance(bed: Testbed, what: Plan) -> dict[str, Any]:
     """How the DNS proxies of mode 2 answer the conformance suite, asked as an application asks: arm -> rows."""
-    arms = {cell.arm for experiment in what.experiments for cell in experiment.cells()}
+    arms = _arms(what)
     suite = ["python3", "-m", "dnsproxy.conformance", "--world", "/state/world.json"]
     suite += ["--server", f"{topology.DNS_CLUSTER_IP}:53", "--timeout-s", "1"]
     return {

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from harness import errors, plan, run, samples, store
+from harness import errors, facts, plan, run, samples, store
+from harness.mesh import topology
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample"
 PLAN = """
@@ -44,6 +47,16 @@ def unfinished(what: plan.Plan, tmp_path: Path) -> Path:
 
 def test_an_unfinished_run_is_resumed_under_what_it_was_begun_with(unfinished: Path, what: plan.Plan) -> None:
     assert run._resumed(unfinished, what, KNOWN).missing() == [0, 1, 2]
+
+
+def test_a_run_keeps_the_configuration_of_what_it_asks_once() -> None:
+    dump = {"configs": [{"bootstrap": {"admin": {}, "node": {"extensions": []}, "static_resources": {"clusters": []}}}]}
+    observer: Any = SimpleNamespace(ask=lambda *_: ({"pages": [json.dumps(dump)]}, b""))
+    bed: Any = SimpleNamespace(clients=lambda: topology.CLIENTS)
+    arms = {"plain", "mode1", "answers", "mode2-envoy-xds"}  # `answers` is configured as `mode1`
+    found = facts._config_dumps(bed, dict.fromkeys([client.pod for client in topology.CLIENTS], observer), arms)
+    assert list(found) == ["client-mode1", "client-mode2-envoy-xds"]
+    assert found["client-mode1"] == {"configs": [{"bootstrap": {"admin": {}, "node": {}}}]}
 
 
 def test_a_resumed_run_does_not_mix_plans_machines_or_images(unfinished: Path, what: plan.Plan) -> None:
