@@ -28,6 +28,7 @@ from harness.tables import changes, ruler
 STYLE = Path(__file__).with_name("meshdns.mplstyle")
 WIDTH = 6.4  # inches; see meshdns.mplstyle
 VISIBLE_BLOCKS = 30  # up to so many blocks each is drawn; more would be a smear
+_LANES = 3  # arms that a row has room for, side by side; with more of them it is taller
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ LOOKS = {
     "ebpf": Look("#3FA0DA", "*"),
 }
 OTHER = Look("#444444", "o")
-ALIKE = {"mode1-xds": "mode1", "mode2-xds": "mode2-agent"}  # the same mode, configured by the control plane
+# The same mode, configured by the control plane.
+ALIKE = {"mode1-xds": "mode1", "mode2-xds": "mode2-agent", "mode2-envoy-xds": "mode2-envoy"}
 # Phases and containers are told apart by lightness and hatch: colour is taken.
 _SHADES = (
     ("#f2f2f2", ""),
@@ -367,14 +369,15 @@ def follow(table: pd.DataFrame, connection: str = changes.NEW) -> list[Axes]:
     table = table[table["connection"] == connection]
     labels, places = _grouped(table)
     arms = [arm for arm in changes.ARMS if arm in set(table["arm"])]
-    with _grid(1, 2, 1.4 + 0.3 * max(len(labels), 1), sharey=True, width_ratios=[3, 2]) as axes:
+    lanes = max(len(arms), _LANES)
+    with _grid(1, 2, 1.4 + 0.1 * lanes * max(len(labels), 1), sharey=True, width_ratios=[3, 2]) as axes:
         first, second = axes[0]
         if table.empty:
             _unmeasured(first)
             second.set_axis_off()
             return [first, second]
         for row in table.to_dict("records"):
-            y = places[row["change"], row["backend"]] + 0.3 * (arms.index(row["arm"]) - (len(arms) - 1) / 2)
+            y = places[row["change"], row["backend"]] + 0.9 / lanes * (arms.index(row["arm"]) - (len(arms) - 1) / 2)
             _spell(first, y, row["followed"], row["arm"], row["rest"])
             _spell(second, y, row["errors"], row["arm"], row["rest"])
         _rows(first, labels)
@@ -390,7 +393,9 @@ def follow(table: pd.DataFrame, connection: str = changes.NEW) -> list[Axes]:
         never = Line2D(
             [], [], color="#444444", marker="o", markerfacecolor="white", linewidth=0, label="not before its load ended"
         )
-        first.figure.legend(handles=[*_arm_handles(arms), *[never] * late], loc="outside upper left", ncols=4)
+        handles = [*_arm_handles(arms), *[never] * late]
+        # The last is the longest: beside four arms it has a column of its own.
+        first.figure.legend(handles=handles, loc="outside upper left", ncols=4 if len(handles) <= 4 else 3)
         return [first, second]
 
 
@@ -496,7 +501,8 @@ def compared(
     Shares have an axis up to 100 %; durations are in ms, on a logarithmic axis where they are far apart.
     """
     rows, arms = list(dict.fromkeys(table["row"])), list(dict.fromkeys(table["arm"]))
-    with _axes(1.3 + 0.42 * max(len(rows), 1)) as ax:
+    lanes = max(len(arms), _LANES)
+    with _axes(1.3 + 0.14 * lanes * max(len(rows), 1)) as ax:
         if table.empty:
             _unmeasured(ax)
             return ax
@@ -508,15 +514,14 @@ def compared(
                 ax.barh([y], [high - low], left=[low], height=0.94, color="#d4d4d4", edgecolor="#d4d4d4", zorder=0)
         for row in table.to_dict("records"):
             if _known(row[column]):
-                offset = 0.27 * (arms.index(row["arm"]) - (len(arms) - 1) / 2)
+                offset = 0.81 / lanes * (arms.index(row["arm"]) - (len(arms) - 1) / 2)
                 _mark(ax, rows.index(row["row"]) + offset, row[column], row["arm"], row[values], spread=0.08, unit=unit)
         _rows(ax, rows)
         groups = [name.partition(",")[0] for name in rows]
         for y in [n for n in range(1, len(rows)) if groups[n] != groups[n - 1] and len(set(groups)) < len(groups)]:
             ax.axhline(y - 0.5, color="#bbbbbb", linewidth=0.8)
-        ax.legend(
-            handles=_arm_handles(arms), loc="lower left", bbox_to_anchor=(0, 1), ncols=len(arms), handletextpad=0.3
-        )
+        # Of the figure: four arms are wider than the axes.
+        ax.figure.legend(handles=_arm_handles(arms), loc="outside upper left", ncols=len(arms), handletextpad=0.3)
         return ax
 
 

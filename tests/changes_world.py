@@ -106,7 +106,7 @@ def _plan(world: World) -> plan.Plan:
     changes = tuple(name for name in CHANGES if name not in ("gone", "rotate", "unrelated"))
     meshed = plan.Experiment(
         "change-meshed",
-        ("mode1-xds", "mode2-xds"),
+        ("mode1-xds", "mode2-xds", "mode2-envoy-xds"),
         backend=tuple(way for way in WAYS if way != "shop-dns-30"),
         connection=kept,
         change=changes,

@@ -214,6 +214,7 @@ def following(**how: float) -> dict[str, float]:
     [
         ("shop", "mode1-xds", "EDS"),
         ("shop-headless", "mode2-xds", "ORIGINAL_DST"),
+        ("shop-headless", "mode2-envoy-xds", "ORIGINAL_DST"),
         ("shop-dns", "mode1-xds", "STRICT_DNS"),
         ("shop-headless", "plain", "client's DNS"),
     ],
@@ -236,12 +237,12 @@ def test_how_fast_is_followed_is_found_where_it_was_put(usual: store.Runs, backe
 
 def test_a_row_per_level_in_the_order_of_the_page(usual: store.Runs) -> None:
     table = changes.followed(usual)
-    assert len(table) == 5 * 8 * 2
+    assert len(table) == 5 * 11 * 2
     assert list(dict.fromkeys(table["change"])) == list(changes.SAID)
     assert list(table["arm"][:4]) == ["plain", "plain", "mode1-xds", "mode1-xds"]
     assert list(table["connection"][:2]) == ["new", "keepalive"]
     shown = changes.table(table, "keepalive")
-    assert len(shown) == 40
+    assert len(shown) == 55
     assert shown.iloc[0]["followed after, p50"] == "never"
     assert shown.iloc[0]["mean"] == "never in 4 of 4 blocks"
     assert shown.iloc[0]["last on removed, p50"] == text.ABSENT
@@ -261,11 +262,11 @@ def test_nothing_reaches_the_new_replica(world: Callable[..., store.Runs]) -> No
     assert set(missed["beyond it, p50"]) == {"never"}
     said = changes.answer(table)
     assert (
-        "With EDS new connections do not follow 4 of 10 changes within the 5.99 s of load left: added in mode1" in said
+        "With EDS new connections do not follow 6 of 15 changes within the 5.99 s of load left: added in mode1" in said
     )
     assert "the others take up to" in said
     assert "never in mode1-xds (new)" in changes.bar_answer(table)
-    assert changes.bar_answer(table).endswith("the bar of 300 ms is met in 0 of 4.")
+    assert changes.bar_answer(table).endswith("the bar of 300 ms is met in 0 of 6.")
     assert claims.learnt(table).verdict == claims.UNDECIDED
 
 
@@ -290,12 +291,12 @@ def test_the_bar_judges_the_first_request_on_a_replica_that_became_ready(
     usual: store.Runs, world: Callable[..., store.Runs]
 ) -> None:
     good = changes.followed(usual)
-    assert len(changes.bar(good)) == 5 * 2 * 2
+    assert len(changes.bar(good)) == 5 * 3 * 2
     assert verdicts(good) == {"added": {"met"}, **NOT_JUDGED}
     assert set(changes.bar(good)["probe period"]) == {"0.500 s"}
     slow = changes.followed(world(follows=following(EDS=0.9)))
     assert verdicts(slow) == {"added": {"MISSED"}, **NOT_JUDGED}
-    assert changes.bar_answer(slow).endswith("the bar of 300 ms is met in 0 of 4.")
+    assert changes.bar_answer(slow).endswith("the bar of 300 ms is met in 0 of 6.")
 
 
 def test_failures_after_the_first_request_on_an_added_replica_are_no_matter_of_the_bar(tmp_path: Path) -> None:
@@ -317,12 +318,11 @@ def minutes(tmp_path_factory: pytest.TempPathFactory) -> store.Runs:
 
 def test_a_minute_without_a_failure_meets_the_bar_and_handshakes_are_told(minutes: store.Runs) -> None:
     shown = changes.unnoticed_table(changes.unnoticed(minutes)).set_index(["change", "arm"])
-    assert set(shown.index.get_level_values("arm")) == {"mode1-xds", "mode2-xds"}
+    assert list(dict.fromkeys(shown.index.get_level_values("arm"))) == list(changes.ARMS[1:])
     assert set(shown["verdict"]) == {"met"}
     assert set(shown["watched"]) == {"61 s"}
-    assert "0 of 30750 requests in mode1-xds and 0 of 30750 requests in mode2-xds fail while every certificate" in (
-        changes.unnoticed_answer(changes.unnoticed(minutes))
-    )
+    said = changes.unnoticed_answer(changes.unnoticed(minutes))
+    assert "0 of 30750 requests in mode2-xds and 0 of 30750 requests in mode2-envoy-xds fail while every cert" in said
     encrypted = shown["new mutual TLS connections"].groupby("change").first()
     assert encrypted["a replica is added"] == text.ABSENT
     assert encrypted["every certificate is replaced"] == encrypted["another Service comes and goes"] == 3075
@@ -393,8 +393,8 @@ def test_kept_connections_stay_where_the_client_chose(usual: store.Runs) -> None
     assert (spread["on it"], spread["stayed"]) == (24, 0)
     assert set(table[table["change"] == "crash"]["stayed"]) == {0}
     said = changes.kept_answer(table)
-    assert "16 of 16 with ORIGINAL_DST" in said
-    assert "0 of 48 with EDS" in said
+    assert "24 of 24 with ORIGINAL_DST" in said
+    assert "0 of 72 with EDS" in said
 
 
 def test_a_name_that_is_gone_fails_by_resolver_or_never(usual: store.Runs, world: Callable[..., store.Runs]) -> None:
@@ -456,7 +456,7 @@ def test_an_empty_table_says_whether_it_was_measured(usual: store.Runs, other: s
 def test_checks_pass_what_can_carry_an_answer(usual: store.Runs) -> None:
     table = changes.checks(usual)
     assert list(table["experiment"]) == ["change", "gone"]
-    assert list(table["cells"]) == [320, 12]
+    assert list(table["cells"]) == [440, 12]
     assert set(table["making the change took, p50"]) == {"0.0300 s"}
 
 
@@ -478,7 +478,7 @@ def test_checks_refuse_what_cannot(world: Callable[..., store.Runs], how: dict[s
 def test_a_cell_that_tells_of_no_change_is_left_out(usual: store.Runs) -> None:
     agents = [{} if cell["arm"] == "plain" else cell["agent"] for cell in usual.cells.to_dict("records")]
     runs = replace(usual, cells=usual.cells.assign(agent=agents))
-    assert set(changes.followed(runs)["arm"]) == {"mode1-xds", "mode2-xds"}
+    assert set(changes.followed(runs)["arm"]) == set(changes.ARMS[1:])
 
 
 @pytest.mark.parametrize("shift_s", [-60, 60])
@@ -509,8 +509,8 @@ def test_the_claim_is_decided_by_what_follows(usual: store.Runs) -> None:
     found = claims.learnt(table)
     assert (found.verdict, found.notebook) == (claims.DEPENDS, NOTEBOOK.stem)
     assert "kept ones stay" in found.because
-    assert "Service (EDS): 20 of 20 changes followed, at p50 in 6" in found.numbers
-    assert "headless, kept alive: 4 of 10 changes followed" in found.numbers
+    assert "Service (EDS): 30 of 30 changes followed, at p50 in 6" in found.numbers
+    assert "headless, kept alive: 6 of 15 changes followed" in found.numbers
     every = with_(table, 1.0, endpoints="ORIGINAL_DST")
     assert claims.learnt(every).verdict == claims.SUPPORTED
     late = with_(table, np.inf, endpoints="ORIGINAL_DST", connection="new", change="up")
@@ -555,6 +555,7 @@ def test_the_figure_has_a_mark_per_row_and_hollow_ones_for_never(usual: store.Ru
     hollow = [line for line in marks(times) if line.get_markerfacecolor() == "white"]
     assert len(hollow) == sum(np.isinf(each.p50) for each in mine["followed"])
     assert times.get_xlim()[0] == failures.get_xlim()[0] == 0
+    assert times.figure.legends[0].get_window_extent().x1 <= times.figure.bbox.x1
     labels = [each.get_text() for each in times.get_yticklabels()]
     assert labels[:4] == ["replica added:", "Service (EDS)", "headless (ORIGINAL_DST)", "external (STRICT_DNS)"]
 
@@ -563,7 +564,7 @@ def test_the_figure_has_a_mark_per_row_and_hollow_ones_for_never(usual: store.Ru
 def test_the_timeline_has_a_panel_per_arm_and_way(usual: store.Runs) -> None:
     axes = figures.timeline(changes.timeline(usual, "replace"))
     axes[0].figure.savefig(BytesIO(), format="png")  # type: ignore[union-attr]
-    assert sum(ax.axison for ax in axes) == 8
+    assert sum(ax.axison for ax in axes) == 11
     assert [ax.get_title(loc="left") for ax in axes[:2]] == ["ClusterIP\nplain", "EDS\nmode1-xds"]
 
 

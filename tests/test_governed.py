@@ -48,11 +48,14 @@ def test_a_virtual_address_without_a_cluster_or_a_listener_is_found() -> None:
     told = policies_world.governed()["governed"]
     fewer = {pod: [each for each in names if "redis" not in each] for pod, names in told["clusters"].items()}
     assert lacking(policies_world.governed(clusters=fewer), HOSTS["redis"]) == (
-        "client-mode1-xds: no cluster; client-mode2-xds: no cluster"
+        "client-mode1-xds: no cluster; client-mode2-xds: no cluster; client-mode2-envoy-xds: no cluster"
     )
     silent = {pod: [each for each in names if VIRTUAL["redis"] not in each] for pod, names in told["listeners"].items()}
     facts = policies_world.governed(listeners=silent)
-    assert lacking(facts, HOSTS["redis"]) == f"client-mode2-xds: no listener for {VIRTUAL['redis']}:6000"
+    silent_ones = ("client-mode2-xds", "client-mode2-envoy-xds")
+    assert lacking(facts, HOSTS["redis"]) == "; ".join(
+        f"{each}: no listener for {VIRTUAL['redis']}:6000" for each in silent_ones
+    )
     found = claims.one_model(table(facts))
     assert found.verdict == claims.REFUTED
     assert HOSTS["redis"] in found.because
@@ -95,6 +98,28 @@ def test_a_sidecars_own_configuration_serves_where_nothing_else_was_noted() -> N
     found = table(facts)
     assert set(found["agree"]) == {"yes"}
     assert set(found["sidecars"]) == {1}
+
+
+def filtering(**other: list[str]) -> dict[str, Any]:
+    """Facts with the configuration of a sidecar whose DNS filter answers what the others do, but for these names."""
+    facts = policies_world.governed()
+    answers = {**facts["governed"]["names"], **{HOSTS[name]: ips for name, ips in other.items()}}
+    domains = [{"name": name, "endpoint": {"address_list": {"address": ips}}} for name, ips in answers.items() if ips]
+    config = {"typed_config": {"server_config": {"inline_dns_table": {"virtual_domains": domains}}}}
+    dns = {"name": "dns_udp", "active_state": {"listener": {"listener_filters": [config]}}}
+    return facts | {"envoy": {"client-mode2-envoy-xds": {"configs": [{"dynamic_listeners": [dns]}]}}}
+
+
+def test_a_dns_filter_was_told_what_the_other_proxies_were() -> None:
+    found = table(filtering())
+    assert set(found["agree"]) == {"yes"}
+    assert set(found["DNS filters"]) == {1}
+    assert governed.answer(found).endswith("; Envoy's DNS filter was told the same.")
+    assert "filter" not in governed.answer(table(policies_world.governed()))
+    other = "client-mode2-envoy-xds: its DNS filter has other addresses"
+    assert lacking(filtering(redis=["240.240.0.9"]), HOSTS["redis"]) == other
+    assert lacking(filtering(redis=[]), HOSTS["redis"]) == "client-mode2-envoy-xds: its DNS filter has not this name"
+    assert claims.one_model(table(filtering(redis=[]))).verdict == claims.REFUTED
 
 
 def test_runs_without_a_control_plane_have_nothing_to_say() -> None:

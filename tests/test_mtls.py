@@ -58,15 +58,14 @@ def test_outcomes_that_differ_are_counted(usual: store.Runs) -> None:
 def test_the_grid_has_a_row_per_client_and_a_column_per_policy(usual: store.Runs) -> None:
     grid = mtls.grid(mtls.matrix(usual))
     assert list(grid.columns) == list(mtls.WANTED)
-    assert list(grid.index) == ["no sidecar", "sidecar, mode 1", "sidecar, mode 2"]
+    assert list(grid.index) == [mtls.MEANINGS[arm] for arm in policies.ARMS]
+    assert list(grid.index)[2:] == ["sidecar, mode 2 by the agent's proxy", "sidecar, mode 2 by Envoy's DNS filter"]
     assert grid.loc["no sidecar", "strict"] == "refused\nby the server's sidecar"
 
 
 def test_the_answer_follows_the_data(usual: store.Runs, tmp_path: Path) -> None:
     said = mtls.answer(mtls.matrix(usual))
-    assert "mutual TLS strict: plain refused by the server's sidecar; mode1-xds and mode2-xds served (mutual TLS)" in (
-        said
-    )
+    assert "strict: plain refused by the server's sidecar; mode1-xds, mode2-xds and mode2-envoy-xds served (mut" in said
     open_ = mtls.answer(mtls.matrix(policies_world.runs(tmp_path, World(guarded=False), blocks=2)))
     assert "mutual TLS strict: plain served (no TLS handshake)" in open_
 

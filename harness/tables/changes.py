@@ -23,7 +23,7 @@ Flags = NDArray[np.bool_]
 
 CHANGE, GONE, UNNOTICED = "change", "gone", "unnoticed"  # experiments
 PLAIN = "plain"
-ARMS = (PLAIN, "mode1-xds", "mode2-xds")
+ARMS = (PLAIN, "mode1-xds", "mode2-xds", "mode2-envoy-xds")
 NEW, KEPT = "new", "keepalive"
 CONNECTIONS = (NEW, KEPT)
 EDS, ORIGINAL_DST, STRICT_DNS = "EDS", "ORIGINAL_DST", "STRICT_DNS"

@@ -1,7 +1,8 @@
 """Notebook 04: whether what the control plane told DNS proxies, cluster DNS and sidecars agrees.
 
 A name answered with a virtual address works only if every sidecar has a cluster for the name and a listener that takes
-connections to the address; any other name must have the same addresses in the cluster DNS as in the name table.
+connections to the address; any other name must have the same addresses in the cluster DNS as in the name table. An
+Envoy that answers DNS itself was told the names apart from the agent's proxy, and must have been told the same.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from harness.tables import external, policies, provenance, text
 
 FACTS = "governed"
 UNKNOWN = "no sidecar's configuration was recorded"
-_TABLE = ["run", "name", "address", "answered by DNS proxies", "in the cluster DNS", "sidecars", "lacking", "agree"]
+_TABLE = [
+    "run", "name", "address", "answered by DNS proxies", "in the cluster DNS", "sidecars", "DNS filters", "lacking",
+    "agree",
+]  # fmt: skip
 
 
 def table(runs: store.Runs) -> pd.DataFrame:
@@ -29,9 +33,11 @@ def table(runs: store.Runs) -> pd.DataFrame:
         names, records = provenance.branch(facts, "names"), provenance.branch(facts, "records")
         recorded = {str(name).rstrip("."): sorted(map(str, found)) for name, found in records.items()}
         clusters, listeners = (_by_sidecar(header.facts, name) for name in ("clusters", "listeners"))
+        filters = _filters(header.facts)
         for name, ips in names.items():
             host, told = str(name).rstrip("."), sorted(map(str, ips))
-            rows.append({"run": header.name} | _row(host, told, recorded.get(host, []), clusters, listeners))
+            row = _row(host, told, recorded.get(host, []), clusters, listeners)
+            rows.append({"run": header.name} | _compared(row, host, told, filters))
     return pd.DataFrame(rows, columns=_TABLE)
 
 
@@ -42,9 +48,13 @@ def _by_sidecar(facts: dict[str, Any], kind: str) -> Sidecars:
     """Names of the clusters or listeners of each sidecar: as they were noted, or as its own configuration has them."""
     if noted := provenance.branch(provenance.branch(facts, FACTS), kind):
         return {str(sidecar): {str(each) for each in found} for sidecar, found in noted.items()}
+    return {pod: set(_dumped(dump, kind)) for pod, dump in _dumps(facts).items()}
+
+
+def _dumps(facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Envoy's /config_dump of each governed client whose configuration was recorded."""
     dumps = provenance.branch(facts, "envoy")
-    pods = [client.pod for client in topology.CLIENTS if client.governed and dumps.get(client.pod)]
-    return {pod: set(_dumped(dumps[pod], kind)) for pod in pods}
+    return {client.pod: dumps[client.pod] for client in topology.CLIENTS if client.governed and dumps.get(client.pod)}
 
 
 def _dumped(dump: dict[str, Any], kind: str) -> Iterator[str]:
@@ -55,6 +65,28 @@ def _dumped(dump: dict[str, Any], kind: str) -> Iterator[str]:
         for each in part.get("dynamic_listeners", []) if kind == "listeners" else []:
             if "active_state" in each:
                 yield str(each["name"])
+
+
+Answers = dict[str, list[str]]  # host -> addresses
+
+
+def _filters(facts: dict[str, Any]) -> dict[str, Answers]:
+    """What each sidecar answers that has a DNS filter."""
+    found = {pod: list(_domains(dump)) for pod, dump in _dumps(facts).items()}
+    return {
+        pod: {str(each["name"]).rstrip("."): sorted(each["endpoint"]["address_list"]["address"]) for each in domains}
+        for pod, domains in found.items()
+        if domains
+    }
+
+
+def _domains(dump: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The names in the tables of an Envoy's DNS filters."""
+    for part in dump.get("configs", []):
+        for each in part.get("dynamic_listeners", []):
+            for one in each.get("active_state", {}).get("listener", {}).get("listener_filters", []):
+                table = one.get("typed_config", {}).get("server_config", {}).get("inline_dns_table", {})
+                yield from table.get("virtual_domains", [])
 
 
 def _row(host: str, told: list[str], recorded: list[str], clusters: Sidecars, listeners: Sidecars) -> dict[str, Any]:
@@ -79,6 +111,17 @@ def _row(host: str, told: list[str], recorded: list[str], clusters: Sidecars, li
         "lacking": "; ".join(lacking) or text.ABSENT,
         "agree": agree,
     }
+
+
+def _compared(row: dict[str, Any], host: str, told: list[str], filters: dict[str, Answers]) -> dict[str, Any]:
+    """The row, and whether DNS filters answer the same."""
+    other = [
+        f"{sidecar}: its DNS filter has {'other addresses' if host in answers else 'not this name'}"
+        for sidecar, answers in filters.items()
+        if answers.get(host) != told
+    ]
+    wrong = {"agree": "NO", "lacking": "; ".join([*[row["lacking"]] * (row["agree"] == "NO"), *other])} if other else {}
+    return row | {"DNS filters": len(filters) or text.ABSENT} | wrong
 
 
 def _kind(told: list[str]) -> str:
@@ -117,7 +160,8 @@ def answer(found: pd.DataFrame) -> str:
         return f"Of {whole} names told to DNS proxies {len(wrong)} disagree with the rest: {policies.listed(wrong)}."
     if unknown:
         return f"Of {whole} names told to DNS proxies {len(unknown)} could not be compared: {UNKNOWN}."
+    filtered = "" if (found["DNS filters"] == text.ABSENT).all() else "; Envoy's DNS filter was told the same"
     return (
         f"All {whole} names told to DNS proxies agree with the rest: those with a virtual address have a cluster and a "
-        "listener in every sidecar, the others the same addresses in the cluster DNS."
+        f"listener in every sidecar, the others the same addresses in the cluster DNS{filtered}."
     )

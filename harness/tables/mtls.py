@@ -17,7 +17,12 @@ from harness.tables import cells, policies, text
 STRICT, PERMISSIVE, DISABLE = "strict", "permissive", "disable"
 WANTED = (STRICT, PERMISSIVE, DISABLE)
 SERVED, REFUSED, LOST = "served", "refused", "lost"
-MEANINGS = {policies.PLAIN: "no sidecar", policies.MODE1: "sidecar, mode 1", policies.MODE2: "sidecar, mode 2"}
+MEANINGS = {
+    policies.PLAIN: "no sidecar",
+    policies.MODE1: "sidecar, mode 1",
+    policies.MODE2: "sidecar, mode 2 by the agent's proxy",
+    policies.MODE2_ENVOY: "sidecar, mode 2 by Envoy's DNS filter",
+}
 _COUNTED = {
     "at the application": "servers/nginx_rq",
     "closed without a chain": "servers/no_chain",

@@ -21,8 +21,8 @@ from harness.tables import cells, lookups, provenance, shares, text
 
 FAULTS, SPLIT, MTLS, EXTERNAL = "faults", "split", "mtls", "external"  # experiments of this notebook
 EXPERIMENTS = (FAULTS, SPLIT, MTLS, EXTERNAL)
-PLAIN, MODE1, MODE2 = "plain", "mode1-xds", "mode2-xds"
-MODES = (MODE1, MODE2)
+PLAIN, MODE1, MODE2, MODE2_ENVOY = "plain", "mode1-xds", "mode2-xds", "mode2-envoy-xds"
+MODES = (MODE1, MODE2, MODE2_ENVOY)
 ARMS = (PLAIN, *MODES)
 NONE = "none"
 LEVEL = ["fault", "policy", "arm"]
