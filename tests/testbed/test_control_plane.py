@@ -74,8 +74,9 @@ def test_every_arm_reaches_the_replicas_and_no_unready_one(session: run.Session,
     assert set(measured.table.column("outcome").to_pylist()) == {"ok"}
     # Envoy's filter answers in one order, and an application takes the first: it does not divide what is headless.
     alone = (arm, backend) == ("mode2-envoy-xds", "shop-headless")
-    reached = {"shop-1"} if alone else {"shop-1", "shop-2", "shop-3"}
-    assert set(measured.table.column("replica").to_pylist()) == reached
+    replicas, reached = {"shop-1", "shop-2", "shop-3"}, set(measured.table.column("replica").to_pylist())
+    assert reached <= replicas
+    assert len(reached) == (1 if alone else len(replicas))
     assert measured.record.counters["servers/nginx_rq"] == 30
 
 
