@@ -214,9 +214,11 @@ class Testbed:
         Engine 20.10 at times counts endpoints that are gone, and keeps an empty network until it is restarted. That is
         in nobody's way: the next `up` takes it again.
         """
+        label = f"com.docker.compose.project={self.project}"
         with contextlib.suppress(*_SDK):
-            for network in self.client.networks.list(filters={"label": f"com.docker.compose.project={self.project}"}):
-                network.remove()
+            for network in self.client.networks.list(filters={"label": label}):
+                with contextlib.suppress(*_SDK):  # one that is kept does not keep the others
+                    network.remove()
 
     def _compose(self, *arguments: str) -> tuple[str, ...]:
         rendered = self.state / "compose.yaml"

@@ -205,7 +205,7 @@ def test_what_ends_a_run_says_how_to_go_on(
     assert cli.main(["run"]) == code
     assert bed.asked == [("down",)]
     said, go_on = capsys.readouterr().err, f"go on with `meshdns run --resume {tmp_path}/quick-x.partial`"
-    assert (f"1 of 100 blocks are stored; {go_on}\n" in said) == begun
+    assert (f"1 of {plan.find('quick').blocks} blocks are stored; {go_on}\n" in said) == begun
     if code != cli.INTERRUPTED:
         last = said.splitlines()[-1]
         assert last.endswith(go_on if begun else errors.AGAIN)
