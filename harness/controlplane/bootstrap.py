@@ -40,8 +40,8 @@ def bootstrap(node: Node, control_plane: str) -> Json:
                 {"name": "admin", "admin_layer": {}},
             ]
         },
-        # Names of statistics are not taken apart into tags, which nobody here asks for: with the default patterns that
-        # is a third of what a sidecar spends on a configuration. Istio's bootstrap has fewer of its own.
+        # Names of statistics are not taken apart into tags, which nobody here asks for: the default patterns would be
+        # tried on each name of each cluster. Istio's bootstrap leaves them out too, and has fewer of its own.
         "stats_config": {"use_all_default_tags": False},
         # A cluster that nobody calls has no statistics of traffic.
         "deferred_stat_options": {"enable_deferred_creation_stats": True},

@@ -145,11 +145,11 @@ def noise_floor(values: pd.DataFrame, a: Hashable, twin: Hashable) -> stats.Nois
 
 def asked(runs: store.Runs, chosen: pd.DataFrame) -> Values:
     """Requests per cell that the counters saw: recorded ones and the warm-up before them, from the plan."""
-    made = chosen["offered"].to_numpy(dtype=float)
+    before = np.zeros(len(chosen))
     for header in runs.headers:
         for planned in header.plan.get("experiment", []):
-            made[_of(planned, header.name, chosen)] += float(planned.get("warmup", 0))
-    return made
+            before[_of(planned, header.name, chosen)] = float(planned.get("warmup", 0))
+    return np.asarray(chosen["offered"].to_numpy(dtype=float) + before)
 
 
 def _of(planned: Mapping[str, Any], run: str, chosen: pd.DataFrame) -> NDArray[np.bool_]:

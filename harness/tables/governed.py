@@ -120,8 +120,11 @@ def _compared(row: dict[str, Any], host: str, told: list[str], filters: dict[str
         for sidecar, answers in filters.items()
         if answers.get(host) != told
     ]
-    wrong = {"agree": "NO", "lacking": "; ".join([*[row["lacking"]] * (row["agree"] == "NO"), *other])} if other else {}
-    return row | {"DNS filters": len(filters) or text.ABSENT} | wrong
+    compared = row | {"DNS filters": len(filters) or text.ABSENT}
+    if not other:
+        return compared
+    before = [row["lacking"]] if row["agree"] == "NO" else []
+    return compared | {"agree": "NO", "lacking": "; ".join([*before, *other])}
 
 
 def _kind(told: list[str]) -> str:
