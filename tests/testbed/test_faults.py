@@ -270,16 +270,19 @@ def test_an_engine_that_dies_while_the_testbed_starts_is_told(small: Testbed, pl
     assert f"start it and {errors.AGAIN}" in said
 
 
-def test_a_busy_subnet_is_told_with_a_way_out(small: Testbed) -> None:
-    pool = {"Subnet": small.nets.cidrs()[0]}
-    network = small.client.api.create_network("meshdns-in-the-way", ipam={"Config": [pool]}, internal=True)
+def test_a_busy_subnet_is_told_with_a_way_out(tmp_path: Path) -> None:
+    nets = topology.Nets("198.18.78", "198.19.78")  # not those of `small`: an earlier test's network may have been kept
+    bed = Testbed(engine.images(print).tags, nets, project="meshdns-busy", state=tmp_path / "state")
+    pool = {"Subnet": nets.cidrs()[0]}
+    network = bed.client.api.create_network("meshdns-in-the-way", ipam={"Config": [pool]}, internal=True)
     try:
         with pytest.raises(errors.EnvironmentProblem, match="the container network meshdns-in-the-way") as caught:
-            small.up(lambda line: None)
+            bed.up(lambda line: None)
         assert "MESHDNS_PODS" in str(caught.value)
-        assert small.containers() == []
+        assert bed.containers() == []
     finally:
-        small.client.api.remove_network(network["Id"])
+        bed.down()
+        bed.client.api.remove_network(network["Id"])
 
 
 def test_an_envoy_that_never_becomes_ready_is_named_and_everything_is_removed(
