@@ -437,6 +437,11 @@ def shipped() -> list[str]:
     return sorted(path.stem for path in PLANS.glob("*.toml"))
 
 
+def measuring(experiment: str) -> list[str]:
+    """Names of the shipped plans that hold an experiment."""
+    return [name for name in shipped() if any(each.name == experiment for each in find(name).experiments)]
+
+
 def find(name: str) -> Plan:
     """A shipped plan by name, or a plan file by path. Raises InputError."""
     path = PLANS / f"{name}.toml" if name in shipped() else Path(name)

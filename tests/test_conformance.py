@@ -35,7 +35,7 @@ def test_each_proxy_is_shown_as_the_last_run_that_asked_it_saw_it() -> None:
     assert table["mode2-agent"].to_dict() == {"ra": "no", "aa": conformance.SAME, "new": "no"}
     assert table["mode2-envoy"].to_dict() == {"ra": conformance.SAME, "aa": "never", "new": text.ABSENT}
     assert "Of 3 behaviours" in conformance.answer(measured)
-    assert "mode2-envoy 1 and mode2-agent 1" in conformance.answer(measured)
+    assert "mode2-envoy has 1 and mode2-agent has 1" in conformance.answer(measured)
 
 
 def test_the_sample_shows_both_proxies() -> None:

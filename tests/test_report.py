@@ -10,8 +10,8 @@ import pytest
 import small_notebooks
 import synthetic
 
-from harness import errors, report
-from harness.report import execute, page
+from harness import errors, report, store
+from harness.report import execute, index, page
 
 REMOTE = re.compile(
     r"""(?:src|href|action|srcset)\s*=\s*["']?\s*(?:https?:|//)|url\(|@import|<script|<link|<iframe""", re.I
@@ -39,8 +39,8 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def published(runs: Path, books: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    index = report.publish(runs, tmp_path_factory.mktemp("reports") / "one", {"percentile": 90}, books, quiet)
-    return index.parent
+    made = report.publish(runs, tmp_path_factory.mktemp("reports") / "one", {"percentile": 90}, books, quiet)
+    return made.parent
 
 
 @pytest.mark.slow
@@ -65,6 +65,19 @@ def test_index_states_every_answer_and_links_to_every_page(published: Path, book
     assert {f"{book.stem}.html" for book in books} <= targets
     assert all((published / target).exists() for target in targets)
     assert (published.parent / "latest").resolve() == published
+
+
+def test_a_question_that_was_not_asked_comes_with_the_plan_that_asks_it(runs: Path, tmp_path: Path) -> None:
+    path = small_notebooks.write(tmp_path, "05_change")
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata["meshdns"] = {"needs": "change"}
+    nbformat.write(notebook, path)
+    measured = store.load(runs)
+    can, unasked = report._answerable([path], measured)
+    assert can == []
+    text = index.document([], [], measured, unasked)
+    assert "What does 05_change cost? <code>meshdns report --plan change</code>" in text
+    assert "policies" not in text
 
 
 @pytest.mark.slow

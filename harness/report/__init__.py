@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from harness import errors, store
+from harness import errors, plan, store
 from harness.report import execute, index, page
 from harness.report.execute import Progress
 
@@ -71,8 +71,8 @@ def parameter(text: str) -> object:
     return value
 
 
-def _answerable(notebooks: Sequence[Path], runs: store.Runs) -> tuple[list[Path], list[str]]:
-    """Notebooks whose experiment (`needs` in their metadata) these runs hold, and the questions of the others."""
+def _answerable(notebooks: Sequence[Path], runs: store.Runs) -> tuple[list[Path], list[index.Unasked]]:
+    """Notebooks whose experiment (`needs` in their metadata) these runs hold, and what the others ask."""
     there, can, unasked = set(runs.cells["experiment"]), [], []
     for notebook in notebooks:
         document = json.loads(notebook.read_text(encoding="utf-8"))
@@ -80,11 +80,12 @@ def _answerable(notebooks: Sequence[Path], runs: store.Runs) -> tuple[list[Path]
         if needs is None or needs in there:
             can.append(notebook)
         else:
-            unasked.append("".join(document["cells"][0]["source"]).splitlines()[0].lstrip("# "))
+            question = "".join(document["cells"][0]["source"]).splitlines()[0].lstrip("# ")
+            unasked.append(index.Unasked(question, plan.measuring(needs)))
     return can, unasked
 
 
-def _write(folder: Path, pages: Sequence[page.Page], runs: store.Runs, unasked: Sequence[str]) -> None:
+def _write(folder: Path, pages: Sequence[page.Page], runs: store.Runs, unasked: Sequence[index.Unasked]) -> None:
     links = [page.Link(INDEX, INDEX_LABEL), *(page.Link(page.address(each.stem), each.label) for each in pages)]
     (folder / "figures").mkdir()
     footer = index.footer(runs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from harness import plan, store
 from harness.report import page
@@ -19,8 +20,17 @@ TITLE = "Sidecars and DNS: what was asked, what was measured"
 CLAIMS, CARD = "00", "10"  # how the file names of these two notebooks begin
 
 
-def document(pages: Sequence[Page], links: Sequence[page.Link], runs: store.Runs, unasked: Sequence[str] = ()) -> str:
-    """The whole HTML document; `unasked`: questions of notebooks that these runs cannot answer."""
+class Unasked(NamedTuple):
+    """What a notebook asks that the runs cannot answer, and the plans that measure it."""
+
+    question: str
+    plans: Sequence[str]
+
+
+def document(
+    pages: Sequence[Page], links: Sequence[page.Link], runs: store.Runs, unasked: Sequence[Unasked] = ()
+) -> str:
+    """The whole HTML document."""
     answers = [each for each in pages if not each.stem.startswith((CLAIMS, CARD))]
     claims = [each for each in pages if each.stem.startswith(CLAIMS)]
     card = [each for each in pages if each.stem.startswith(CARD)]
@@ -71,11 +81,16 @@ def _card(one: Page) -> str:
 """
 
 
-def _unasked(questions: Sequence[str]) -> str:
-    if not questions:
+def _unasked(notebooks: Sequence[Unasked]) -> str:
+    if not notebooks:
         return ""
-    listed = "".join(f"<li>{html.escape(question)}</li>" for question in questions)
-    return f"<h2>Not asked in these runs</h2>\n<ul>{listed}</ul>\n<p>Other plans do: {', '.join(plan.shipped())}.</p>"
+    listed = "".join(f"<li>{html.escape(each.question)}{_measured_by(each.plans)}</li>" for each in notebooks)
+    return f"<h2>Not asked in these runs</h2>\n<ul>{listed}</ul>"
+
+
+def _measured_by(plans: Sequence[str]) -> str:
+    commands = " or ".join(f"<code>meshdns report --plan {html.escape(name)}</code>" for name in plans)
+    return f" {commands}" if plans else ""
 
 
 def _measured(runs: store.Runs) -> str:

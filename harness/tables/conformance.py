@@ -55,6 +55,6 @@ def answer(runs: store.Runs) -> str:
     found = _rows(runs)
     if not found:
         return "How the DNS proxies differ from Istio's agent was not asked in these runs."
-    said = [f"{arm} {sum(row['agrees'] for row in rows.values())}" for arm, rows in found.items()]
+    said = [f"{arm} has {sum(row['agrees'] for row in rows.values())}" for arm, rows in found.items()]
     total = len(_cases(found))
-    return f"Of {total} behaviours of Istio's agent, {' and '.join(said)} are shown; the others are in the table below."
+    return f"Of {total} behaviours of Istio's agent {' and '.join(said)}; the others are in the table below."

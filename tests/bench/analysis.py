@@ -162,7 +162,7 @@ def bars_of_notebooks(runs: Path) -> bool:
         met.append(not said and seconds <= NOTEBOOK_BAR_S)
         said = said or ("" if met[-1] else "  MISSED")
         print(f"{notebook.stem:32}{seconds:>9.3g} s {NOTEBOOK_BAR_S:>7g} s {said}")
-    for question in unasked:
+    for question, _ in unasked:
         print(f"not recorded in {runs.relative_to(ROOT)}, so not executed: {question}")
     return bool(met) and all(met)
 
