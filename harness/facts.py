@@ -31,13 +31,10 @@ _VERSION_COMMANDS = {
 }
 
 
-def gather(
-    bed: Testbed, observers: Mapping[str, Channel], clocks: Mapping[str, Any], arms: Collection[str]
-) -> dict[str, Any]:
-    """The facts tree of `run.json`; `clocks` are the agents' own calibration, by arm, `arms` those that are asked."""
+def gather(bed: Testbed, observers: Mapping[str, Channel], arms: Collection[str]) -> dict[str, Any]:
+    """The facts tree of `run.json`; `arms` are those that are asked."""
     client, mesh = testbed.cpu_sets()
     return {
-        "clock": dict(clocks),
         "machine": machine(),
         "engine": _engine(bed),
         "images": _images(bed),

@@ -74,14 +74,15 @@ def execute(what: Plan, bed: Testbed, root: Path, progress: Progress, resume: Pa
     with contextlib.ExitStack() as stack:
         observers = stack.enter_context(bed.observers())
         agents = stack.enter_context(Agents(bed))
-        clocks = {"plain": _clock(agents.of("plain", 5))}
         refused = _refused(bed)
         _require_some(what, refused)
-        known = facts.gather(bed, observers, clocks, _arms(what) | _MODES)
+        known = facts.gather(bed, observers, _arms(what) | _MODES)
         if "governed" in bed.groups:
             known["governed"] = plane.Plane(bed, observers["observer"]).told()
         known |= {"traces": _traces(bed, observers, agents, what, refused), "refused": refused}
         known["conformance"] = _conformance(bed, what)
+        # Last, when the machine has come to rest after the start of everything, as it is while blocks are measured.
+        known["clock"] = {"plain": _clock(agents.of("plain", 5))}
         writer = _resumed(resume, what, known) if resume else store.create(root, _header(what, known))
         conditions = stack.enter_context(Conditions(bed, observers))
         reader = counters.Reader(bed, observers)

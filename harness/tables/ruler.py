@@ -56,7 +56,7 @@ def clock(runs: store.Runs) -> list[gates.Row]:
             units.percent(share),
             f"at most {units.percent(GAP_SHARE)}",
             stolen,
-            "gaps over 50 µs in a spin of one second, worst pod; touches tails, not medians",
+            "gaps over 50 µs in a spin of one second before the first block, worst run; touches tails, not medians",
         ),
     ]
 
