@@ -18,7 +18,7 @@ from . import wire
 KUBERNETES = "Kubernetes"
 SLICE = 16  # hosts taken over between two looks at the sockets: some 0.2 ms
 _SPACE = re.compile(r"[ \t\r\n]*")
-_DECODER = json.JSONDecoder()
+_DECODER = json.JSONDecoder(parse_int=float)  # nothing here is a number, and int() refuses long ones
 
 
 class TableError(Exception):

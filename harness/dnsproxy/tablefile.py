@@ -7,6 +7,8 @@ over as a whole, as by Istio's agent.
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +19,7 @@ from . import nametable
 PERIOD_S = 0.1  # a change is in force 0.1 s later, plus the time to read it
 # The kernel stamps files by its tick (10 ms at most): a file this young may change again under the same stamp.
 YOUNG_S = 0.02
-State = tuple[int, int, int]  # change of content, size, inode
+State = tuple[int, int, int]  # time of the last change, size, inode
 
 
 class TableFile:
@@ -58,11 +60,11 @@ class TableFile:
             self._seen = None
             return None
         self._missing = False
-        return found.st_mtime_ns, found.st_size, found.st_ino
+        return found.st_ctime_ns, found.st_size, found.st_ino
 
     def _load(self, state: State) -> Iterator[None]:
         try:
-            data = self._path.read_bytes()
+            data = _read(self._path)
             young = time.time_ns() - state[0] < YOUNG_S * 1e9
             self._seen = None if young else state
             digest = hashlib.blake2b(data).digest()
@@ -92,6 +94,14 @@ class TableFile:
         self._wrong()
         kept = "the last good table stays" if self._digest else "SERVFAIL until it is right"
         _say(f"name table {self._path}: {error}; {kept}")
+
+
+def _read(path: Path) -> bytes:
+    """Its bytes; refuses at once what may never end, a pipe or a device."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise nametable.TableError("not a regular file")
+        return file.read()
 
 
 def _text(data: bytes) -> str:

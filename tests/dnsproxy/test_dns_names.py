@@ -134,6 +134,12 @@ def test_a_text_that_is_no_table_is_refused_by_place(text: str, said: str) -> No
     assert said in str(caught.value)
 
 
+def test_a_number_of_any_length_is_none_of_our_business() -> None:
+    what = table(**{"api.test": {"ips": ["192.0.2.1"]}})
+    with_number = read('{"revision": %s, "table": {"api.test": {"ips": ["192.0.2.1"]}}}' % ("1" * 5000))
+    assert with_number.names == what.names
+
+
 _JSON = st.recursive(
     st.none()
     | st.booleans()

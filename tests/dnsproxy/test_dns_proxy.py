@@ -185,6 +185,24 @@ def test_a_change_is_taken_over(tmp_path: Path, in_place: bool) -> None:
         assert proxy.stop() == ""
 
 
+def test_a_change_under_the_same_times_and_size_is_taken_over(tmp_path: Path) -> None:
+    with running(tmp_path) as proxy:
+        for last in range(2, 4):
+            proxy.table.write_text(json.dumps({"table": {"api.example.com": {"ips": [f"240.240.0.{last}"]}}}))
+            os.utime(proxy.table, (1e9, 1e9))
+            want = [f"240.240.0.{last}"]
+            until(lambda want=want: addresses(proxy.udp("api.example.com")) == want, "the new address is answered")
+            time.sleep(0.3)
+
+
+def test_a_table_that_is_a_pipe_holds_nothing_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "table.json")
+    with running(tmp_path, table=None) as proxy:
+        assert proxy.udp("api.example.com").rcode() == dns.rcode.SERVFAIL
+        proxy.write(dnsdriver.TABLE)
+        until(lambda: addresses(proxy.udp("api.example.com")) == ["240.240.0.1"], "the table is in force")
+
+
 def test_a_wrong_table_changes_nothing_and_is_told_once(tmp_path: Path) -> None:
     with running(tmp_path) as proxy:
         proxy.write('{"table": {"a": {"ips": "192.0.2.1"}}}')
