@@ -18,6 +18,7 @@ from .options import TTL_S
 
 PERMUTED = 3  # up to so many addresses (6 orders) all orders are kept; beyond, each answer is shuffled
 RECORD = 12  # bytes beside the address
+OBJECT = 40  # bytes that each piece takes in memory beside its own
 _SIZE = {wire.A: 4, wire.AAAA: 16}
 _OWNER = struct.pack(">H", 0xC000 | wire.HEADER)  # the question's name
 
@@ -34,7 +35,7 @@ class Tally:
 class Prepared:
     """An answer without its id, which is all that differs between two answers to the same bytes."""
 
-    __slots__ = ("_head", "_orders", "_records", "rest", "tally")
+    __slots__ = ("_head", "_orders", "_records", "rest", "size", "tally")
 
     def __init__(self, head: bytes, records: list[bytes], tally: Tally) -> None:
         self.tally = tally
@@ -46,6 +47,7 @@ class Prepared:
             self.rest = head + b"".join(records)
         elif len(records) <= PERMUTED:
             self._orders = [head + b"".join(order) for order in itertools.permutations(records)]
+        self.size = sum(OBJECT + len(part) for part in (head, self.rest, *records, *self._orders))
 
     def shuffled(self) -> bytes:
         """The answer in a random order, each as likely."""

@@ -14,7 +14,8 @@ from .metrics import Metrics
 from .reactor import Countdown, Reactor
 from .upstream import Forwarder
 
-READY_ANSWERS = 1 << 17  # some 60 MB of them at most: 50,000 names, A and AAAA; then collected anew
+READY_BYTES = 96 << 20  # enough for 50,000 names, A and AAAA; then collected anew
+READY_BYTES_EACH = 300  # beside the bytes of query and answer
 RELEASED = 1000  # entries of an old table let go between two looks at the sockets: some 0.2 ms
 Send = Callable[[bytes], None]
 
@@ -36,16 +37,18 @@ class Proxy:
         self.ready: dict[bytes, answer.Prepared] = {}
         self.table: nametable.NameTable | None = None
         self.generation = 0
+        self._ready_bytes = 0
         self._reactor, self._forwarder, self._metrics = reactor, forwarder, metrics
         self._style, self._cache = style, kept
         self._patience: Countdown[Waiting] = reactor.countdown(cache.STALE_WAIT_S, _serve_stale)
 
     def swap(self, table: nametable.NameTable) -> None:
         """From one query to the next the new table is in force."""
-        old, old_ready = self.table, self.ready
-        self.table, self.ready = table, {}
+        old, self.table = self.table, table
         self.generation += 1
-        self._reactor.background(_release(old_ready, *((old.names, old.wildcards) if old else ())))
+        self._forget_ready()
+        if old:
+            self._reactor.background(_release(old.names, old.wildcards))
 
     def text(self) -> str:
         """The metrics' page."""
@@ -83,11 +86,17 @@ class Proxy:
         reply = query.message[:2] + (prepared.rest or prepared.shuffled())
         cut = reply[2] << 8 & wire.TC  # which addresses are left out must not stay the same
         if not tcp and not cut and len(reply) <= wire.LEAST_UDP and _repeats(query):
-            if len(self.ready) >= READY_ANSWERS:
-                old, self.ready = self.ready, {}
-                self._reactor.background(_release(old))
+            size = READY_BYTES_EACH + len(query.message) + prepared.size
+            if self._ready_bytes + size > READY_BYTES:
+                self._forget_ready()
             self.ready[query.message[2:]] = prepared
+            self._ready_bytes += size
         send(reply)
+
+    def _forget_ready(self) -> None:
+        old, self.ready = self.ready, {}
+        self._ready_bytes = 0
+        self._reactor.background(_release(old))
 
     def _fail(self, query: wire.Query, tcp: bool, send: Send) -> None:
         self._metrics.tally(query, tcp, wire.SERVFAIL, "error").hits += 1

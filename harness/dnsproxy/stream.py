@@ -14,6 +14,10 @@ UNSENT_BYTES = 65_536  # more than one whole DNS message waiting to be taken: st
 REST_S = 0.1  # after the machine ran out of descriptors
 
 
+def _nobody(_: Stream) -> None:
+    """Whom a closed stream tells."""
+
+
 class Stream:
     """A connected, or connecting, socket: what arrives is handed over, what is written waits until it fits.
 
@@ -71,7 +75,9 @@ class Stream:
         self.closed = True
         self._reactor.forget(self._socket.fileno())
         self._socket.close()
-        self._closed(self)
+        closed = self._closed
+        self._received = self._closed = _nobody  # no cycle is left: the collector does not look at frozen ones
+        closed(self)
 
     def _ready(self, events: int) -> None:
         if events & select.EPOLLERR or (self.ended and events & select.EPOLLHUP):

@@ -25,6 +25,8 @@ MOST_UDP = 65_507  # what fits an IPv4 packet beside its header and UDP's
 TAKEN_UDP = 4096  # what we take ourselves; no query is longer
 MAX_NAME = 255
 MAX_LABEL = 63
+MAX_POINTERS = 126  # one before each label but the first is the most that a name can use
+MAX_PARTS = 32  # questions or records of a query; ordinary ones have two
 
 
 class MalformedError(Exception):
@@ -78,7 +80,7 @@ class Record(NamedTuple):
 
 def skip_name(message: bytes, at: int) -> int:
     """The place after the name that begins at `at`. Pointers must lead backwards, so no loop is possible."""
-    after, length_so_far, lowest = -1, 1, at
+    after, length_so_far, lowest, pointers = -1, 1, at, 0
     while True:
         if at >= len(message):
             raise MalformedError("a name is cut short")
@@ -94,6 +96,9 @@ def skip_name(message: bytes, at: int) -> int:
             if at >= lowest or at < HEADER:
                 raise MalformedError("a pointer does not lead backwards")
             lowest = at
+            pointers += 1
+            if pointers > MAX_POINTERS:  # each name of a message could lead down one long chain of them
+                raise MalformedError("a name has too many pointers")
         elif length > MAX_LABEL:
             raise MalformedError("a label of an unknown kind")
         else:
@@ -107,7 +112,10 @@ def questions(message: bytes) -> tuple[bytes, int]:
     """The first question as asked, and the place after the last one."""
     at = HEADER
     first = b""
-    for _ in range(int.from_bytes(message[4:6], "big")):
+    count = int.from_bytes(message[4:6], "big")
+    if count > MAX_PARTS:
+        raise MalformedError("too many questions")
+    for _ in range(count):
         end = skip_name(message, at) + 4
         if end > len(message):
             raise MalformedError("a question is cut short")
@@ -142,6 +150,8 @@ def read_query(message: bytes) -> Query:
         question, at = questions(message)
         if not question:
             raise RefusedError(SERVFAIL)  # as Istio's agent
+        if sum(struct.unpack_from(">HHH", message, 6)) > MAX_PARTS:
+            raise MalformedError("too many records")
         edns = [record for record in records(message, at) if record.kind == OPT]
     except MalformedError:
         raise RefusedError(FORMERR) from None

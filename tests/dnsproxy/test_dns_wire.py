@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import socket
 import struct
+import time
+import weakref
 from pathlib import Path
 
 import dns.exception
@@ -18,6 +22,7 @@ from harness.dnsproxy import answer, cache, nametable, wire
 from harness.dnsproxy.metrics import Metrics
 from harness.dnsproxy.proxy import Proxy
 from harness.dnsproxy.reactor import Reactor
+from harness.dnsproxy.stream import Stream
 from harness.dnsproxy.upstream import Forwarder, Measures
 
 QUESTION = b"\3api\7example\3com\0\0\1\0\1"
@@ -89,6 +94,60 @@ def test_what_is_taken_for_a_query_is_one_for_dnspython_too(message: bytes) -> N
     theirs = dns.message.from_wire(message, ignore_trailing=True, question_only=True)
     assert theirs.question[0].name.canonicalize().to_wire() == query.name
     assert theirs.question[0].rdtype == query.qtype
+
+
+def test_a_message_costs_no_more_than_its_length(proxy: Proxy) -> None:
+    """Each of thousands of names leads down one chain of thousands of pointers."""
+    start = wire.HEADER + len(QUESTION) + 11
+    places = [start, *range(start + 1, 16_000, 2)]
+    chain = b"\0" + b"".join(struct.pack(">H", 0xC000 | place) for place in places[:-1])
+    for pointers, others, code in ((1, 4000, 1), (len(places) - 1, 4000, 1), (126, 30, 0), (127, 30, 1)):
+        used = chain[: 1 + 2 * pointers]
+        records = b"\0" + struct.pack(">HHIH", 16, 1, 0, len(used)) + used
+        records += struct.pack(">HHHIH", 0xC000 | places[pointers - 1], 16, 1, 0, 0) * others
+        message = struct.pack(">HHHHHH", 7, 0x100, 1, 0, 0, 1 + others) + QUESTION + records
+        sent: list[bytes] = []
+        begin_s = time.process_time()
+        proxy.answer(message, True, sent.append)
+        assert time.process_time() - begin_s < 0.5
+        assert [reply[3] & 15 for reply in sent] == [code]
+
+
+def test_answers_kept_ready_take_a_bounded_amount(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.dnsproxy.proxy.READY_BYTES", 50_000)
+    for n in range(1000):
+        name = wire.encode_name(f"{'x' * 60}.{'y' * 60}.{n}.example.com")
+        sent: list[bytes] = []
+        proxy.answer(
+            struct.pack(">HHHHHH", 7, 0x100, 1, 0, 0, 0) + name + struct.pack(">HH", 28, 1), False, sent.append
+        )
+        assert 1 <= len(proxy.ready) <= 100
+        assert sent[0][3] & 15 == wire.NOERROR
+
+
+def test_a_closed_stream_lets_go_of_its_owner_without_the_collector() -> None:
+    """Every table freezes what there is: a cycle would stay for ever."""
+
+    class Owner:
+        def __init__(self) -> None:
+            self.stream = Stream(reactor, ours, self.received, self.received)
+
+        def received(self, _: Stream) -> None:
+            pass
+
+    reactor = Reactor()
+    ours, theirs = socket.socketpair()
+    gc.disable()
+    try:
+        with theirs:
+            owner = Owner()
+            gone = weakref.ref(owner)
+            owner.stream.close()
+            del owner
+            assert gone() is None
+    finally:
+        gc.enable()
+        reactor.close()
 
 
 _LABELS = st.lists(st.binary(min_size=1, max_size=20), max_size=6)
