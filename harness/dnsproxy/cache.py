@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 from . import wire
 
-ENTRIES = 10_000  # some 5 MB of ordinary answers
+ENTRIES = 10_000  # some 8 MB of ordinary answers
+MOST_BYTES = 32 << 20  # of answers that are not
+ENTRY_BYTES, TTL_BYTES = 600, 160  # beside the message, and for each TTL in it
 MOST_TTL_S = 86_400  # RFC 8767 4: a day is enough for anybody
 MOST_NEGATIVE_S = 10_800  # RFC 2308 5: one to three hours
 STALE_TTL_S = 30  # RFC 8767 4
@@ -25,10 +27,11 @@ Key = tuple[bytes, bool, int, int]
 class Entry:
     """An answer, the places of its TTLs, and the time it was taken."""
 
-    __slots__ = ("expires_s", "message", "retry_s", "taken_s", "ttls")
+    __slots__ = ("expires_s", "message", "retry_s", "size", "taken_s", "ttls")
 
     def __init__(self, message: bytes, ttls: list[tuple[int, int]], lifetime_s: int, now: float) -> None:
         self.message, self.ttls = message, ttls
+        self.size = ENTRY_BYTES + len(message) + TTL_BYTES * len(ttls)
         self.taken_s, self.expires_s = now, now + lifetime_s
         self.retry_s = 0.0  # stale and no server answered: do not ask before
 
@@ -47,6 +50,7 @@ class Cache:
     def __init__(self, stale_s: float = 0) -> None:
         self._stale_s = stale_s
         self._entries: collections.OrderedDict[Key, Entry] = collections.OrderedDict()
+        self._bytes = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -59,7 +63,7 @@ class Cache:
         if entry is None or len(entry.message) > limit:
             return None
         if now >= entry.expires_s + self._stale_s:
-            del self._entries[key]
+            self._drop(key)
             return None
         self._entries.move_to_end(key)
         stale = now >= entry.expires_s
@@ -77,11 +81,17 @@ class Cache:
         except wire.MalformedError:
             return True
         if lifetime_s > 0:
-            self._entries[_key(query)] = Entry(answer, places, lifetime_s, time.monotonic())
-            self._entries.move_to_end(_key(query))
-            if len(self._entries) > ENTRIES:
-                self._entries.popitem(last=False)
+            key, entry = _key(query), Entry(answer, places, lifetime_s, time.monotonic())
+            if key in self._entries:
+                self._drop(key)
+            self._entries[key] = entry
+            self._bytes += entry.size
+            while len(self._entries) > ENTRIES or self._bytes > MOST_BYTES:
+                self._drop(next(iter(self._entries)))
         return True
+
+    def _drop(self, key: Key) -> None:
+        self._bytes -= self._entries.pop(key).size
 
     def failed(self, query: wire.Query) -> None:
         """No server answered: a stale answer serves without asking again for a while."""

@@ -175,6 +175,27 @@ def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bed.proxy.text().count("dns_cache_entries 50") == 1
 
 
+def test_the_cache_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "MOST_BYTES", 100_000)
+    bed = Clocked(monkeypatch, stale_s=60)
+
+    def entries() -> int:
+        lines = bed.proxy.text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("dns_cache_entries "))
+
+    held = set()
+    for _ in range(5):  # each time the old answers are stale, and new ones take their places
+        for n in range(30):
+            bed.send(make(f"known{n}.test"))
+            bed.send(make("large.test", edns=4096))  # takes the place of ten
+        held.add(entries())
+        bed.now_s += 100
+    assert held == {31}
+    for n in range(1000):
+        bed.udp(f"known{n}.test")
+    assert 50 < entries() < 150
+
+
 @pytest.mark.parametrize("failure", [None, 2, 5])
 def test_stale_answers_serve_while_no_server_does(monkeypatch: pytest.MonkeyPatch, failure: int | None) -> None:
     bed = Clocked(monkeypatch, stale_s=60)
