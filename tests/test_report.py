@@ -165,8 +165,9 @@ def test_tables_lose_row_numbers_and_words_stand_left() -> None:
     table = (
         '<table border="1"><thead><tr><th></th><th>arm</th><th>p50</th></tr></thead>'
         "<tbody><tr><th>0</th><td>plain</td><td>1.0</td></tr><tr><th>1</th><td>ip</td>"
-        "<td>2 µs</td></tr></tbody></table>"
+        "<td>2 µs, by `meshdns run`</td></tr></tbody></table>"
     )
     better = page.accessible(table)
+    assert "<td>2 µs, by <code>meshdns run</code></td>" in better
     assert ">0<" not in better and '<th scope="row" class="words">plain</th>' in better
     assert '<th scope="col" class="words">arm</th><th scope="col">p50</th>' in better

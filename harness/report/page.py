@@ -233,9 +233,7 @@ def _exporter() -> HTMLExporter:
 def accessible(body: str) -> str:
     """The same HTML with tables that scroll by themselves and tell which of row and column a heading belongs to."""
     body = re.sub(r"<style scoped[^>]*>.*?</style>", "", body, flags=re.DOTALL)  # pandas' own alignment
-    body = re.sub(
-        r"<table.*?</table>", lambda table: _words_marked(_without_row_numbers(table[0])), body, flags=re.DOTALL
-    )
+    body = re.sub(r"<table.*?</table>", lambda table: _readable(table[0]), body, flags=re.DOTALL)
     body = re.sub(r"<thead>.*?</thead>", lambda head: _scoped(head[0], "col"), body, flags=re.DOTALL)
     body = re.sub(r"<tbody>.*?</tbody>", lambda rows: _scoped(rows[0], "row"), body, flags=re.DOTALL)
     body = re.sub(r'<table border="1"', "<table", body)
@@ -243,6 +241,11 @@ def accessible(body: str) -> str:
     return re.sub(
         r"<table.*?</table>", lambda table: f'<div class="scroll" tabindex="0">{table[0]}</div>', body, flags=re.DOTALL
     )
+
+
+def _readable(table: str) -> str:
+    """The table without mere row numbers, words on the left, and what stands between backticks as code."""
+    return re.sub("`([^`<]+)`", r"<code>\1</code>", _words_marked(_without_row_numbers(table)))
 
 
 def _without_row_numbers(table: str) -> str:
