@@ -50,9 +50,8 @@ def _servers_of_one_family(options: Options) -> bool:
 
 
 def _loopback_of_one_family(options: Options) -> bool:
-    included = (options.ranges("outbound_ip_ranges_include", family) for family in FAMILIES)
-    loopback = [any(network.network_address.is_loopback for network in networks) for networks in included]
-    return loopback == [False, True] or (loopback == [True, False] and options.enable_ipv6)
+    families = options.loopback_families
+    return families == {"ipv6"} or (families == {"ipv4"} and options.enable_ipv6)
 
 
 def _all_of_ipv6(options: Options) -> bool:

@@ -92,11 +92,17 @@ class Options:
         return tuple(network for network in networks if network.version == version)
 
     @property
+    def loopback_families(self) -> frozenset[Family]:
+        """The families that have an included range written with a loopback address."""
+        # The address as it is written decides, as in Istio: 0.0.0.0/0 covers loopback and does not count, ::1/64 does.
+        items = (item for item in split(self.outbound_ip_ranges_include) if item != "*")
+        addresses = (ipaddress.ip_interface(item).ip for item in items)
+        return frozenset("ipv4" if one.version == 4 else "ipv6" for one in addresses if one.is_loopback)
+
+    @property
     def loopback_included(self) -> bool:
-        """An included range begins in a loopback network: then loopback traffic is not let pass beforehand."""
-        every = self.ranges("outbound_ip_ranges_include", "ipv4") + self.ranges("outbound_ip_ranges_include", "ipv6")
-        # The first address decides, as in Istio: 0.0.0.0/0 covers loopback and does not count.
-        return any(network.network_address.is_loopback for network in every)
+        """Loopback traffic, of either family, is not let pass beforehand."""
+        return bool(self.loopback_families)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -120,8 +126,8 @@ def from_json(document: object, place: str) -> Options:
 
 
 def split(text: str) -> tuple[str, ...]:
-    """The items of a list separated by commas; empty for an empty text."""
-    return tuple(item.strip() for item in text.split(",")) if text else ()
+    """The items of a list separated by commas, one of which may close it, as in Istio; empty for an empty text."""
+    return tuple(item.strip() for item in text.removesuffix(",").split(",")) if text else ()
 
 
 def _defaults() -> dict[str, Any]:
@@ -129,8 +135,11 @@ def _defaults() -> dict[str, Any]:
 
 
 def _whole(text: str, low: int, high: int) -> bool:
-    """`text` is a whole number of at most ten plain digits in [low, high]; "+1", "1_0" and "٣" are not."""
-    return re.fullmatch("[0-9]{1,10}", text) is not None and low <= int(text) <= high
+    """`text` is a whole number of at most ten plain digits in [low, high]; "+1", "1_0" and "٣" are not.
+
+    Nor is "010", which iptables and nft take for 8.
+    """
+    return re.fullmatch("0|[1-9][0-9]{0,9}", text) is not None and low <= int(text) <= high
 
 
 def _list_of(item: Callable[[str], bool], *, star: bool = False, empty: bool = True) -> Callable[[object], bool]:

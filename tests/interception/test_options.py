@@ -63,6 +63,10 @@ def test_the_defaults_are_istios_and_can_be_written_out() -> None:
         ({"proxy_uid": "4294967295"}, "proxy_uid"),
         ({"proxy_uid": "٣"}, "proxy_uid"),
         ({"proxy_gid": "all"}, "proxy_gid"),
+        ({"proxy_uid": "010"}, 'proxy_uid is "010"'),
+        ({"owner_groups_include": "010"}, 'owner_groups_include is "010"'),
+        ({"inbound_tproxy_mark": "01337"}, "inbound_tproxy_mark"),
+        ({"inbound_ports_exclude": ","}, "inbound_ports_exclude"),
         ({"inbound_interception_mode": "tproxy"}, 'allowed: "REDIRECT" or "TPROXY"'),
         ({"inbound_interception_mode": ["TPROXY"]}, 'inbound_interception_mode is ["TPROXY"]'),
         ({"inbound_tproxy_mark": "0"}, "inbound_tproxy_mark"),
@@ -128,6 +132,16 @@ def test_mixed_lists_are_split_by_family() -> None:
     assert not mixed.loopback_included
     assert Options(outbound_ip_ranges_include="::1/128").loopback_included
     assert not Options(outbound_ip_ranges_include="0.0.0.0/0").loopback_included
+
+
+@pytest.mark.parametrize("ranges", ["127.0.0.1/1", "::1/64", "10.0.0.0/8,::1/0"])
+def test_a_range_written_with_a_loopback_address_counts_as_loopback(ranges: str) -> None:
+    assert Options(outbound_ip_ranges_include=ranges).loopback_included
+
+
+def test_a_list_may_be_closed_by_a_comma() -> None:
+    assert Options(inbound_ports_exclude="6000,7000,").ports("inbound_ports_exclude") == (6000, 7000)
+    assert Options(proxy_uid="3,4,").uids == (3, 4)
 
 
 def test_no_group_means_the_users_numbers() -> None:
