@@ -6,6 +6,7 @@ jump. A table is atomic.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from . import routing
@@ -65,7 +66,7 @@ def render(rules: RuleSet, *, first: bool = False, named: bool = False) -> str:
         steps = [step for step in rules.steps if step.table == table]
         if steps:
             lines += [f"*{table}", *(f"-N {chain}" for chain in own_chains(rules, table))]
-            lines += [spelled(step, first=first, named=named) for step in steps]
+            lines += spelled(steps, first=first, named=named)
             lines.append("COMMIT")
     return "\n".join(lines) + "\n"
 
@@ -89,13 +90,13 @@ def own_chains(rules: RuleSet, table: str) -> list[str]:
     return [chain for chain in rules.tables.get(table, {}) if chain not in BASE_CHAINS]
 
 
-def spelled(step: Step, *, first: bool, named: bool) -> str:
-    """A step as a line: `-A CHAIN …`, or `-I CHAIN N …`."""
-    position = step.position
-    if first and (step.table, step.chain) == ("nat", "OUTPUT"):
-        position = 1
-    where = f"-A {step.chain}" if position is None else f"-I {step.chain} {position}"
-    return f"{where} {spell(step.rule, named=named)}"
+def spelled(steps: list[Step], *, first: bool, named: bool) -> Iterator[str]:
+    """The steps of a table as lines, `-A CHAIN …` or `-I CHAIN N …`; with `first` those of nat OUTPUT lead."""
+    places = itertools.count(1)
+    for step in steps:
+        position = next(places) if first and (step.table, step.chain) == ("nat", "OUTPUT") else step.position
+        where = f"-A {step.chain}" if position is None else f"-I {step.chain} {position}"
+        yield f"{where} {spell(step.rule, named=named)}"
 
 
 def spell(rule: Rule, *, named: bool = False) -> str:

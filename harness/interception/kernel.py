@@ -145,7 +145,7 @@ class Loader:
             changes += [f"-F {chain}" for chain in had]
             changes += [f"-N {chain}" for chain in want if chain not in had]
             changes += [f"-X {chain}" for chain in had if chain not in want]
-            changes += [iptables.spelled(step, first=self.first, named=self.named) for step in steps]
+            changes += iptables.spelled(steps, first=self.first, named=self.named)
             if changes:
                 lines += [f"*{table}", *changes, "COMMIT"]
         return "\n".join(lines) + "\n"

@@ -341,6 +341,14 @@ def test_ours_first_and_names_only_when_asked_for() -> None:
     assert "priority -101" not in nftables.render(rules)
 
 
+def test_ours_first_keep_their_order() -> None:
+    rules = ruleset.build(Options(exclude_interfaces="net1,net2"), "ipv4")
+    lines = [line for line in iptables.render(rules, first=True).splitlines() if " OUTPUT " in line]
+    assert lines == [
+        "-I OUTPUT 1 -o net1 -j RETURN", "-I OUTPUT 2 -o net2 -j RETURN", "-I OUTPUT 3 -j ISTIO_OUTPUT",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("tproxy", [False, True])
 def test_both_renderers_spell_every_rule(tproxy: bool) -> None:
     values = {**DNS, "drop_invalid": True, "exclude_interfaces": "net1", "reroute_virtual_interfaces": "eth1"}
