@@ -125,6 +125,8 @@ def protocol(rule: Rule) -> str:
 def _match(match: Match, rule: Rule) -> str:
     no = "!= " if match.negated else ""
     values = [str(value) for value in match.values]
+    if match.field is Field.GID:
+        values = [value if value.isdigit() else f'"{value}"' for value in values]  # Debian's "list" is a keyword
     if match.field is Field.PROTOCOL:
         # "udp dport" asks for the protocol itself; Istio spells it out for TCP only.
         with_port = any(other.field in _PORTS for other in rule.matches)

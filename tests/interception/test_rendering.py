@@ -341,6 +341,10 @@ def test_ours_first_and_names_only_when_asked_for() -> None:
     assert "priority -101" not in nftables.render(rules)
 
 
+def test_a_group_may_be_named_as_a_keyword_of_nft() -> None:
+    assert 'skgid "list" counter return' in nftables.render(ruleset.build(Options(owner_groups_exclude="list"), "ipv4"))
+
+
 def test_ours_first_keep_their_order() -> None:
     rules = ruleset.build(Options(exclude_interfaces="net1,net2"), "ipv4")
     lines = [line for line in iptables.render(rules, first=True).splitlines() if " OUTPUT " in line]
