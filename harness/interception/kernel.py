@@ -4,16 +4,20 @@ A second load of the same rules changes nothing; what a killed loader left half 
 conntrack zones are loaded before what redirects, and removed after it. Rules with our names that are not these are left
 alone unless `replace` is asked for, and then exchanged so that no packet meets half of either: nft exchanges all tables
 at once, iptables each table by itself. What the kernel refuses leaves everything as it was. Removal takes out what
-loading put in, down to the empty tables that loading made.
+loading put in, down to the empty tables that loading made. Loaders of one namespace work one after the other.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from . import iptables, loaded, nftables, routing
 from .options import Family
@@ -21,6 +25,7 @@ from .refusal import Refusal, Unavailable
 from .ruleset import TABLES, RuleSet, Step
 
 _TIMEOUT_S = 30  # a loader that takes longer waits for a lock that nobody gives back
+_PAUSE_S = 0.02  # between two looks at whether another loader has ended
 _IPTABLES: dict[Family, str] = {"ipv4": "iptables", "ipv6": "ip6tables"}
 _NFT_FAMILY: dict[Family, str] = {"ipv4": "ip", "ipv6": "ip6"}
 _PACKAGES = {"nft": "nftables", "ip": "iproute2"}
@@ -40,6 +45,10 @@ class Loader:
     def apply(self, rules: RuleSet, *, replace: bool = False) -> str:
         """The rules are loaded; says what was done. Raises Refusal, Unavailable."""
         loaded.check_groups(rules)
+        with _alone():
+            return self._apply(rules, replace)
+
+    def _apply(self, rules: RuleSet, replace: bool) -> str:
         needed = _missing_routes(rules)
         if self.mechanism == "nftables":
             plan = self._nft_plan(rules, replace)
@@ -60,6 +69,10 @@ class Loader:
 
     def remove(self, rules: RuleSet, *, replace: bool = False) -> str:
         """The rules are gone, and nothing else; says what was done. Raises Refusal, Unavailable."""
+        with _alone():
+            return self._remove(rules, replace)
+
+    def _remove(self, rules: RuleSet, replace: bool) -> str:
         present = _present_routes(rules)
         nothing = RuleSet(rules.families, ())
         if self.mechanism == "nftables":
@@ -175,6 +188,26 @@ class Loader:
             loaded.nft_saved(text) == loaded.nft_wanted(rules, table, first=self.first, named=self.named)
             for table, text in have.items()
         )
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """No other loader is at work in this namespace. The kernel gives the lock back when its holder ends, however."""
+    with Path("/proc/thread-self/ns/net").open("rb") as namespace:
+        deadline = time.monotonic() + _TIMEOUT_S
+        while not _locked(namespace.fileno()):
+            if time.monotonic() > deadline:
+                raise Unavailable(f"another loader has been at work here for {_TIMEOUT_S} s; wait for it or end it")
+            time.sleep(_PAUSE_S)
+        yield
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _run(*argv: str, given: str = "") -> str:

@@ -304,6 +304,21 @@ def test_what_a_killed_loader_left_is_completed_or_removed(tool: str, tables: in
 
 @pytest.mark.usefixtures("namespace")
 @pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_loaders_at_the_same_time_do_not_undo_each_other(mechanism: str, tmp_path: Path) -> None:
+    options = tmp_path / "options.json"
+    options.write_text(json.dumps({**INJECTED, "inbound_interception_mode": "TPROXY"}))
+    argv = [sys.executable, "-m", "interception", "--mechanism", mechanism, "--apply", "--config", str(options)]
+    folder = Path(ruleset.__file__).parents[1]
+    with contextlib.ExitStack() as open_ones:
+        start = [subprocess.Popen(argv, cwd=folder, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+        said = sorted(open_ones.enter_context(one).communicate()[1].splitlines()[-1] for one in start)
+    already, now = "the rules are loaded already: nothing changed", f"rules loaded: {mechanism}, ipv4"
+    assert said == [f"meshdns: {words}" for words in sorted([already, already, already, now])]
+    assert "nothing changed" in command(mechanism, "--config", str(options)).stderr
+
+
+@pytest.mark.usefixtures("namespace")
+@pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_what_is_refused_leaves_the_state_as_it_was(mechanism: str) -> None:
     loader = Loader(mechanism)
     probe.call("iptables-restore", "--noflush", given=ENGINE)
