@@ -123,11 +123,11 @@ class Loader:
         tables = loaded.saved(_run(f"{_IPTABLES[family]}-save"))
         missing = loaded.missing(tables, mine, named=self.named)
         if missing is not None:
-            return self._exchange({}, _of_tables(mine, missing), family) if missing else ""
+            return self._exchange({}, _of_tables(mine, missing), family, {}) if missing else ""
         if not replace:
             strangers = ", ".join(loaded.foreign_chains(tables))
             raise Refusal(f"{_IPTABLES[family]}: other rules have our names ({strangers}); {_STEP}")
-        return self._exchange(tables, mine, family)
+        return self._exchange(tables, mine, family, loaded.left_over(tables, mine, named=self.named))
 
     def _iptables_removal(self, rules: RuleSet, family: Family, replace: bool) -> str:
         mine = _of_family(rules, family)
@@ -138,16 +138,18 @@ class Loader:
         missing = loaded.missing(tables, mine, named=self.named)
         if missing is not None:
             tables = {name: table for name, table in tables.items() if name not in missing}
-        elif not replace:
+            old = loaded.put_in(tables, mine, first=self.first, named=self.named)
+        elif replace:
+            old = loaded.left_over(tables, mine, named=self.named)
+        else:
             place = f"{_IPTABLES[family]}: the rules loaded are not these ({', '.join(strangers)})"
             raise Refusal(f"{place}; give the options they were loaded with, or --replace to remove them all the same")
-        return self._exchange(tables, RuleSet(rules.families, ()), family, known=mine)
+        return self._exchange(tables, RuleSet(rules.families, ()), family, old)
 
     def _exchange(
-        self, tables: dict[str, loaded.Table], new: RuleSet, family: Family, known: RuleSet | None = None
+        self, tables: dict[str, loaded.Table], new: RuleSet, family: Family, old: dict[str, list[tuple[str, str]]]
     ) -> str:
-        """One text, one transaction per table: the old rules out, the new ones in."""
-        old = loaded.left_over(tables, known or new, named=self.named) if any(t.ours() for t in tables.values()) else {}
+        """One text, one transaction per table: our chains and the `old` rules that lead there out, the new ones in."""
         lines = [f"# {family}"]
         before_nat = [table for table in ("raw", "mangle") if table in new.tables]
         for table in dict.fromkeys([*before_nat, "nat", *TABLES]):

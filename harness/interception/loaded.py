@@ -10,6 +10,7 @@ import grp
 import ipaddress
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -134,22 +135,52 @@ def _holds(content: Table, rules: RuleSet, table: str, *, named: bool) -> bool:
     for chain, wanted_rules in rules.tables[table].items():
         wanted = [canonical(iptables.spell(rule, named=named)) for rule in wanted_rules]
         have = [canonical(spec) for spec in content.chains.get(chain, [])]
-        if chain in BASE_CHAINS:
-            have = [one for one in have if one in wanted or _target(one) in OUR_CHAINS]
-        if sorted(have) != sorted(wanted) if chain in BASE_CHAINS else have != wanted:
+        if have != wanted if chain not in BASE_CHAINS else not _among(wanted, have):
             return False
     return True
+
+
+def _among(wanted: list[Canonical], have: list[Canonical]) -> bool:
+    """A chain of the kernel's has the rules wanted, others' that may be the same, and no other that leads to ours."""
+    others = Counter(have) - Counter(wanted)
+    return Counter(wanted) <= Counter(have) and not any(_target(one) in OUR_CHAINS for one in others)
 
 
 def _target(rule: Canonical) -> str:
     return next((group[1] for group in rule if group[0] in ("-j", "-g")), "")
 
 
+def put_in(tables: dict[str, Table], rules: RuleSet, *, first: bool, named: bool) -> dict[str, list[tuple[str, str]]]:
+    """Per table what loading put into the kernel's chains, as (chain, rule), in tables that hold these rules.
+
+    Where others have the same rule, (chain, number), from the highest: ours are the last of them, or the first where
+    they were inserted.
+    """
+    found: dict[str, list[tuple[str, str]]] = {}
+    for table, chain in ((table, chain) for table in tables for chain in BASE_CHAINS):
+        have = [canonical(spec) for spec in tables[table].chains.get(chain, [])]
+        inserted, appended = Counter[Canonical](), Counter[Canonical]()
+        for step in rules.ordered.get(table, {}).get(chain, ()):
+            leads = step.position is not None or (first and (table, chain) == ("nat", "OUTPUT"))
+            (inserted if leads else appended)[canonical(iptables.spell(step.rule, named=named))] += 1
+        numbers, specs = list[int](), list[str]()
+        for rule in inserted | appended:
+            places = [number for number, one in enumerate(have) if one == rule]
+            ours = places[: inserted[rule]] + places[len(places) - appended[rule] :]
+            if ours == places:
+                specs += [tables[table].chains[chain][number] for number in ours]
+            else:
+                numbers += [number + 1 for number in ours]
+        found.setdefault(table, []).extend((chain, str(number)) for number in sorted(numbers, reverse=True))
+        found[table] += [(chain, spec) for spec in specs]
+    return found
+
+
 def left_over(tables: dict[str, Table], rules: RuleSet, *, named: bool) -> dict[str, list[tuple[str, str]]]:
     """Per table the rules in the kernel's chains, as (chain, rule), that belong to rules with our names.
 
     Those that lead into our chains, those that `rules` puts there, and what Istio's options put beside them: pairs of
-    interface exemptions, exemptions of rerouted interfaces, marks of TPROXY.
+    interface exemptions, exemptions of rerouted interfaces, the marks of TPROXY that our chains have.
     """
     found: dict[str, list[tuple[str, str]]] = {}
     for table, content in tables.items():
@@ -161,25 +192,31 @@ def left_over(tables: dict[str, Table], rules: RuleSet, *, named: bool) -> dict[
             for rule in chain_rules
             if chain in BASE_CHAINS
         }
+        marks = _marks(content)
         for chain, spec in base:
             rule = canonical(spec)
-            if _target(rule) in OUR_CHAINS or (chain, rule) in wanted or _beside(table, rule, theirs):
+            if _target(rule) in OUR_CHAINS or (chain, rule) in wanted or _beside(rule, theirs, marks):
                 found.setdefault(table, []).append((chain, spec))
     return found
 
 
-def _beside(table: str, rule: Canonical, all_rules: set[tuple[str, Canonical]]) -> bool:
+def _marks(content: Table) -> set[str]:
+    """The marks that our chains ask for or give."""
+    rules = (canonical(spec) for chain in content.ours() for spec in content.chains[chain])
+    return {group[-1] for rule in rules for group in rule if "--mark" in group or "--set-mark" in group}
+
+
+def _beside(rule: Canonical, all_rules: set[tuple[str, Canonical]], marks: set[str]) -> bool:
     words = {group[0]: group[-1] for group in rule if group[0] != "!"}
     if _target(rule) == "RETURN" and len(rule) == 2 and ("-i" in words or "-o" in words):
         name = words.get("-i", words.get("-o", ""))
         pair = {("PREROUTING", (("-i", name), ("-j", "RETURN"))), ("OUTPUT", (("-j", "RETURN"), ("-o", name)))}
         rerouted = any(("-i", name) in other and _target(other) == "ISTIO_REDIRECT" for _, other in all_rules)
         return pair <= all_rules or rerouted
-    if table != "mangle" or not any(_target(other).startswith("ISTIO_") for _, other in all_rules):
-        return False
-    by_mark = "--mark" in words and words.get("-p") == "tcp"
+    by_mark = words.get("--mark") in marks and words.get("-p") == "tcp"
     kept = by_mark and (_target(rule) == "CONNMARK" or (_target(rule) == "RETURN" and words.get("-o") == "lo"))
-    return kept or (_target(rule) == "MARK" and words.get("--set-mark") == str(SELF_MARK))
+    to_own_pod = str(SELF_MARK) in marks and words.get("--set-mark") == str(SELF_MARK)
+    return kept or (_target(rule) == "MARK" and to_own_pod)
 
 
 def tproxy_marks(text: str) -> set[int]:

@@ -26,7 +26,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from harness.interception import iptables, nftables, routing, ruleset, verdict
+from harness.interception import iptables, loaded, nftables, routing, ruleset, verdict
 from harness.interception.kernel import Loader
 from harness.interception.options import Options, from_json
 from harness.interception.refusal import Refusal, Unavailable
@@ -111,6 +111,48 @@ def test_loaded_once_and_removed_without_a_trace(mechanism: str, engine: bool) -
         assert loader.remove(rules).startswith("rules removed")
         assert state() == before
         assert loader.remove(rules) == "nothing to remove"
+
+
+# Rules of others that are those of RICH, or like them.
+ALIKE = """*nat
+-A PREROUTING -i net1 -j RETURN
+-A PREROUTING -i eth1 -j RETURN
+-A OUTPUT -o net1 -j RETURN
+-A OUTPUT -p tcp -m tcp --dport 9 -j ACCEPT
+COMMIT
+*mangle
+-A PREROUTING -p tcp -m mark --mark 0x539 -j CONNMARK --save-mark
+-A OUTPUT -p tcp -m connmark --mark 0x5 -j CONNMARK --restore-mark
+-A OUTPUT -p tcp -m tcp --dport 9 -j ACCEPT
+COMMIT
+"""
+
+
+@pytest.mark.usefixtures("namespace")
+@pytest.mark.parametrize("first", [False, True])
+def test_rules_of_others_that_are_the_same_stay_where_they_are(first: bool) -> None:
+    for tool in asking.TOOLS.values():
+        probe.call(f"{tool}-restore", given=ALIKE)
+    before = state()
+    loader, rules = Loader("iptables", first=first), build(RICH)
+    loader.apply(rules)
+    assert "nothing changed" in loader.apply(rules)
+    loader.remove(rules)
+    assert state() == before
+
+
+@pytest.mark.usefixtures("namespace")
+@pytest.mark.parametrize("inbound", ["", "*"])
+def test_marks_of_others_stay_when_rules_are_exchanged(inbound: str) -> None:
+    others = "*mangle\n-A OUTPUT -p tcp -m connmark --mark 0x5 -j CONNMARK --restore-mark\nCOMMIT\n"
+    probe.call("iptables-restore", given=others)
+    loader, plain = Loader("iptables"), build(INJECTED)
+    loader.apply(plain)
+    wanted = loaded.saved(probe.call("iptables-save"))
+    loader.remove(plain)
+    loader.apply(build({"inbound_interception_mode": "TPROXY", "inbound_ports_include": inbound}))
+    loader.apply(plain, replace=True)
+    assert loaded.saved(probe.call("iptables-save")) == wanted
 
 
 @pytest.mark.parametrize("seed", range(6))
