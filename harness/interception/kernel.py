@@ -108,7 +108,7 @@ class Loader:
     def _stale_routes(self, rules: RuleSet, family: Family) -> list[str]:
         """What removes the routes of TPROXY rules that are loaded and that `rules` do without."""
         nft = self.mechanism == "nftables"
-        text = "".join(_nft_tables().values()) if nft else _run(f"{_IPTABLES[family]}-save")
+        text = "".join(_nft_tables(rules).values()) if nft else _run(f"{_IPTABLES[family]}-save")
         marks = loaded.tproxy_marks(text) - {mark for mark, _ in rules.mark_routes}
         shown = _run("ip", routing.OPTION[family], "rule", "show") if marks else ""
         pairs = [(int(mark, 16), table) for mark, table in re.findall(r"fwmark (0x[0-9a-f]+) lookup (\d+)", shown)]
@@ -166,29 +166,32 @@ class Loader:
         return "\n".join(lines) + "\n"
 
     def _nft_plan(self, rules: RuleSet, replace: bool) -> str:
-        have = _nft_tables()
+        have = _nft_tables(rules)
         if self._nft_holds(rules, have):
             return ""
         if have and not replace:
-            names = ", ".join(f"inet {nftables.TABLE_NAMES[table]}" for table in have)
+            names = ", ".join(f"inet {name}" for name in have)
             raise Refusal(f"nftables: other rules have our names ({names}); {_STEP}")
-        gone = [f"delete table inet {nftables.TABLE_NAMES[table]}\n" for table in have if table not in rules.tables]
+        names_of = nftables.table_names(rules)
+        wanted = {names_of[table] for table in rules.tables}
+        gone = [f"delete table inet {name}\n" for name in have if name not in wanted]
         return "".join(gone) + nftables.render(rules, first=self.first, named=self.named)
 
     def _nft_removal(self, rules: RuleSet, replace: bool) -> str:
-        have = _nft_tables()
+        have = _nft_tables(rules)
         if have and not self._nft_holds(rules, have) and not replace:
-            names = ", ".join(f"inet {nftables.TABLE_NAMES[table]}" for table in have)
+            names = ", ".join(f"inet {name}" for name in have)
             raise Refusal(
                 f"nftables: the rules loaded are not these ({names}); give the options they were loaded with, "
                 "or --replace to remove them all the same"
             )
-        return "".join(f"delete table inet {nftables.TABLE_NAMES[table]}\n" for table in have)
+        return "".join(f"delete table inet {name}\n" for name in have)
 
     def _nft_holds(self, rules: RuleSet, have: dict[str, str]) -> bool:
-        return set(have) == set(rules.tables) and all(
-            loaded.nft_saved(text) == loaded.nft_wanted(rules, table, first=self.first, named=self.named)
-            for table, text in have.items()
+        wanted = {nftables.table_names(rules)[table]: table for table in rules.tables}
+        return set(have) == set(wanted) and all(
+            loaded.nft_saved(text) == loaded.nft_wanted(rules, wanted[name], first=self.first, named=self.named)
+            for name, text in have.items()
         )
 
 
@@ -290,11 +293,11 @@ def _is_empty_base(lines: list[str]) -> bool:
     return len(lines) == 1 and lines[0].startswith("type ") and "policy accept" in lines[0]
 
 
-def _nft_tables() -> dict[str, str]:
-    """Our tables that are there, as listed."""
-    names = {f"table inet {name}": table for table, name in nftables.TABLE_NAMES.items()}
-    have = [names[line] for line in _run("nft", "list", "tables").splitlines() if line in names]
-    return {table: _run("nft", "list", "table", "inet", nftables.TABLE_NAMES[table]) for table in have}
+def _nft_tables(rules: RuleSet) -> dict[str, str]:
+    """Tables with our names that are there for the families of these rules, as listed."""
+    there = _run("nft", "list", "tables").splitlines() if rules.families else []
+    have = [name for name in nftables.rival_names(rules) if f"table inet {name}" in there]
+    return {name: _run("nft", "list", "table", "inet", name) for name in have}
 
 
 def _present_routes(rules: RuleSet) -> dict[Family, list[str]]:

@@ -243,7 +243,7 @@ def nft_saved(text: str) -> set[tuple[str, tuple[str, ...]]]:
 def nft_wanted(rules: RuleSet, table: str, *, first: bool, named: bool) -> set[tuple[str, tuple[str, ...]]]:
     """The same for what we would load into a table."""
     chains: dict[str, list[str]] = {}
-    place = f"inet {nftables.TABLE_NAMES[table]} "
+    place = f"inet {nftables.table_names(rules)[table]} "
     for line in nftables.render(rules, first=first, named=named).splitlines():
         if line.startswith(f"add chain {place}"):
             name, _, hook = line.removeprefix(f"add chain {place}").partition(" ")

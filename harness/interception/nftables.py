@@ -1,7 +1,8 @@
 """The rule set as `nft -f` reads it, in the tables and spelling of Istio's native nftables rules.
 
 Tables of family inet, a counter in every rule, chains in their final order. Loading replaces tables of the same names
-as one transaction. A base chain of one family alone asks for that family, so that the other is left in peace.
+as one transaction. A base chain of one family alone asks for that family, so that the other is left in peace; where
+both are enabled and loaded one by one, each has tables of its own.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from .ruleset import (
     Zone,
 )
 
-TABLE_NAMES = {table: f"istio-proxy-{table}" for table in ("nat", "mangle", "raw")}  # Istio's order
+_ORDER_OF_TABLES = ("nat", "mangle", "raw")  # Istio's
 _NAT_PRIORITY, _FIRST_PRIORITY = -100, -101  # one earlier: before any nat rule of iptables or a container engine
 _OTHER_PRIORITY = {"mangle": -150, "raw": -300}
 
@@ -61,7 +62,7 @@ def render(rules: RuleSet, *, first: bool = False, named: bool = False) -> str:
     """
     lines = routing.comments(rules, "add", "first")
     lines.append("# nft -f")
-    for table, name in TABLE_NAMES.items():
+    for table, name in table_names(rules).items():
         if table in rules.tables:
             lines += [f"add table inet {name}", f"delete table inet {name}", f"add table inet {name}"]
             lines += _table(rules, table, first=first, named=named)
@@ -71,10 +72,22 @@ def render(rules: RuleSet, *, first: bool = False, named: bool = False) -> str:
 def render_removal(rules: RuleSet) -> str:
     """The text that removes the tables, whether they are there or not."""
     lines = ["# nft -f"]
-    for table, name in TABLE_NAMES.items():
+    for table, name in table_names(rules).items():
         if table in rules.tables:
             lines += [f"add table inet {name}", f"delete table inet {name}"]
     return "\n".join(lines + routing.comments(rules, "delete", "afterwards")) + "\n"
+
+
+def table_names(rules: RuleSet) -> dict[str, str]:
+    """Istio's name for each table, with the family where it is loaded apart from the other."""
+    suffix = f"-{rules.families[0]}" if rules.apart else ""
+    return {table: f"istio-proxy-{table}{suffix}" for table in _ORDER_OF_TABLES}
+
+
+def rival_names(rules: RuleSet) -> list[str]:
+    """Names of tables that would do the same to the same packets: these, and those of one family or of both."""
+    suffixes = ["", *(f"-{family}" for family in rules.families)] if rules.apart else ["", "-ipv4", "-ipv6"]
+    return [f"istio-proxy-{table}{suffix}" for table in _ORDER_OF_TABLES for suffix in suffixes]
 
 
 def chain_name(chain: str) -> str:
@@ -84,7 +97,7 @@ def chain_name(chain: str) -> str:
 
 def _table(rules: RuleSet, table: str, *, first: bool, named: bool) -> Iterator[str]:
     chains = rules.tables[table]
-    place = f"inet {TABLE_NAMES[table]}"
+    place = f"inet {table_names(rules)[table]}"
     for chain in chains:
         if chain in BASE_CHAINS:
             yield f"add chain {place} {chain_name(chain)} {{ {_hook(table, chain, first)} ; }}"

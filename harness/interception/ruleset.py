@@ -162,6 +162,7 @@ class RuleSet:
     families: tuple[Family, ...]
     steps: tuple[Step, ...]
     mark_routes: tuple[tuple[int, int], ...] = ()  # mark, routing table that delivers all to this machine
+    apart: bool = False  # of one family, where the options are for both: loading them must not unload the other's
 
     @cached_property
     def ordered(self) -> dict[str, dict[str, tuple[Step, ...]]]:
@@ -214,7 +215,8 @@ def build(options: Options, *families: Family, outbound_tproxy: bool = False) ->
     table = int(options.inbound_tproxy_route_table)
     marks = [int(options.inbound_tproxy_mark)] if options.tproxy and options.inbound_ports_include else []
     marks += [OUTPUT_MARK] if outbound_tproxy else []
-    return RuleSet(wanted, steps, tuple((mark, table) for mark in marks) if wanted else ())
+    routes = tuple((mark, table) for mark in marks) if wanted else ()
+    return RuleSet(wanted, steps, routes, apart=options.enable_ipv6 and len(wanted) == 1)
 
 
 TCP, UDP = Match(Field.PROTOCOL, ("tcp",)), Match(Field.PROTOCOL, ("udp",))

@@ -155,6 +155,29 @@ def test_marks_of_others_stay_when_rules_are_exchanged(inbound: str) -> None:
     assert loaded.saved(probe.call("iptables-save")) == wanted
 
 
+@pytest.mark.usefixtures("namespace")
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+@pytest.mark.parametrize("printed", [False, True])
+def test_families_loaded_one_by_one_do_not_unload_each_other(mechanism: str, printed: bool) -> None:
+    loader, before = Loader(mechanism), state()
+    alone = {family: ruleset.build(Options(**RICH), family) for family in FAMILIES}
+    for family, rules in alone.items():
+        tool = ("nft", "-f", "-") if mechanism == "nftables" else (f"{asking.TOOLS[family]}-restore", "--noflush")
+        if printed:
+            text = nftables.render(rules) if mechanism == "nftables" else iptables.render(rules)
+            probe.call("ip", routing.OPTION[family], "-batch", "-", given=routing.render(rules)[family])
+            probe.call(*tool, given=text)
+        else:
+            loader.apply(rules)
+    assert all("nothing changed" in loader.apply(rules) for rules in alone.values())
+    if mechanism == "nftables":
+        with pytest.raises(Refusal, match="inet istio-proxy-nat-ipv4"):
+            loader.apply(build(RICH))
+    for rules in alone.values():
+        assert loader.remove(rules).startswith("rules removed")
+    assert state() == before
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_any_rules_are_known_again(seed: int) -> None:
     """What the tools print is recognised as what was loaded: by hand from the printed text, or by us."""
