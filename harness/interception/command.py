@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    options = read(arguments.config) if arguments.config else Options()
+    options = Options() if arguments.config is None else read(arguments.config)
     for warning in options.warnings:
         print(f"meshdns: warning: {warning}", file=sys.stderr)
     for fault in faults.brought_about(options):
@@ -103,15 +104,21 @@ def text(rules: RuleSet, arguments: argparse.Namespace) -> str:
 
 def read(name: str) -> Options:
     """The options in a file, or on standard input for "-". Raises Refusal."""
-    place = "standard input" if name == "-" else name
+    place = "standard input" if name == "-" else name or "--config"
     try:
-        content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        content = _standard_input() if name == "-" else Path(name).read_bytes()
         return from_json(json.loads(content, object_pairs_hook=_once), place)
     except OSError as problem:
         raise Refusal(f"{place}: {problem.strerror}; give a file that can be read") from problem
     except (ValueError, RecursionError) as problem:
         reason = " ".join(str(problem).split())
         raise Refusal(f"{place}: not JSON ({reason}); give one object of keys and values") from problem
+
+
+def _standard_input() -> bytes:
+    """What is there. Raises OSError; Python has no `sys.stdin` where it was started without."""
+    with os.fdopen(0, "rb", closefd=False) as stream:
+        return stream.read()
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -499,6 +499,17 @@ def test_command_prints_for_a_loader_and_warns_beside() -> None:
     assert run("--mechanism", "nftables").stdout == nftables.render(ruleset.build(Options(), "ipv4"))
 
 
+@pytest.mark.parametrize("name", ["-", ""])
+def test_command_without_input_refuses_in_one_line(name: str) -> None:
+    """Standard input closed, or the name from an unset variable: not Istio's defaults, and no traceback."""
+    argv = [sys.executable, "-S", "-m", "interception", "--mechanism", "iptables", "--config", name]
+    shell = ["sh", "-c", 'exec "$@" <&-', "sh", *argv]
+    folder = Path(ruleset.__file__).parents[1]
+    done = subprocess.run(shell, cwd=folder, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "give a file that can be read" in done.stderr
+
+
 def test_command_lists_the_faults() -> None:
     done = run("--faults")
     assert (done.returncode, done.stderr) == (0, "")
