@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.model.faults import Fault
 from harness.model.fields import Labels
@@ -27,7 +27,7 @@ _SHOWN = 5  # known hosts named in a message
 
 
 def _add(faults: list[Fault], meta: Meta, path: str, fact: str, step: str) -> None:
-    faults.append(Fault(meta.place, path, fact, step))
+    faults.append(Fault(meta.place, f"{meta.path}.{path}" if meta.path else path, fact, step))
 
 
 def names(found: Sequence[Resource], faults: list[Fault]) -> None:
@@ -305,7 +305,9 @@ def _routes(virtual: VirtualService, known: Known, faults: list[Fault]) -> None:
         called = ports & (http if kind == "http" else tcp)
         taking[kind] = taking[kind] or bool(called)
         for m, to in enumerate(destinations):
-            _destination(f"spec.{kind}[{n}].route[{m}].destination", to, called, known, faults)
+            path = f"spec.{kind}[{n}].route[{m}].destination"
+            for part, fact, step in _destination(to, called, known):
+                _add(faults, replace(virtual.meta, place=to.place), f"{path}.{part}", fact, step)
     if any(known.under(host) or known.above(host) for host in virtual.hosts):
         for kind in (one for one, takes in taking.items() if not takes):
             fact = f"{kind.upper()} routes take no effect: no host of it carries that on a port that they are for"
@@ -324,22 +326,21 @@ def _called(route: HttpRoute) -> set[int]:
     return set() if 0 in ports else ports
 
 
-def _destination(path: str, to: Destination, called: set[int], known: Known, faults: list[Fault]) -> None:
+def _destination(to: Destination, called: set[int], known: Known) -> Iterator[tuple[str, str, str]]:
+    """What is wrong with it: the field, the fact, the next step."""
     if to.host not in known.ports:
-        fact, step = f"the host {to.host} is not known", known.hint(to.host)
-        faults.append(Fault(to.place, f"{path}.host", fact, step))
+        yield "host", f"the host {to.host} is not known", known.hint(to.host)
         return
     if to.subset and to.subset not in known.subsets[to.host]:
         given = ", ".join(sorted(known.subsets[to.host]))
         step = f"known: {given}" if given else "add a DestinationRule that defines it"
-        faults.append(Fault(to.place, f"{path}.subset", f"{to.host} has no subset {to.subset}", step))
+        yield "subset", f"{to.host} has no subset {to.subset}", step
     ports = known.ports[to.host]
     if to.port and to.port not in ports:
-        fact, step = f"{to.host} has no port {to.port}", f"use {_list(ports)}"
-        faults.append(Fault(to.place, f"{path}.port", fact, step))
+        yield "port", f"{to.host} has no port {to.port}", f"use {_list(ports)}"
     if not to.port and len(ports) != 1 and (missing := called - ports):
         fact = f"{to.host} has no port {_list(missing)}, which is the one called, and none is given"
-        faults.append(Fault(to.place, f"{path}.port", fact, f"give one of {_list(ports)}"))
+        yield "port", fact, f"give one of {_list(ports)}"
 
 
 def _once_routed(everything: Resources, faults: list[Fault]) -> None:

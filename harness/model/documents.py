@@ -55,6 +55,10 @@ def parse(text: str, file: str, faults: list[Fault]) -> list[Document]:
         mark = error.problem_mark or error.context_mark
         what = " ".join(filter(None, (error.context, error.problem)))
         faults.append(Fault(Place(file, number + 1, mark.line + 1 if mark else 0), "", f"not YAML: {what}"))
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, text.find(chr(error.character))) + 1  # it may stand nowhere, so this is the first
+        what = f"not YAML: the character U+{error.character:04X} may not stand here"
+        faults.append(Fault(Place(file, 0, line), "", what))
     except yaml.YAMLError as error:
         faults.append(Fault(Place(file), "", f"not YAML: {' '.join(str(error).split())}"))
     except RecursionError:

@@ -79,6 +79,16 @@ class Field:
         """File, document and line."""
         return Place(self.document.file, self.document.number, self.value.line)
 
+    @property
+    def faulty(self) -> bool:
+        """Whether something is wrong with it, or inside."""
+        inside = (f"{self.path}.", f"{self.path}[")
+        return any(
+            one.path == self.path or one.path.startswith(inside)
+            for one in self.faults
+            if (one.place.file, one.place.document) == (self.document.file, self.document.number)
+        )
+
     def fault(self, fact: str, step: str = "") -> None:
         """Keep a fault of this field."""
         self.faults.append(Fault(self.place, self.path, fact, step))
@@ -173,7 +183,7 @@ class Field:
         if "/" not in text:
             return self.address()
         try:
-            net = ipaddress.ip_network(text)
+            net = ipaddress.ip_network(text, strict=False)  # as Istio: 192.0.2.1/24 is all of 192.0.2.0/24
         except ValueError as error:
             self.fault(f"{text!r} is not a CIDR block: {error}")
             return "0.0.0.0/0"

@@ -50,10 +50,10 @@ def port(field: Field | None) -> int:
 
 
 def once(items: Iterable[tuple[object, Field]], what: str) -> None:
-    """Each of the values stands once; the second and later ones are faults."""
+    """Each of the values stands once; the second and later ones are faults, but for stand-ins of what has one."""
     seen: set[object] = set()
     for value, field in items:
-        if value in seen:
+        if value in seen and not field.faulty:
             field.fault(f"{what} {value} is there twice", "keep one")
         seen.add(value)
 

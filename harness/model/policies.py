@@ -115,8 +115,8 @@ def _hash(field: Field) -> ConsistentHash:
             return ConsistentHash("header", _named(header, is_header), ring_size=ring, maglev_size=size)
         if query:
             return ConsistentHash("query", _named(query, _is_parameter), ring_size=ring, maglev_size=size)
-        if source:
-            source.boolean()
+        if source and not source.boolean() and source.value.data is False:
+            source.fault("nothing is hashed then", "set it to true, or hash something else")
         if not cookie:
             return ConsistentHash("source-ip", ring_size=ring, maglev_size=size)
         with cookie.fields() as parts:

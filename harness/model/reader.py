@@ -25,6 +25,8 @@ _READERS: dict[str, tuple[tuple[str, ...], Callable[[Meta, Fields], Resource]]] 
 }
 # What an API server adds to a stored object; it says nothing about the mesh.
 _TTL = "external-dns.alpha.kubernetes.io/ttl"
+# What the injector writes down of itself; every Pod with a sidecar has them.
+_INJECTED = ("sidecar.istio.io/status", "istio.io/rev")
 _SERVER_FIELDS = (
     "uid", "resourceVersion", "generation", "managedFields", "selfLink", "ownerReferences", "generateName",
     "finalizers", "deletionTimestamp", "deletionGracePeriodSeconds",
@@ -112,7 +114,7 @@ def _meta(kind: str, top: Fields) -> Meta:
         ttl_s = _annotations(meta)
         created = meta.get("creationTimestamp")
         made_s = created.time_s() if created else 0
-        return Meta(kind, where, text, made_s, meta.labels("labels"), ttl_s, top.at.place)
+        return Meta(kind, where, text, made_s, meta.labels("labels"), ttl_s, top.at.place, top.at.path)
 
 
 def _annotations(meta: Fields) -> int:
@@ -127,7 +129,7 @@ def _annotations(meta: Fields) -> int:
     field.labels()
     data = field.value.data
     for key, child in field.children(data) if isinstance(data, dict) else ():
-        if key.partition("/")[0].endswith("istio.io"):
+        if key.partition("/")[0].endswith("istio.io") and key not in _INJECTED:
             child.fault("Istio's annotations are not supported", "remove it")
         if key == _TTL:
             text = child.text()

@@ -91,6 +91,7 @@ class Meta:
     labels: Labels = ()
     record_ttl_s: int = 0  # of its DNS records; 0: the usual
     place: Place = field(default=Place(""), compare=False)
+    path: str = field(default="", compare=False)  # within its document, as `items[2]` of a List
 
     @property
     def age(self) -> tuple[int, str]:

@@ -154,7 +154,8 @@ def test_a_sound_set_is_read_with_its_values() -> None:
         ("resolution: DNS", "resolution: DNS_ROUND_ROBIN\n  endpoints: [{address: 1.2.3.4}, {address: 1.2.3.5}]",
          "takes one endpoint at most"),
         ("resolution: DNS", "resolution: DNS\n  addresses: [10.0.0.0/8]", "a CIDR block does not go with resolution D"),
-        ("resolution: DNS", "resolution: DNS\n  addresses: [10.0.0.1/8]", "'10.0.0.1/8' is not a CIDR block"),
+        ("resolution: DNS", "resolution: DNS\n  addresses: [x, y]", "has 2 faults"),
+        ("resolution: DNS", "resolution: DNS\n  addresses: [10.0.0.1/33]", "'10.0.0.1/33' is not a CIDR block"),
         ("resolution: DNS", "resolution: DNS\n  endpoints: [{address: 1.2.3.4, ports: {x: 1}}]", "the port name x is"),
         ("[api.example.com]", "['*.example.com']", "resolution DNS cannot look up the wildcard *.example.com"),
         ("[api.example.com]", "['*']", "is not a host name"),
@@ -195,6 +196,8 @@ def test_a_sound_set_is_read_with_its_values() -> None:
          "a certificate of your own in the sidecar's container; supported: DISABLE, SIMPLE, ISTIO_MUTUAL, which is"),
         ("{loadBalancer: {simple: RANDOM}}", "{portLevelSettings: [{port: {number: 81}, tls: {mode: SIMPLE}}]}",
          "web.shop.svc.cluster.local has no port 81; use 80"),
+        ("{loadBalancer: {simple: RANDOM}}", "{loadBalancer: {consistentHash: {useSourceIp: false}}}",
+         "nothing is hashed then"),
         ("{loadBalancer: {simple: RANDOM}}", "{loadBalancer: {consistentHash: {useSourceIp: true, maglev: "
          "{tableSize: 65536}}}}", "the table size 65536 is not a prime number"),
         *(("{loadBalancer: {simple: RANDOM}}", f"{{loadBalancer: {{consistentHash: {{{key}}}}}}}", said)
@@ -300,7 +303,7 @@ def test_a_place_is_file_document_line_and_path() -> None:
     [
         ("a: [1,\n", "mesh.yaml: document 1, line 2: not YAML"),
         (f"{SERVICE}---\n{{", "mesh.yaml: document 2, line"),
-        ("a: \x07", "mesh.yaml: not YAML"),
+        ("a: é\nb: \x07", "mesh.yaml: line 2: not YAML: the character U+0007 may not stand here"),
         ("[" * 500, "not YAML"),
         ("[" * 100 + "]" * 100, "nested too deeply"),
         ("just text", "'just text' (text) is not a mapping"),
@@ -319,6 +322,10 @@ def test_lists_and_empty_documents_are_read() -> None:
     assert parse(text) == parse(EVERYTHING)
     broken = text.replace("REGISTRY_ONLY", "NO")
     assert "items[4].spec.outboundTrafficPolicy.mode" in refused(broken)
+    lost = refused(text.replace("subset: v1", "subset: v9"))
+    assert "items[2].spec.http[0].route[0].destination.subset: web.shop.svc.cluster.local has no subset v9" in lost
+    nobody = text.replace("host: web\n    subsets", "host: nobody\n    subsets")
+    assert "items[1].spec.host: the host nobody.shop" in refused(nobody)
 
 
 def test_what_an_api_server_adds_is_no_fault() -> None:
@@ -330,6 +337,20 @@ def test_what_an_api_server_adds_is_no_fault() -> None:
     found = parse(json.dumps({**stored, "status": {"loadBalancer": {}}}))
     assert found.services[0].cluster_ips == ("10.96.1.10",)
     assert found.services[0].meta.created_s == 1_767_225_600
+
+
+def test_a_block_may_be_written_by_any_address_in_it() -> None:
+    """As in the reference page of ServiceEntry."""
+    entry = ENTRY.replace("resolution: DNS", "addresses: [192.192.192.192/24]\n  resolution: NONE")
+    assert parse(entry).entries[0].addresses == ("192.192.192.0/24",)
+
+
+def test_a_pod_may_say_that_it_was_injected() -> None:
+    notes = {"sidecar.istio.io/status": "{}", "istio.io/rev": "default", "prometheus.io/port": "15020"}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "annotations": notes}}
+    assert parse(json.dumps(pod)).pods[0].meta.name == "a"
+    notes["traffic.sidecar.istio.io/excludeOutboundPorts"] = "80"
+    assert "excludeOutboundPorts: Istio's annotations are not supported" in refused(json.dumps(pod))
 
 
 @pytest.mark.parametrize(
