@@ -405,6 +405,8 @@ class DeltaSession(Session):
         if not names and not removed and not (first and one.wildcard):
             one.asked.clear()
             one.fresh = False
+            if first and one.known and not one.gone:  # it came back with all that there is, and is sent nothing
+                one.sent = one.accepted = one.group.version
             return None
         self._sending(one, (name for name in names if _differs(one.known.get(name), have[name])))
         one.asked.clear()

@@ -229,6 +229,9 @@ def test_delta_reconnect_with_everything_up_to_date_sends_no_resource() -> None:
         versions = {name: one.version for name, one in state[url].resources.items()}
         envoy.ask(url, set(versions) if url == EDS else None, initial_resource_versions=versions)
     assert [push.resources for push in envoy.settle()] == [0]  # the empty answer to the wildcard
+    for url in (CDS, EDS):
+        one = session.subscriptions[url]
+        assert one.sent == one.accepted == state[url].version
 
 
 def test_world_reconnect_with_the_same_version_sends_nothing_of_clusters_and_listeners() -> None:
