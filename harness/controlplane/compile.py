@@ -7,7 +7,7 @@ what is equal is made once and is the same object, so that whoever sends it need
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable
 
 from harness.controlplane import api, arrivals, clusters, collector, listeners, naming, routes
 from harness.controlplane.api import Json
@@ -76,15 +76,15 @@ class Compiler:
 
     def outbound(self, node: Node) -> Outbound:
         """What the model says of the sidecar's outgoing connections, also who lost which listener."""
-        client = Client(node.namespace, node.labels, node.dns_proxy, node.address)
+        client = Client(node.namespace, self._pod(node).meta.labels, node.dns_proxy, node.address)
         if node.address in self._headless & self._addressed:
-            return outbound.build(self._registry, client)
+            return _yielding(outbound.build(self._registry, client), node)
         found = self._view(node).out
         if node.address in self._headless:
             found = _without(found, node.address)
-        policy = self._registry.outbound_policy(node.namespace, node.labels)
+        policy = self._registry.outbound_policy(client.namespace, client.labels)
         fallback = outbound.PASSTHROUGH if policy == "ALLOW_ANY" else outbound.BLACKHOLE
-        return dataclasses.replace(found, client=client, fallback=fallback)
+        return _yielding(dataclasses.replace(found, client=client, fallback=fallback), node)
 
     def _view(self, node: Node) -> _View:
         key, alike = (node.namespace, node.dns_proxy), (self._scope(node), node.dns_proxy)
@@ -111,14 +111,12 @@ class Compiler:
     def _service_listeners(
         self, found: Iterable[Listener], node: Node, fallback: str, known: dict[str, Cluster]
     ) -> dict[str, Json]:
-        occupied = listeners.occupied(node)
         made: dict[str, Json] = {}
         for one in found:
-            if (one.address, one.port) not in occupied:
-                key = one, fallback, self._scope(node)
-                if key not in self._listeners:
-                    self._listeners[key] = listeners.service(one, fallback, known)
-                made[one.name] = self._listeners[key]
+            key = one, fallback, self._scope(node)
+            if key not in self._listeners:
+                self._listeners[key] = listeners.service(one, fallback, known)
+            made[one.name] = self._listeners[key]
         return made
 
     def _route_tables(
@@ -133,9 +131,12 @@ class Compiler:
         return made
 
     def _inbound(self, node: Node) -> inbound.Inbound:
+        return inbound.build(self._registry, self._pod(node))
+
+    def _pod(self, node: Node) -> Pod:
+        """The sidecar's pod as the mesh has it, else as it says itself."""
         pod = self._pods.get((node.namespace, node.pod))
-        own = pod or Pod(Meta("Pod", node.namespace, node.pod, labels=node.labels), node.address)
-        return inbound.build(self._registry, own)
+        return pod or Pod(Meta("Pod", node.namespace, node.pod, labels=node.labels), node.address)
 
     def _dns(self, choices: Choices) -> dict[str, Json]:
         if choices not in self._naming:
@@ -148,8 +149,24 @@ _FALLBACKS = {outbound.PASSTHROUGH: api.PASSTHROUGH, outbound.BLACKHOLE: api.BLA
 
 def _without(found: Outbound, address: str) -> Outbound:
     """Without the listeners at one address, which headless Services have there and the pod itself does not get."""
-    kept = tuple(one for one in found.listeners if one.address != address)
-    gone = {one.name for one in found.listeners if one.address == address}
+    return _less(found, {one.name for one in found.listeners if one.address == address})
+
+
+def _yielding(found: Outbound, node: Node) -> Outbound:
+    """Without the listeners where the sidecar has one of its own; who loses them is told."""
+    occupied = listeners.occupied(node)
+    lost = [one for one in found.listeners if (one.address, one.port) in occupied]
+    if not lost:
+        return found
+    hosts = [(one.name, host) for one in lost for host in dict.fromkeys(chain.host for chain in one.chains)]
+    told = [outbound.yielded(name, host) for name, host in hosts]
+    kept = _less(found, {one.name for one in lost})
+    return dataclasses.replace(kept, conflicts=(*kept.conflicts, *told))
+
+
+def _less(found: Outbound, gone: Collection[str]) -> Outbound:
+    """Without these listeners, and what belongs to them."""
+    kept = tuple(one for one in found.listeners if one.name not in gone)
     named = {chain.route for one in kept for chain in one.chains}
     return dataclasses.replace(
         found,

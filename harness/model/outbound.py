@@ -143,6 +143,11 @@ class Conflict:
     why: str
 
 
+def yielded(listener: str, loser: str) -> Conflict:
+    """The sidecar has a listener of its own there."""
+    return Conflict(listener, "the sidecar", loser, "it listens there itself")
+
+
 @dataclass(frozen=True)
 class Outbound:
     """Everything for one client; what no listener takes goes to `fallback`."""
@@ -216,7 +221,7 @@ class _Builder:
         for address, prefixes in binds(service, port, self.client):
             key = address, port.number
             if key in SIDECARS_OWN:
-                self._conflict(f"{address}_{port.number}", "the sidecar", service.host, "it listens there itself")
+                self.conflicts.append(yielded(f"{address}_{port.number}", service.host))
                 continue
             entry = self.entries.get(key)
             family = port.protocol.family

@@ -584,6 +584,32 @@ def test_a_service_on_the_sidecars_own_port_gets_no_listener() -> None:
             assert conflict.winner == "the sidecar"
 
 
+@pytest.mark.parametrize("address", ["198.18.9.9", "198.18.0.7"])  # the second is a headless pod's, and an entry's own
+def test_the_listener_that_envoys_dns_has_taken_is_told_as_lost(address: str) -> None:
+    lost = entry("a", "a.example.com", "", 15053, resolution="NONE", addresses=["127.0.0.1"])
+    taken = entry("b", "b.example.com", addresses=["198.18.0.7"], resolution="NONE")
+    pieces = service("db", "None"), piece("198.18.0.7", name="db")
+    mesh = build(lost, taken, *pieces)
+    node = dataclasses.replace(CLIENT, dns="envoy", address=address)
+    found = snapshot(mesh, node)
+    assert "127.0.0.1_15053" not in found[api.LISTENER]
+    assert "a.example.com:15053" not in found[api.ROUTE]
+    told = [one for one in Compiler(mesh).outbound(node).conflicts if one.loser == "a.example.com"]
+    assert [(one.listener, one.winner) for one in told] == [("127.0.0.1_15053", "the sidecar")]
+    beside = dataclasses.replace(node, dns="agent")
+    assert "127.0.0.1_15053" in snapshot(mesh, beside)[api.LISTENER]
+
+
+def test_a_selector_of_a_sidecar_looks_at_the_pod_that_the_mesh_has() -> None:
+    strict = {"workloadSelector": {"labels": {"app": "client"}}, "outboundTrafficPolicy": {"mode": "REGISTRY_ONLY"}}
+    scope = document("Sidecar", NETWORKING, "shop", "s", spec=strict)
+    mesh = build(scope, *pods(p0={"app": "client"}))
+    assert Compiler(mesh).outbound(SERVER).fallback == outbound.BLACKHOLE
+    assert Compiler(mesh).outbound(dataclasses.replace(SERVER, pod="p1")).fallback == outbound.PASSTHROUGH
+    named = dataclasses.replace(SERVER, pod="p1", labels=(("app", "client"),))
+    assert Compiler(mesh).outbound(named).fallback == outbound.BLACKHOLE
+
+
 def test_statistics_have_one_word_for_a_route_table() -> None:
     assert listeners.stat_prefix("80") == "out_80"
     assert listeners.stat_prefix(f"{WEB}:5000") == "out_web_shop_svc_cluster_local_5000"
@@ -723,7 +749,9 @@ def test_sidecars_share_what_is_equal_and_get_what_they_would_alone(mesh: list[D
     for node in several:
         found = compiler.snapshot(node)
         assert found == snapshot(model, node)
-        client = Client(node.namespace, node.labels, node.dns_proxy, node.address)
+        labels = next((pod.meta.labels for pod in model.workloads if (pod.meta.namespace, pod.meta.name)
+                       == (node.namespace, node.pod)), node.labels)  # fmt: skip
+        client = Client(node.namespace, labels, node.dns_proxy, node.address)
         assert compiler.outbound(node) == outbound.build(model, client)
         again = compiler.snapshot(dataclasses.replace(node, pod="another"))
         for kind in (api.CLUSTER, api.ENDPOINT, api.ROUTE):
