@@ -20,6 +20,8 @@ from harness.model.registry import Discovery, Endpoint, Registry, Service
 from harness.model.resources import DOMAIN, HttpMatch, StringMatch, TrafficPolicy
 
 NDOTS = 5  # Kubernetes' resolv.conf
+DNS_PORT = 53
+_OWN_PORTS = (topology.PORT_OUTBOUND, topology.PORT_INBOUND)
 Table = dict[str, nametable.Name]
 
 
@@ -64,16 +66,24 @@ def explain(registry: Registry, host: str, port: int | None, arm_name: str) -> E
     plain = host.removesuffix(".").lower()
     if not is_address(plain) and not is_host(plain):
         raise errors.InputError(f"{host!r} is neither a host name nor an IP address", step="try web.shop or 10.96.1.10")
-    client = Client(topology.NAMESPACE, dns_proxy=arm.dns_proxy)
+    client = _client(registry, arm)
     lookup = _lookup(registry, host.lower(), arm, client)
     known = _meant(registry, lookup, plain)
     numbers = [port] if port else sorted({one.number for service in known for one in service.ports})
     if not numbers:
-        raise errors.InputError(f"{host} is no known service, so its ports are not known", step=f"name one: {host}:80")
+        fact = f"{host} is no known service, so its ports are not known"
+        raise errors.InputError(fact, step=f"name one: {_at(host, 80)}")
     out = outbound.build(registry, client) if arm.sidecar else None
-    call = _Call(registry, out, lookup, known, plain)
+    call = _Call(registry, arm, out, lookup, known, plain)
     ways = tuple(_way(call, number) for number in numbers)
     return Explanation(arm, lookup, ways)
+
+
+def _client(registry: Registry, arm: ClientPod) -> Client:
+    """The arm's sidecar; a Sidecar resource may select its Pod, where the mesh has it."""
+    own = (topology.NAMESPACE, arm.pod)
+    labels = next((pod.meta.labels for pod in registry.workloads if (pod.meta.namespace, pod.meta.name) == own), ())
+    return Client(topology.NAMESPACE, labels, dns_proxy=arm.dns_proxy or arm.virtual_ips)
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,7 @@ class _Call:
     """What is the same for every port of a question."""
 
     registry: Registry
+    arm: ClientPod
     out: Outbound | None  # None: there is no sidecar
     lookup: Lookup
     known: list[Service]  # services that are meant by the name
@@ -168,6 +179,15 @@ def _alternates(table: Table, client: Client) -> dict[str, str]:
     return found
 
 
+def _at(host: str, port: int) -> str:
+    return f"{_bracketed(host)}:{port}"
+
+
+def _bracketed(host: str) -> str:
+    """As it stands before a port."""
+    return f"[{host}]" if ":" in host else host
+
+
 def _list(addresses: tuple[str, ...]) -> str:
     return ", ".join(f"{'AAAA' if ':' in one else 'A'} {one}" for one in addresses)
 
@@ -184,8 +204,9 @@ def _meant(registry: Registry, lookup: Lookup, host: str) -> list[Service]:
             if found := registry.of(one):
                 return list(found)
     wanted = set(lookup.addresses)
-    pod = lookup.asked.removesuffix(".").partition(".")[2]  # pod.service.namespace.svc.domain
-    return list(registry.of(pod)) or [one for one in registry.services if wanted & set(_addresses(one))]
+    called = [one for one in registry.services if wanted & set(_addresses(one))]
+    owner = lookup.asked.removesuffix(".").partition(".")[2]  # pod.service.namespace.svc.domain
+    return [one for one in called if one.headless and one.host == owner] or called
 
 
 def _wildcards(name: str) -> Iterator[str]:
@@ -211,21 +232,40 @@ def _way(call: _Call, port: int) -> Way:
     address = call.lookup.addresses[0] if call.lookup.addresses else ""
     if not address and not call.lookup.unknown:
         return Way(host, port, "", None, None, (), ("there is no address to connect to",))
-    if out is None:
-        return Way(host, port, address, None, None, (), tuple(_direct(call.registry, call.known, address, port)))
+    served = next((one for one in call.known if one.port(port)), None)
+    said = tuple(_beside(call, address, served, port))
+    if out is None or said:
+        return Way(host, port, address, None, None, (), said)
     listener = out.listener(address, port)
     if listener is None:
-        return Way(host, port, address, None, None, ((out.fallback, 100),), tuple(_unlistened(out, address, port)))
-    served = next((one for one in call.known if one.port(port)), None)
+        cluster, *why = _unlistened(call, out, address, port)
+        return Way(host, port, address, None, None, ((cluster, 100),), tuple(why))
     chain = choose(listener, address, _family(served, port), served.host if served else host)
-    said = [f"listener {listener.name} takes it: {_why(listener, address)}", *_conflicts(out, listener)]
+    taken = [f"listener {listener.name} takes it: {_why(listener, address)}", *_conflicts(out, listener)]
     if chain is None:
-        said.append(f"no chain of it fits, so it goes to {out.fallback}: {_fallback(out)}")
-        return Way(host, port, address, listener, None, ((out.fallback, 100),), tuple(said))
+        taken.append(f"no chain of it fits, so it goes to {out.fallback}: {_fallback(out)}")
+        return Way(host, port, address, listener, None, ((out.fallback, 100),), tuple(taken))
     if served and chain.host != served.host and not chain.route:
-        said.append(f"the bytes meant for {served.host} go to {chain.host}: {_lost(out, listener, served)}")
-    clusters, told = _through(call, out, chain, served)
-    return Way(host, port, address, listener, chain, clusters, (*said, *told))
+        taken.append(f"the bytes meant for {served.host} go to {chain.host}: {_lost(out, listener, served)}")
+    clusters, told = _through(call, out, chain)
+    return Way(host, port, address, listener, chain, clusters, (*taken, *told))
+
+
+def _beside(call: _Call, address: str, served: Service | None, port: int) -> Iterator[str]:
+    """The way of what no listener of the sidecar's sees; empty: one does."""
+    found = served.port(port) if served else None
+    if call.arm.dns_proxy and port == DNS_PORT:
+        yield "whatever has this port is captured as DNS: the sidecar's DNS proxy takes it, at any address"
+        return
+    if call.out and found and found.transport == "UDP":
+        yield "UDP is not captured, so the sidecar does not see it"
+    elif call.out and ":" in address:
+        yield "IPv6 is not captured, so the sidecar does not see it"
+    elif call.out and address and ipaddress.ip_address(address).is_loopback:
+        yield f"{address} stays inside the pod, where nothing is captured, so the sidecar does not see it"
+    elif call.out:
+        return
+    yield from _direct(call.registry, call.known, address, port)
 
 
 def _conflicts(out: Outbound, listener: Listener) -> Iterator[str]:
@@ -249,15 +289,15 @@ def _direct(registry: Registry, known: list[Service], address: str, port: int) -
     service = next((one for one in known if address in one.addresses and one.kubernetes), None)
     found = service.port(port) if service else None
     if service is None:
-        yield f"it connects straight to {address}:{port}"
+        yield f"it connects straight to {_at(address, port)}"
     elif found is None:
-        yield f"{service.resource} has no port {port}: nothing translates {address}:{port}, the connection is lost"
+        yield f"{service.resource} has no port {port}: nothing translates {_at(address, port)}, the connection is lost"
     else:
         ready = [(one, one.port(found.name)) for one in service.endpoints if one.ready]
-        ends = ", ".join(f"{one.address}:{number}" for one, number in ready)
+        ends = ", ".join(_at(one.address, number) for one, number in ready)
         if ends:
-            yield f"the ClusterIP {address}:{port} is translated to one of {ends} (kube-proxy's rules)"
-            for one, number in ready:
+            yield f"the ClusterIP {_at(address, port)} is translated to one of {ends} (kube-proxy's rules)"
+            for one, number in ready if found.transport == "TCP" else ():
                 accepted = registry.mtls(one.namespace, one.labels, number)
                 if not outbound.admitted("none", one, accepted):
                     yield f"the sidecar of {one.workload or one.address} is {accepted}: plain text is refused"
@@ -265,8 +305,14 @@ def _direct(registry: Registry, known: list[Service], address: str, port: int) -
             yield f"{service.resource} has no ready endpoint: the connection is refused (kube-proxy's rules)"
 
 
-def _unlistened(out: Outbound, address: str, port: int) -> Iterator[str]:
-    at = f"{address}:{port}" if address else f"any address on port {port}"
+def _unlistened(call: _Call, out: Outbound, address: str, port: int) -> Iterator[str]:
+    """The cluster, and why."""
+    if port in _OWN_PORTS and call.arm.guarded:
+        yield outbound.BLACKHOLE
+        yield f"port {port} is the sidecar's own, for what was captured: it goes to {outbound.BLACKHOLE}, it is closed"
+        return
+    yield out.fallback
+    at = _at(address, port) if address else f"any address on port {port}"
     yield f"no listener is for {at}, so virtualOutbound itself takes it"
     yield f"cluster {out.fallback}: {_fallback(out)}"
 
@@ -317,15 +363,14 @@ def _lost(out: Outbound, listener: Listener, served: Service) -> str:
 # ---- route and cluster
 
 
-def _through(call: _Call, out: Outbound, chain: Chain, served: Service | None) -> tuple[Weighted, list[str]]:
+def _through(call: _Call, out: Outbound, chain: Chain) -> tuple[Weighted, list[str]]:
     registry = call.registry
     if not chain.route:
         virtual = registry.route(chain.host)
         how = f"the TCP route of {virtual.meta}" if virtual and virtual.tcp else f"all bytes go to {chain.host}"
         return chain.clusters, [how, *_clusters(registry, out, chain.clusters)]
     table = next(one for one in out.tables if one.name == chain.route)
-    wanted = [call.host, *([served.host] if served else [])]
-    vhost = next((one for name in wanted if (one := _virtual_host(table, name))), None)
+    vhost = _virtual_host(table, _bracketed(call.host))
     if vhost is None:
         missing = f"route table {table.name} has no virtual host for {call.host}"
         return ((out.fallback, 100),), [f"{missing}, so it goes to {out.fallback}: {_fallback(out)}"]
@@ -378,7 +423,7 @@ def _clusters(registry: Registry, out: Outbound, wanted: Weighted) -> Iterator[s
             continue
         yield f"cluster {name}: {_discovery(one)}{_policy(one.policy)}"
         for endpoint, port in one.endpoints:
-            yield f"  {endpoint.address}:{port}{_endpoint(registry, endpoint, one, port)}"
+            yield f"  {_at(endpoint.address, port)}{_endpoint(registry, endpoint, one, port)}"
 
 
 def _discovery(one: outbound.Cluster) -> str:

@@ -77,12 +77,43 @@ def told(mesh: Registry, target: str, arm: str) -> str:
         ("web-headless:8443", "mode1", ["listener 198.18.0.21_8443 takes it", "very address that the client resolved"]),
         ("1.2.3.4:99", "mode2-envoy", ["nothing is looked up", "virtualOutbound itself takes", "PassthroughCluster"]),
         ("10.96.1.10:99", "plain", ["has no port 99", "the connection is lost"]),
+        # a Service in the namespace is called as the namespace is
+        ("web.shop", "mode2-agent", ["port 80\n", "port 443\n  listener 10.96.1.10_443 takes it"]),
+        ("198-18-0-71.shop-headless", "mode1", ["virtual host shop-headless.shop.svc.cluster.local:8080"]),
+        # addresses that no virtual host has
+        ("198.18.0.31:8080", "mode1", ["table 8080 has no virtual host for 198.18.0.31, so it goes to Passthrough"]),
+        ("240.240.0.1:80", "mode1", ["no virtual host for 240.240.0.1, so it goes to PassthroughCluster"]),
+        ("240.240.0.1:80", "mode2-xds", ["virtual host api.example.com:80 (Host: 240.240.0.1)"]),
+        ("240.240.0.4:6000", "answers-mode2", ["listener 240.240.0.4_6000 takes it"]),
+        # what the sidecar's listeners do not see
+        ("127.0.0.1:80", "mode1", ["stays inside the pod, where nothing is captured", "straight to 127.0.0.1:80"]),
+        ("127.0.0.1:80", "plain", ["straight to 127.0.0.1:80"]),
+        ("[2001:db8::1]:80", "mode1", ["IPv6 is not captured", "straight to [2001:db8::1]:80"]),
+        ("kube-dns.kube-system", "mode1", ["listener 10.96.0.10_53 takes it"]),
+        ("kube-dns.kube-system", "mode2-agent", ["port 53\n  whatever has this port is captured as DNS"]),
+        ("1.2.3.4:15001", "mode1", ["port 15001 is the sidecar's own", "BlackHoleCluster"]),
+        ("1.2.3.4:15001", "unguarded", ["PassthroughCluster"]),
     ],
 )  # fmt: skip
 def test_the_testbeds_own_names_are_explained(mesh: Registry, target: str, arm: str, said: list[str]) -> None:
     text = told(mesh, target, arm)
     for part in said:
         assert part in text
+
+
+def test_udp_is_not_the_sidecars() -> None:
+    log = document("Service", "v1", "shop", "log", spec={
+        "clusterIP": "10.96.7.7", "ports": [{"name": "syslog", "port": 514, "protocol": "UDP"}]})  # fmt: skip
+    assert "UDP is not captured" in told(build(log), "log", "mode1")
+    assert "UDP is not captured" not in told(build(log), "log", "plain")
+
+
+def test_a_sidecar_resource_may_select_the_arms_pod() -> None:
+    strict = {"workloadSelector": {"labels": {"app": "client"}}, "outboundTrafficPolicy": {"mode": "REGISTRY_ONLY"}}
+    scope = document("Sidecar", "networking.istio.io/v1", "shop", "s", spec=strict)
+    model = build(scope, document("Pod", "v1", "shop", "client-mode1-xds", labels={"app": "client"}))
+    assert "REGISTRY_ONLY" in told(model, "1.2.3.4:99", "mode1-xds")
+    assert "ALLOW_ANY" in told(model, "1.2.3.4:99", "mode2-xds")
 
 
 @pytest.mark.parametrize(
@@ -135,6 +166,7 @@ def test_the_loser_of_a_port_is_told_where_its_bytes_go() -> None:
         ("web:0", "mode1", "web:0: '0' is not a port"),
         ("web:99999", "mode1", "is not a port"),
         ("web:http", "mode1", "is not a port"),
+        ("2001:db8::1", "mode1", "name one: [2001:db8::1]:80"),
         ("nobody.example.com", "mode1", "so its ports are not known; name one: nobody.example.com:80"),
     ],
 )
