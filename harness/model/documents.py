@@ -1,6 +1,7 @@
 """YAML text as values that know their line.
 
-Stricter than YAML where a configuration is never meant that way: a key twice, an alias, a tag of one's own are faults.
+Stricter than YAML where a configuration is never meant that way: a key twice, a tag of one's own are faults. An alias
+stands for its value, up to a size that no configuration reaches.
 Scalars are typed as Kubernetes' reader does it (YAML 1.2): `yes`, `on` and `1:30` are text, not truth or sixty-fold.
 """
 
@@ -15,6 +16,7 @@ import yaml
 from harness.model.faults import Fault, Place
 
 Scalar = str | int | float | bool | None
+MAX_REPEATED = 10_000  # values of one document that aliases repeat
 MAX_DEPTH = 60  # published resources nest to 12; far deeper is an accident or an attack on the reader
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser is there in every published wheel
 _TAG = "tag:yaml.org,2002:"
@@ -80,14 +82,14 @@ class _Builder:
     def __init__(self, file: str, number: int, faults: list[Fault]) -> None:
         self.file, self.number, self.faults = file, number, faults
         self.seen: set[int] = set()
+        self.repeated = 0
 
     def fault(self, line: int, fact: str, step: str = "") -> None:
         self.faults.append(Fault(Place(self.file, self.number, line), "", fact, step))
 
     def value(self, node: yaml.Node, depth: int) -> Value:
         line = node.start_mark.line + 1
-        if id(node) in self.seen:
-            self.fault(line, "this value is used again by an alias", "write it out at each place")
+        if id(node) in self.seen and self.full(line):
             return Value(line, None)
         self.seen.add(id(node))
         if depth > MAX_DEPTH:
@@ -99,12 +101,22 @@ class _Builder:
             return Value(line, tuple(self.value(child, depth + 1) for child in node.value))
         return Value(line, self.scalar(node))
 
+    def full(self, line: int) -> bool:
+        """Whether aliases have repeated all that they may."""
+        self.repeated += 1
+        if self.repeated == MAX_REPEATED:
+            self.fault(line, f"aliases repeat more than {MAX_REPEATED} values", "write them out")
+        return self.repeated >= MAX_REPEATED
+
     def mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Value]:
         found: dict[str, Value] = {}
         for key, child in node.value:
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
                 self.fault(line, "a key must be text")
+                continue
+            if key.tag == f"{_TAG}merge":
+                self.fault(line, "the merge key << is not supported", "write its fields out")
                 continue
             if key.value in found:
                 first = found[key.value].line

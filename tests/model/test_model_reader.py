@@ -136,7 +136,10 @@ def test_a_sound_set_is_read_with_its_values() -> None:
         ("  clusterIP: 10.96.1.10\n", "", "spec: clusterIP is missing; give an address"),
         ("clusterIP: 10", "type: NodePort\n  clusterIP: 10", "supported: ClusterIP"),
         ("clusterIP: 10", "clusterIP: 9.9.9.9\n  clusterIP: 10", "the key clusterIP stands here twice, first in line"),
-        ("metadata: {name: default, namespace: shop}", "metadata: &x {name: default, namespace: *x}", "by an alias"),
+        ("metadata: {name: default, namespace: shop}", "metadata: &x {name: default, namespace: *x}", "too deeply"),
+        ("metadata: {name: default, namespace: shop}", "metadata: &x {name: default, namespace: [*x, *x]}",
+         "aliases repeat more than 10000 values"),
+        ("metadata: {name: default, namespace: shop}", "metadata: {<<: {name: default}}", "merge key << is"),
         ("mode: REGISTRY_ONLY", "mode: !mine x", "the YAML tag !mine is not supported"),
         # ports
         ("port: 80,", "port: 70000,", "spec.ports[0].port: 70000 (a number) is not in range; give 1 to 65535"),
@@ -343,6 +346,13 @@ def test_a_block_may_be_written_by_any_address_in_it() -> None:
     """As in the reference page of ServiceEntry."""
     entry = ENTRY.replace("resolution: DNS", "addresses: [192.192.192.192/24]\n  resolution: NONE")
     assert parse(entry).entries[0].addresses == ("192.192.192.0/24",)
+
+
+def test_an_alias_is_its_value() -> None:
+    text = SERVICE.replace("name: web", "name: &n web").replace("spec:", "spec:\n  selector: &l {app: *n}")
+    assert parse(text + "---\n" + text.replace("web", "two").replace("10.96.1.10", "None")).services[0].selector == (
+        ("app", "two"),
+    )
 
 
 def test_a_pod_may_say_that_it_was_injected() -> None:
