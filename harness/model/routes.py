@@ -149,10 +149,10 @@ def _retry_on(field: Field | None) -> str:
 
 
 def _percent(fields: Fields) -> float:
-    """Istio's `percentage.value`; left out it means every request."""
+    """Istio's `percentage.value`; left out it means no request."""
     with fields.within("percentage") as percentage:
         value = percentage.get("value")
-        return value.number(0, 100) if value else 100.0
+        return value.number(0, 100) if value else 0.0
 
 
 def _delay(field: Field) -> Delay:

@@ -281,6 +281,15 @@ def test_a_timeout_of_zero_is_none() -> None:
     assert parse(EVERYTHING.replace("timeout: 1m30s", "timeout: 0s")).virtual_services[0].http[0].timeout_ms == 0
 
 
+def test_a_fault_without_a_share_is_for_no_request() -> None:
+    for share in ("", "percentage: {}, "):
+        said = VIRTUAL.replace("percentage: {value: 12.5}, ", share).replace("percentage: {value: 30}, ", share)
+        route = parse(EVERYTHING.replace(VIRTUAL, said)).virtual_services[0].http[0]
+        assert route.delay
+        assert route.abort
+        assert (route.delay.percent, route.abort.percent) == (0, 0)
+
+
 def test_addresses_that_share_no_port_do_not_overlap() -> None:
     assert len(parse(f"{EVERYTHING}---\n{BLOCK}").entries) == 2
 
