@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import random
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,8 @@ from harness.mesh import topology
 PLANS = Path(__file__).parent / "plans"
 BODY_SIZES = (0, 1024, 16384, 131072, 1048576)  # files in the web image
 MAX_SECONDS = 24 * 3600  # a plan that runs for longer is a typing error
+MAX_CELLS = 10_000  # in a block: their number is stored in 16 bits, and an invalid cell is measured up to three times
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}")  # the beginning of a run's name, on every file system
 
 # What one request of a closed loop takes, rounded from the cells of data/sample (two CPUs): for expectations only.
 _LOOKUP_S, _LIBC_S, _REQUEST_S, _GOVERNED_S = 0.0001, 0.0007, 0.0003, 0.0009
@@ -271,9 +275,10 @@ def _levels(place: str, key: str, value: Any, kind: type) -> tuple[Any, ...]:
     values = value if isinstance(value, list | tuple) else [value]
     if not values:
         raise _refuse(place, f"{key} has no levels", "give at least one")
-    if len(set(map(str, values))) != len(values):
+    levels = tuple(_scalar(place, key, one, kind) for one in values)
+    if len(set(levels)) != len(levels):
         raise _refuse(place, f"{key} names a level twice", "leave one of them out")
-    return tuple(_scalar(place, key, one, kind) for one in values)
+    return levels
 
 
 def _known(place: str, table: dict[str, Any], known: set[str]) -> None:
@@ -295,6 +300,9 @@ def _experiment(place: str, table: dict[str, Any]) -> Experiment:
         inner = getattr(hint, "__args__", None)
         values[key] = _levels(place, key, value, inner[0]) if inner else _scalar(place, key, value, hint)
     experiment = Experiment(**values)
+    crossed = math.prod(len(value) for value in values.values() if isinstance(value, tuple))
+    if crossed > MAX_CELLS:
+        raise _refuse(place, f"its levels make {crossed} cells", f"leave levels out: a block holds {MAX_CELLS} at most")
     for cell in experiment.cells():
         _measurable(place, cell)
     return experiment
@@ -306,7 +314,7 @@ def _measurable(place: str, cell: Cell) -> None:
     checks = [
         (not request or cell.connection != "none", "a request needs connection new or keepalive"),
         (request or cell.connection != "new", "a lookup has connection none, or keepalive to use one socket for all"),
-        (request == (cell.backend != "none") or arm == "null", "a request needs a backend, a lookup has none"),
+        (request == (cell.backend != "none"), "a request needs a backend, a lookup has none"),
         (request or cell.lookup != "none", "a lookup needs lookup wire or getaddrinfo"),
         (arm != "ip" or (request and cell.lookup == "none"), "the arm ip knows addresses: kind request, lookup none"),
         (arm in ("ip", "null") or cell.lookup != "none", "every arm but ip reaches its backend by name"),
@@ -319,7 +327,20 @@ def _measurable(place: str, cell: Cell) -> None:
         ),
         (cell.lookup != "getaddrinfo" or cell.wait == "block", "getaddrinfo waits in the C library: wait block"),
         (cell.lookup == "none" or not request or "A" in cell.qtype.split("+"), "a request needs an IPv4 address: A"),
+        (request or not (cell.body_bytes or cell.tls), "a lookup has neither body_bytes nor tls"),
+        (
+            cell.lookup != "getaddrinfo" or request or cell.connection == "none",
+            "getaddrinfo has sockets of its own: a lookup by it has connection none",
+        ),
         (arm == "null" or cell.null_delay_us == 0, "null_delay_us belongs to the arm null"),
+        (
+            arm != "null" or (not request and cell.lookup == "wire" and cell.backend == "none"),
+            "the arm null is the calibration target: kind lookup, lookup wire, no backend",
+        ),
+        (
+            arm != "null" or (cell.name_kind == "fqdn" and not cell.dns_delay_ms),
+            "the calibration target asks no DNS server: name_kind fqdn, no dns_delay_ms",
+        ),
         *_ruler_checks(cell),
         (not cell.backend.startswith("in-") or arm == "ip", "one replica alone is called by its address: arm ip"),
         *_pod_checks(cell),
@@ -408,8 +429,9 @@ def from_json(document: dict[str, Any], place: str) -> Plan:
         if key not in document:
             raise _refuse(place, f"{key} is missing", "add it")
     name = _scalar(place, "name", document["name"], str)
-    if not name.replace("-", "").isalnum():
-        raise _refuse(place, f"name is {name!r}", "use letters, digits and hyphens: it names folders")
+    if not NAME.fullmatch(name):
+        step = "use at most 100 letters (A to Z), digits and hyphens: it names folders"
+        raise _refuse(place, f"name is {name!r}", step)
     if not isinstance(tables, list | tuple) or not tables or not all(isinstance(one, dict) for one in tables):
         raise _refuse(place, "there is no experiment", "add an [[experiment]] table")
     experiments = tuple(_experiment(f"{place} experiment {i}", dict(t)) for i, t in enumerate(tables, 1))
@@ -427,9 +449,24 @@ def from_json(document: dict[str, Any], place: str) -> Plan:
     if empty is not None:
         fact = f"block {empty} would be empty: every experiment has every above 1"
         raise _refuse(place, fact, "leave every out of one of them")
+    _once(plan, place)
     if plan.seconds() > MAX_SECONDS:
-        raise _refuse(place, f"the load would take {plan.seconds() / 3600:.0f} hours", "lower count or blocks")
+        raise _refuse(place, f"the load would take {plan.seconds() / 3600:.3g} hours", "lower count or blocks")
     return plan
+
+
+def _once(what: Plan, place: str) -> None:
+    """Refuses cells that two experiments name, since their samples would count as one cell's, and too many in all."""
+    first: dict[Cell, str] = {}
+    for experiment in what.experiments:
+        for cell in experiment.cells():
+            if cell in first:
+                fact = f"experiments {first[cell]!r} and {experiment.name!r} hold the same cell of {cell.arm}"
+                raise _refuse(place, fact, "leave it out of one, or give them another series")
+            first[cell] = experiment.name
+    if len(first) > MAX_CELLS:
+        step = f"leave levels out: a block holds {MAX_CELLS} at most"
+        raise _refuse(place, f"its levels make {len(first)} cells", step)
 
 
 def shipped() -> list[str]:
@@ -445,9 +482,13 @@ def measuring(experiment: str) -> list[str]:
 def find(name: str) -> Plan:
     """A shipped plan by name, or a plan file by path. Raises InputError."""
     path = PLANS / f"{name}.toml" if name in shipped() else Path(name)
+    step = f"use {', '.join(shipped())}, or a path to a TOML file"
     try:
-        return parse(path.read_text(encoding="utf-8"), str(path))
-    except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError, PermissionError) as error:
-        known = ", ".join(shipped())
-        fact = f"no such plan ({type(error).__name__})"
-        raise _refuse(name, fact, f"use {known}, or a path to a TOML file") from None
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise _refuse(name, "there is no such plan", step) from None
+    except UnicodeDecodeError:
+        raise _refuse(name, "is not TOML (it is not UTF-8)", step) from None
+    except OSError as error:
+        raise _refuse(name, f"cannot be read ({error.strerror})", step) from None
+    return parse(text, str(path))

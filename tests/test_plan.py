@@ -95,9 +95,16 @@ def test_cells_that_are_compared_stand_together_in_an_order_of_their_own() -> No
         ("blocks = 2", 'blocks = "2"', "give a int"),
         ("blocks = 2", "blocks = true", "give a int"),
         ('name = "p"', 'name = "../p"', "it names folders"),
+        ('name = "p"', 'name = "é"', "it names folders"),
+        ('name = "p"', 'name = "-p"', "it names folders"),
+        ('name = "p"', f'name = "{"p" * 300}"', "at most 100"),
         ("rate_hz = 100.0", "rate_hz = 0.0", "open loops need rate_hz"),
         ("rate_hz = 100.0", "rate_hz = -5", "give a number from 0"),
         ("rate_hz = 100.0", "rate = 100", "unknown key rate"),
+        ("rate_hz = 100.0", "rate_hz = [1, 1.0]", "rate_hz names a level twice"),
+        ("rate_hz = 100.0", f"rate_hz = {[k / 100 for k in range(100, 10000)]}", "19800 cells"),
+        ("rate_hz = 100.0", "rate_hz = 100.0\nbody_bytes = 1024", "a lookup has neither body_bytes nor tls"),
+        ('"mode1"', '"null"\n]\nname_kind = ["external"', "the calibration target asks no DNS server"),
         ('"mode1"', '"mode3"', "choose from ip, plain"),
         ('"mode1"', '"plain"', "names a level twice"),
         ('"mode1"', '"ip"', "the arm ip knows addresses"),
@@ -141,9 +148,20 @@ def test_two_experiments_of_one_name_are_refused() -> None:
     assert "two experiments have one name" in refused(MINIMAL + second)
 
 
+def test_one_cell_in_two_experiments_of_a_series_is_refused() -> None:
+    second = MINIMAL[MINIMAL.index("[[experiment]]") :].replace('"lookup"', '"again"\nseries = "lookup"')
+    assert "experiments 'lookup' and 'again' hold the same cell of plain" in refused(MINIMAL + second)
+
+
 def test_a_missing_file_names_the_plans_there_are() -> None:
     with pytest.raises(errors.InputError, match="use change, interception, policies, quick, standard, or a path"):
         plan.find("no-such-plan")
+
+
+@pytest.mark.parametrize("path", ["/dev/null/x", "x" * 5000, "/"])
+def test_a_path_that_cannot_be_read_is_bad_input(path: str) -> None:
+    with pytest.raises(errors.InputError, match="cannot be read"):
+        plan.find(path)
 
 
 _VALUES = st.recursive(
