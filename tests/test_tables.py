@@ -184,6 +184,11 @@ def test_queries_agree_to_the_packet_or_say_that_they_do_not(usual: store.Runs, 
     kept = table[(table["arm"] == "mode2-envoy") & (table["name_kind"] == "fqdn")]
     assert set(kept["at cluster DNS"]) == {0}
     assert "counted the same queries" in lookups.queries_answer(table)
+    oftener = table.copy()
+    more = (table["arm"] == "plain") & (table["name_kind"] == "fqdn")
+    oftener.loc[more, ["lookups", "at client", "at cluster DNS"]] *= 9
+    assert lookups.queries_answer(oftener) == lookups.queries_answer(table)  # another run asked plain more of one kind
+    assert lookups.queries_answer(table[:0]).endswith("in all 0 combinations.")
     lost = lookups.queries(measured.runs(tmp_path, World(lost_queries=1)))
     assert "disagree in" in lookups.queries_answer(lost)
     assert set(lost["agree"]) == {"NO"}
@@ -362,6 +367,7 @@ def test_runs_are_found_from_the_root_and_from_notebooks(tmp_path: Path, monkeyp
     for place in (tmp_path, tmp_path / "notebooks"):
         monkeypatch.chdir(place)
         assert provenance.locate("data/sample").resolve() == (tmp_path / "data" / "sample").resolve()
+    assert provenance.locate(2026) == tmp_path / "notebooks" / "2026"  # type: ignore[arg-type]
 
 
 def test_shown_tables_have_units_and_no_raw_values() -> None:

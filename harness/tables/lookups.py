@@ -240,20 +240,23 @@ def _arm_sentence(arm: str, row: dict[Any, Any]) -> str:
 
 
 def queries_answer(table: pd.DataFrame) -> str:
-    """Whether the three counts agree, and what mode 2 keeps from the cluster DNS."""
+    """Whether the three counts agree, and what mode 2 keeps from the cluster DNS.
+
+    Arms are compared over the kinds of lookup that all were asked, each counting alike: some are asked one kind more
+    often, because another plan asks it of them too.
+    """
     total, wrong = len(table), int((table["residual"] != 0).sum())
     agree = (
         f"Client, DNS proxy and cluster DNS counted the same queries in all {total} combinations"
         if not wrong
         else f"The counts of client, DNS proxy and cluster DNS disagree in {wrong} of {total} combinations"
     )
-    per_lookup = table.groupby("arm", observed=True)[["lookups", "at cluster DNS"]].sum()
-    shares = [
-        f"{units.number(row['at cluster DNS'] / row['lookups'])} in {arm}"
-        for arm, row in per_lookup.iterrows()
-        if row["lookups"] and arm != TWIN
-    ]
-    return f"{agree}. Queries that reach the cluster DNS per lookup: {', '.join(shares)}."
+    per_lookup = table.pivot(index=NAME, columns="arm", values="cluster DNS, per lookup").dropna()
+    if per_lookup.empty:
+        return f"{agree}."
+    shares = [f"{units.number(per_lookup[arm].mean())} in {arm}" for arm in ARMS if arm in per_lookup and arm != TWIN]
+    kinds = f"{len(per_lookup)} kind{'s' * (len(per_lookup) != 1)} of lookup"
+    return f"{agree}. Queries that reach the cluster DNS per lookup, mean of {kinds}: {', '.join(shares)}."
 
 
 def aaaa_answer(codes: pd.DataFrame) -> str:

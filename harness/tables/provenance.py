@@ -25,7 +25,7 @@ _MACHINE = ("cpu", "cpus", "kernel")
 
 def locate(runs: str | Path) -> Path:
     """The folder, sought from here upwards, then from the project; relative paths mean the same in both places."""
-    path = Path(runs).expanduser()
+    path = Path(str(runs)).expanduser()  # papermill takes a folder called 2026 for a number
     if path.is_absolute():
         return path
     here = Path.cwd()
