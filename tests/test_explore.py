@@ -12,6 +12,7 @@ import synthetic
 from harness import explore, store
 from harness.explore import controls, drawing, numbers
 from harness.explore.numbers import Selection
+from harness.tables import provenance
 
 PNG = b"\x89PNG"
 
@@ -90,6 +91,17 @@ def test_each_experiment_can_be_chosen_and_nothing_chosen_is_said(runs: store.Ru
         assert bytes(shown.picture.value).startswith(PNG)
     shown.arm.value = ()
     assert drawing.NOT_MEASURED in shown.table.value
+
+
+def test_no_policy_is_a_choice_that_no_other_brings_along() -> None:
+    shown = controls._Panel(provenance.load("data/sample"))
+    for experiment in shown.experiment.options:
+        shown.experiment.value = experiment
+        assert drawing.NOT_MEASURED not in shown.table.value, experiment
+    shown.experiment.value = "faults"
+    shown.further["fault"].value, shown.further["policy"].value = ("fail30",), ("retries",)
+    chosen = numbers.chosen(shown.runs, shown.selection())
+    assert len(chosen) and set(chosen["fault"]) == {"fail30"} and set(chosen["policy"]) == {"retries"}
 
 
 def test_the_panel_finds_runs_by_path(tmp_path: Path) -> None:

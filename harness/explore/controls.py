@@ -18,7 +18,7 @@ from harness.tables import provenance, text
 PERCENTILES = (50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
 LONGEST_LIST = 7  # lines of a list before it scrolls
 FIRST_EXPERIMENTS = ("request", "lookup")  # what most people want to see first
-USUAL = ("fqdn", "wire", "A", "plain", "agent", 5)  # levels to begin with, where there are several
+USUAL = ("fqdn", "wire", "A", "plain", "agent", "none", 5)  # levels to begin with, where there are several
 WIDTH = "11.5rem"  # five lists side by side on a laptop
 STYLE = """<style>
 .meshdns-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
@@ -96,7 +96,8 @@ class _Panel:
             found = numbers.levels(self.runs, experiment, factor)
             _offer(chosen, found, found if factor == "arm" else _usual(found))
         varied = numbers.further_factors(self.runs, experiment)
-        self.further = {name: _list(name, found, _usual(found)) for name, found in varied.items()}
+        begun = numbers.begin_with(self.runs, experiment, USUAL)
+        self.further = {name: _list(name, found, begun[name]) for name, found in varied.items()}
         for each in self.further.values():
             each.observe(self._show, "value")
         self.further_box.children = [_titled(name, each) for name, each in self.further.items()]

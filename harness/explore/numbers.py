@@ -23,6 +23,7 @@ ARM_ORDER = tuple(topology.ARMS)
 ORIGINS = ("due", "start")
 CURVE_POINTS = 400  # more than the pixels of a panel's width, fewer than the requests of a run
 NOT_APPLICABLE = "none"  # a cell whose arm lacks a factor (no lookup by address) is never filtered by it
+NONE_IS_A_LEVEL = ("policy", "fault", "change")  # here it is what the others are compared with
 # What a person chooses by a widget of its own, or what says nothing within one experiment.
 NOT_FURTHER = ("experiment", "arm", "name_kind", "kind")
 IN_ORDER = ["rank", "series"]
@@ -46,8 +47,18 @@ class Selection:
 
 def levels(runs: store.Runs, experiment: str, factor: str) -> tuple[Any, ...]:
     """The levels of a factor within an experiment, in order; none where the factor does not apply."""
-    found = set(runs.cells.loc[runs.cells["experiment"] == experiment, factor]) - {NOT_APPLICABLE}
+    found = set(runs.cells.loc[runs.cells["experiment"] == experiment, factor]) - {*_skipped(factor)}
     return tuple(sorted(found, key=lambda level: (isinstance(level, str), _rank(level), level)))
+
+
+def begin_with(runs: store.Runs, experiment: str, usual: Sequence[Hashable]) -> dict[str, tuple[Any, ...]]:
+    """A level of each further factor, a usual one where there is one, that were measured together."""
+    rows, begun = runs.cells[runs.cells["experiment"] == experiment], dict[str, tuple[Any, ...]]()
+    for name, found in further_factors(runs, experiment).items():
+        here = [level for level in found if level in set(rows[name])] or [*found]
+        begun[name] = tuple([*(level for level in here if level in usual), *here][:1])
+        rows = rows[rows[name].isin([*begun[name], *_skipped(name)])]
+    return begun
 
 
 def further_factors(runs: store.Runs, experiment: str) -> dict[str, tuple[Any, ...]]:
@@ -68,7 +79,7 @@ def chosen(runs: store.Runs, selection: Selection) -> pd.DataFrame:
     }
     rows = runs.cells
     for name, found in wanted.items():
-        rows = rows[rows[name].isin([*found, NOT_APPLICABLE])]
+        rows = rows[rows[name].isin([*found, *_skipped(name)])]
     if not selection.invalid:
         rows = rows[rows["valid"].astype(bool)]
     rows = rows.assign(key=cells.keys(rows, runs.headers)).sort_values("key").reset_index(drop=True)
@@ -139,6 +150,11 @@ def shown(numbers: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def _skipped(factor: str) -> tuple[str, ...]:
+    """What a cell has in place of a level where it lacks the factor."""
+    return () if factor in NONE_IS_A_LEVEL else (NOT_APPLICABLE,)
+
+
 def _parameters(runs: store.Runs) -> list[str]:
     """The columns of cells that are factors of the plan."""
     about = {"run", "block", "cell", "valid", "reasons", "offered", "started_ns", "wall_s"}
@@ -154,7 +170,7 @@ def _rank(level: Hashable) -> int:
 def _series(runs: store.Runs, rows: pd.DataFrame) -> list[str]:
     """`mode1`, or `mode1, short, ndots 1`: the arm and whatever else differs among these cells."""
     names = [name for name in _parameters(runs) if name not in ("arm", "experiment")]
-    differing = [name for name in names if len(set(rows[name]) - {NOT_APPLICABLE}) > 1]
+    differing = [name for name in names if len(set(rows[name]) - {*_skipped(name)}) > 1]
     return [
         ", ".join([str(row["arm"]), *(_level(name, row[name]) for name in differing if row[name] != NOT_APPLICABLE)])
         for row in rows[["arm", *differing]].to_dict("records")
