@@ -311,7 +311,8 @@ def _report(options: argparse.Namespace) -> int:
     runs = options.runs or _measure(*_plan(options), options)
     try:
         with Progress(len(notebooks), "publishing", unit="") as progress:
-            index = report.publish(runs, options.out / runs.name, parameters, notebooks, progress.stage)
+            name = runs.resolve().name or "runs"  # `.` and `..` too have names, and only `/` has none
+            index = report.publish(runs, options.out / name, parameters, notebooks, progress.stage)
     except (KeyboardInterrupt, errors.MeshdnsError, OSError):
         if not options.runs:
             say(f"the run is finished and stored; publish it with `meshdns report --runs {runs}`")

@@ -486,7 +486,7 @@ def find(name: str) -> Plan:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise _refuse(name, "there is no such plan", step) from None
+        raise _refuse(name, "no such plan", step) from None
     except UnicodeDecodeError:
         raise _refuse(name, "is not TOML (it is not UTF-8)", step) from None
     except OSError as error:

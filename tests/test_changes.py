@@ -426,7 +426,10 @@ def test_shares_over_time_add_up_and_turn_at_the_change(usual: store.Runs) -> No
     assert after["added"].mean() == pytest.approx(1 / 3, abs=0.03)
     assert not before["failed"].any()
     assert not after["failed"].any()
-    assert changes.timeline(usual, "gone").empty
+    with pytest.raises(errors.InputError, match="change is 'gone'; choose from up, down, replace, unready, crash"):
+        changes.timeline(usual, "gone")
+    with pytest.raises(errors.InputError, match="connection is 'both'; choose from new, keepalive"):
+        changes.table(changes.followed(usual), "both")
 
 
 def test_a_run_of_another_plan_says_so(other: store.Runs) -> None:

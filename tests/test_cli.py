@@ -233,6 +233,23 @@ def test_an_interrupt_while_publishing_says_where_the_run_is(
     assert "publish it" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("given", [".", "../quick-x", "../quick-x/blocks/.."])
+def test_a_report_is_named_by_its_runs_however_they_are_given(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places: list[Path] = []
+
+    def published(_: Path, out: Path, *__: object) -> Path:
+        places.append(out)
+        return out
+
+    (tmp_path / "quick-x" / "blocks").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "quick-x")
+    monkeypatch.setattr(report, "publish", published)
+    assert cli.main(["report", "--runs", given, "--out", "reports"]) == 0
+    assert places == [Path("reports/quick-x")]
+
+
 def test_a_resumed_runs_dry_run_counts_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import nbformat
+import papermill
 import pytest
 import small_notebooks
 import synthetic
@@ -115,6 +116,17 @@ def test_parameters_have_a_type_and_runs_is_required() -> None:
         execute.check_declared({Path("a"): [number, place]}, {"percentile": True})
     with pytest.raises(errors.InputError, match="does not take the parameter 'runs'"):
         execute.check_declared({Path("a"): [number]}, {})
+
+
+def test_a_value_that_only_the_notebook_can_refuse_is_bad_input_too(
+    books: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise papermill.PapermillExecutionError(1, 1, "", "InputError", "change is 'x'; choose from up, down", [])
+
+    monkeypatch.setattr(papermill, "execute_notebook", refused)
+    with pytest.raises(errors.InputError, match="change is 'x'; choose from up, down"):
+        execute.execute(books[:1], {"runs": "x"}, quiet)
 
 
 @pytest.mark.parametrize(("typed", "value"), [("99.9", 99.9), ("true", True), ("data/x", "data/x"), ('"7"', "7")])

@@ -132,7 +132,8 @@ def answer(found: list[Verdict]) -> str:
         for name, claims in by_verdict.items()
         if claims and name != UNMEASURED
     ]
-    tail = f"{len(by_verdict[UNMEASURED])} are not yet measured"
+    left = len(by_verdict[UNMEASURED])
+    tail = f"{left} {'is' if left == 1 else 'are'} not yet measured"
     return (
         f"{decided} of {len(found)} claims have a verdict: {'; '.join([*said, tail])}."
         if said

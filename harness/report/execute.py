@@ -127,7 +127,7 @@ def _declared(notebook: Path) -> list[Parameter]:
 
 
 def _execute_one(notebook: Path, parameters: Mapping[str, object], abandoned: threading.Event) -> nbformat.NotebookNode:
-    """The executed notebook."""
+    """The executed notebook. Raises InputError, ReportError."""
 
     def stop_if_abandoned(**_: object) -> None:
         if abandoned.is_set():
@@ -149,7 +149,10 @@ def _execute_one(notebook: Path, parameters: Mapping[str, object], abandoned: th
         )
     except papermill.PapermillExecutionError as problem:
         place = f"{notebook.name}, cell {_tag(notebook, problem.cell_index)}"
-        raise errors.ReportError(_message(problem.ename, problem.evalue), place=place, step=_step(notebook)) from None
+        fact = _message(problem.ename, problem.evalue)
+        if problem.ename == errors.InputError.__name__:  # a parameter's value, which only the notebook understands
+            raise errors.InputError(fact, place=place) from None
+        raise errors.ReportError(fact, place=place, step=_step(notebook)) from None
     except CellTimeoutError:
         fact = f"a cell took longer than {CELL_TIMEOUT_S} s"
         raise errors.ReportError(fact, place=notebook.name, step=_step(notebook)) from None

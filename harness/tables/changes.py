@@ -343,8 +343,15 @@ def _named(row: Row) -> Row:
     }
 
 
+def _among(name: str, value: str, known: Sequence[str]) -> None:
+    """Raises InputError for a level that nobody can have measured, rather than show that nobody did."""
+    if value not in known:
+        raise errors.InputError(f"{name} is {value!r}", place="parameters", step=f"choose from {', '.join(known)}")
+
+
 def table(found: pd.DataFrame, connection: str = NEW) -> pd.DataFrame:
-    """How long until traffic had followed, on these connections."""
+    """How long until traffic had followed, on these connections. Raises InputError."""
+    _among("connection", connection, CONNECTIONS)
     rows = [
         _named(row)
         | {
@@ -454,7 +461,12 @@ SHARES = ("others", "removed", "added", "failed")
 
 
 def timeline(runs: store.Runs, change: str, connection: str = NEW) -> pd.DataFrame:
-    """A row per backend, arm and bin of 200 ms: who served the requests that started in it, as shares of them."""
+    """A row per backend, arm and bin of 200 ms: who served the requests that started in it, as shares of them.
+
+    Raises InputError.
+    """
+    _among("connection", connection, CONNECTIONS)
+    _among("change", change, list(SAID))
     chosen = cells.select(runs, CHANGE)
     chosen = chosen[(chosen["change"] == change) & (chosen["connection"] == connection)] if len(chosen) else chosen
     parts = []
