@@ -143,6 +143,9 @@ def _from_zero(ax: Axes, frame: pd.DataFrame, name: str, label: str) -> None:
 def latencies(table: pd.DataFrame, label: str = "p50 from the due time", rows: str = "arm") -> Axes:
     """One row per arm or step: p50 with its interval, and every block."""
     with _axes(_tall(len(table))) as ax:
+        if table.empty:
+            _unmeasured(ax)
+            return ax
         for y, row in enumerate(table.to_dict("records")):
             _mark(ax, y, row["p50"], row["arm"], row["values"])
         _rows(ax, list(table[rows]))
@@ -152,7 +155,11 @@ def latencies(table: pd.DataFrame, label: str = "p50 from the due time", rows: s
 
 def names(table: pd.DataFrame, lookup: str) -> Axes:
     """One row per name, record type and ndots; arms side by side in the row."""
-    part = table[table["lookup"] == lookup]
+    part = table if table.empty else table[table["lookup"] == lookup]
+    if part.empty:
+        with _axes(_tall(0)) as ax:
+            _unmeasured(ax)
+            return ax
     levels = part[["name_kind", "qtype", "ndots"]].drop_duplicates().to_records(index=False).tolist()
     arms = [arm for arm in LOOKS if arm in set(part["arm"])]
     several = part["ndots"].nunique() > 1
@@ -219,8 +226,11 @@ def delays(table: pd.DataFrame, found: stats.BreakEven | None = None) -> Axes:
 
 def stacked(table: pd.DataFrame, parts: Sequence[str], label: str, total: str = "total") -> Axes:
     """One bar per step, its parts end to end; the line at its end is the interval of the total."""
-    shown = [part for part in parts if max(each.estimate for each in table[part]) > 0]
     with _axes(1.7 + 0.36 * len(table)) as ax:
+        if table.empty:
+            _unmeasured(ax)
+            return ax
+        shown = [part for part in parts if max(each.estimate for each in table[part]) > 0]
         left = np.zeros(len(table))
         for part, (colour, hatch) in zip(shown, _SHADES, strict=False):
             width = np.maximum(_us([each.estimate for each in table[part]]), 0)
@@ -241,6 +251,9 @@ def stacked(table: pd.DataFrame, parts: Sequence[str], label: str, total: str = 
 def differences(table: pd.DataFrame, floor: stats.NoiseFloor | None, label: str = "difference of p50, µs") -> Axes:
     """One row per change: the paired difference with its interval; the band is what equal arms differ by."""
     with _axes(_tall(len(table))) as ax:
+        if table.empty:
+            _unmeasured(ax)
+            return ax
         if floor is not None:
             ax.axvspan(-_us(floor.absolute), _us(floor.absolute), color="#dddddd", zorder=0)
         ax.axvline(0, color="#222222", linewidth=1)

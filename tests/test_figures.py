@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from io import BytesIO
 
 import matplotlib as mpl
@@ -126,3 +127,15 @@ def test_the_ground_is_opaque_and_light(usual: store.Runs) -> None:
     figure = figures.latencies(lookups.by_arm(usual)).figure
     assert figure is not None
     assert figure.get_facecolor() == (1.0, 1.0, 1.0, 1.0)
+
+
+def test_what_a_plan_leaves_out_is_an_empty_figure_that_says_so(usual: store.Runs) -> None:
+    other = replace(usual, cells=usual.cells.assign(experiment="mine"))
+    empty = [
+        figures.latencies(lookups.by_arm(other)),
+        figures.names(lookups.by_name(other), "wire"),
+        figures.stacked(requests.phases(other), list(cells.PHASES), "µs"),
+        figures.stacked(requests.cpu(other), requests.BEHIND_CLIENT, "µs", "without client"),
+        figures.differences(requests.changes(other), None),
+    ]
+    assert {ax.get_title(loc="left") for ax in empty} == {"not measured in this run"}

@@ -357,6 +357,8 @@ def test_a_failed_check_raises(usual: store.Runs, tmp_path: Path) -> None:
     assert provenance.checks(usual, "lookup", "request")["blocks"].tolist() == [8, 8]
     with pytest.raises(errors.ReportError, match="tls was not measured"):
         provenance.checks(usual, "tls")
+    assert provenance.checks(usual, "tls", "lookup", planned=True)["experiment"].tolist() == ["lookup"]
+    assert provenance.checks(usual, "tls", planned=True).empty  # of a plan that asks something else
     with pytest.raises(errors.ReportError, match="cells are invalid"):
         provenance.checks(measured.runs(tmp_path, World(invalid=0.9)), "lookup")
 

@@ -76,11 +76,11 @@ def invalid(runs: store.Runs) -> pd.DataFrame:
 def checks(runs: store.Runs, *experiments: str, planned: bool = False) -> pd.DataFrame:
     """A row per experiment: blocks, cells, invalid ones, failures, send lag. Raises ReportError if one fails.
 
-    `planned`: only those that some plan of these runs holds, of which there must be one.
+    `planned`: only those that some plan of these runs holds; of a plan of your own that may be none.
     """
     if planned:
         there = set(runs.cells["experiment"])
-        experiments = tuple(name for name in experiments if name in there) or experiments
+        experiments = tuple(name for name in experiments if name in there)
     table = pd.DataFrame([_check(runs, name) for name in experiments])
     if problem := next((_problem(row) for row in table.to_dict("records") if _problem(row)), ""):
         raise errors.ReportError(problem, place=", ".join(header.name for header in runs.headers), step="measure again")
