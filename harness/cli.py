@@ -97,8 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--json", action="store_true", help="the whole observation instead of a table")
     _standalone(verb)
     one = verb("report", _report, "measure a plan, or take stored runs, and publish the notebooks as HTML")
-    _plan_options(one)
-    one.add_argument("--runs", type=Path, help="publish these stored runs instead of measuring (no engine needed)")
+    what = _plan_options(one)
+    what.add_argument("--runs", type=Path, help="publish these stored runs instead of measuring (no engine needed)")
     one.add_argument("--out", type=Path, default=REPORTS, help="folder for reports (default: reports/)")
     one.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
                      help="a notebook parameter, as papermill takes it")  # fmt: skip
@@ -123,10 +123,13 @@ def _dns_proxy(options: argparse.Namespace) -> int:
     return command.serve(options)
 
 
-def _plan_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--plan", default="quick", help=f"{PLANS}, or a TOML file (default: quick)")
-    parser.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with an unfinished run (its own plan)")
+def _plan_options(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
+    """What to measure, in one of several ways."""
     parser.add_argument("--keep", action="store_true", help="leave the testbed up afterwards")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--plan", default="quick", help=f"{PLANS}, or a TOML file (default: quick)")
+    what.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with an unfinished run (its own plan)")
+    return what
 
 
 def _doctor(_: argparse.Namespace) -> int:

@@ -135,7 +135,7 @@ def answer(found: list[Verdict]) -> str:
     left = len(by_verdict[UNMEASURED])
     tail = f"{left} {'is' if left == 1 else 'are'} not yet measured"
     return (
-        f"{decided} of {len(found)} claims have a verdict: {'; '.join([*said, tail])}."
+        f"{decided} of {len(found)} claims {'has' if decided == 1 else 'have'} a verdict: {'; '.join([*said, tail])}."
         if said
         else f"None of {len(found)} claims is measured yet."
     )

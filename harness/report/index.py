@@ -132,6 +132,8 @@ def _notes(runs: store.Runs) -> str:
 
 
 def _command(runs: store.Runs) -> str:
-    names = sorted({str(header.plan.get("name", "")) for header in runs.headers} - {""})
-    known = len(names) == 1 and names[0] in plan.shipped()
-    return f"make report PLAN={names[0]}" if known and names[0] != "quick" else "make report"
+    names = {str(header.plan.get("name", "")) for header in runs.headers} - {"", "quick"}
+    if len(names) != 1:
+        return "make report"
+    name = names.pop()
+    return f"make report PLAN={name}{'' if name in plan.shipped() else '.toml'}"
