@@ -75,7 +75,18 @@ class NoiseFloor:
 
         Noise grows with what is measured: microseconds found between two short requests are too few for long ones.
         """
-        return self.hides_duration(difference) or abs(difference.relative.estimate) <= self.relative < math.inf
+        share = difference.relative.estimate
+        hidden = -share <= self._less if share < 0 else share <= self.relative
+        return self.hides_duration(difference) or (hidden and self.relative < math.inf)
+
+    @property
+    def _less(self) -> float:
+        """The largest share by which either of two equal arms may be less than the other: never all of it.
+
+        So that a floor of 100 % and more, which two short requests may well have, does not hide whatever is faster.
+        """
+        found = self.difference.relative
+        return max(-found.low if found.low > -1 else 0.0, found.high / (1 + found.high) if found.high > 0 else 0.0)
 
     def hides_duration(self, difference: Difference) -> bool:
         """Whether it is not larger than that in the unit of the values."""
@@ -101,7 +112,7 @@ class BreakEven:
     """Where a difference that changes with the delay passes through zero."""
 
     # wins_above: dearer without delay, cheaper above it; loses_above: the reverse; never, always: dearer, cheaper at
-    # any delay; unclear: the blocks do not tell.
+    # any delay (at any that was measured, where the slope is not clear); unclear: the blocks do not tell.
     kind: Literal["wins_above", "loses_above", "never", "always", "unclear"]
     delay: Interval | None  # the delay itself; None unless the line crosses zero at a positive delay
     measured: bool  # whether the delay lies among those measured (False: extrapolated, or none)
@@ -192,9 +203,10 @@ def break_even(delays: ArrayLike, differences: ArrayLike, confidence: float = CO
             measured = bool(points.min() <= root.estimate <= points.max())
             return BreakEven("wins_above" if falling else "loses_above", root, measured, line)
         return BreakEven("always" if falling else "never", None, False, line)
-    if line.intercept.low > 0:
+    ends = [interval(intercepts + slopes * end, confidence) for end in (points.min(), points.max())]
+    if all(each.low > 0 for each in ends):
         return BreakEven("never", None, False, line)
-    return BreakEven("always" if line.intercept.high < 0 else "unclear", None, False, line)
+    return BreakEven("always" if all(each.high < 0 for each in ends) else "unclear", None, False, line)
 
 
 def littles_residual(in_flight: ArrayLike, expected: ArrayLike) -> Floats:

@@ -83,6 +83,10 @@ def test_a_noise_floor_hides_the_same_share_of_something_slower() -> None:
     floor = stats.noise_floor([10.0, 10.0, 10.0], [10.1, 10.2, 10.3])  # up to 4.5 %
     assert floor.hides(stats.paired([100.0, 100.0], [103.0, 103.0]))
     assert not floor.hides(stats.paired([100.0, 100.0], [106.0, 106.0]))
+    wide = stats.noise_floor([10.0, 10.0], [8.0, 12.0])  # more than 100 %: of what is faster that is not all
+    assert wide.relative > 1
+    assert wide.hides(stats.paired([100.0, 100.0], [45.0, 45.0]))
+    assert not wide.hides(stats.paired([5_000.0, 5_000.0], [40.0, 40.0]))
     shareless = stats.noise_floor([0.0, 0.0, 0.0], [0.1, 0.2, 0.3])  # of nothing there is no share
     assert not shareless.hides(stats.paired([10.0, 10.0], [11.0, 11.0]))
 
@@ -154,6 +158,12 @@ def test_break_even_says_so_when_there_is_none(slope: float, at_zero: float, kin
     found = crossing(slope, at_zero, seed=1)
     assert found.kind == kind
     assert (found.delay is None) == (kind != "loses_above")
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_two_blocks_with_unlike_slopes_do_not_tell_what_delays_do(sign: int) -> None:
+    far_ahead = [50 - 900 * DELAYS, 50.2 - 1_100 * DELAYS]  # dearer without delay alone
+    assert stats.break_even(DELAYS, sign * np.array(far_ahead)).kind == "unclear"
 
 
 def test_break_even_beyond_the_delays_is_called_extrapolated() -> None:

@@ -240,23 +240,28 @@ def _arm_sentence(arm: str, row: dict[Any, Any]) -> str:
 
 
 def queries_answer(table: pd.DataFrame) -> str:
-    """Whether the three counts agree, and what mode 2 keeps from the cluster DNS.
-
-    Arms are compared over the kinds of lookup that all were asked, each counting alike: some are asked one kind more
-    often, because another plan asks it of them too.
-    """
+    """Whether the three counts agree, and what mode 2 keeps from the cluster DNS."""
     total, wrong = len(table), int((table["residual"] != 0).sum())
     agree = (
         f"Client, DNS proxy and cluster DNS counted the same queries in all {total} combinations"
         if not wrong
         else f"The counts of client, DNS proxy and cluster DNS disagree in {wrong} of {total} combinations"
     )
-    per_lookup = table.pivot(index=NAME, columns="arm", values="cluster DNS, per lookup").dropna()
-    if per_lookup.empty:
-        return f"{agree}."
-    shares = [f"{units.number(per_lookup[arm].mean())} in {arm}" for arm in ARMS if arm in per_lookup and arm != TWIN]
-    kinds = f"{len(per_lookup)} kind{'s' * (len(per_lookup) != 1)} of lookup"
-    return f"{agree}. Queries that reach the cluster DNS per lookup, mean of {kinds}: {', '.join(shares)}."
+    return " ".join([f"{agree}.", *_per_lookup(table)])
+
+
+def _per_lookup(table: pd.DataFrame) -> list[str]:
+    """What reaches the cluster DNS in each arm, as a mean over the kinds of lookup that all arms made.
+
+    Each kind counts alike: some arms make one kind more often, because another plan asks it of them too.
+    """
+    asked = table[(table["lookups"] > 0) & (table["arm"] != TWIN)]
+    whole = asked.pivot_table(index=NAME, columns="arm", values="cluster DNS, per lookup", observed=True).dropna()
+    if whole.empty:
+        return []
+    means = text.listed([f"{units.number(whole[arm].mean())} in {arm}" for arm in ARMS if arm in whole])
+    kinds = f"the {len(whole)} kinds of lookup" if len(whole) > 1 else "the one kind of lookup"
+    return [f"Queries that reach the cluster DNS per lookup, as a mean over {kinds} that all arms made: {means}."]
 
 
 def aaaa_answer(codes: pd.DataFrame) -> str:
@@ -283,9 +288,10 @@ def break_even_answer(found: stats.BreakEven | None, name_kind: str = "fqdn") ->
 
 
 def _ahead(found: stats.BreakEven) -> str:
+    level = found.line.slope.holds(0.0)  # then nothing can be said of longer delays
     without_delay = {
-        "always": "is ahead at every delay, already at 0 ms",
-        "never": "is never ahead, whatever the delay",
+        "always": f"is ahead at every delay{' that was measured' if level else ''}, already at 0 ms",
+        "never": f"is never ahead{' at the delays that were measured' if level else ', whatever the delay'}",
     }
     if found.delay is None:
         return without_delay.get(found.kind, "breaks even at no delay that the blocks tell")
