@@ -279,6 +279,20 @@ def test_the_answer_turns_with_the_data(usual: store.Runs, world: Callable[..., 
     assert turned.index("with STRICT_DNS") < turned.index("with EDS")
 
 
+def test_blocks_behind_a_median_that_never_followed_are_told(usual: store.Runs) -> None:
+    table = changes.followed(usual)
+    hit = (table["endpoints"] == "EDS") & (table["connection"] == "new") & (table["arm"] == "mode1-xds")
+    one = Spell(np.array([0.5 * S, 0.5 * S, np.inf]))
+    table["followed"] = [one if mine else each for mine, each in zip(hit, table["followed"], strict=True)]
+    said = changes.answer(table)
+    assert (
+        "Behind these medians are blocks in which the load ended before: a replica added in mode1-xds with EDS" in said
+    )
+    assert "replaced in mode1-xds with EDS never in 1 of 3 blocks" in said
+    assert "replaced in mode1-xds with EDS never in 1 of 3 blocks" in claims.learnt(table).numbers
+    assert "Behind" not in changes.answer(changes.followed(usual))
+
+
 def verdicts(table: pd.DataFrame) -> dict[str, set[str]]:
     """Of the bar, by what happened to a replica."""
     return {str(name): set(part["verdict"]) for name, part in changes.bar(table).groupby("a replica is")}

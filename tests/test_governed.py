@@ -44,6 +44,13 @@ def test_what_one_model_feeds_agrees() -> None:
     assert "3 have a virtual address" in claims.one_model(found).numbers
 
 
+def test_names_of_several_runs_are_counted_once() -> None:
+    facts = policies_world.governed()
+    headers = [store.RunHeader(f"run-{n}", {}, 1, "2026-01-01T00:00:00Z", 2, facts) for n in range(2)]
+    found = claims.one_model(governed.table(store.Runs(pd.DataFrame(), pd.DataFrame(), headers, [])))
+    assert found.numbers.startswith("5 of 5 names agree in 2 runs; 3 have a virtual address")
+
+
 def test_a_virtual_address_without_a_cluster_or_a_listener_is_found() -> None:
     told = policies_world.governed()["governed"]
     fewer = {pod: [each for each in names if "redis" not in each] for pod, names in told["clusters"].items()}

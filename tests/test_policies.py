@@ -20,7 +20,7 @@ import policies_world
 import pytest
 from policies_world import World
 
-from harness import claims, counters, errors, figures, plan, store, units
+from harness import claims, counters, errors, figures, plan, stats, store, units
 from harness.tables import cells, policies, shares, text
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "04-what-the-sidecar-buys.ipynb"
@@ -255,6 +255,15 @@ def test_the_answer_follows_the_data(usual: store.Runs, unheeded: store.Runs) ->
     assert "with timeouts" not in other
 
 
+def test_of_policies_that_serve_alike_none_at_all_is_named(usual: store.Runs) -> None:
+    table = policies.faults(usual)
+    dead = table[(table["fault"] == "dead")]
+    spare = dead[dead["arm"].isin(policies.MODES)]
+    alike = spare.assign(policy="none", row="dead address, no policy")
+    both = pd.concat([dead[dead["arm"] == policies.PLAIN], alike, spare.assign(policy="retries"), spare])
+    assert "with a sidecar and no policy" in policies.answer(both).splitlines()[-1]
+
+
 def test_runs_without_the_experiments_say_how_to_measure_them(empty: store.Runs) -> None:
     table = policies.faults(empty)
     assert table.empty
@@ -319,6 +328,22 @@ def test_policies_depend_on_the_policy_where_one_does_nothing(usual: store.Runs)
     found = claims.passing(table.assign(ejections=0), policies.replicas(usual), policies.split(usual))
     assert found.verdict == claims.DEPENDS
     assert "outlier ejection did not" in found.because
+
+
+def test_retries_that_serve_no_more_than_no_policy_do_not_act(usual: store.Runs) -> None:
+    table = policies.faults(usual)
+    nothing = stats.Interval(0.0, -0.01, 0.01, 8, 0.95)
+    retried = table["policy"] == "retries"
+    alone = [nothing if mine else each for mine, each in zip(retried, table[policies.ALONE], strict=True)]
+    found = claims.passing(table.assign(**{policies.ALONE: alone}), policies.replicas(usual), policies.split(usual))
+    assert "retries did not" in found.because
+    assert " retries: " not in found.numbers.split(";")[0]
+
+
+def test_a_split_of_one_block_decides_nothing(usual: store.Runs, tmp_path: Path) -> None:
+    short = policies.split(policies_world.runs(tmp_path, blocks=1))
+    found = claims.passing(policies.faults(usual), policies.replicas(usual), short)
+    assert "traffic split" not in found.because
 
 
 def test_policies_that_were_not_measured_have_no_verdict(empty: store.Runs, usual: store.Runs) -> None:

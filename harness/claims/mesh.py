@@ -45,11 +45,11 @@ def learnt(found: pd.DataFrame) -> Verdict:
         because = "not every change was followed even where endpoints are pushed to the sidecar"
         return Verdict("C14", UNDECIDED, because, numbers, FOLLOWING)
     if all(fresh) and all(kept):
-        because = "traffic followed every change, on new connections and on kept ones"
+        because = "at p50 traffic followed every change, on new connections and on kept ones"
         return Verdict("C14", SUPPORTED, because, numbers, FOLLOWING)
     stay = "new ones follow the name and kept ones stay until they break"
     name = stay if all(fresh) else "not even all new ones follow in time"
-    because = "on the Service: endpoints are pushed to the sidecar, which follows every change"
+    because = "on the Service: endpoints are pushed to the sidecar, which at p50 follows every change"
     because += f"; to a headless one it goes where the client's lookup led, so {name}"
     return Verdict("C14", DEPENDS, because, numbers, FOLLOWING)
 
@@ -62,7 +62,9 @@ def _kept_up(name: str, rows: list[dict[str, Any]]) -> str:
     if not timely:
         return said
     slowest = max(timely, key=lambda spell: float(spell.p50))
-    return f"{said}, at p50 in {units.duration(slowest.p50)} at most ({changes.spread(slowest)})"
+    said += f", at p50 in {units.duration(slowest.p50)} at most ({changes.spread(slowest)})"
+    hidden = changes.unended(rows)
+    return f"{said}, {hidden}" if hidden else said
 
 
 def external_name(found: pd.DataFrame) -> Verdict:
@@ -132,9 +134,12 @@ def one_model(found: pd.DataFrame) -> Verdict:
     if found.empty:
         return unmeasured("C15", f"needs a control plane that feeds DNS and sidecars; {policies.PLAN}")
     agree = found[found["agree"] == "yes"]
-    virtual = int((found["address"] == external.VIRTUAL).sum())
-    numbers = f"{len(agree)} of {len(found)} names agree; {virtual} have a virtual address, which was looked for in "
-    numbers += f"{int(found['sidecars'].max())} sidecars"
+    whole, runs = found["name"].nunique(), found["run"].nunique()
+    astray = found[found["agree"] != "yes"]["name"].nunique()
+    virtual = found[found["address"] == external.VIRTUAL]["name"].nunique()
+    looked = text.listed([str(each) for each in sorted(set(found["sidecars"]))], "or")
+    numbers = f"{whole - astray} of {whole} names agree{f' in {runs} runs' if runs > 1 else ''}; {virtual} have a "
+    numbers += f"virtual address, which was looked for in {looked} sidecars"
     wrong = found[found["agree"] == "NO"]
     if len(wrong):
         first = wrong.iloc[0]
@@ -164,7 +169,8 @@ def passing(found: pd.DataFrame, answered: pd.DataFrame, divided: pd.DataFrame) 
             count, asked = sum(int(row[event]) for row in mine), sum(row["requests"] for row in mine)
             numbers.append(f"{name} {count} times in {asked} requests")
     split = divided[(divided["policy"] == policies.SPLIT) & divided["arm"].isin(policies.MODES)].to_dict("records")
-    works |= {"traffic split": all(row["10 % inside"] == "yes" for row in split)} if split else {}
+    known = [row["10 % inside"] for row in split if row["share of v2"].n > 1]  # one block tells no interval
+    works |= {"traffic split": all(inside == "yes" for inside in known)} if known else {}
     numbers += [f"split {shares.percent(row['share of v2'])} in {row['arm']}" for row in split]
     if not works:
         return unmeasured("C17", f"needs policies for faulty replicas; {policies.PLAN}")
@@ -193,19 +199,26 @@ def _works(meshed: Rows) -> dict[str, bool]:
     found = {}
     for name, (policy, event) in _WORK.items():
         if mine := [row for row in meshed if row["policy"] == policy]:
-            served = policy != "retries" or any(row["reading"] == "more" for row in mine)
+            served = policy != "retries" or any(row["reading"] == "more" and _added(row).low > 0 for row in mine)
             found[name] = served and any(row[event] for row in mine)
     return found
 
 
 def _gain(meshed: Rows) -> str:
-    """The largest gain in served requests under a policy."""
+    """The gain in served requests of the policy that adds most to a sidecar without one, where that was measured."""
     known = [row for row in meshed if row["policy"] != policies.NONE and row[policies.AGAINST] is not None]
     if not known:
         return ""
-    best = max(known, key=lambda row: float(row[policies.AGAINST].estimate))
+    best = max(known, key=lambda row: float(_added(row).estimate))
     gain = shares.points(best[policies.AGAINST])
-    return f"{best['row']}: {gain} served in {best['arm']} against no mesh ({text.blocks(best['blocks'])})"
+    alone = "" if best[policies.ALONE] is None else f" and {shares.points(best[policies.ALONE])} against no policy"
+    return f"{best['row']}: {gain} served in {best['arm']} against no mesh{alone} ({text.blocks(best['blocks'])})"
+
+
+def _added(row: dict[Any, Any]) -> stats.Interval:
+    """What a policy adds to what its sidecar serves without one; else to what is served without a mesh."""
+    found: stats.Interval = row[policies.AGAINST] if row[policies.ALONE] is None else row[policies.ALONE]
+    return found
 
 
 def _without(found: pd.DataFrame, answered: pd.DataFrame, divided: pd.DataFrame) -> tuple[list[str], list[str]]:

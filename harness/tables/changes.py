@@ -613,7 +613,9 @@ def answer(found: pd.DataFrame) -> str:
     if said:
         said[0] = f"At p50, new connections have followed even the slowest change after {said[0]}"
     slow = [_missed(way, of(found, endpoints=way, connection=NEW)) for way in known if way not in fast]
-    return " ".join([f"{_listed(said)}."] * bool(said) + slow)
+    hidden = unended(of(found, connection=NEW))
+    rest = [f"Behind these medians are blocks in which the load ended before: a replica {hidden}."] if hidden else []
+    return " ".join([f"{_listed(said)}."] * bool(said) + slow + rest)
 
 
 def _late(row: Row) -> bool:
@@ -640,9 +642,15 @@ def _missed(way: str, rows: list[Row]) -> str:
         return f"With {way} new connections follow no change within the {rest} of load left."
     whats = _listed([_where(row) for row in late])
     slowest = _slowest([row for row in rows if not _late(row)])
-    rest_of = f"; the others take up to {_within(slowest)}" if slowest else ""
+    rest_of = f"; at p50 the others take up to {_within(slowest)}" if slowest else ""
     said = f"With {way} new connections do not follow {len(late)} of {len(rows)} changes within the {rest} of load left"
     return f"{said}: {whats}{rest_of}."
+
+
+def unended(rows: list[Row]) -> str:
+    """`replaced in plain with client's DNS never in 1 of 3 blocks`: what a median hides; "" if it hides none."""
+    known = [row for row in rows if row["followed"].never and not _late(row)]
+    return _listed([f"{_where(row)} with {row['endpoints']} {_mean(row['followed'])}" for row in known])
 
 
 def spread(spell: Spell) -> str:

@@ -386,7 +386,8 @@ def _shorter(rows: Rows, plain: dict[Any, Any]) -> list[str]:
 
 def _best(clear: Rows, gain: Callable[[dict[Any, Any]], float], rows: Rows) -> Rows:
     """All rows of that policy, of those with a clear gain, under which arms gain most on average."""
-    found = {policy: [row for row in rows if row["policy"] == policy] for policy in {row["policy"] for row in clear}}
+    order = dict.fromkeys(row["policy"] for row in clear)  # of equals the first, which is none at all if it is there
+    found = {policy: [row for row in rows if row["policy"] == policy] for policy in order}
     return max(found.values(), key=lambda mine: float(np.mean([gain(row) for row in mine])), default=[])
 
 

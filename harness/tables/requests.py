@@ -363,7 +363,8 @@ def resolutions(runs: store.Runs) -> Resolutions:
     told = [provenance.branch(header.facts, "resolutions").get("mode1") for header in runs.headers]
     if all(told):
         attempts, queries = (int(sum(each[name] for each in told if each)) for name in ("attempts", "queries"))
-        return Resolutions(attempts, queries, "from its start to the end of the run")
+        which = "the run" if len(told) == 1 else f"each of {len(told)} runs"
+        return Resolutions(attempts, queries, f"from its start to the end of {which}")
     chosen = cells.select(runs, arm="mode1")
     attempts, queries = (int(cells.counter(chosen, _PATH[n]).sum()) for n in ("re-resolutions", "proxy's own queries"))
     return Resolutions(attempts, queries, f"in {units.number(chosen['wall_s'].sum())} s of all mode 1 cells")
