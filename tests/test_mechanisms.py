@@ -112,6 +112,13 @@ def test_the_answer_turns_with_the_data(unequal: store.Runs, equal: store.Runs, 
     assert "less (-2" in mechanisms.answer(reverse)
 
 
+def test_cells_with_too_few_requests_are_named(unequal: store.Runs) -> None:
+    few = replace(unequal, samples=unequal.samples[(unequal.samples["seq"] < 15) | (unequal.samples["arm"] != "ip")])
+    said = mechanisms.answer(few)
+    assert "an incoming request on a new connection and an incoming request on a kept connection hold too few" in said
+    assert "too few" not in mechanisms.answer(unequal)
+
+
 def test_a_difference_that_equal_arms_show_too_is_called_noise(tmp_path: Path) -> None:
     uneven = World(dns=World().dns | {"plain-aa": 240.0}, capture={"tproxy": 20.0})
     found = row(mechanisms.differences(told(tmp_path, uneven)), "new connection", "TPROXY")

@@ -459,7 +459,14 @@ def _lacking(runs: store.Runs) -> list[str]:
             said.append(f"{mechanism.name} was refused on this machine ({reason}).")
         elif cells.select(runs, arm=mechanism.arm).empty:
             said.append(f"{mechanism.name} was not measured in a valid cell.")
-    return said
+    few = [measure.said for measure in MEASURES if _too_few(runs, measure)]
+    return [*said, f"Cells of {text.listed(few)} hold too few requests to tell a p50."] if few else said
+
+
+def _too_few(runs: store.Runs, measure: Measure) -> bool:
+    """Whether it was measured, but in no cell with enough requests for a quantile."""
+    chosen = _cells(runs, measure)
+    return bool(len(chosen)) and _medians(runs, chosen, [measure.by]).empty
 
 
 def rules_answer(runs: store.Runs) -> str:
@@ -473,7 +480,7 @@ def rules_answer(runs: store.Runs) -> str:
         right = int((kept["as expected"] == "yes").sum())
         said.append(
             "Rules that are asked once a flow should cost a kept connection nothing, rules asked for each packet "
-            f"something: so it is with {right} of {len(kept)} mechanisms."
+            f"something: so it reads with {right} of {len(kept)} mechanisms, where nothing told counts as nothing."
         )
     return " ".join(each for each in said if each)
 
