@@ -545,17 +545,24 @@ def _known(each: Any) -> bool:
 def _compared_axis(
     ax: Axes, table: pd.DataFrame, column: str, values: str, *, unit: float, label: str
 ) -> tuple[float, float]:
-    """The axis that holds every interval and every drawn block, labelled; its ends."""
-    found = [[each.low, each.estimate, each.high] for each in table[column] if _known(each)]
+    """The axis that holds every mark and every drawn block, labelled; its ends.
+
+    An interval of few blocks may reach to zero and below, which no duration does and no logarithm shows: there it runs
+    out of the axis.
+    """
+    marks = [[each.estimate] for each in table[column] if _known(each)]
+    bounds = [[each.low, each.high] for each in table[column] if _known(each)]
     drawn = [each for each in table[values] if len(each) < VISIBLE_BLOCKS]
-    known = np.concatenate([*found, *drawn, []]) / unit
+    known = np.concatenate([*marks, *bounds, *drawn, []]) / unit
     known = known[np.isfinite(known)]
+    least = min((float(np.min(each)) / unit for each in [*marks, *drawn] if len(each)), default=0.0)
+    above = known[known >= least / _LEVELS_APART]
     if unit == PERCENT:
         low = float(np.floor(known.min() / 10) * 10) if known.size else 0.0
         ends = (low - 0.02 * (100 - low) - 1e-9, 100 + 0.02 * (100 - low) + 1e-9) if low < 100 else (90.0, 100.2)
         ax.set_xlabel(f"{label}, %")
-    elif known.size and known.min() > 0 and known.max() > _LEVELS_APART * known.min():
-        ends = (0.7 * float(known.min()), 1.4 * float(known.max()))
+    elif least > 0 and above.max() > _LEVELS_APART * above.min():
+        ends = (0.7 * float(above.min()), 1.4 * float(above.max()))
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
         ax.set_xlabel(f"{label}, ms (logarithmic)")

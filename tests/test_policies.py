@@ -397,6 +397,10 @@ def test_durations_far_apart_have_a_logarithmic_axis(usual: store.Runs) -> None:
     how: dict[str, Any] = {"unit": units.NS_PER_MS, "values": "p90 values", "band": policies.TAIL_BASELINE}
     ax = drawn(figures.compared(table, "p90", "p90", **how))
     assert (ax.get_xscale(), ax.get_xlabel()) == ("log", "p90, ms (logarithmic)")
+    wide = [replace(each, low=-each.high) if n == 3 else each for n, each in enumerate(table["p90"])]  # of few blocks
+    ax = drawn(figures.compared(table.assign(p90=wide), "p90", "p90", **how))
+    assert ax.get_xscale() == "log"
+    assert ax.get_xlim()[0] > 0
     near = drawn(figures.compared(table[table["fault"] == "fail30"], "p90", "p90", **how))
     assert (near.get_xscale(), near.get_xlabel()) == ("linear", "p90, ms")
     assert near.get_xlim()[0] == 0
