@@ -239,6 +239,13 @@ def test_the_promised_share_lies_inside_where_it_is_kept(usual: store.Runs, unhe
 def test_a_split_in_one_block_is_not_judged(tmp_path: Path) -> None:
     table = policies.split(policies_world.runs(tmp_path, blocks=1))
     assert set(table["10 % inside"]) == {text.ABSENT}
+    assert "one block does not tell whether that is the promised 10 %." in policies.split_answer(table)
+
+
+def test_no_difference_is_bounded_by_one_block(tmp_path: Path) -> None:
+    said = policies.answer(policies.faults(policies_world.runs(tmp_path, blocks=1)))
+    assert "are served without a mesh; one block does not tell what a sidecar changes." in said
+    assert "inf" not in said
 
 
 # --- answers ---

@@ -366,8 +366,11 @@ def _served(rows: Rows) -> list[str]:
         f"fewer {_each([row for row in rows if row['policy'] == policy], 'served', shares.percent)}" for policy in fewer
     ]
     if not said:
-        size = shares.size(max(shares.bound(row[AGAINST]) for row in rows))
-        alone = {row["policy"] for row in rows} == {NONE}
+        told = [row for row in rows if row[AGAINST].n > 1]
+        if not told:
+            return ["one block does not tell what a sidecar changes"]
+        size = shares.size(max(shares.bound(row[AGAINST]) for row in told))
+        alone = {row["policy"] for row in told} == {NONE}
         said.append(f"{'a sidecar changes that by no' if alone else 'no policy changes that by'} more than {size}")
     return said
 
@@ -408,6 +411,8 @@ def split_answer(table: pd.DataFrame) -> str:
     outside = [row["arm"] for row in _divided(table) if row["10 % inside"] == "NO"]
     tail = f"the promised {promised} lies inside the interval in {listed(inside) if inside else 'no arm'}"
     tail += f" and outside it in {listed(outside)}" if outside else ""
+    if not inside and not outside:
+        tail = f"one block does not tell whether that is the promised {promised}"
     other = [f"{shares.percent(row['share of v2'])} in {row['arm']}" for row in _undivided(table)]
     rest = f" Without a sidecar that divides v2 gets {listed(other)}." if other else ""
     return f"Of traffic split 90/10, v2 got {listed(said)}: {tail}.{rest}"

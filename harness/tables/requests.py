@@ -415,4 +415,6 @@ def _costs(row: dict[Any, Any], than: str, beside: str) -> str:
         return f"takes {amount} {longer} than {than}, {text.size(found)} (p50, {blocks})"
     if reading.startswith("below"):
         return f"differs from {beside} by less than equal arms do, {reading} (p50, {blocks})"
+    if found.absolute.n < 2:
+        return f"was compared with {beside} in one block, which gives no interval"
     return f"shows {reading.removesuffix(' seen')} against {beside} (p50, {blocks})"
