@@ -110,7 +110,9 @@ class NameServer:
 
     async def run(self) -> None:
         """Keep it so until cancelled."""
-        while True:
+        own = asyncio.current_task()
+        # Where dnspython waits, Python 3.11 loses a cancellation that comes together with an answer.
+        while not (own and own.cancelling()):
             await self._rest()
             if self._wanted is None:
                 continue
@@ -134,7 +136,8 @@ class NameServer:
             await asyncio.sleep(min(FIRST_RETRY_S * 2.0 ** (self._failures - 1), LAST_RETRY_S))
         else:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stirred.wait(), self._check_s or None)
+                async with asyncio.timeout(self._check_s or None):
+                    await self._stirred.wait()
         self._stirred.clear()
 
     async def _reconcile(self, wanted: frozenset[Record]) -> None:

@@ -89,7 +89,8 @@ class Stream:
     async def stirred(self) -> None:
         """Wait until there may be."""
         try:
-            await asyncio.wait_for(self._stirred.wait(), GLANCE_S if self.session.held() else None)
+            async with asyncio.timeout(GLANCE_S if self.session.held() else None):
+                await self._stirred.wait()
         except TimeoutError:
             return
         self._stirred.clear()

@@ -203,7 +203,8 @@ class Plane:
         due_s = self._certificates.due_s()
         wait_s = None if due_s is None else max(0.0, due_s - time.time())
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stirred.wait(), RETRY_S if self._fault else wait_s)
+            async with asyncio.timeout(RETRY_S if self._fault else wait_s):
+                await self._stirred.wait()
         self._stirred.clear()
 
     async def _round(self) -> None:

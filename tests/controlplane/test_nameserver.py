@@ -65,6 +65,31 @@ def test_names_of_somebody_else_are_not_written_either() -> None:
     assert made.to_json()["wanted"] == 1
 
 
+def test_it_ends_when_it_is_cancelled_in_the_moment_of_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        async def transfer(_: NameServer) -> set[Record]:
+            return set()
+
+        async def asked(_: NameServer) -> int:
+            return await asyncio.wait_for(answer, 5)  # as dnspython does
+
+        monkeypatch.setattr(NameServer, "_transfer", transfer)
+        monkeypatch.setattr(NameServer, "_asked_serial", asked)
+        made = NameServer(Target("127.0.0.1", 53))
+        task = asyncio.create_task(made.run())
+        made.want([])
+        await until(lambda: made.to_json()["held"] == 0, "the answer is waited for")
+        await asyncio.sleep(0)
+        answer.set_result(1)
+        task.cancel()
+        done, _ = await asyncio.wait({task}, timeout=2)
+        assert done
+
+    asyncio.run(scenario())
+
+
 # ---- against BIND
 
 NETS = tuple(f"198.18.{third}.0/24" for third in range(241, 254))  # one of these, inside the benchmarking range
