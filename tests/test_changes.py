@@ -282,6 +282,7 @@ def test_the_answer_turns_with_the_data(usual: store.Runs, world: Callable[..., 
 def test_blocks_behind_a_median_that_never_followed_are_told(usual: store.Runs) -> None:
     table = changes.followed(usual)
     hit = (table["endpoints"] == "EDS") & (table["connection"] == "new") & (table["arm"] == "mode1-xds")
+    assert changes.spread(Spell(np.array([0.5 * S]))) == "1 block"  # which has no interval
     one = Spell(np.array([0.5 * S, 0.5 * S, np.inf]))
     table["followed"] = [one if mine else each for mine, each in zip(hit, table["followed"], strict=True)]
     said = changes.answer(table)

@@ -654,9 +654,11 @@ def unended(rows: list[Row]) -> str:
 
 
 def spread(spell: Spell) -> str:
-    """`mean 0.62 ± 0.04 s, 8 blocks`, or in how many it never ended."""
+    """`mean 0.62 ± 0.04 s, 8 blocks`, or in how many it never ended; one block has no interval."""
     if spell.interval is None:
         return _mean(spell)
+    if spell.n == 1:
+        return text.blocks(1)
     return f"mean {units.interval(spell.interval)}, {text.blocks(spell.n)}"
 
 
