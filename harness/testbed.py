@@ -190,12 +190,11 @@ class Testbed:
     def down(self) -> None:
         """No container or volume of the project is left, nor a network that the engine lets go. Safe to call twice."""
         env = os.environ | self._environment(partial=True)
+        down = self._compose("down", "--volumes", "--remove-orphans", "--timeout", "2")
         with _uninterrupted():
-            done = process.run(
-                *self._compose("down", "--volumes", "--remove-orphans", "--timeout", "2"),
-                timeout_s=DOWN_TIMEOUT_S,
-                env=env,
-            )
+            done = process.run(*down, timeout_s=DOWN_TIMEOUT_S, env=env)
+            if not done.ok:  # an interrupted start may still be making containers, which are in its way only once
+                done = process.run(*down, timeout_s=DOWN_TIMEOUT_S, env=env)
         if not done.ok and self.containers():
             raise errors.TestbedError(
                 f"the containers could not be removed ({done.last_lines(1)})",
