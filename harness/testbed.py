@@ -192,9 +192,10 @@ class Testbed:
         env = os.environ | self._environment(partial=True)
         down = self._compose("down", "--volumes", "--remove-orphans", "--timeout", "2")
         with _uninterrupted():
-            done = process.run(*down, timeout_s=DOWN_TIMEOUT_S, env=env)
-            if not done.ok:  # an interrupted start may still be making containers, which are in its way only once
+            for _ in range(2):  # what an interrupted start was still making is in the way only once
                 done = process.run(*down, timeout_s=DOWN_TIMEOUT_S, env=env)
+                if done.ok or not self.containers():
+                    break
         if not done.ok and self.containers():
             raise errors.TestbedError(
                 f"the containers could not be removed ({done.last_lines(1)})",

@@ -11,6 +11,7 @@ routes that name it, and nothing else; the sidecar keeps what it accepted last.
 
 from __future__ import annotations
 
+import abc
 import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -143,7 +144,7 @@ class Push:
     first: bool  # answers a question; it is not a change that was pushed
 
 
-class Session:
+class Session(abc.ABC):
     """What both forms share: order, and who waits for whom."""
 
     protocol = ""
@@ -194,8 +195,9 @@ class Session:
         if self._snapshot is not None:
             one.look(self._snapshot.get(one.type_url, NOTHING))
 
+    @abc.abstractmethod
     def _take(self, one: Subscription, held: set[str], may_remove: bool) -> Push | None:
-        raise NotImplementedError
+        """What is sent of this subscription now, without what is held back; None: nothing."""
 
     def _may_answer(self, type_url: str) -> bool:
         return all(self._calm(before) for before in ADD_AFTER.get(type_url, ()))

@@ -57,4 +57,4 @@ def answer(runs: store.Runs) -> str:
         return "How the DNS proxies differ from Istio's agent was not asked in these runs."
     said = [f"{arm} has {sum(row['agrees'] for row in rows.values())}" for arm, rows in found.items()]
     total = len(_cases(found))
-    return f"Of {total} behaviours of Istio's agent {' and '.join(said)}; the others are in the table below."
+    return f"Of {total} behaviours of Istio's agent {' and '.join(said)}; notebook 01 lists the others."
