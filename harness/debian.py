@@ -49,8 +49,14 @@ class Distribution:
         return [names[plugin] for plugin in plugins]
 
     def engine_packages(self) -> list[str]:
-        """The packages with the container engine and its command line."""
-        return ["docker.io", "docker-cli"] if self.family == "debian" and self.has_plugins else ["docker.io"]
+        """The packages with the container engine, beside a client that may be there."""
+        if _installed("docker-ce-cli"):  # as for the plugins
+            return ["docker-ce", "containerd.io"]
+        return ["docker.io"]
+
+    def client_packages(self) -> list[str]:
+        """Those with its command line, where the engine's package does not hold it."""
+        return ["docker-cli"] if self.family == "debian" and self.has_plugins else []
 
 
 def distribution(os_release: Path = Path("/etc/os-release")) -> Distribution:

@@ -14,13 +14,13 @@ import platform
 import re
 import shutil
 import tempfile
-import time
+import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import debian, errors, process
+from harness import daemon, debian, errors, process
 
 Announce = Callable[[str], None]
 
@@ -36,7 +36,7 @@ _IMAGE_SOURCES = (
 _OLDEST_ENGINE = (20, 10)  # the first with Compose v2's API and the build secrets we use
 
 _ASK_TIMEOUT_S = 20.0  # a healthy engine answers in 0.2 s; one that is loaded with builds may need seconds
-_START_TIMEOUT_S = 30.0  # dockerd restores its networks before it answers
+_READY_TIMEOUT_S = 3.0  # one that has just started answers in 0.1 s
 _REGISTRY_SILENCE_S = 8.0  # a registry that is there answers in 1 s; who has none should not wait
 _PULL_TIMEOUT_S = 300.0  # 30 MB on a slow line
 _BUILD_TIMEOUT_S = 900.0  # the largest image fetches 100 MB
@@ -46,7 +46,12 @@ _CA_BUNDLES = (
     "/etc/ssl/certs/ca-certificates.crt",  # Debian and kin
     "/etc/pki/tls/certs/ca-bundle.crt",  # Fedora and kin
 )
+_OWN_SOCKETS = ("", "unix:///var/run/docker.sock", "unix:///run/docker.sock")
 _CONTROLLERS = {"cpuset": "CPUSet", "memory": "MemoryLimit"}  # cgroup controller: its flag in `docker info`
+_WITHOUT = (
+    "without an engine these work: make lab; papermill notebooks/NAME.ipynb OUT.ipynb -p runs data/sample; "
+    "meshdns report --runs data/sample; meshdns explain, validate, rules, dns-proxy"
+)
 _PROXY_VARIABLES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
 
@@ -65,7 +70,10 @@ class Engine:
     cpus: int
     memory_bytes: int
     rootless: bool
-    root: bool  # we are root and may install
+    system: str  # that the server says it runs on, e.g. "Debian GNU/Linux 12 (bookworm)" or "Docker Desktop"
+    maker: str  # "docker", or "podman", which answers like it
+    named: str  # by DOCKER_HOST or a context, so not ours to install or start; "" for this machine's own
+    program: bool  # this machine has dockerd
     refusal: str  # why the server did not answer, in its own words
 
 
@@ -89,15 +97,13 @@ def look() -> Engine:
     """What is there, without judging it."""
     version = process.run("docker", "--version", timeout_s=_ASK_TIMEOUT_S)
     answer = process.run("docker", "info", "--format", "{{json .}}", timeout_s=_ASK_TIMEOUT_S)
-    try:
-        info: dict[str, Any] = json.loads(answer.out)
-    except ValueError:
-        info = {}
+    info = _object(answer.out)
     plugins = (info.get("ClientInfo") or {}).get("Plugins") or []
     versions = {plugin["Name"]: plugin.get("Version", "") for plugin in plugins if not plugin.get("Err")}
     server = info.get("ServerVersion") or ""
     refusal = "; ".join(info.get("ServerErrors") or []) or answer.last_lines(1)
     found = re.search(r"version ([^\s,]+)", version.out)
+    context = (info.get("ClientInfo") or {}).get("Context") or "default"
     return Engine(
         client=found[1] if version.ok and found else "",
         server=server,
@@ -110,20 +116,60 @@ def look() -> Engine:
         cpus=info.get("NCPU") or 0,
         memory_bytes=info.get("MemTotal") or 0,
         rootless="name=rootless" in (info.get("SecurityOptions") or []),
-        root=os.geteuid() == 0,
+        system=info.get("OperatingSystem") or "",
+        # podman-docker's command `docker` says podman; podman's socket says so of its parts.
+        maker="podman" if "podman" in (version.out + (_parts() if server else "")).lower() else "docker",
+        named=_named(context),
+        program=daemon.program() is not None,
         refusal="" if server else refusal,
     )
+
+
+def _named(context: str) -> str:
+    host = os.environ.get("DOCKER_HOST", "")
+    if host or context == "default":
+        return "" if host in _OWN_SOCKETS else host
+    return f"the context {context}"
+
+
+def _parts() -> str:
+    """What the server is made of: podman's socket, which `docker info` cannot tell from docker's, says so here."""
+    return process.run("docker", "version", "--format", "{{json .Server}}", timeout_s=_ASK_TIMEOUT_S).out
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def endpoint() -> str:
+    """Where docker's command line finds the engine, which the SDK must ask too; "" for both's default."""
+    if host := os.environ.get("DOCKER_HOST"):
+        return host
+    form = "{{.Endpoints.docker.Host}}"
+    found = process.run("docker", "context", "inspect", "--format", form, timeout_s=_ASK_TIMEOUT_S)
+    return found.out.strip() if found.ok else ""
 
 
 def problems(engine: Engine) -> list[errors.EnvironmentProblem]:
     """What is missing, each with the one command that mends it; `place` is "engine", "compose" or "buildx"."""
     here = debian.distribution()
+    if platform.system() != "Linux":
+        step = "use a Linux machine, or a virtual one, with an engine of its own"
+        return [errors.EnvironmentProblem("containers are measured on Linux only", place="engine", step=step)]
     if not engine.client:
         step = _install_step(here)
         return [errors.EnvironmentProblem("there is no docker command on this machine", place="engine", step=step)]
     found = []
-    if not engine.server:
-        found.append(_refused(engine))
+    if reason := _unfit(engine):
+        step = f"use Docker's own engine on this machine{': unset DOCKER_HOST' if 'DOCKER_HOST' in os.environ else ''}"
+        step = "use `docker context use default`" if engine.named.startswith("the context") else step
+        found.append(errors.EnvironmentProblem(reason, place="engine", step=step))
+    elif not engine.server:
+        found.append(_refused(engine, here))
     elif _numbers(engine.server) < _OLDEST_ENGINE:
         fact = f"docker {engine.server} answers, {'.'.join(map(str, _OLDEST_ENGINE))} or newer is needed"
         found.append(errors.EnvironmentProblem(fact, place="engine", step=_install_step(here)))
@@ -133,38 +179,69 @@ def problems(engine: Engine) -> list[errors.EnvironmentProblem]:
     return found
 
 
+def _unfit(engine: Engine) -> str:
+    """Why an engine that answers, or would, cannot do the work; "" where nothing is known against it."""
+    if engine.maker == "podman":
+        version = engine.server or engine.client
+        return f"podman {version} answers in docker's place, and has no BuildKit to build the images with"
+    where = urllib.parse.urlsplit(endpoint())
+    far = where.scheme == "ssh" or (where.scheme == "tcp" and where.hostname not in ("localhost", "127.0.0.1", "::1"))
+    # Docker Desktop and its like have a virtual machine for it; under WSL it shares the kernel, not the processes.
+    if far or engine.system == "Docker Desktop" or engine.kernel not in ("", platform.release()):
+        return (
+            f"the engine is not of this machine ({engine.system or where.netloc}): "
+            "CPU time and memory of its containers cannot be read here"
+        )
+    return ""
+
+
 def find() -> Engine:
     """The engine, which answers and has all we use of it."""
     engine = look()
     for problem in problems(engine):
-        raise problem
+        raise _none_to_be_had(problem)
     return engine
 
 
 def ensure(announce: Announce) -> Engine:
     """The engine answers: found, started or, where we are root on Debian or Ubuntu, installed."""
     engine = look()
-    if problems(engine) and not os.environ.get(
-        "DOCKER_HOST"
-    ):  # an engine that is named is not ours to install or start
-        here = debian.distribution()
-        if here.can_install:
-            _ensure_packages(engine, here, announce)
-        if here.family and not here.has_plugins:
-            _ensure_plugins(announce)  # into the user's own folder: needs no root
-        if here.can_install and not look().server:
-            announce("starting the container engine")
-            _start_daemon()
+    if problems(engine) and not engine.named and not _unfit(engine):
+        try:
+            _mend(engine, announce)
+        except errors.EnvironmentProblem as problem:
+            raise _none_to_be_had(problem) from None
     return find()
 
 
+def _none_to_be_had(problem: errors.EnvironmentProblem) -> errors.EnvironmentProblem:
+    return errors.EnvironmentProblem(problem.fact, place=problem.place, step=f"{problem.step}\n{_WITHOUT}")
+
+
+def _mend(engine: Engine, announce: Announce) -> None:
+    here = debian.distribution()
+    if here.can_install:
+        _ensure_packages(engine, here, announce)
+    if here.family and not here.has_plugins:
+        _ensure_plugins(announce)  # into the user's own folder: needs no root
+    if os.geteuid() == 0 and daemon.program() and not _answers():
+        daemon.start(_answers, announce)
+
+
+def _answers() -> bool:
+    return process.run("docker", "version", "--format", "{{.Server.Version}}", timeout_s=_READY_TIMEOUT_S).ok
+
+
 def _ensure_packages(engine: Engine, here: debian.Distribution, announce: Announce) -> None:
-    packages = [] if engine.client else here.engine_packages()
+    packages = [] if engine.client and (engine.server or engine.program) else here.engine_packages()
+    if not engine.client:
+        packages += here.client_packages()
     if here.has_plugins:
         packages += here.plugin_packages(_missing_plugins(engine))
-    if packages:
-        announce(f"installing the distribution's packages: {' '.join(packages)}")
-        debian.install(packages, recommended=True)  # apparmor among them, without which some engines start nothing
+    if not packages:
+        return
+    announce(f"installing the distribution's packages: {' '.join(packages)}")
+    debian.install(packages, recommended=True)  # apparmor among them, without which some engines start nothing
 
 
 def _ensure_plugins(announce: Announce) -> None:
@@ -177,24 +254,6 @@ def _ensure_plugins(announce: Announce) -> None:
 
 def _missing_plugins(engine: Engine) -> list[str]:
     return [name for name, version in (("compose", engine.compose), ("buildx", engine.buildx)) if not version]
-
-
-def _start_command() -> tuple[str, ...]:
-    systemd = Path("/run/systemd/system").is_dir()
-    return ("systemctl", "start", "docker") if systemd else ("service", "docker", "start")
-
-
-def _start_daemon() -> None:
-    done = process.run(*_start_command(), timeout_s=_START_TIMEOUT_S)
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    while not look().server:
-        if not done.ok or time.monotonic() > deadline:
-            log = "journalctl -u docker" if "systemctl" in _start_command() else "tail /var/log/docker.log"
-            raise errors.EnvironmentProblem(
-                f"the container engine did not start: {done.last_lines(1) or look().refusal}",
-                step=f"see why with `{log}`",
-            )
-        time.sleep(0.5)
 
 
 def plugin_folder() -> Path:
@@ -366,24 +425,24 @@ def _docker(*argv: str, timeout_s: float = _ASK_TIMEOUT_S) -> str:
     return done.out
 
 
-def _refused(engine: Engine) -> errors.EnvironmentProblem:
+def _refused(engine: Engine, here: debian.Distribution) -> errors.EnvironmentProblem:
+    start = "meshdns engine" if os.geteuid() == 0 else _as_root(daemon.start_step())
+    fact, step = f"docker does not answer ({engine.refusal})", f"run: {start}"
     if "permission denied" in engine.refusal.lower():
-        step = "run: sudo usermod -aG docker $USER, and log in again"
-        return errors.EnvironmentProblem("docker runs but refuses this user", place="engine", step=step)
-    if host := os.environ.get("DOCKER_HOST"):
-        fact = f"docker does not answer ({engine.refusal})"
-        return errors.EnvironmentProblem(fact, place="engine", step=f"start it, or unset DOCKER_HOST ({host})")
-    start = " ".join(_start_command()) if platform.system() == "Linux" else "open -a Docker"
-    return errors.EnvironmentProblem(
-        f"docker does not answer ({engine.refusal})",
-        place="engine",
-        step=f"run: {_as_root(start) if platform.system() == 'Linux' else start}",
-    )
+        fact, step = "docker runs but refuses this user", "run: sudo usermod -aG docker $USER, and log in again"
+    elif engine.named.startswith("the context"):
+        step = f"start the engine of {engine.named}, or run: docker context use default"
+    elif engine.named:
+        step = f"start it, or unset DOCKER_HOST ({engine.named})"
+    elif not engine.program:
+        fact, step = f"there is docker's client ({engine.client}) and no engine on this machine", _install_step(here)
+    return errors.EnvironmentProblem(fact, place="engine", step=step)
 
 
 def _install_step(here: debian.Distribution) -> str:
     if here.family:
-        return "run: " + _as_root(f"apt-get install {' '.join(here.engine_packages())}")
+        packages = here.engine_packages() + here.client_packages()
+        return "run: " + _as_root(f"apt-get install {' '.join(packages)}")
     return "install Docker Engine 20.10 to 28 as its documentation describes for this system"
 
 

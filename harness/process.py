@@ -1,7 +1,8 @@
 """Other programs, run to their end.
 
 Every program meshdns starts on the host goes through `run` or `run_all`: with a deadline, in a process group of its
-own, and gone when the function is left, also by Ctrl-C. What the programs say is returned, never printed.
+own, and gone when the function is left, also by Ctrl-C. What the programs say is returned, never printed. The one that
+shall stay, the container engine, is started by `detach`.
 """
 
 from __future__ import annotations
@@ -76,6 +77,20 @@ def run_all(commands: Sequence[Command], at_once: int = 1) -> list[Finished]:
         for program in running.values():
             program.stop()
     return [finished[index] for index in range(len(commands))]
+
+
+def detach(argv: Sequence[str], *, log: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """A program that outlives us, adding what it says to `log`."""
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            env={**os.environ, **env},
+            cwd="/",
+            start_new_session=True,  # Ctrl-C and the terminal's end are not for it
+        )
 
 
 class _Running:

@@ -29,7 +29,7 @@ import docker.errors
 import yaml
 from docker.models.containers import Container
 
-from harness import errors, process, rendering
+from harness import engine, errors, process, rendering
 from harness.channel import Channel
 from harness.mesh import topology
 
@@ -92,7 +92,8 @@ class Testbed:
         """The engine's API. Raises EnvironmentProblem."""
         if self._client is None:
             try:
-                self._client = docker.from_env(timeout=60)
+                # The SDK itself knows DOCKER_HOST and no contexts; certificates are found by the environment.
+                self._client = docker.from_env(timeout=60, environment=os.environ | {"DOCKER_HOST": engine.endpoint()})
             except docker.errors.DockerException as error:
                 raise errors.EnvironmentProblem(
                     f"the container engine does not answer ({error})", step="run `meshdns doctor`"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import debian, engine, errors, process
+from harness import daemon, debian, engine, errors, process
 
 ROOT = Path(__file__).resolve().parent.parent
 INFO = {
@@ -64,7 +64,8 @@ def test_find_reads_what_docker_says(docker):
     ],
 )
 @pytest.mark.skipif(sys.platform != "linux", reason="the steps are Linux's")
-def test_each_thing_that_is_missing_has_its_message_and_step(docker, change, place, words):
+def test_each_thing_that_is_missing_has_its_message_and_step(docker, monkeypatch, change, place, words):
+    monkeypatch.setattr(daemon, "program", lambda: Path("/usr/sbin/dockerd"))
     docker(INFO | change, code=1 if "ServerErrors" in change else 0)
     with pytest.raises(errors.EnvironmentProblem) as caught:
         engine.find()
@@ -88,11 +89,94 @@ def test_ensure_leaves_alone_what_works(docker, monkeypatch):
     assert said == []
 
 
-def test_no_root_no_install(docker, monkeypatch):
-    docker(INFO | {"ServerVersion": "", "ServerErrors": ["Cannot connect"]}, code=1)
+ABSENT = INFO | {"ServerVersion": "", "ServerErrors": ["Cannot connect to the Docker daemon"]}
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A Debian 12 where we are root; what would be installed and started is collected instead."""
+    did: list[str] = []
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(debian, "distribution", lambda: debian.Distribution("debian", 12.0, "bookworm"))
+    monkeypatch.setattr(daemon, "program", lambda: Path("/usr/sbin/dockerd") if "docker.io" in did else None)
+    monkeypatch.setattr(debian, "install", lambda packages, **_: did.extend(packages))
+    monkeypatch.setattr(daemon, "start", lambda *_: did.append("start"))
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    return did
+
+
+def test_a_client_alone_is_no_engine(docker, machine):
+    docker(ABSENT, code=1)
+    said: list[str] = []
+    with pytest.raises(errors.EnvironmentProblem):  # the client here goes on saying that nobody answers
+        engine.ensure(said.append)
+    assert machine == ["docker.io", "start"]
+    assert any("docker.io" in line for line in said), "what is installed is said before"
+
+
+def test_an_engine_that_is_installed_is_started_and_not_installed_again(docker, machine, monkeypatch):
+    docker(ABSENT, code=1)
+    monkeypatch.setattr(daemon, "program", lambda: Path("/usr/bin/dockerd"))
+    with pytest.raises(errors.EnvironmentProblem):
+        engine.ensure(lambda _: None)
+    assert machine == ["start"]
+
+
+@pytest.mark.parametrize(
+    ("host", "context"),
+    [("tcp://127.0.0.1:1", "default"), ("", "desktop-linux"), ("unix:///run/other.sock", "default")],
+)
+def test_an_engine_that_is_named_is_not_ours_to_start(docker, machine, monkeypatch, host, context):
+    docker(ABSENT | {"ClientInfo": INFO["ClientInfo"] | {"Context": context}}, code=1)
+    monkeypatch.setenv("DOCKER_HOST", host)
+    with pytest.raises(errors.EnvironmentProblem, match=host or context):
+        engine.ensure(lambda _: None)
+    assert machine == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"Components": [{"Name": "Podman Engine"}], "ServerVersion": "4.3.1"}, "podman 4.3.1 .* no BuildKit"),
+        ({"OperatingSystem": "Docker Desktop"}, "not of this machine"),
+        ({"KernelVersion": "6.6.1-linuxkit"}, "not of this machine"),
+    ],
+)
+def test_an_engine_that_cannot_do_the_work_is_refused_with_the_reason(docker, machine, change, words):
+    docker(INFO | change)
+    with pytest.raises(errors.EnvironmentProblem, match=words) as caught:
+        engine.ensure(lambda _: None)
+    assert machine == []
+    assert caught.value.place == "engine"
+
+
+def test_a_far_engine_with_the_same_kernel_is_refused(docker, monkeypatch):
+    docker(INFO)
+    monkeypatch.setenv("DOCKER_HOST", "ssh://root@build.example")
+    with pytest.raises(errors.EnvironmentProblem, match=r"build\.example.*cannot be read here"):
+        engine.find()
+
+
+def test_where_no_engine_is_to_be_had_it_is_said_what_works_without(docker, machine, monkeypatch):
+    docker(ABSENT, code=1)
+
+    def nothing(packages: list[str], **_: object) -> None:
+        raise errors.EnvironmentProblem("apt-get could not install docker.io", step="mend the package sources")
+
+    monkeypatch.setattr(debian, "install", nothing)
+    with pytest.raises(
+        errors.EnvironmentProblem, match=r"mend the package sources\nwithout an engine .*make lab"
+    ) as caught:
+        engine.ensure(lambda _: None)
+    assert "explain, validate, rules, dns-proxy" in str(caught.value)
+
+
+def test_no_root_no_install(docker, machine, monkeypatch):
+    docker(ABSENT, code=1)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    with pytest.raises(errors.EnvironmentProblem, match="sudo"):
+    with pytest.raises(errors.EnvironmentProblem, match=r"run: sudo apt-get install docker\.io"):
         engine.ensure(lambda text: pytest.fail(f"tried: {text}"))
+    assert machine == []
 
 
 def test_targets_are_the_marked_stages():
