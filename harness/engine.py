@@ -64,6 +64,7 @@ class Engine:
     compose: str  # the CLI plugin, so always v2
     buildx: str
     cgroup: int  # 1 or 2; 0 without a server
+    cgroup_driver: str  # "none" where a rootless engine may not make any
     controllers: frozenset[str]  # of "cpuset" and "memory", those it can give to containers
     storage: str  # storage driver
     kernel: str  # of the server: with Docker Desktop it is not the host's
@@ -110,6 +111,7 @@ def look() -> Engine:
         compose=versions.get("compose", "").removeprefix("v"),
         buildx=versions.get("buildx", "").removeprefix("v"),
         cgroup=int(info.get("CgroupVersion") or (1 if server else 0)),  # 20.10 leaves it out on some systems
+        cgroup_driver=info.get("CgroupDriver") or "",
         controllers=frozenset(name for name, flag in _CONTROLLERS.items() if info.get(flag)),
         storage=info.get("Driver") or "",
         kernel=info.get("KernelVersion") or "",
@@ -184,6 +186,9 @@ def _unfit(engine: Engine) -> str:
     if engine.maker == "podman":
         version = engine.server or engine.client
         return f"podman {version} answers in docker's place, and has no BuildKit to build the images with"
+    if engine.cgroup_driver == "none":
+        kind = "rootless engine" if engine.rootless else "engine"
+        return f"this {kind} gives its containers no cgroups: their CPU time and memory cannot be read"
     where = urllib.parse.urlsplit(endpoint())
     far = where.scheme == "ssh" or (where.scheme == "tcp" and where.hostname not in ("localhost", "127.0.0.1", "::1"))
     # Docker Desktop and its like have a virtual machine for it; under WSL it shares the kernel, not the processes.
