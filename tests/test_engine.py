@@ -3,14 +3,17 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from harness import daemon, debian, engine, errors, process
+from harness.testbed import Testbed
 
 ROOT = Path(__file__).resolve().parent.parent
 INFO = {
@@ -156,6 +159,28 @@ def test_a_far_engine_with_the_same_kernel_is_refused(docker, monkeypatch):
     monkeypatch.setenv("DOCKER_HOST", "ssh://root@build.example")
     with pytest.raises(errors.EnvironmentProblem, match=r"build\.example.*cannot be read here"):
         engine.find()
+
+
+def test_the_sdk_asks_the_engine_that_the_command_line_asks(tmp_path, monkeypatch):
+    address = tmp_path / "context.sock"
+    script = tmp_path / "docker"
+    script.write_text(f"#!/bin/sh\n[ \"$1 $2\" = 'context inspect' ] && echo unix://{address}\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(address))
+        server.listen()
+        server.settimeout(10)
+        with ThreadPoolExecutor(1) as threads:
+            asked = threads.submit(_hang_up, server)
+            with pytest.raises(errors.EnvironmentProblem, match="does not answer"):
+                _ = Testbed({}).client
+            asked.result()
+
+
+def _hang_up(server: socket.socket) -> None:
+    server.accept()[0].close()
 
 
 def test_where_no_engine_is_to_be_had_it_is_said_what_works_without(docker, machine, monkeypatch):
