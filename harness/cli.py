@@ -41,9 +41,14 @@ def say(line: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; the exit code."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.name is None:
+        parser.print_help(sys.stderr)
+        return errors.InputError.exit_code
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        _require(options)
         return int(options.verb(options) or 0)
     except errors.MeshdnsError as error:
         say(f"meshdns: {error}")
@@ -66,15 +71,49 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def _require(options: argparse.Namespace) -> None:
+    """Raises EnvironmentProblem where a verb needs what a checkout holds and an installed wheel does not."""
+    needed = options.needs(options)
+    if needed and not (ROOT / needed).exists():
+        fact = f"it is no part of this installation, and `meshdns {options.name}` needs it"
+        clone = f"clone the project and run `make .venv/ready` and `.venv/bin/meshdns {options.name}` there"
+        raise errors.EnvironmentProblem(fact, place=str(ROOT / needed), step=clone + options.instead)
+
+
+def _testbed(_: argparse.Namespace) -> str:
+    return "compose/compose.yaml"
+
+
+def _nothing(_: argparse.Namespace) -> str:
+    return ""
+
+
+class _Version(argparse.Action):
+    """Like --help: prints and exits. It asks git, so it is worked out only when wanted."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        import platform
+
+        from harness import __version__, facts
+
+        commit = facts.commit()
+        print(f"meshdns {__version__}{f' (commit {commit})' if commit else ''}, Python {platform.python_version()}")
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="meshdns", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    parser.add_argument("--version", action=_Version, nargs=0, help="print version, commit and Python, and exit")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="name")
 
-    def verb(name: str, action: object, text: str) -> argparse.ArgumentParser:
+    def verb(
+        name: str, action: object, text: str, needs: Callable[[argparse.Namespace], str] = _testbed, instead: str = ""
+    ) -> argparse.ArgumentParser:
+        """`needs` says which part of a checkout it uses, if any, and `instead` how to do without."""
         sub = verbs.add_parser(name, help=text, description=text)
-        sub.set_defaults(verb=action)
+        sub.set_defaults(verb=action, needs=needs, instead=instead)
         return sub
 
     verb("doctor", _doctor, "what is there, what is missing, and the command that mends it")
@@ -88,15 +127,16 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("service")
     one.add_argument("command", nargs=argparse.REMAINDER)
     verb("down", _down, "remove the testbed")
-    one = verb("run", _run, "measure a plan; prints the run's folder")
+    one = verb("run", _run, "measure a plan; prints the run's folder", lambda o: "" if o.dry_run else _testbed(o))
     _plan_options(one)
-    one.add_argument("--dry-run", action="store_true", help="print the first block and the time it will take")
+    one.add_argument("--dry-run", action="store_true", help="print the time it will take and the first block")
     one = verb("trace", _trace, "one request: what every hop saw of it")
     one.add_argument("url", help="http://HOST[:PORT]/PATH or https://…, as an application in the pod would ask")
     one.add_argument("--arm", default="mode1", help="the client pod that asks (default: mode1)")
     one.add_argument("--json", action="store_true", help="the whole observation instead of a table")
     _standalone(verb)
-    one = verb("report", _report, "measure a plan, or take stored runs, and publish the notebooks as HTML")
+    one = verb("report", _report, "measure a plan, or take stored runs, and publish the notebooks as HTML",
+               lambda _: NOTEBOOKS.name)  # fmt: skip
     what = _plan_options(one)
     what.add_argument("--runs", type=Path, help="publish these stored runs instead of measuring (no engine needed)")
     one.add_argument("--out", type=Path, default=REPORTS, help="folder for reports (default: reports/)")
@@ -111,10 +151,12 @@ def _standalone(verb: Callable[..., argparse.ArgumentParser]) -> None:
     import harness.interception.command as rules
     from harness.model import verbs
 
-    dns_proxy.add_arguments(verb("dns-proxy", _dns_proxy, "answer DNS as Istio's agent does, alone"))
-    rules.add_arguments(verb("rules", rules.run, "print or load interception rules, alone"))
-    verbs.validate_arguments(verb("validate", verbs.validate, "check Kubernetes and Istio YAML"))
-    verbs.explain_arguments(verb("explain", verbs.explain_verb, "which way a name of the YAML takes, and why"))
+    dns_proxy.add_arguments(verb("dns-proxy", _dns_proxy, "answer DNS as Istio's agent does, alone", _nothing))
+    rules.add_arguments(verb("rules", rules.run, "print or load interception rules, alone", _nothing))
+    verbs.validate_arguments(verb("validate", verbs.validate, "check Kubernetes and Istio YAML", _nothing))
+    own = verb("explain", verbs.explain_verb, "which way a name of the YAML takes, and why",
+               lambda o: "compose/mesh" if o.mesh == verbs.MESH else "", "; or give your YAML by --mesh")  # fmt: skip
+    verbs.explain_arguments(own)
 
 
 def _dns_proxy(options: argparse.Namespace) -> int:
@@ -267,8 +309,8 @@ def _print_plan(what: Plan, blocks: Sequence[int]) -> None:
          f"{c.dns_delay_ms:g}", t.count)
         for number in blocks[:1] for t in what.block(number) for c in [t.cell]
     ]  # fmt: skip
+    print(f"about {run.seconds(what, blocks) / 60:.1f} minutes in all, {len(blocks)} blocks; the first:\n")
     print(tabulate(rows, heads, tablefmt="plain"))
-    print(f"\nfirst of {len(blocks)} blocks; about {run.seconds(what, blocks) / 60:.1f} minutes in all")
 
 
 def _measure(what: Plan, blocks: Sequence[int], options: argparse.Namespace) -> Path:

@@ -153,5 +153,7 @@ def _version_in(said: str) -> str:
 
 def commit() -> str:
     """The commit of the source tree, with a mark if it has been changed since; empty outside a checkout."""
+    if not (testbed.ROOT / ".git").exists():  # another project's checkout may lie around this installation
+        return ""
     done = process.run("git", "-C", str(testbed.ROOT), "describe", "--always", "--dirty", "--abbrev=12", timeout_s=10)
     return done.out.strip() if done.ok else ""

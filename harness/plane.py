@@ -33,11 +33,8 @@ spec:
   clusterIP: 10.96.1.99
   ports: [{name: http, port: 80, targetPort: 8080}]
 """
-# Changes of the configuration: the file, what it says, and whether the change takes it away or puts it there.
-_EDITS = {
-    "gone": (_HEADLESS, (COMPOSE / "mesh" / _HEADLESS).read_text(), True),
-    "unrelated": (UNRELATED, _OTHER, False),
-}
+# Changes of the configuration: the file, and whether the change takes it away or puts it there.
+_EDITS = {"gone": (_HEADLESS, True), "unrelated": (UNRELATED, False)}
 # What was there before and is not there after, and the other way round.
 EFFECTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "up": ((_SPARE,), ()),
@@ -136,7 +133,8 @@ class Plane:
 
     def _edit(self, kind: str, *, changed: bool) -> None:
         """The file that the change is about is there, or is not."""
-        name, content, removed = _EDITS[kind]
+        name, removed = _EDITS[kind]
+        content = _OTHER if name == UNRELATED else (COMPOSE / "mesh" / name).read_text()
         path = self.bed.state / "mesh" / name
         if changed == removed:
             path.unlink(missing_ok=True)

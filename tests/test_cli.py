@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import errno
+import importlib.metadata
 import io
 import os
+import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+import harness
 from harness import cli, errors, plan, report, run, samples, store, testbed
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +36,23 @@ def test_help_fits_a_screen_and_names_every_exit_code() -> None:
     assert ", ".join(plan.shipped()) == cli.PLANS
     codes = {kind.exit_code for kind in errors.MeshdnsError.__subclasses__()} | {cli.INTERRUPTED}
     assert all(f"{code} " in said for code in codes)
+
+
+def test_without_a_verb_the_help_says_what_there_is() -> None:
+    done = meshdns()
+    assert done.returncode == errors.InputError.exit_code
+    assert done.stderr == meshdns("--help").stdout
+
+
+def test_the_version_tells_release_commit_and_python() -> None:
+    done = meshdns("--version")
+    assert done.returncode == 0
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    said = re.fullmatch(r"meshdns (\S+) \(commit (\w+)(-dirty)?\), Python (\S+)\n", done.stdout)
+    assert said
+    assert said[1] == harness.__version__ == importlib.metadata.version("meshdns")
+    assert commit.startswith(said[2])
+    assert said[4] == platform.python_version()
 
 
 @pytest.mark.parametrize(
@@ -64,7 +85,7 @@ def test_dry_run_prints_cells_and_duration_and_starts_nothing() -> None:
     done = meshdns("run", "--dry-run", DOCKER_HOST="unix:///nowhere.sock")
     assert done.returncode == 0
     assert "mode2-envoy" in done.stdout
-    assert "minutes in all" in done.stdout.splitlines()[-1]
+    assert "minutes in all" in done.stdout.splitlines()[0]
 
 
 def test_networks_outside_the_benchmarking_range_are_refused() -> None:
@@ -260,5 +281,5 @@ def test_a_resumed_runs_dry_run_counts_what_is_missing(
     assert cli.main(["run", "--dry-run", "--resume", str(writer.path)]) == 0
     left_s = run.seconds(what, [what.blocks - 2, what.blocks - 1])
     assert left_s < run.seconds(what, range(what.blocks)) / 10
-    said = capsys.readouterr().out.splitlines()[-1]
-    assert said.startswith(f"first of 2 blocks; about {left_s / 60:.1f} minutes")
+    said = capsys.readouterr().out.splitlines()[0]
+    assert said.startswith(f"about {left_s / 60:.1f} minutes in all, 2 blocks")
