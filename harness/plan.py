@@ -414,10 +414,11 @@ def _mesh_checks(cell: Cell, client: topology.ClientPod | None) -> list[tuple[bo
 def parse(text: str, place: str) -> Plan:
     """The plan in `text`; `place` names it in messages. Raises InputError."""
     try:
-        document = tomllib.loads(text)
+        return from_json(tomllib.loads(text), place)
     except tomllib.TOMLDecodeError as error:
         raise _refuse(place, f"not TOML ({error})", "mend the line it names") from None
-    return from_json(document, place)
+    except RecursionError:  # of tomllib, or of the text of a value that a message shows
+        raise _refuse(place, "nested too deeply to be a plan", "remove what no plan needs") from None
 
 
 def from_json(document: dict[str, Any], place: str) -> Plan:

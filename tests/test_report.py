@@ -129,7 +129,10 @@ def test_a_value_that_only_the_notebook_can_refuse_is_bad_input_too(
         execute.execute(books[:1], {"runs": "x"}, quiet)
 
 
-@pytest.mark.parametrize(("typed", "value"), [("99.9", 99.9), ("true", True), ("data/x", "data/x"), ('"7"', "7")])
+@pytest.mark.parametrize(
+    ("typed", "value"),
+    [("99.9", 99.9), ("true", True), ("data/x", "data/x"), ('"7"', "7"), ("[" * 30_000, "[" * 30_000)],
+)
 def test_typed_parameters(typed: str, value: object) -> None:
     assert report.parameter(typed) == value
 

@@ -111,7 +111,7 @@ def read(name: str) -> Options:
     except OSError as problem:
         raise Refusal(f"{place}: {problem.strerror}; give a file that can be read") from problem
     except (ValueError, RecursionError) as problem:
-        reason = " ".join(str(problem).split())
+        reason = "nested too deeply" if isinstance(problem, RecursionError) else " ".join(str(problem).split())
         raise Refusal(f"{place}: not JSON ({reason}); give one object of keys and values") from problem
 
 

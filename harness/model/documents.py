@@ -1,24 +1,29 @@
 """YAML text as values that know their line.
 
 Stricter than YAML where a configuration is never meant that way: a key twice, a tag of one's own are faults. An alias
-stands for its value, up to a size that no configuration reaches.
+stands for its value, up to a size that no configuration reaches. Nodes are composed here: libyaml's composer recurses
+in C, and would end the process where a text nests deeply.
 Scalars are typed as Kubernetes' reader does it (YAML 1.2): `yes`, `on` and `1:30` are text, not truth or sixty-fold.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import yaml
+from yaml.composer import Composer
 
 from harness.model.faults import Fault, Place
 
 Scalar = str | int | float | bool | None
 MAX_REPEATED = 10_000  # values of one document that aliases repeat
 MAX_DEPTH = 60  # published resources nest to 12; far deeper is an accident or an attack on the reader
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser is there in every published wheel
+MOST_DEPTH = 1000  # nor worth reading on behind: libyaml's time grows with the square of it
+TOO_DEEP = "nested too deeply to be a configuration"
+_PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser is there in every published wheel
 _TAG = "tag:yaml.org,2002:"
 _TEXT_TAGS = {_TAG + name for name in ("str", "timestamp", "value")}
 # Not 012, which is ten to some readers and twelve to others, and no number so long that no field could take it.
@@ -53,6 +58,8 @@ def parse(text: str, file: str, faults: list[Fault]) -> list[Document]:
             builder = _Builder(file, number, faults)
             if node is not None and (root := builder.value(node, 0)).data is not None:
                 found.append(Document(file, number, root))
+    except _DeepError as error:
+        faults.append(Fault(Place(file, number + 1, error.line), "", TOO_DEEP))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = " ".join(filter(None, (error.context, error.problem)))
@@ -63,19 +70,61 @@ def parse(text: str, file: str, faults: list[Fault]) -> list[Document]:
         faults.append(Fault(Place(file, 0, line), "", what))
     except yaml.YAMLError as error:
         faults.append(Fault(Place(file), "", f"not YAML: {' '.join(str(error).split())}"))
-    except RecursionError:
-        faults.append(Fault(Place(file, number + 1), "", "nested too deeply to be a configuration"))
     return found
 
 
 def _nodes(text: str) -> Iterator[yaml.Node | None]:
     """Nodes of each document; unlike `compose_all`, an empty document is counted too."""
-    loader = _LOADER(text)
+    loader = _Loader(text)
     try:
         while loader.check_node():
             yield loader.get_node()
     finally:
         loader.dispose()
+
+
+class _DeepError(Exception):
+    """Deeper than what is passed over."""
+
+    def __init__(self, line: int) -> None:
+        super().__init__(line)
+        self.line = line
+
+
+class _Loader(Composer, _PARSER):  # type: ignore[misc, valid-type]  # known at run time only
+    """Nodes from the parser's events; a collection below `MAX_DEPTH` is passed over, and stands for nothing."""
+
+    def __init__(self, text: str) -> None:
+        _PARSER.__init__(self, text)
+        Composer.__init__(self)
+        self._depth = 0
+
+    def compose_sequence_node(self, anchor: Any) -> Any:  # the stubs call the anchor's name a mapping
+        return self._composed(super().compose_sequence_node, anchor)
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        return self._composed(super().compose_mapping_node, anchor)
+
+    def _composed(self, compose: Callable[[Any], yaml.Node], anchor: Any) -> yaml.Node:
+        if self._depth > MAX_DEPTH:
+            return self._passed_over(anchor)
+        self._depth += 1
+        node = compose(anchor)
+        self._depth -= 1
+        return node
+
+    def _passed_over(self, anchor: Any) -> yaml.Node:
+        start = event = self.get_event()
+        depth = self._depth + 1
+        while depth > self._depth:
+            if depth > MOST_DEPTH:
+                raise _DeepError(event.start_mark.line + 1)
+            event = self.get_event()
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        node = yaml.ScalarNode(f"{_TAG}null", "", start.start_mark, event.end_mark)
+        if anchor:
+            self.anchors[anchor] = node
+        return node
 
 
 class _Builder:
@@ -93,7 +142,7 @@ class _Builder:
             return Value(line, None)
         self.seen.add(id(node))
         if depth > MAX_DEPTH:
-            self.fault(line, "nested too deeply to be a configuration")
+            self.fault(line, TOO_DEEP)
             return Value(line, None)
         if isinstance(node, yaml.MappingNode):
             return Value(line, self.mapping(node, depth))

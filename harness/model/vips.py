@@ -126,8 +126,9 @@ def load(path: Path) -> Allocation:
         return _decoded(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return Allocation()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        fact = f"not a table of virtual IPs ({error})"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        fact = f"not a table of virtual IPs ({reason})"
         step = "restore it, or remove it: every entry then gets a new address"
         raise errors.DataError(fact, place=str(path), step=step) from error
     except OSError as error:

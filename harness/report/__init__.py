@@ -66,7 +66,7 @@ def parameter(text: str) -> object:
     """What was typed after a parameter's name: a JSON value (99.9, true, ["a"]), else the text itself."""
     try:
         value: object = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     return value
 

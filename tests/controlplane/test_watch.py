@@ -91,6 +91,21 @@ def test_a_wrong_state_is_told_once_with_its_place_and_the_next_right_one_counts
     asyncio.run(scenario())
 
 
+def test_a_file_that_nests_without_end_is_told_and_what_was_read_stays(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        (tmp_path / "web.yaml").write_text(service("web", 1))
+        async with watched(tmp_path) as seen:
+            await until(lambda: len(seen.states) == 1, "the first state")
+            (tmp_path / "deep.yaml").write_text("[" * 30_000)
+            await until(lambda: len(seen.faults) == 1, "the fault")
+            assert "deep.yaml: document 1, line 1: nested too deeply" in seen.faults[0]
+            assert len(seen.states) == 1
+            (tmp_path / "deep.yaml").unlink()
+            await until(lambda: len(seen.states) == 2, "the state put right")
+
+    asyncio.run(scenario())
+
+
 def test_an_empty_or_missing_folder_is_a_fault_not_an_empty_mesh(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with watched(tmp_path / "none") as seen:

@@ -174,7 +174,7 @@ def test_useful_options_warn_of_nothing() -> None:
         (b"{", "not JSON"),
         (b"\xff\xfe{}", "not JSON"),
         (b'{"proxy_port": 1, "proxy_port": 2}', "key proxy_port stands twice"),
-        (b"[" * 100_000, "not JSON"),
+        (b"[" * 100_000, r"not JSON \(nested too deeply\)"),
         (b"[]", "not a JSON object"),
     ],
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from model import generators
 
 from harness import errors
 from harness.model import documents, reader
+from harness.model.faults import Fault
 from harness.model.resources import Protocol, Resolution, Resources
 
 MESH = Path(__file__).parents[2] / "compose" / "mesh"
@@ -325,6 +328,45 @@ def test_a_place_is_file_document_line_and_path() -> None:
 )
 def test_what_is_no_configuration_is_refused(text: str, said: str) -> None:
     assert said in refused(text)
+
+
+def block(depth: int, *kinds: str) -> str:
+    """Collections inside each other in block style, a line each, of these kinds in turn."""
+    return "".join(f"{' ' * n}{kinds[n % len(kinds)]}\n" for n in range(depth)) + f"{' ' * depth}x\n"
+
+
+NESTED: list[Callable[[int], str]] = [
+    lambda depth: "[" * depth + "x" + "]" * depth,
+    lambda depth: "{a: " * depth + "x" + "}" * depth,
+    lambda depth: "[{a: " * (depth // 2) + "[" * (depth % 2) + "x" + "]" * (depth % 2) + "}]" * (depth // 2),
+    lambda depth: "- " * depth + "x",
+    lambda depth: block(depth, "a:"),
+    lambda depth: block(depth, "-", "a:"),
+    lambda depth: block(depth // 2, "a:") + "  " * depth + "- " * (depth - depth // 2 - 1) + "[x]",
+]
+
+
+@pytest.mark.parametrize("nested", NESTED)
+def test_however_deep_a_text_nests_the_process_goes_on(nested: Callable[[int], str]) -> None:
+    def found(depth: int) -> tuple[list[int], list[str]]:
+        faults: list[Fault] = []
+        read = documents.parse(f"--- 1\n---\n{nested(depth)}\n---\n3\n", "deep.yaml", faults)
+        return [one.number for one in read], [f"{fault.place.document} {fault.fact}" for fault in faults]
+
+    most = documents.MAX_DEPTH
+    assert found(most) == ([1, 2, 3], [])
+    assert found(10 * most) == ([1, 2, 3], [f"2 {documents.TOO_DEEP}"])
+    assert found(3000) == ([1], [f"2 {documents.TOO_DEEP}"])  # nor is what follows looked for
+
+
+@pytest.mark.parametrize("text", ["[" * 30_000, "{a: " * 30_000, "? " * 30_000, "a:\n- " + "[" * 30_000])
+def test_what_nests_without_an_end_is_refused_in_a_line(text: str) -> None:
+    assert re.fullmatch(r"mesh\.yaml: document 1, line [12]: nested too deeply to be a configuration", refused(text))
+
+
+def test_aliases_of_aliases_nest_too() -> None:
+    chain = "".join(f"- &a{n} [*a{n - 1}]\n" for n in range(1, 20_000))
+    assert documents.TOO_DEEP in refused(f"- &a0 [x]\n{chain}")
 
 
 def test_lists_and_empty_documents_are_read() -> None:

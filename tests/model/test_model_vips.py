@@ -111,7 +111,7 @@ def test_only_concrete_hosts_without_an_address_of_their_own_get_one() -> None:
     "text",
     ["{", "[]", "{}", '{"version": 2, "addresses": {}, "last": ""}', '{"version": 1, "addresses": 1, "last": ""}',
      '{"version": 1, "addresses": {"a": "x"}, "last": ""}',
-     '{"version": 1, "addresses": {"a": "1.2.3.4", "b": "1.2.3.4"}, "last": ""}'],
+     '{"version": 1, "addresses": {"a": "1.2.3.4", "b": "1.2.3.4"}, "last": ""}', '{"version": ' + "[" * 30_000],
 )  # fmt: skip
 def test_a_damaged_file_is_named_and_not_overwritten(tmp_path: Path, text: str) -> None:
     path = tmp_path / "vips.json"
