@@ -15,7 +15,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,9 +107,11 @@ class Loader:
 
     def _stale_routes(self, rules: RuleSet, family: Family) -> list[str]:
         """What removes the routes of TPROXY rules that are loaded and that `rules` do without."""
-        nft = self.mechanism == "nftables"
-        text = "".join(_nft_tables(rules).values()) if nft else _run(f"{_IPTABLES[family]}-save")
-        marks = loaded.tproxy_marks(text) - {mark for mark, _ in rules.mark_routes}
+        if self.mechanism == "nftables":
+            marks = loaded.nft_tproxy_marks("".join(_nft_tables(rules).values()))
+        else:
+            marks = loaded.tproxy_marks(loaded.saved(_run(f"{_IPTABLES[family]}-save")))
+        marks -= {mark for mark, _ in rules.mark_routes}
         shown = _run("ip", routing.OPTION[family], "rule", "show") if marks else ""
         pairs = [(int(mark, 16), table) for mark, table in re.findall(r"fwmark (0x[0-9a-f]+) lookup (\d+)", shown)]
         gone = [(mark, table) for mark, table in pairs if mark in marks]
@@ -221,7 +223,7 @@ def _run(*argv: str, given: str = "") -> str:
         package = next((p for tool, p in _PACKAGES.items() if tool == argv[0]), "iptables")
         raise Unavailable(f"{argv[0]}: no such program; install the package {package}")
     try:
-        done = subprocess.run(argv, input=given, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+        done = _called(argv, given)
     except subprocess.TimeoutExpired as late:
         raise Unavailable(f"{argv[0]}: no answer within {_TIMEOUT_S} s; another loader may hold the lock") from late
     if done.returncode:
@@ -230,6 +232,12 @@ def _run(*argv: str, given: str = "") -> str:
         needs = _NEEDS_OF_IP if argv[0] == "ip" else _NEEDS
         raise Unavailable(f"{' '.join(argv)}: {reason}; nothing was changed: this needs {needs}")
     return done.stdout
+
+
+def _called(argv: Sequence[str], given: str = "") -> subprocess.CompletedProcess[str]:
+    """In comments of others any bytes may stand: they are given back as they were printed."""
+    return subprocess.run(argv, input=given, capture_output=True, timeout=_TIMEOUT_S, check=False,
+                          encoding="utf-8", errors="surrogateescape")  # fmt: skip
 
 
 def _of_family(rules: RuleSet, family: Family) -> RuleSet:
@@ -261,9 +269,7 @@ def _sweep(family: Family, rules: RuleSet) -> None:
         return
     for table in (table for table in TABLES if table not in rules.tables):
         place = f"{_NFT_FAMILY[family]} {table}"
-        listed = subprocess.run(
-            ["nft", "list", "table", *place.split()], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
-        )
+        listed = _called(["nft", "list", "table", *place.split()])
         if listed.returncode:
             continue
         chains = _chains(listed.stdout)
@@ -278,7 +284,7 @@ def _sweep(family: Family, rules: RuleSet) -> None:
 def _chains(listing: str) -> dict[str, list[str]]:
     chains: dict[str, list[str]] = {}
     name = ""
-    for line in map(str.strip, listing.splitlines()):
+    for line in map(str.strip, listing.split("\n")):
         if line.startswith("chain "):
             name = line.split()[1]
             chains[name] = []

@@ -1,11 +1,13 @@
 """What a namespace holds, in a form that can be compared with what we would load.
 
 The tools print rules in another spelling than they read (marks in hexadecimal, implied matches, sorted states), and
-their versions differ in it. Both spellings are brought to one here; nothing else is interpreted.
+their versions differ in it. Both spellings are brought to one here; nothing else is interpreted. Most of what is there
+may be other people's: what is not understood is kept as it is printed, and so is never taken for a rule of ours.
 """
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import ipaddress
 import re
@@ -21,6 +23,13 @@ from .ruleset import BASE_CHAINS, OUR_CHAINS, Field, RuleSet
 
 Canonical = tuple[tuple[str, ...], ...]
 _ALL_BITS = "0xffffffff"
+_IMPLIED = ("tcp", "udp")  # matches that iptables prints beside `-p`; every other asks for something
+# What the rules for marks in the kernel's chains are made of.
+_BESIDE = {
+    "-p", "-o", "-d", "-j", "-m mark", "-m connmark", "-m owner", "--mark", "--uid-owner", "--gid-owner", "--set-mark",
+    "--save-mark", "--restore-mark",
+}  # fmt: skip
+_FREE_TEXT = ("--comment", "--string", "--log-prefix", "--nflog-prefix")  # one word follows, whatever it looks like
 
 
 @dataclass(frozen=True)
@@ -33,66 +42,87 @@ class Table:
         """Chains with our names."""
         return [chain for chain in self.chains if chain in OUR_CHAINS]
 
-    @property
-    def blank(self) -> bool:
-        """No rule, and no chain but the kernel's."""
-        return not any(self.chains.values()) and all(chain.isupper() and "_" not in chain for chain in self.chains)
-
 
 def saved(text: str) -> dict[str, Table]:
     """What `iptables-save` printed, by table."""
     tables: dict[str, Table] = {}
     name = ""
-    for printed in text.splitlines():
+    for printed in _lines(text):
         line = re.sub(r"^\[\d+:\d+\] ", "", printed)
         if line.startswith("*"):
             name = line[1:].strip()
             tables[name] = Table()
-        elif line.startswith(":"):
-            tables[name].chains[line[1:].split()[0]] = []
+        elif declared := re.match(r":(\S+) ", line):
+            tables[name].chains[declared[1]] = []
         elif line.startswith("-A "):
-            _, chain, spec = line.split(" ", 2)
+            chain, _, spec = line.removeprefix("-A ").partition(" ")
             tables[name].chains.setdefault(chain, []).append(spec)
     return tables
 
 
+def _lines(text: str) -> Iterator[str]:
+    """The lines as iptables means them: a comment may hold a line's end, and what Unicode takes for one."""
+    printed = text.split("\n")
+    at = 0
+    while at < len(printed):
+        line, at = printed[at], at + 1
+        whole, end = line, at
+        while _is_open(whole) and end < len(printed) and printed[end] != "COMMIT":
+            whole, end = f"{whole}\n{printed[end]}", end + 1
+        if not _is_open(whole):
+            line, at = whole, end
+        yield line
+
+
+def _is_open(line: str) -> bool:
+    """A rule with a quote that is not closed; in the name of a chain it stands for itself."""
+    return line.startswith(("-A ", "[")) and re.sub(r"\\.", "", line, flags=re.DOTALL).count('"') % 2 == 1
+
+
 def canonical(spec: str) -> Canonical:
     """A rule of iptables, as printed or as read, as a sorted set of (option, value…)."""
+    try:
+        words = shlex.split(spec)
+    except ValueError:
+        return ((spec,),)
     groups: list[list[str]] = []
     negated = False
-    for word in shlex.split(spec):
-        if word == "!":
+    for word in words:
+        if groups and len(groups[-1]) == 1 and groups[-1][0] in _FREE_TEXT:
+            groups[-1].append(word)
+        elif word == "!":
             negated = True
-        elif re.match(r"--?[a-zA-Z]", word):
+        elif re.match(r"--?[a-zA-Z]", word) or not groups:
             groups.append([*(["!"] if negated else []), word])
             negated = False
         else:
             groups[-1].append(word)
-    return tuple(sorted(group for group in map(_group, groups) if group))
+    return tuple(sorted({group for group in map(_group, groups) if group}))
 
 
 def _group(words: list[str]) -> tuple[str, ...]:
     """One option in one spelling; empty where it says nothing."""
     negation, (option, *values) = (("!",), words[1:]) if words[0] == "!" else ((), words)
     value = values[0] if values else ""
-    match option:
-        case "-m":
-            return ()
-        case "--nfmask" | "--ctmask" if value == _ALL_BITS:
-            return ()
-        case "--on-ip" if value in ("0.0.0.0", "::"):  # noqa: S104  "any", as iptables prints it
-            return ()
-        case "--set-mark" | "--set-xmark" | "--mark" | "--tproxy-mark":
-            values = [str(int(value.removesuffix(f"/{_ALL_BITS}"), 0))]
-            option = option.replace("xmark", "mark")
-        case "-s" | "-d" if not negation and ipaddress.ip_network(value, strict=False).prefixlen == 0:
-            return ()  # every address: printed as no condition
-        case "-s" | "-d":
-            values = [str(ipaddress.ip_network(value, strict=False))]
-        case "--ctstate":
-            values = [",".join(sorted(value.split(",")))]
-        case "--gid-owner":
-            values = [str(group_id(value))]
+    with contextlib.suppress(ValueError, Refusal):
+        match option:
+            case "-m" if value in _IMPLIED:
+                return ()
+            case "--nfmask" | "--ctmask" if value == _ALL_BITS:
+                return ()
+            case "--on-ip" if value in ("0.0.0.0", "::"):  # noqa: S104  "any", as iptables prints it
+                return ()
+            case "--set-mark" | "--set-xmark" | "--mark" | "--tproxy-mark":
+                values = [str(int(value.removesuffix(f"/{_ALL_BITS}"), 0))]
+                option = option.replace("xmark", "mark")
+            case "-s" | "-d" if not negation and ipaddress.ip_network(value, strict=False).prefixlen == 0:
+                return ()  # every address: printed as no condition
+            case "-s" | "-d":
+                values = [str(ipaddress.ip_network(value, strict=False))]
+            case "--ctstate":
+                values = [",".join(sorted(value.split(",")))]
+            case "--gid-owner":
+                values = [str(group_id(value))]
     return (*negation, option, *values)
 
 
@@ -118,6 +148,7 @@ def missing(tables: dict[str, Table], rules: RuleSet, *, named: bool) -> set[str
 
     A loader that was killed leaves whole tables behind, each as it was to be or untouched.
     """
+    check_groups(rules)
     found = set[str]()
     for table in {*tables, *rules.tables}:
         content = tables.get(table, Table())
@@ -147,7 +178,7 @@ def _among(wanted: list[Canonical], have: list[Canonical]) -> bool:
 
 
 def _target(rule: Canonical) -> str:
-    return next((group[1] for group in rule if group[0] in ("-j", "-g")), "")
+    return next((group[1] for group in rule if len(group) > 1 and group[0] in ("-j", "-g")), "")
 
 
 def put_in(tables: dict[str, Table], rules: RuleSet, *, first: bool, named: bool) -> dict[str, list[tuple[str, str]]]:
@@ -213,23 +244,32 @@ def _beside(rule: Canonical, all_rules: set[tuple[str, Canonical]], marks: set[s
         pair = {("PREROUTING", (("-i", name), ("-j", "RETURN"))), ("OUTPUT", (("-j", "RETURN"), ("-o", name)))}
         rerouted = any(("-i", name) in other and _target(other) == "ISTIO_REDIRECT" for _, other in all_rules)
         return pair <= all_rules or rerouted
+    if not {" ".join(group) if group[0] == "-m" else group[group[0] == "!"] for group in rule} <= _BESIDE:
+        return False  # it asks for more, or does more
     by_mark = words.get("--mark") in marks and words.get("-p") == "tcp"
-    kept = by_mark and (_target(rule) == "CONNMARK" or (_target(rule) == "RETURN" and words.get("-o") == "lo"))
+    carried = _target(rule) == "CONNMARK" and "--set-mark" not in words
+    kept = by_mark and (carried or (_target(rule) == "RETURN" and words.get("-o") == "lo"))
     to_own_pod = str(SELF_MARK) in marks and words.get("--set-mark") == str(SELF_MARK)
     return kept or (_target(rule) == "MARK" and to_own_pod)
 
 
-def tproxy_marks(text: str) -> set[int]:
-    """Marks that the rules in a listing of iptables-save or nft give to TPROXY's packets."""
-    found = re.findall(r"TPROXY .*--tproxy-mark (0x[0-9a-f]+|\d+)|\btproxy .*mark set (0x[0-9a-f]+|\d+)", text)
-    return {int(one or other, 0) for one, other in found}
+def tproxy_marks(tables: dict[str, Table]) -> set[int]:
+    """Marks that the rules of our chains give to TPROXY's packets."""
+    rules = (canonical(spec) for table in tables.values() for chain in table.ours() for spec in table.chains[chain])
+    marks = (group[1] for rule in rules for group in rule if group[0] == "--tproxy-mark" and len(group) == 2)
+    return {int(mark) for mark in marks if mark.isdigit()}
+
+
+def nft_tproxy_marks(text: str) -> set[int]:
+    """The same for a listing of our tables by nft."""
+    return {int(mark, 0) for mark in re.findall(r"\btproxy .*mark set (0x[0-9a-f]+|\d+)", text)}
 
 
 def nft_saved(text: str) -> set[tuple[str, tuple[str, ...]]]:
     """What `nft list table` printed, as (chain, its lines)."""
     found: list[tuple[str, tuple[str, ...]]] = []
     chain, lines = "", list[str]()
-    for line in map(str.strip, text.splitlines()):
+    for line in map(str.strip, text.split("\n")):
         if line.startswith("chain "):
             chain, lines = line.split()[1], []
         elif line == "}" and chain:
@@ -242,6 +282,7 @@ def nft_saved(text: str) -> set[tuple[str, tuple[str, ...]]]:
 
 def nft_wanted(rules: RuleSet, table: str, *, first: bool, named: bool) -> set[tuple[str, tuple[str, ...]]]:
     """The same for what we would load into a table."""
+    check_groups(rules)
     chains: dict[str, list[str]] = {}
     place = f"inet {nftables.table_names(rules)[table]} "
     for line in nftables.render(rules, first=first, named=named).splitlines():
@@ -260,22 +301,39 @@ _PRIORITIES = {"dstnat": -100, "mangle": -150, "raw": -300}
 def nft_canonical(line: str) -> str:
     """A line of nft, as printed or as read, in one spelling."""
     if line.startswith("type "):
-        kind, hook, name, offset = re.findall(r"type (\w+) hook (\w+) priority (-?\w+)(?: ([-+] \d+))?", line)[0]
-        number = _PRIORITIES[name] if name in _PRIORITIES else int(name)
-        return f"{kind} {hook} {number + int(offset.replace(' ', '') or 0)}"
+        return _nft_hook(line)
     line = re.sub(r"counter packets \d+ bytes \d+", "counter", line)
     line = re.sub(r"0x[0-9a-f]+", lambda found: str(int(found[0], 16)), line)
     line = re.sub(r'"([A-Za-z0-9_.@:*+-]+)"', r"\1", line)
     line = re.sub(r"meta l4proto (tcp|udp) (?=(.* )?\1 [sd]port )", "", line)
     line = re.sub(r"\bmeta ", "", line)
     line = re.sub(r"(?<=addr )(!= )?(\S+)", _nft_network, line)
-    line = re.sub(r"(?<=skgid )(!= )?(\S+)", lambda found: f"{found[1] or ''}{group_id(found[2])}", line)
+    line = re.sub(r"(?<=skgid )(!= )?(\S+)", _nft_group, line)
     line = re.sub(r"(?<=ct state )(!= )?(\S+)", lambda found: (found[1] or "") + _ordered(found[2].split(",")), line)
     return re.sub(r"\{ (.*?) \}", lambda found: _ordered(re.split(r",\s*", found[1])), line)
 
 
+def _nft_hook(line: str) -> str:
+    names = "|".join(_PRIORITIES)
+    form = rf"type (\w+) hook (\w+) priority (-?\d+|{names})(?: ([-+] \d+))?(?:; policy accept)? ?;?"
+    found = re.fullmatch(form, line)
+    if found is None:
+        return line
+    kind, hook, name, offset = found.groups(default="")
+    number = _PRIORITIES[name] if name in _PRIORITIES else int(name)
+    return f"{kind} {hook} {number + int(offset.replace(' ', '') or 0)}"
+
+
 def _nft_network(found: re.Match[str]) -> str:
-    return f"{found[1] or ''}{ipaddress.ip_network(found[2], strict=False)}"
+    with contextlib.suppress(ValueError):
+        return f"{found[1] or ''}{ipaddress.ip_network(found[2], strict=False)}"
+    return found[0]
+
+
+def _nft_group(found: re.Match[str]) -> str:
+    with contextlib.suppress(Refusal):
+        return f"{found[1] or ''}{group_id(found[2])}"
+    return found[0]
 
 
 def _ordered(values: Iterable[str]) -> str:

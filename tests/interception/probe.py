@@ -62,7 +62,9 @@ drop; }}
 
 def call(*argv: str, given: str = "") -> str:
     """What a program printed; its complaint is the exception."""
-    done = subprocess.run(argv, input=given, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        argv, input=given, capture_output=True, encoding="utf-8", errors="surrogateescape", check=False
+    )
     if done.returncode:
         raise RuntimeError(f"{' '.join(argv)}: {done.stderr or done.stdout}")
     return done.stdout

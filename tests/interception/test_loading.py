@@ -7,6 +7,7 @@ import ctypes
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -153,6 +154,121 @@ def test_marks_of_others_stay_when_rules_are_exchanged(inbound: str) -> None:
     loader.apply(build({"inbound_interception_mode": "TPROXY", "inbound_ports_include": inbound}))
     loader.apply(plain, replace=True)
     assert loaded.saved(probe.call("iptables-save")) == wanted
+
+
+# Rules that people have in the kernel's chains, by table and chain. What a kernel lacks is left out.
+FOREIGN = {
+    "mangle PREROUTING": [
+        "-i eth0 -j CONNMARK --set-xmark 0x80/0x80", "-m mark --mark 0x40/0x40 -j ACCEPT",
+        "-p tcp --dport 9 -j TPROXY --on-port 9 --tproxy-mark 0x1/0x3",
+        "-p udp -j TPROXY --on-port 9 --on-ip 127.0.0.1 --tproxy-mark 0x5", "-m rpfilter --invert -j DROP",
+        "-m socket --transparent --nowildcard -j MARK --set-mark 1", "-m mac --mac-source 00:11:22:33:44:55",
+        "! -i eth+ ! -p tcp ! -s 192.0.2.1 -j ACCEPT",
+    ],
+    "mangle OUTPUT": [
+        "", "-g FOREIGN", "-j MARK --and-mark 0xf", "-j MARK --or-mark 3", "-j MARK --xor-mark 3",
+        "-j MARK --set-mark 0x3/0xf", "-m connmark --mark 1/3 -j CONNMARK --restore-mark --nfmask 255 --ctmask 255",
+        "-m owner --gid-owner 5-10 -j ACCEPT", "-m owner --socket-exists -j ACCEPT", "-f -j ACCEPT",
+        "-s 10.0.0.0/255.0.255.0 -j ACCEPT", "-m comment --comment -j -j ACCEPT", "-m comment --comment '' -j ACCEPT",
+        "-m comment --comment '!' -j ACCEPT", "-m comment --comment '\"it'\"'\"'s\\\" -j ISTIO_OUTPUT' -j ACCEPT",
+        "-m comment --comment 'of two\nlines'", "-m comment --comment 'a\u2028line\x0cmore' -j ACCEPT",
+        "-m comment --comment 'no UTF-8: \udce9' -j ACCEPT", "-m length --length 0:100 -j ACCEPT",
+        "-m statistic --mode random --probability 0.5 -j MARK --set-mark 3", "-m quota --quota 500 -j ACCEPT",
+        "-m hashlimit --hashlimit-above 5/sec --hashlimit-name x -j DROP", "-m u32 --u32 0>>22&0x3C@4>>8=1:5 -j DROP",
+        "-m string --string '-j ISTIO_OUTPUT' --algo bm -j DROP", "-m string --hex-string '|ff00|' --algo bm -j DROP",
+        "-m bpf --bytecode '4,48 0 0 9,21 0 1 6,6 0 0 1,6 0 0 0' -j DROP", "-j TEE --gateway 127.0.0.1",
+        "-j NFLOG --nflog-prefix 'a b: -m'", "-j LOG --log-prefix '-j ISTIO_OUTPUT '", "-j CLASSIFY --set-class 1:1",
+        "-p tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu", "-m policy --dir out --pol ipsec -j ACCEPT",
+        "-m conntrack ! --ctstate NEW,ESTABLISHED --ctorigdst 10.0.0.0/8 -j ACCEPT", "-m state --state NEW -j ACCEPT",
+        "-m recent --name foo --rcheck --seconds 30 -j ACCEPT", "-m ttl --ttl-gt 5 -j TTL --ttl-set 5",
+        "-p tcp -m multiport --ports 1,2,3:5 -j ACCEPT", "-m addrtype --dst-type LOCAL -j DSCP --set-dscp 16",
+        # Nearly ours.
+        "-p tcp -m connmark --mark 1337/7 -j CONNMARK --restore-mark", "-p tcp -o lo -m mark --mark 1337/7 -j RETURN",
+        "-p tcp -m mark --mark 1337 -j CONNMARK --restore-mark -m socket", "-o net1 -m socket -j RETURN",
+        "-p tcp -o lo -m connmark --mark 1337 --sport 9 -j RETURN", "-o net1 -m comment --comment '!' -j RETURN",
+    ],
+    "raw OUTPUT": ["-p udp -j NOTRACK", "-p udp -j CT --notrack", "-p tcp --dport 21 -j CT --helper ftp"],
+    "nat OUTPUT": [
+        "-m mark --mark 1/1 -j ACCEPT", "-p icmp --icmp-type echo-request -j ACCEPT",
+        "-p tcp -d 192.0.2.1 -j DNAT --to-destination 10.0.0.1-10.0.0.5:80-90 --random --persistent",
+        "-p tcp -j REDIRECT --to-ports 80-90 --random", "-m iprange --src-range 192.0.2.1-192.0.2.5 -j ACCEPT",
+        "-o net1 -m statistic --mode nth --every 3 --packet 0 -j RETURN",
+    ],
+    "nat POSTROUTING": ["-j MASQUERADE --random-fully"],
+}  # fmt: skip
+
+
+def load_foreign() -> int:
+    """The rules, and a route for a mark of theirs, are there; how many."""
+    probe.call("iptables", "-t", "mangle", "-N", "FOREIGN")
+    probe.call("ip", "rule", "add", "fwmark", "5", "lookup", "77", "priority", "500")
+    probe.call("ip", "route", "add", "local", "default", "dev", "lo", "table", "77")
+    count = 0
+    for place, rules in FOREIGN.items():
+        table, chain = place.split()
+        for rule in rules:
+            with contextlib.suppress(RuntimeError):
+                probe.call("iptables", "-t", table, "-A", chain, *shlex.split(rule))
+                count += 1
+    return count
+
+
+@pytest.mark.usefixtures("namespace")
+@pytest.mark.parametrize("ours_first", [False, True])
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_whatever_rules_others_have_ours_are_known_and_theirs_stay(mechanism: str, ours_first: bool) -> None:
+    loader, rules, others = Loader(mechanism), build(RICH), build(INJECTED)
+    with fresh_namespace():
+        assert load_foreign() > 50
+        theirs = sorted(state().splitlines())  # which table came first is of no account
+    if ours_first:
+        loader.apply(rules)
+    load_foreign()
+    loader.apply(rules)
+    assert "nothing changed" in loader.apply(rules)
+    loader.apply(others, replace=True)
+    assert "nothing changed" in loader.apply(others)
+    loader.apply(rules, replace=True)
+    loader.remove(rules)
+    assert sorted(state().splitlines()) == theirs
+
+
+@given(st.text() | st.lists(st.sampled_from([*" '\"\\!", *(w for r in FOREIGN.values() for w in " ".join(r).split())])))
+def test_no_text_is_too_strange_to_be_another_rule(given_: str | list[str]) -> None:
+    text = given_ if isinstance(given_, str) else " ".join(given_)
+    assume("ISTIO" not in text)
+    table = loaded.saved(f"*nat\n:OUTPUT ACCEPT [0:0]\n-A OUTPUT {text}\nCOMMIT\n")["nat"]
+    rules = ruleset.build(Options(**INJECTED), "ipv4")
+    assert loaded.missing({"nat": table}, rules, named=False) == set(rules.tables)
+    assert loaded.left_over({"nat": table}, rules, named=False) == {}
+    loaded.nft_canonical(text)
+
+
+HOOK = "type nat hook output priority dstnat - 1"  # as nft prints -101
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "type filter hook ingress device \"eth0\" priority 0; policy accept;", f"{HOOK}; policy drop;",
+        "type nat hook postrouting priority srcnat; policy accept;", "ip saddr { 10.0.0.0/8, 192.0.2.1 } accept",
+        "ip daddr != @names accept", "ip saddr 10.0.0.1-10.0.0.5 accept", "ip daddr & 255.0.255.0 == 10.0.0.0 accept",
+        "ip6 saddr . tcp dport vmap @verdicts", "meta skgid { 5, 7 } accept", "meta skgid 5-10 accept",
+        "ct state vmap { established : accept, invalid : drop }", "meta mark and 0x80 == 0x80 accept",
+        "meta skgid \"no such group\" accept", "ct mark set ct mark and 0xffffff7f", 'comment "{ a, b } 0x5"',
+    ],
+)  # fmt: skip
+def test_what_others_put_into_tables_of_our_names_is_not_ours(line: str) -> None:
+    wanted = loaded.nft_wanted(ruleset.build(Options(**INJECTED), "ipv4"), "nat", first=True, named=False)
+
+    def printed(*more: str) -> str:
+        chains = ("\n\t\t".join([f"\tchain {name} {{", *lines, *more]) + "\n\t}\n" for name, lines in wanted)
+        return f"table inet istio-proxy-nat {{\n{''.join(chains)}}}\n".replace(
+            "nat output -101", f"{HOOK}; policy accept;"
+        )
+
+    assert loaded.nft_saved(printed()) == wanted
+    assert loaded.nft_saved(printed(line)) != wanted
 
 
 @pytest.mark.usefixtures("namespace")
