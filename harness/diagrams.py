@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from harness import figures
-from harness.tables import transfers
+from harness.tables import absent, transfers
 
 # The order in which a request meets them.
 _LIFELINES = (
@@ -68,6 +68,8 @@ def sequence(found: Mapping[str, transfers.Path], *arms: str) -> Figure:
     """The traced requests of these arms side by side; a word in the place of one that is missing."""
     drawn = {arm: _arrows(found[arm]) if arm in found else [] for arm in arms}
     rows = max([6, *(len(arrows) for arrows in drawn.values())])
+    if not any(drawn.values()):
+        absent.tell([absent.TRACES])
     with _styled():
         figure, places = plt.subplots(1, len(arms), figsize=(figures.WIDTH, _ROW * (rows + 3)), squeeze=False)
         for ax, (arm, arrows) in zip(places[0], drawn.items(), strict=True):
@@ -151,6 +153,7 @@ def grid(table: pd.DataFrame, missing: str = "not measured in these runs") -> Ax
             for x, said in enumerate(words):
                 _cell(ax, (x, y), str(said))
         if table.empty:
+            absent.tell(absent.known(table))
             ax.text(0.5, 0.5, missing, transform=ax.transAxes, ha="center", fontsize=10)
         ax.set_yticks([y + 0.5 for y in range(len(table))], [textwrap.fill(str(name), 22) for name in table.index])
         heads = [textwrap.fill(str(name), 14) for name in table.columns]

@@ -23,7 +23,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from harness import stats, units
-from harness.tables import changes, ruler
+from harness.tables import absent, changes, ruler
 
 STYLE = Path(__file__).with_name("meshdns.mplstyle")
 WIDTH = 6.4  # inches; see meshdns.mplstyle
@@ -144,7 +144,7 @@ def latencies(table: pd.DataFrame, label: str = "p50 from the due time", rows: s
     """One row per arm or step: p50 with its interval, and every block."""
     with _axes(_tall(len(table))) as ax:
         if table.empty:
-            _unmeasured(ax)
+            _unmeasured(ax, absent.known(table))
             return ax
         for y, row in enumerate(table.to_dict("records")):
             _mark(ax, y, row["p50"], row["arm"], row["values"])
@@ -158,7 +158,7 @@ def names(table: pd.DataFrame, lookup: str) -> Axes:
     part = table if table.empty else table[table["lookup"] == lookup]
     if part.empty:
         with _axes(_tall(0)) as ax:
-            _unmeasured(ax)
+            _unmeasured(ax, ["names"])
             return ax
     levels = part[["name_kind", "qtype", "ndots"]].drop_duplicates().to_records(index=False).tolist()
     arms = [arm for arm in LOOKS if arm in set(part["arm"])]
@@ -188,10 +188,13 @@ def _arm_handles(arms: Sequence[str]) -> list[Line2D]:
     ]
 
 
-def delays(table: pd.DataFrame, found: stats.BreakEven | None = None) -> Axes:
-    """Mode 2 minus plain against the delay of the cluster DNS; below zero mode 2 is ahead."""
+def delays(table: pd.DataFrame, crossing: stats.Interval | None = None) -> Axes:
+    """Mode 2 minus plain against the delay of the cluster DNS; below zero mode 2 is ahead, at `crossing` neither."""
     table = table[table["blocks"] > 0]
     with _axes(3.4) as ax:
+        if table.empty:
+            _unmeasured(ax, ["delay"])
+            return ax
         added = table["delay, ms"].to_numpy(dtype=float)
         each = [row.absolute for row in table["mode 2 minus plain"]]
         style = look("mode2-agent")
@@ -208,11 +211,9 @@ def delays(table: pd.DataFrame, found: stats.BreakEven | None = None) -> Axes:
             capsize=4,
         )
         ax.axhline(0, color="#222222", linewidth=1)
-        if found is not None and found.delay is not None and found.measured:
-            ax.axvspan(max(found.delay.low, 0), found.delay.high, color="#dddddd", zorder=0)
-            ax.annotate(
-                "break-even", (found.delay.estimate, 0), xytext=(6, 10), textcoords="offset points", fontsize=10
-            )
+        if crossing is not None:
+            ax.axvspan(max(crossing.low, 0), crossing.high, color="#dddddd", zorder=0)
+            ax.annotate("break-even", (crossing.estimate, 0), xytext=(6, 10), textcoords="offset points", fontsize=10)
         # Milliseconds of delay dwarf what is decided without any, so that one is written out.
         for x, first in zip(added[:1], each[:1], strict=True):
             ax.set_title(f"at {x:g} ms: {units.interval(first, signed=True)}")
@@ -228,7 +229,7 @@ def stacked(table: pd.DataFrame, parts: Sequence[str], label: str, total: str = 
     """One bar per step, its parts end to end; the line at its end is the interval of the total."""
     with _axes(1.7 + 0.36 * len(table)) as ax:
         if table.empty:
-            _unmeasured(ax)
+            _unmeasured(ax, absent.known(table))
             return ax
         shown = [part for part in parts if max(each.estimate for each in table[part]) > 0]
         left = np.zeros(len(table))
@@ -252,7 +253,7 @@ def differences(table: pd.DataFrame, floor: stats.NoiseFloor | None, label: str 
     """One row per change: the paired difference with its interval; the band is what equal arms differ by."""
     with _axes(_tall(len(table))) as ax:
         if table.empty:
-            _unmeasured(ax)
+            _unmeasured(ax, absent.known(table))
             return ax
         if floor is not None:
             ax.axvspan(-_us(floor.absolute), _us(floor.absolute), color="#dddddd", zorder=0)
@@ -274,8 +275,7 @@ def contrasts(table: pd.DataFrame, column: str, label: str) -> Axes:
     arms = [arm for arm in LOOKS if arm in set(table["arm"])]
     with _axes(1.3 + (0.16 + 0.19 * len(arms)) * max(len(measures), 1)) as ax:
         if not measures:
-            ax.set_axis_off()
-            ax.set_title("not measured in this run")
+            _unmeasured(ax, absent.known(table))
             return ax
         floors = table.groupby("measure", sort=False)["noise floor, µs"].first().fillna(0)
         ax.barh(range(len(measures)), 2 * floors, left=-floors, height=0.94, color="#dddddd", zorder=0)
@@ -310,6 +310,9 @@ def _around_zero(ax: Axes, table: pd.DataFrame, column: str, floors: pd.Series[f
 def residuals(table: pd.DataFrame) -> Axes:
     """Measured minus fitted line against the delay that was added: a straight ruler stays near zero."""
     with _axes(3.0) as ax:
+        if table.empty:
+            _unmeasured(ax, ["card-ladder"])
+            return ax
         ax.axhline(0, color="#222222", linewidth=1)
         ax.plot(table["added, µs"], table["residual, µs"], color=OTHER.colour, marker=OTHER.marker)
         ax.grid(visible=True, axis="y")
@@ -329,6 +332,9 @@ def biases(values: pd.DataFrame) -> Axes:
     }
     with _axes(3.2) as ax:
         shown = {name: _us(each.dropna()) for name, each in series.items() if each.notna().any()}
+        if not shown:
+            _unmeasured(ax, ["card-wire"])
+            return ax
         for (name, each), line, shade in zip(
             shown.items(), ("-", "--", ":"), ("#222222", "#777777", "#222222"), strict=False
         ):
@@ -372,9 +378,11 @@ def _grid(rows: int, columns: int, height: float, **how: Any) -> Iterator[Any]:
         yield plt.subplots(rows, columns, figsize=(WIDTH, height), squeeze=False, **how)[1]
 
 
-def _unmeasured(ax: Axes) -> None:
+def _unmeasured(ax: Axes, names: Sequence[str]) -> None:
+    """An empty figure that says so, and what was not measured beside it: a published page has only the latter."""
     ax.set_axis_off()
     ax.set_title("not measured in this run")
+    absent.tell(names)
 
 
 def follow(table: pd.DataFrame, connection: str = changes.NEW) -> list[Axes]:
@@ -386,7 +394,7 @@ def follow(table: pd.DataFrame, connection: str = changes.NEW) -> list[Axes]:
     with _grid(1, 2, 1.4 + 0.1 * lanes * max(len(labels), 1), sharey=True, width_ratios=[3, 2]) as axes:
         first, second = axes[0]
         if table.empty:
-            _unmeasured(first)
+            _unmeasured(first, [changes.CHANGE])
             second.set_axis_off()
             return [first, second]
         for row in table.to_dict("records"):
@@ -458,7 +466,7 @@ def timeline(table: pd.DataFrame) -> list[Axes]:
     rows = max(-(-len(parts) // columns), 1)
     with _grid(rows, columns, 1.1 + 1.45 * rows, sharex=True, sharey=True) as axes:
         if table.empty:
-            _unmeasured(axes[0][0])
+            _unmeasured(axes[0][0], [changes.CHANGE])
             return [axes[0][0]]
         for ax, part in itertools.zip_longest(axes.flat, parts):
             if part is None:
@@ -517,7 +525,7 @@ def compared(
     lanes = max(len(arms), _LANES)
     with _axes(1.3 + 0.14 * lanes * max(len(rows), 1)) as ax:
         if table.empty:
-            _unmeasured(ax)
+            _unmeasured(ax, absent.known(table))
             return ax
         ends = _compared_axis(ax, table, column, values, unit=unit, label=label)
         for y, name in enumerate(rows):

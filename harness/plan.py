@@ -476,8 +476,10 @@ def shipped() -> list[str]:
 
 
 def measuring(experiment: str) -> list[str]:
-    """Names of the shipped plans that hold an experiment."""
-    return [name for name in shipped() if any(each.name == experiment for each in find(name).experiments)]
+    """Names of the shipped plans that hold an experiment, whole or as a series of parts."""
+    return [
+        name for name in shipped() if any((each.series or each.name) == experiment for each in find(name).experiments)
+    ]
 
 
 def find(name: str) -> Plan:

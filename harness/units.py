@@ -100,6 +100,25 @@ def percent_interval(spread: Spread) -> str:
     return f"{_fixed(estimate, decimals, '+')} % [{_fixed(low, decimals)}, {_fixed(high, decimals)}]"
 
 
+def span(spread: Spread, unit: Unit | None = None) -> str:
+    """`-240 to +20 µs`: the bounds of a difference given in nanoseconds."""
+    unit = unit or unit_for([spread.low, spread.high])
+    return f"{_bounds(spread, NS_PER_UNIT[unit])} {unit}"
+
+
+def percent_span(spread: Spread) -> str:
+    """`-1.2 to +3.4 %`: the bounds of a difference given as a fraction."""
+    return f"{_bounds(spread, 0.01)} %"
+
+
+def _bounds(spread: Spread, unit: float) -> str:
+    low, high = spread.low / unit, spread.high / unit
+    if not math.isfinite(high - low):
+        return f"{UNKNOWN} to {UNKNOWN}"
+    decimals = _shared_decimals((low + high) / 2, (high - low) / 2)
+    return f"{_fixed(low, decimals, '+')} to {_fixed(high, decimals, '+')}"
+
+
 def _signed(value: float) -> str:
     return _fixed(value, _decimals(value), "+") if math.isfinite(value) else UNKNOWN
 

@@ -16,7 +16,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
-from harness import claims, figures, store
+from harness import claims, figures, stats, store
 from harness.tables import cells, lookups, requests, ruler
 
 
@@ -94,7 +94,7 @@ def test_differences_show_zero_and_the_noise_floor(usual: store.Runs) -> None:
 
 
 def test_the_others_draw(usual: store.Runs) -> None:
-    drawn(figures.delays(lookups.delays(usual), lookups.break_even(usual)))
+    drawn(figures.delays(lookups.delays(usual), stats.Interval(2.0, 1.5, 2.5, 5, 0.95)))
     drawn(figures.residuals(ruler.ladder(usual)[0]))
     drawn(figures.biases(ruler.bias_values(usual)))
     ax = drawn(figures.verdicts(claims.table(claims.verdicts(usual))))
@@ -105,7 +105,7 @@ def test_one_block_is_drawn_without_an_interval(tmp_path_factory: pytest.TempPat
     runs = measured.runs(tmp_path_factory.mktemp("one"), blocks=1)
     drawn(figures.latencies(lookups.by_arm(runs)))
     drawn(figures.differences(requests.changes(runs), requests.floor(runs)))
-    drawn(figures.delays(lookups.delays(runs), lookups.break_even(runs)))
+    drawn(figures.delays(lookups.delays(runs)))
 
 
 def test_a_delay_without_pairs_is_left_out(usual: store.Runs) -> None:
@@ -113,7 +113,7 @@ def test_a_delay_without_pairs_is_left_out(usual: store.Runs) -> None:
     table.at[0, "blocks"] = 0
     table["mode 2 minus plain"] = [None, *table["mode 2 minus plain"][1:]]
     drawn(figures.delays(table, None))
-    drawn(figures.delays(table[:1], None))
+    assert figures.delays(table[:1], None).get_title(loc="left") == "not measured in this run"
 
 
 def test_arms_differ_without_colour() -> None:

@@ -21,7 +21,7 @@ import pytest
 from policies_world import World
 
 from harness import claims, counters, errors, figures, plan, stats, store, units
-from harness.tables import cells, policies, shares, text
+from harness.tables import absent, cells, policies, shares, text
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "04-what-the-sidecar-buys.ipynb"
 
@@ -106,7 +106,7 @@ def test_differences_that_are_alike_in_all_blocks_are_bounded_by_their_requests(
     found = shares.difference(counts(100, 100), counts(100, 100))
     assert found is not None
     assert found.low < 0 < found.high
-    assert shares.reading(found) == "no difference larger than 1.9 points seen"
+    assert shares.reading(found) == "not resolved (-1.9 to +1.9 points)"
     total = shares.difference(counts(0, 0), counts(100, 100))
     assert total is not None
     assert (total.estimate, round(total.high, 6)) == (1.0, 1.0)
@@ -179,7 +179,7 @@ def test_time_outs_shorten_the_tail_and_serve_no_more(usual: store.Runs) -> None
     assert 25 < found["p90"].estimate / units.NS_PER_MS < 28
     assert found[policies.TAIL_AGAINST].clear
     assert found["time-outs"] > 0
-    assert found["reading"].startswith("no difference larger than")
+    assert found["reading"].startswith("not resolved (-")
 
 
 def test_rows_come_in_the_order_in_which_they_are_read(usual: store.Runs) -> None:
@@ -279,8 +279,8 @@ def test_runs_without_the_experiments_say_how_to_measure_them(empty: store.Runs)
     assert policies.replicas(empty).empty
     assert policies.split_answer(policies.split(empty)) == ""
     assert policies.checks(empty).empty
-    assert text.shown(policies.outcomes(table)).empty
-    assert text.shown(policies.latencies(table)).empty
+    for shown in (policies.outcomes(table), policies.latencies(table)):
+        assert text.shown(shown) == absent.Absent(("faults",))
 
 
 def test_checks_refuse_what_cannot_carry_an_answer(tmp_path: Path) -> None:
@@ -452,10 +452,10 @@ def test_the_notebook_runs_on_the_shipped_plan(tmp_path: Path, name: str) -> Non
     short = replace(asked, experiments=tuple(replace(each, count=min(each.count, 150)) for each in asked.experiments))
     space = notebook(policies_world.build(tmp_path, World(facts=policies_world.governed()), blocks=2, asked=short))
     assert all(space["said"])
-    assert (
-        "No fault: 100.0 % [98.7, 100.0] of requests are served without a mesh; a sidecar changes that by no"
-        in (space["said"][0])
+    unresolved = (
+        "100.0 % [98.7, 100.0] of requests are served without a mesh; what a sidecar changes is not resolved (-"
     )
+    assert f"No fault: {unresolved}" in space["said"][0]
 
 
 def test_the_kinds_of_fault_and_policy_all_have_a_name() -> None:

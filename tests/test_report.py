@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import synthetic
 
 from harness import errors, report, store
 from harness.report import execute, index, page
+from harness.tables import absent
 
 REMOTE = re.compile(
     r"""(?:src|href|action|srcset)\s*=\s*["']?\s*(?:https?:|//)|url\(|@import|<script|<link|<iframe""", re.I
@@ -66,6 +68,84 @@ def test_index_states_every_answer_and_links_to_every_page(published: Path, book
     assert {f"{book.stem}.html" for book in books} <= targets
     assert all((published / target).exists() for target in targets)
     assert (published.parent / "latest").resolve() == published
+
+
+def header_of(runs: store.Runs, plan: str) -> store.RunHeader:
+    return dataclasses.replace(runs.headers[0], plan={"name": plan})
+
+
+@pytest.mark.parametrize(
+    ("plans", "commands"),
+    [
+        (["quick"], ["meshdns report --plan quick"]),
+        (["mine"], ["meshdns report --plan mine.toml"]),
+        (
+            ["quick", "change", "mine", "quick"],
+            ["meshdns run --plan quick", "meshdns run --plan change", "meshdns run --plan mine.toml"],
+        ),
+    ],
+)
+def test_the_commands_of_the_index_publish_that_report(runs: Path, plans: list[str], commands: list[str]) -> None:
+    measured = store.load(runs)
+    several = dataclasses.replace(measured, headers=[header_of(measured, name) for name in plans])
+    text = index.document([], [], several)
+    told = re.findall(r"<pre><code>(.*?)</code></pre>", text, re.DOTALL)
+    assert told == ["\n".join(commands + ["meshdns report --runs FOLDER"] * (len(plans) > 1))]
+    assert "make report" not in text
+    assert index.CARRIES_OVER in text
+
+
+def cell(source: str, tag: str, *outputs: dict[str, object]) -> nbformat.NotebookNode:
+    """An executed code cell that displayed these."""
+    shown = [nbformat.v4.new_output("display_data", data=each) for each in outputs]
+    return nbformat.v4.new_code_cell(source, metadata={"tags": [tag]}, outputs=shown)
+
+
+def caption(words: str) -> nbformat.NotebookNode:
+    return nbformat.v4.new_markdown_cell(words, metadata={"tags": ["caption"]})
+
+
+PIXEL = {"image/png": "iVBORw0KGgo=", "text/plain": "<Figure>"}
+
+
+def page_of(*cells: nbformat.NotebookNode) -> str:
+    """The whole page of these cells between a question and its provenance."""
+    question = nbformat.v4.new_markdown_cell("# Why?\nBecause.", metadata={"tags": ["title"]})
+    made = page.read(nbformat.v4.new_notebook(cells=[question, *cells]), "04")
+    return page.document(made, [page.Link("04.html", "04")], "")
+
+
+def test_what_was_not_measured_is_one_sentence_and_no_figure_table_or_caption() -> None:
+    gone, external = (absent.Absent((name,))._repr_mimebundle_() for name in ("gone", "external"))
+    cells = [
+        cell("", "answer", {"text/markdown": "Said."}),
+        cell("", "figure", PIXEL),
+        caption("Of what was measured."),
+        cell("", "figure-2", external, PIXEL),
+        caption("How to read a picture of nothing."),
+        cell("", "table", gone),
+        caption("How to read a table of nothing."),
+        cell("", "table-2", {"text/html": "<table><thead></thead><tbody><tr><td>7</td></tr></tbody></table>"}),
+        nbformat.v4.new_markdown_cell("## What could be wrong", metadata={"tags": ["doubts"]}),
+    ]
+    text = page_of(*cells)
+    assert text.count("<figure>") == 1
+    assert "of nothing" not in text
+    assert text.count("Not measured in these runs") == 1
+    assert "services outside the mesh (<code>meshdns report --plan policies</code>)" in text
+    assert "a name that is removed (<code>meshdns report --plan change</code>)" in text
+    assert "Of what was measured." in text
+
+
+def test_every_page_of_imitated_parts_says_that_they_are() -> None:
+    said = page_of(cell("", "answer", {"text/markdown": "In mode 2 a lookup takes 3 µs."}))
+    assert page.PARTS in said
+    assert page.PARTS not in page_of(cell("", "answer", {"text/markdown": "The clock ticks."}))
+
+
+def test_checks_have_a_heading_that_claims_nothing() -> None:
+    said = [cell("", "answer", {"text/markdown": "Said."}), cell("", "checks", {"text/plain": "30 invalid"})]
+    assert "<h2>What was checked</h2>" in page_of(*said)
 
 
 def test_a_question_that_was_not_asked_comes_with_the_plan_that_asks_it(runs: Path, tmp_path: Path) -> None:

@@ -33,10 +33,9 @@ def resolving_cost(
     reading = text.reading(found, floor)
     if reading == "more":
         return Verdict("C6", SUPPORTED, "requests take longer where the sidecar resolves the endpoints", numbers, COST)
-    seen = "requests take even less" if reading == "less" else reading
-    because = (
-        f"in steady state {seen}, as the sidecar resolves in the background; a cold or slow cluster DNS is not measured"
-    )
+    seen = "requests take even less" if reading == "less" else f"the difference is {reading}"
+    because = f"in steady state {seen}: the sidecar resolves in the background; "
+    because += "a cold or slow cluster DNS is not measured"
     return Verdict("C6", UNDECIDED, because, numbers, COST)
 
 
@@ -54,16 +53,16 @@ def choice(new: pd.DataFrame, kept: pd.DataFrame) -> Verdict:
         return Verdict("C13", REFUTED, f"mode 2 is the slower one on new connections; {rest}", numbers, COST)
     if fresh["reading"] != "less":
         return Verdict("C13", UNDECIDED, f"new connections: {fresh['reading']}; {rest}", numbers, COST)
-    if open_ is None:
-        because = f"mode 2 is faster on new connections; kept ones are not measured; {rest}"
-        return Verdict("C13", UNDECIDED, because, numbers, COST)
-    if open_["reading"] == "less":
-        return Verdict(
-            "C13", DEPENDS, f"on what is weighed: mode 2 is faster, new and kept alive; {rest}", numbers, COST
+    if open_ is None or open_["reading"] not in text.CLEAR:
+        kept_alive = (
+            "kept ones are not measured" if open_ is None else f"on kept ones the difference is {open_['reading']}"
         )
-    kept_alive = "slower" if open_["reading"] == "more" else open_["reading"]
+        because = f"mode 2 is faster on new connections; {kept_alive}; {rest}"
+        return Verdict("C13", UNDECIDED, because, numbers, COST)
     because = (
-        f"on the connection: mode 2 is faster where every request resolves its name; kept alive: {kept_alive}; {rest}"
+        f"on what is weighed: mode 2 is faster, new and kept alive; {rest}"
+        if open_["reading"] == "less"
+        else f"on the connection: mode 2 is faster where every request resolves its name, slower on kept ones; {rest}"
     )
     return Verdict("C13", DEPENDS, because, numbers, COST)
 

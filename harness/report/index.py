@@ -7,7 +7,9 @@ report: the same data give the same bytes.
 from __future__ import annotations
 
 import html
+import json
 import re
+import shlex
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,6 +20,10 @@ from harness.tables import provenance
 
 TITLE = "Sidecars and DNS: what was asked, what was measured"
 CLAIMS, CARD = "00", "10"  # how the file names of these two notebooks begin
+CARRIES_OVER = (
+    "To other machines carry over the sign of the difference that DNS makes, how many queries a lookup takes, and the "
+    "hops and paths of a request. The sizes of times and of differences do not: they are of this machine."
+)
 
 
 class Unasked(NamedTuple):
@@ -37,15 +43,15 @@ def document(
     content = f"""
 <main>
 <h1>{html.escape(TITLE)}</h1>
-<p class="summary">{_measured(runs)}</p>
+<p class="summary">{_measured(runs, card)}</p>
+{page.parts("".join(each.answer for each in pages))}
 {"".join(map(_card, answers))}
 {"".join(map(_card, claims))}
 {"".join(map(_card, card))}
 {_unasked(unasked)}
 <h2>Do it again</h2>
-<pre><code>{html.escape(_command(runs))}</code></pre>
-<p>Measures on your own machine and publishes this report from what it finds. Numbers depend on the machine; which arm
-is dearer, and whether the difference is clear, should not.</p>
+{_again(runs, pages)}
+<p>{CARRIES_OVER}</p>
 </main>
 <footer id="runs">
 <h2>The runs</h2>
@@ -93,7 +99,8 @@ def _measured_by(plans: Sequence[str]) -> str:
     return f" {commands}" if plans else ""
 
 
-def _measured(runs: store.Runs) -> str:
+def _measured(runs: store.Runs, card: Sequence[Page]) -> str:
+    where = f', <a href="{page.address(card[0].stem)}">listed by experiment and reason</a>' if card else ""
     invalid = int((~runs.cells["valid"].astype(bool)).sum())
     blocks = sum(header.blocks for header in runs.headers)
     days = sorted({header.created[:10] for header in runs.headers})
@@ -101,7 +108,8 @@ def _measured(runs: store.Runs) -> str:
     return (
         f"{_count(len(runs.headers), 'run')} of {when}, {_count(blocks, 'block')}, "
         f"{len(runs.samples):,} requests in {_count(len(runs.cells), 'cell')}"
-        + (f"; {invalid} of them invalid and left out." if invalid else "; none invalid.")
+        + (f"; {invalid} of them invalid and left out{where}." if invalid else "; none invalid.")
+        + " Each page says which of these cells it reads."
     )
 
 
@@ -131,9 +139,21 @@ def _notes(runs: store.Runs) -> str:
     return "".join(f"<p>{html.escape(note)}.</p>" for note in runs.notes)
 
 
-def _command(runs: store.Runs) -> str:
-    names = {str(header.plan.get("name", "")) for header in runs.headers} - {"", "quick"}
-    if len(names) != 1:
-        return "make report"
-    name = names.pop()
-    return f"make report PLAN={name}{'' if name in plan.shipped() else '.toml'}"
+def _again(runs: store.Runs, pages: Sequence[Page]) -> str:
+    """The commands that measure such runs, and the one that publishes this report, as HTML."""
+    given = {name: value for each in pages for name, value in each.parameters.items()}
+    typed = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
+    more = "".join(f" -p {name} {shlex.quote(value)}" for name, value in typed.items())
+    names = list(dict.fromkeys(str(header.plan.get("name", "")) for header in runs.headers))
+    plans = [name if name in plan.shipped() else f"{name}.toml" for name in names if name]
+    if len(runs.headers) == 1 and plans:
+        commands = [f"meshdns report --plan {shlex.quote(plans[0])}{more}"]
+        words = "Measures on your own machine and publishes this report from what it finds."
+    else:
+        commands = [f"meshdns run --plan {shlex.quote(each)}" for each in plans]
+        commands.append(f"meshdns report --runs FOLDER{more}")
+        words = "Each plan measures one of these runs on your own machine; the last command publishes this report from "
+        words += "the FOLDER that holds the runs."
+    own = [each for each in plans if each not in plan.shipped()]
+    words += f" Not shipped with the program, but told whole in run.json: {', '.join(own)}." if own else ""
+    return f"<pre><code>{html.escape(chr(10).join(commands))}</code></pre>\n<p>{html.escape(words)}</p>"

@@ -21,11 +21,20 @@ from nbconvert.exporters import HTMLExporter
 
 import harness
 from harness import errors
+from harness.tables import absent
 
 HIDDEN = ("parameters", "injected-parameters", "load")  # set up, and say nothing
 ALTERNATIVE_LENGTH = 400  # a screen reader cannot skim: the caption's first sentences are enough
 MADE_BY = f"<p>Report made by meshdns {harness.__version__}.</p>"
-CHECKS_TITLE = "<h2>Checks that passed</h2>"  # a report with one that failed does not exist
+CHECKS_TITLE = "<h2>What was checked</h2>"
+# Said wherever these parts have results; whoever measures the originals changes it here.
+PARTS = (
+    "What stands for Istio's agent (the DNS proxy of <code>mode2-agent</code> and <code>mode2-xds</code>) and for its "
+    "control plane are this laboratory's own imitations, and the cluster DNS is BIND behind dnsdist, not CoreDNS: "
+    "numbers of these parts are not those of the originals."
+)
+PART = re.compile(r"mode ?2|-xds|cluster DNS", re.IGNORECASE)
+ABSENT = "absent"  # tag of the sentence that says what was not measured
 CELL = re.compile(r"<(td|th)\b[^>]*>(.*?)</t[dh]>", re.DOTALL)
 PNG, PDF = "image/png", "application/pdf"
 
@@ -75,7 +84,7 @@ def read(notebook: nbformat.NotebookNode, stem: str) -> Page:
     question, lead = _question(cells, stem)
     figures: list[Figure] = []
     answer, provenance, body = "", "", []
-    rest = iter(cells[1:])
+    rest = iter(_measured(cells[1:]))
     following = next(rest, None)
     while (cell := following) is not None:
         following = next(rest, None)
@@ -120,7 +129,7 @@ def document(page: Page, links: Sequence[Link], provenance: str) -> str:
 <main>
 <h1>{html.escape(page.question)}</h1>
 <section class="answer" aria-label="Answer">{page.answer}</section>
-<div class="lead">{page.lead}</div>
+<div class="lead">{page.lead}{parts(page.answer + page.body)}</div>
 {page.body}
 </main>
 <footer>
@@ -130,6 +139,33 @@ def document(page: Page, links: Sequence[Link], provenance: str) -> str:
 {MADE_BY}
 </footer>"""
     return shell(page.question, links, f"{page.stem}.html", content)
+
+
+def parts(content: str) -> str:
+    """Which parts are not what they stand for, as HTML, if the content tells of them; else ""."""
+    return f"<p>{PARTS}</p>" if PART.search(content) else ""
+
+
+def _measured(cells: Sequence[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """The cells without those that show nothing, and their captions; one sentence says what was not measured."""
+    left: list[nbformat.NotebookNode] = []
+    missing: list[str] = []
+    place = 0  # of the sentence: where the last of them stood
+    for before, cell in zip([None, *cells], cells, strict=False):
+        if names := _absent(cell):
+            missing, place = [*missing, *names], len(left)
+        elif before is None or not _absent(before) or not _is_caption(cell):
+            left.append(cell)
+    if missing:
+        words = nbformat.v4.new_markdown_cell(absent.sentence(missing), metadata={"tags": [ABSENT]})  # type: ignore[no-untyped-call]
+        left.insert(place, words)
+    return left
+
+
+def _absent(cell: nbformat.NotebookNode) -> list[str]:
+    """What the cell shows not to be measured."""
+    told = (output.get("data", {}).get(absent.MIME, {}) for output in cell.get("outputs", []))
+    return [str(name) for each in told for name in each.get("names", [])]
 
 
 def _question(cells: Sequence[nbformat.NotebookNode], stem: str) -> tuple[str, str]:
@@ -190,7 +226,8 @@ def _pictures(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 
 
 def _is_caption(cell: nbformat.NotebookNode) -> bool:
-    return bool(cell.cell_type == "markdown" and cell.source.strip() and not cell.source.lstrip().startswith("#"))
+    words = cell.cell_type == "markdown" and _tag(cell) != ABSENT
+    return bool(words and cell.source.strip() and not cell.source.lstrip().startswith("#"))
 
 
 def _tag(cell: nbformat.NotebookNode) -> str:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from harness import errors, store
 from harness.mesh import topology
-from harness.tables import cells, provenance, text
+from harness.tables import absent, cells, provenance, text
 
 EXPERIMENT = "answers"
 GUARDED, UNGUARDED, MODE2 = topology.ANSWERING  # mode 1's sidecar, with its loop guard and without; mode 2's
@@ -87,7 +87,8 @@ def matrix(runs: store.Runs) -> pd.DataFrame:
     table = _ordered(table)
     words = [_word(row) for row in table.to_dict("records")]
     stops = [_stopped(row) for row in table.to_dict("records")]
-    return table.assign(outcome=words, stopped=stops)[[*LEVELS, "outcome", "stopped", *names[len(LEVELS) :]]]
+    table = table.assign(outcome=words, stopped=stops)[[*LEVELS, "outcome", "stopped", *names[len(LEVELS) :]]]
+    return absent.of(table, runs, EXPERIMENT)
 
 
 # Ways for a request to fail, as the client tells them, by what they come to.
@@ -191,7 +192,8 @@ def grid(table: pd.DataFrame, sidecar: str = "mode 1") -> pd.DataFrame:
         found = f"{row['outcome']}\n{row['stopped']}".strip()
         words[condition(row["intercepted"], row["sidecar"])][meaning(row["answer"], row["arm"])] = found
     index = list(dict.fromkeys(itertools.starmap(meaning, zip(table["answer"], table["arm"], strict=True))))
-    return pd.DataFrame(words, index=index, columns=list(words), dtype=object).fillna(text.ABSENT)
+    whole = pd.DataFrame(words, index=index, columns=list(words), dtype=object).fillna(text.ABSENT)
+    return absent.knowing(whole, absent.known(table) or (EXPERIMENT,))
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
@@ -200,7 +202,8 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     conditions = itertools.starmap(condition, zip(table["intercepted"], table["sidecar"], strict=True))
     modes = map(mode, table["arm"])
     front = pd.DataFrame({"sidecar of": list(modes), "answer": list(answers), "condition": list(conditions)})
-    return pd.concat([front, table.drop(columns=[*LEVELS, *OUTCOMES])], axis=1)
+    whole = pd.concat([front, table.drop(columns=[*LEVELS, *OUTCOMES])], axis=1)
+    return absent.knowing(whole, absent.known(table))
 
 
 def checks(runs: store.Runs) -> pd.DataFrame:
@@ -216,7 +219,7 @@ def checks(runs: store.Runs) -> pd.DataFrame:
         place = ", ".join(header.name for header in runs.headers)
         raise errors.ReportError(fact, place=place, step="measure again")
     row = {"experiment": EXPERIMENT, "blocks": cells.blocks_of(chosen), "cells": len(every), "invalid cells": invalid}
-    return pd.DataFrame([row | {"requests": int(cells.asked(runs, chosen).sum())}])
+    return provenance.reconciled(runs, pd.DataFrame([row | {"requests": int(cells.asked(runs, chosen).sum())}]))
 
 
 # --- sentences ---

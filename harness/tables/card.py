@@ -1,8 +1,9 @@
 """Notebook 10: the instrument card. Each row is a value, the gate it must pass and the verdict.
 
 green: passed; amber: off, but in a way that is stated and does not touch differences between arms; red: the numbers
-that depend on it are not to be believed; missed: a bar that more measuring would meet; stated: no gate; not measured:
-the runs hold no such cell.
+that depend on it are not to be believed; missed: a bar that more measuring would meet; unknown: its interval is too
+wide to tell on which side of the gate it is; stated: no gate, or nothing to hold against it; not measured: no such
+cell.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import pandas as pd
 
 from harness import store, units
 from harness.tables import cells, consistency, gates, provenance, requests, ruler, text
+
+UNTOLD = {"not exposed", "unknown"}  # governors, where the machine tells of none
 
 
 def card(runs: store.Runs) -> pd.DataFrame:
@@ -67,7 +70,12 @@ def environment(runs: store.Runs) -> list[gates.Row]:
         return [gates.missing("environment")]
     steal = max((gates.fact(each, "steal_share") for each in known), default=math.nan)
     governors = sorted({str(each.get("governor", "unknown")) for each in known})
-    identities = {str(each.get("machine_id_hash", "unknown")) for each in known}
+    # Clones of an image have one id: the processor and kernel tell them apart where they can.
+    identities = {
+        tuple(str(each.get(name, "unknown")) for name in ("machine_id_hash", "cpu", "kernel")) for each in known
+    }
+    several = len(known) > 1  # one run is of one machine, whatever it says
+    told = sorted(set(governors) - UNTOLD)
     sources = sorted({str(each.get("clocksource", "unknown")) for each in known})
     stolen = gates.UNKNOWN if math.isnan(steal) else gates.judge(steal <= 0.01, gates.AMBER)
     return [
@@ -80,8 +88,8 @@ def environment(runs: store.Runs) -> list[gates.Row]:
         gates.Row(
             "environment: governor",
             ", ".join(governors),
-            "performance, or a guest's own",
-            gates.judge(not {"powersave", "ondemand"} & set(governors), gates.AMBER),
+            "performance" if told else "none: the machine tells of none",
+            gates.judge(told == ["performance"], gates.AMBER) if told else gates.STATED,
         ),
         gates.Row("environment: clock source", ", ".join(sources), "none", gates.STATED),
         gates.Row(
@@ -90,9 +98,9 @@ def environment(runs: store.Runs) -> list[gates.Row]:
         gates.Row(
             "environment: machines",
             str(len(identities)),
-            "1",
-            gates.judge(len(identities) == 1, gates.AMBER),
-            "absolute times do not carry over from one machine to another",
+            "1" if several else "none: one run",
+            gates.judge(len(identities) == 1, gates.AMBER) if several else gates.STATED,
+            "the sizes of times and of differences do not carry over from one machine to another",
         ),
     ]
 
@@ -116,13 +124,16 @@ def answer(table: pd.DataFrame) -> str:
     """Whether the ruler can be trusted, and where not."""
     counts = table["verdict"].value_counts()
     found = {each: [str(item) for item in table["item"][table["verdict"] == each]] for each in counts.index}
-    red, unmeasured = found.get(gates.RED, []), len(found.get(gates.UNKNOWN, []))
-    gated = len(table) - int(counts.get(gates.STATED, 0))
-    head = f"{int(counts.get(gates.GREEN, 0))} of {gated} gates are green"
-    said = [f"Yes: {head}." if not red else f"Not everywhere: {head}, and red are {'; '.join(red)}."]
-    for verdict, opening in ((gates.AMBER, "With care"), (gates.MISSED, "Bars missed")):
+    red, unmeasured = found.get(gates.RED, []), len(found.get(gates.UNMEASURED, []))
+    unknown = found.get(gates.UNKNOWN, [])
+    gated = len(table) - int(counts.get(gates.STATED, 0)) - unmeasured
+    head = f"{int(counts.get(gates.GREEN, 0))} of {gated} checks are green"
+    opening = "As far as it can be told" if unknown else "Yes"
+    said = [f"{opening}: {head}." if not red else f"Not everywhere: {head}, and red are {'; '.join(red)}."]
+    labels = ((gates.AMBER, "With care"), (gates.MISSED, "Bars missed"), (gates.UNKNOWN, "Too wide to tell"))
+    for verdict, label in labels:
         if items := found.get(verdict):
-            said.append(f"{opening}: {'; '.join(items)}.")
+            said.append(f"{label}: {'; '.join(items)}.")
     if unmeasured:
         said.append(f"Not measured: {unmeasured}.")
     return " ".join(said)

@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from harness import errors, stats, store, units
-from harness.tables import cells, provenance, text
+from harness.tables import absent, cells, provenance, text
 
 Instants = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -52,6 +52,7 @@ BIN_NS = 200 * units.NS_PER_MS  # of the timeline
 # second is enough in any case.
 SLACK, ENOUGH_NS = 2, units.NS_PER_S
 PLAN = "meshdns report --plan change"
+UNKNOWN = "unknown"  # verdict on a bar that the data can neither call met nor missed
 
 
 # --- one cell ---
@@ -259,6 +260,8 @@ def _timed(row: Row, load: Load, change: Change) -> Row:
     followed_ns, rate_hz = until_followed(load, change), float(row["rate_hz"])
     return {
         "followed": followed_ns,
+        "failed": int(failed_after(load, change).sum()),
+        "after": int((load.end_ns >= change.at_ns).sum()),
         "added": until_added(load, change),
         "left": until_left(load, change),
         "errors": error_ns(load, change, rate_hz),
@@ -300,9 +303,11 @@ def followed(runs: store.Runs) -> pd.DataFrame:
             {"change": change, "backend": backend, "arm": arm, "connection": connection}
             | {"endpoints": endpoints(arm, backend), "blocks": cells.blocks_of(mine)}
             | {name: each(level) for name, each in spells.items()}
+            | {name: int(mine[name].sum()) for name in ("failed", "after")}
             | {"probe": float(mine["probe"].median()), "rest": float(mine["rest"].min())}
         )
-    return pd.DataFrame(rows, columns=[*_LEVELS, "endpoints", "blocks", *_SPELLS, "probe", "rest"])
+    columns = [*_LEVELS, "endpoints", "blocks", *_SPELLS, "failed", "after", "probe", "rest"]
+    return absent.of(pd.DataFrame(rows, columns=columns), runs, CHANGE)
 
 
 def of(table: pd.DataFrame, **levels: str) -> list[Row]:
@@ -313,14 +318,6 @@ def of(table: pd.DataFrame, **levels: str) -> list[Row]:
 
 
 # --- as people read it ---
-
-
-def shown(table: pd.DataFrame, measured: pd.DataFrame) -> text.Shown:
-    """A table; where it has no rows, whether that was not measured or there is nothing to list."""
-    if len(table):
-        return text.shown(table)
-    why = "nothing to list" if len(measured) else f"not measured in these runs; {PLAN} measures it"
-    return text.shown(pd.DataFrame({"": [why]}))
 
 
 def _median(spell: Spell) -> str:
@@ -403,9 +400,15 @@ _BAR = [
 
 
 def _judged(row: Row) -> str:
+    """A change falls anywhere between two probes, so that waiting for one took nothing or a whole period.
+
+    Only what holds for both is a verdict: met with the whole wait counted, or missed without any of it.
+    """
     if row["change"] != JUDGED:
         return text.ABSENT
-    return "met" if row["over probe"].p50 < BAR_NS else "MISSED"
+    if row["over probe"].p50 >= BAR_NS:
+        return "MISSED"
+    return "met" if row["added"].p50 < BAR_NS else UNKNOWN
 
 
 def kept(runs: store.Runs) -> pd.DataFrame:
@@ -422,7 +425,8 @@ def kept(runs: store.Runs) -> pd.DataFrame:
             sums = {name: int(mine[name].sum()) for name in ("on it", "stayed", "later")}
             more: Row = {"endpoints": endpoints(level[2], level[1]), "blocks": cells.blocks_of(mine)}
             rows.append(dict(zip(_LEVELS, level, strict=True)) | more | sums)
-    return pd.DataFrame(rows, columns=[*_LEVELS, "endpoints", "blocks", "on it", "stayed", "later"])
+    table = pd.DataFrame(rows, columns=[*_LEVELS, "endpoints", "blocks", "on it", "stayed", "later"])
+    return absent.of(table, runs, CHANGE)
 
 
 def kept_table(found: pd.DataFrame) -> pd.DataFrame:
@@ -517,7 +521,7 @@ def gone(runs: store.Runs) -> pd.DataFrame:
             | {name: int(mine[name].sum()) for name in numbers}
             | {"failing": _spells(found, ["arm"], "failing")(arm), "rest": float(mine["rest"].min())}
         )
-    return pd.DataFrame(rows, columns=["arm", "resolver", "blocks", *_GONE])
+    return absent.of(pd.DataFrame(rows, columns=["arm", "resolver", "blocks", *_GONE]), runs, GONE)
 
 
 _GONE = ["before", "after", "since", "before ok", "after ok", "since ok", "failing", "rest"]
@@ -549,7 +553,7 @@ def unnoticed(runs: store.Runs) -> pd.DataFrame:
     """
     found = _per_cell(runs, _lost, UNNOTICED)
     if found.empty:
-        return pd.DataFrame(columns=[*_UNSEEN, "longest", *_SUMS])
+        return absent.of(pd.DataFrame(columns=[*_UNSEEN, "longest", *_SUMS]), runs, UNNOTICED)
     by = found.groupby(_UNSEEN, observed=True, sort=False)
     sums = by[_SUMS].sum(min_count=1).assign(longest=by["seconds"].max()).reset_index()
     place = {name: n for n, name in enumerate([*UNSEEN, *ARMS])}
@@ -663,14 +667,18 @@ def spread(spell: Spell) -> str:
 
 
 def bar_answer(found: pd.DataFrame) -> str:
-    """Whether a replica that became ready is asked as soon as it should be by EDS; "" if that was not measured."""
+    """How soon a replica that became ready is asked by EDS, and what is known of the bar; "" if not measured."""
     rows = [row for row in of(found, endpoints=EDS, change=JUDGED) if row["over probe"].n]
     if not rows:
         return ""
-    met = [row for row in rows if _judged(row) == "met"]
-    each = [f"{_median(row['over probe'])} in {row['arm']} ({row['connection']})" for row in rows]
-    said = "From readiness to the first request on the new replica, EDS takes at p50 beyond the probe period "
-    return f"{said}{_listed(each)}; the bar of {units.duration(BAR_NS)} is met in {len(met)} of {len(rows)}."
+    each = [f"{_median(row['added'])} in {row['arm']} ({row['connection']})" for row in rows]
+    verdicts = [_judged(row) for row in rows]
+    counted = [f"{name} in {verdicts.count(name)}" for name in ("met", "MISSED", UNKNOWN) if name in verdicts]
+    return (
+        f"From readiness to the first request on the new replica EDS takes {_listed(each)} (p50), of which waiting for "
+        f"the probe is anything up to its period of {units.duration(rows[0]['probe'], 's')}; the bar of "
+        f"{units.duration(BAR_NS)} for the rest is {_listed(counted).lower()} of {len(rows)}."
+    )
 
 
 def errors_answer(found: pd.DataFrame) -> str:
@@ -680,7 +688,8 @@ def errors_answer(found: pd.DataFrame) -> str:
     worst = max(of(found), key=lambda row: float(row["errors"].values.mean()))
     if not worst["errors"].values.any():
         return f"No request failed because of a change, in {text.blocks(int(found['blocks'].max()))}."
-    said = f"Most requests fail with {worst['endpoints']} ({worst['connection']}) when a replica is {_where(worst)}: "
+    said = f"The most failed requests of all: {worst['failed']} of the {worst['after']} that ended after the change, "
+    said += f"when a replica is {_where(worst)}, with {worst['endpoints']} ({worst['connection']} connections): "
     said += units.interval(worst["errors"].interval, "s").replace(" s", " error-seconds")
     clean = [way for way in dict.fromkeys(found["endpoints"]) if not _failed(of(found, endpoints=way))]
     return f"{said}; with {_listed(clean)} no request failed." if clean else f"{said}."
@@ -741,7 +750,7 @@ def checks(runs: store.Runs) -> pd.DataFrame:
         if problem := _problem(row):
             place = ", ".join(header.name for header in runs.headers)
             raise errors.ReportError(f"experiment {row['experiment']}: {problem}", place=place, step="measure again")
-    return pd.DataFrame(rows)
+    return provenance.reconciled(runs, pd.DataFrame(rows))
 
 
 def _check(runs: store.Runs, experiment: str) -> Row:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from harness import store
-from harness.tables import text
+from harness.tables import absent, text
 
 EXPECTED = "Istio's agent"
 SAME = "the same"
@@ -41,7 +41,8 @@ def differences(runs: store.Runs) -> pd.DataFrame:
         for case, row in _cases(found).items()
         if not all(rows.get(case, row)["agrees"] for rows in found.values())
     ]
-    return pd.DataFrame(table, columns=["topic", "question", EXPECTED, *found])
+    names = () if found else (absent.CONFORMANCE,)
+    return absent.knowing(pd.DataFrame(table, columns=["topic", "question", EXPECTED, *found]), names)
 
 
 def _seen(row: Row | None) -> str:
@@ -57,4 +58,4 @@ def answer(runs: store.Runs) -> str:
         return "How the DNS proxies differ from Istio's agent was not asked in these runs."
     said = [f"{arm} has {sum(row['agrees'] for row in rows.values())}" for arm, rows in found.items()]
     total = len(_cases(found))
-    return f"Of {total} behaviours of Istio's agent {' and '.join(said)}; notebook 01 lists the others."
+    return f"Of {total} behaviours of Istio's agent {' and '.join(said)}; the table of behaviours lists the others."

@@ -15,7 +15,7 @@ import pandas as pd
 
 from harness import store
 from harness.mesh import topology
-from harness.tables import cells, policies, shares, text
+from harness.tables import absent, cells, policies, shares, text
 
 API, TCP = "api", ("postgres", "redis")
 BACKENDS = (API, *TCP)
@@ -34,7 +34,7 @@ def table(runs: store.Runs) -> pd.DataFrame:
     """
     chosen = cells.select(runs, policies.EXTERNAL)
     if chosen.empty:
-        return pd.DataFrame(columns=_TABLE)
+        return absent.of(pd.DataFrame(columns=_TABLE), runs, policies.EXTERNAL)
     tried = _tried(runs, chosen)
     chosen = chosen.assign(
         made=cells.asked(runs, chosen),

@@ -6,9 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from harness import stats
 from harness.tables import text
 
-GREEN, AMBER, RED, UNKNOWN = "green", "amber", "red", "not measured"
+GREEN, AMBER, RED, UNMEASURED = "green", "amber", "red", "not measured"
+UNKNOWN = "unknown"  # measured, but too widely to tell on which side of the gate it is
 MISSED = "missed"  # a bar that more or quieter measuring would meet: what was found holds, but is less sure than asked
 STATED = "stated"  # no gate: worth knowing, and can neither pass nor fail
 
@@ -29,9 +31,19 @@ def judge(passed: bool, otherwise: str = RED) -> str:
     return GREEN if passed else otherwise
 
 
+def within(found: stats.Interval, low: float, high: float, otherwise: str = RED) -> str:
+    """Green where the whole interval lies within the limits, unknown where it reaches out of them, else not passed.
+
+    An interval wider than its limits can never pass: what nothing could have failed is no check.
+    """
+    if not found.n or not low <= found.estimate <= high:
+        return otherwise if found.n else UNMEASURED
+    return GREEN if low <= found.low and found.high <= high else UNKNOWN
+
+
 def missing(item: str, gate: str = "") -> Row:
     """The line of what the runs do not hold."""
-    return Row(item, text.ABSENT, gate, UNKNOWN)
+    return Row(item, text.ABSENT, gate, UNMEASURED)
 
 
 def fact(facts: dict[str, Any], *names: str) -> float:

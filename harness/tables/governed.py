@@ -15,7 +15,7 @@ import pandas as pd
 
 from harness import store
 from harness.mesh import topology
-from harness.tables import external, policies, provenance, text
+from harness.tables import absent, external, policies, provenance, text
 
 FACTS = "governed"
 UNKNOWN = "no sidecar's configuration was recorded"
@@ -38,7 +38,7 @@ def table(runs: store.Runs) -> pd.DataFrame:
             host, told = str(name).rstrip("."), sorted(map(str, ips))
             row = _row(host, told, recorded.get(host, []), clusters, listeners)
             rows.append({"run": header.name} | _compared(row, host, told, filters))
-    return pd.DataFrame(rows, columns=_TABLE)
+    return absent.knowing(pd.DataFrame(rows, columns=_TABLE), (absent.GOVERNED,))
 
 
 Sidecars = dict[str, Collection[str]]

@@ -10,7 +10,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from harness import store, units
-from harness.tables import provenance
+from harness.tables import absent, provenance
 from harness.tables.text import ABSENT
 from harness.tables.transfers import NOT_RECORDED, SERVER, SERVER_SIDECAR, Entry, Hop, Kind, Path, Pod, read
 
@@ -32,7 +32,7 @@ def paths(runs: store.Runs) -> dict[str, Path]:
 def table(found: Mapping[str, Path], *arms: str) -> pd.DataFrame:
     """A row per hop of these arms, in order."""
     rows = [{"arm": arm} | line for arm in arms if arm in found for line in _lines(found[arm])]
-    return pd.DataFrame(rows, columns=["arm", *_HEADS])
+    return absent.knowing(pd.DataFrame(rows, columns=["arm", *_HEADS]), (absent.TRACES,))
 
 
 _HEADS = ["#", "times", "kind", "from", "to", "where", "asked for", "reached", "packets", "bytes", "said", "answer",
@@ -85,7 +85,7 @@ def counts(runs: store.Runs) -> pd.DataFrame:
     for run, trace in traces(runs):
         path = read(trace)
         rows.append({"run": run, "arm": path.arm, "outcome": path.request["outcome"]} | totals(path))
-    return pd.DataFrame(rows, columns=["run", "arm", "outcome", *_COUNTS])
+    return absent.knowing(pd.DataFrame(rows, columns=["run", "arm", "outcome", *_COUNTS]), (absent.TRACES,))
 
 
 # --- what every part saw ---
@@ -93,7 +93,8 @@ def counts(runs: store.Runs) -> pd.DataFrame:
 
 def seen(found: Mapping[str, Path]) -> pd.DataFrame:
     """A row per arm: its traced request's hops and packets, and what each part saw of it."""
-    return pd.DataFrame([{"arm": arm} | _seen(path) for arm, path in found.items()], columns=["arm", *_SEEN])
+    rows = [{"arm": arm} | _seen(path) for arm, path in found.items()]
+    return absent.knowing(pd.DataFrame(rows, columns=["arm", *_SEEN]), (absent.TRACES,))
 
 
 _SEEN = ["hops", "between pods", "packets", "DNS questions", "rules that moved", "conntrack, client's pod",

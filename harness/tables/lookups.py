@@ -6,7 +6,7 @@ Latency is counted from the due time. Arms are compared with `plain` in the same
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from harness import stats, store, units
-from harness.tables import cells, text
+from harness.tables import absent, cells, text
 
 ARMS = ("plain", "plain-aa", "mode1", "mode2-envoy", "mode2-agent")  # the order of the ladder; `ip` asks no DNS
 BASE, TWIN, MODE1, MODE2_ENVOY, MODE2 = (
@@ -49,11 +49,17 @@ def by_arm(runs: store.Runs) -> pd.DataFrame:
                 "p90": tail(cells.interval(tails[0.9], arm), over_all[0.9].get(arm)),
                 "p99": tail(cells.interval(tails[0.99], arm), over_all[0.99].get(arm)),
                 "p50 against plain": difference,
-                "reading": "the baseline" if arm == BASE else text.reading(difference, None if arm == TWIN else floor),
+                "reading": _against_base(arm, difference, floor),
                 "values": cells.column(medians, arm),
             }
         )
-    return pd.DataFrame(rows)
+    return absent.of(pd.DataFrame(rows), runs, "lookup")
+
+
+def _against_base(arm: str, found: stats.Difference | None, noise: stats.NoiseFloor | None) -> str:
+    if arm == BASE:
+        return "the baseline"
+    return text.TWIN if arm == TWIN else text.reading(found, noise)
 
 
 def tail(within: stats.Interval, over_all: float | None) -> str:
@@ -83,18 +89,18 @@ def by_name(runs: store.Runs) -> pd.DataFrame:
     for level in map(tuple, medians.columns):
         *name, arm = level
         against = None if arm == BASE else cells.paired(medians, (*name, BASE), level)
-        noise = None if arm == TWIN else cells.noise_floor(medians, (*name, BASE), (*name, TWIN))
+        noise = cells.noise_floor(medians, (*name, BASE), (*name, TWIN))
         rows.append(
             dict(zip([*NAME, "arm"], level, strict=True))
             | {
                 "blocks": len(cells.column(medians, level)),
                 "p50": cells.interval(medians, level),
                 "p50 against plain": against,
-                "reading": "the baseline" if arm == BASE else text.reading(against, noise),
+                "reading": _against_base(arm, against, noise),
                 "values": cells.column(medians, level),
             }
         )
-    return _ordered(pd.DataFrame(rows))
+    return absent.of(_ordered(pd.DataFrame(rows)), runs, "names")
 
 
 def queries(runs: store.Runs, *experiments: str) -> pd.DataFrame:
@@ -118,7 +124,7 @@ def queries(runs: store.Runs, *experiments: str) -> pd.DataFrame:
     out["cluster DNS, per lookup"] = table["cluster"] / table["lookups"].clip(lower=1)
     out["residual"] = left_over
     out["agree"] = np.where(left_over == 0, "yes", "NO")
-    return _ordered(out)
+    return absent.of(_ordered(out), runs, *(experiments or ("lookup", "names")))
 
 
 def disagreement(counts: Mapping[str, cells.Values], proxied: NDArray[np.bool_]) -> cells.Values:
@@ -136,7 +142,8 @@ def return_codes(runs: store.Runs) -> pd.DataFrame:
     answers = np.where(codes == 0, np.where(has_address, "address", "NODATA"), named)
     levels = chosen[["name_kind", "qtype", "arm"]].iloc[position].reset_index(drop=True)
     counted = levels.assign(answer=answers).value_counts(["name_kind", "qtype", "arm", "answer"])
-    return _ordered(counted.unstack(fill_value=0).reset_index().rename_axis(columns=None))
+    table = _ordered(counted.unstack(fill_value=0).reset_index().rename_axis(columns=None))
+    return absent.of(table, runs, "names")
 
 
 def aaaa(codes: pd.DataFrame, arm: str) -> str:
@@ -167,7 +174,7 @@ def delays(runs: store.Runs, name_kind: str = "fqdn") -> pd.DataFrame:
             }
         )
     columns = ["delay, ms", "blocks", BASE, MODE2, "mode 2 minus plain", "reading", "values"]
-    return pd.DataFrame(rows, columns=columns)
+    return absent.of(pd.DataFrame(rows, columns=columns), runs, "delay")
 
 
 def break_even(runs: store.Runs, name_kind: str = "fqdn") -> stats.BreakEven | None:
@@ -234,9 +241,9 @@ def _arm_sentence(arm: str, row: dict[Any, Any]) -> str:
     label = {MODE1: "Mode 1", MODE2: "Mode 2", MODE2_ENVOY: "Mode 2 by Envoy's own DNS filter"}[arm]
     opening = f"{label} answers a cluster name in {text.interval(row['p50'])}"
     difference, verdict = row["p50 against plain"], row["reading"]
-    if verdict in ("less", "more"):
+    if verdict in text.CLEAR:
         return f"{opening}, {text.size(difference)} than without a mesh ({text.blocks(difference.absolute.n)})."
-    return f"{opening}: compared with no mesh, {verdict}."
+    return f"{opening}: the difference from no mesh is {verdict}."
 
 
 def queries_answer(table: pd.DataFrame) -> str:
@@ -276,31 +283,91 @@ def aaaa_answer(codes: pd.DataFrame) -> str:
     return f"An AAAA query for an A-only name gets {plain} without a mesh, {said}."
 
 
-def break_even_answer(found: stats.BreakEven | None, name_kind: str = "fqdn") -> str:
-    """From which delay of the cluster DNS mode 2 pays."""
+def break_even_answer(table: pd.DataFrame, found: stats.BreakEven | None, name_kind: str = "fqdn") -> str:
+    """At which measured delays of the cluster DNS mode 2 is ahead, by the readings of the table of delays.
+
+    The line through the delays adds from where, only where it carries that.
+    """
     name = "a cluster name" if name_kind == "fqdn" else "an external name"
-    if found is None:
+    rows = table[table["blocks"] > 0].to_dict("records")
+    if not rows:
         return f"No delay sweep was measured for {name}."
-    told = text.blocks(found.line.slope.n)
-    if len(found.line.residuals) > 2:  # two delays are on a line whatever they show
-        told += f"; no delay is farther than {units.duration(found.line.residual, 'µs')} from the line"
-    return f"For {name} mode 2 {_ahead(found)} ({told})."
-
-
-def _ahead(found: stats.BreakEven) -> str:
-    level = found.line.slope.holds(0.0)  # then nothing can be said of longer delays
-    without_delay = {
-        "always": f"is ahead at every delay{' that was measured' if level else ''}, already at 0 ms",
-        "never": f"is never ahead{' at the delays that were measured' if level else ', whatever the delay'}",
-    }
-    if found.delay is None:
-        return without_delay.get(found.kind, "breaks even at no delay that the blocks tell")
-    span = (
-        f"{units.number(found.delay.estimate)} ms [{units.number(found.delay.low)}, {units.number(found.delay.high)}]"
+    by_reading: dict[str, list[float]] = {}
+    for row in rows:
+        by_reading.setdefault(str(row["reading"]), []).append(float(row["delay, ms"]))
+    known = {"less": "sooner than plain", "more": "later than plain"}
+    told = [f"{known[each]} at {_delayed(by_reading[each])}" for each in known if each in by_reading]
+    rest = [f"at {_delayed(at)} the difference is {each}" for each, at in by_reading.items() if each not in known]
+    said = "With delays added to the answers of the cluster DNS, "
+    said += (
+        f"mode 2 answers {name} " + "; ".join([text.listed(told), *rest]) if told else f"for {name} {'; '.join(rest)}"
     )
-    if found.delay.low <= 0:
-        return f"breaks even at {span}, which is not told from no delay at all"
-    reach = "" if found.measured else ", beyond the delays that were measured"
-    if found.kind == "wins_above":
-        return f"is ahead once the cluster DNS takes {span} longer{reach}"
-    return f"is ahead only while the cluster DNS takes less than {span} longer{reach}"
+    if (delay := crossing(table, found)) is not None:
+        span = f"{units.number(delay.estimate)} ms [{units.number(delay.low)}, {units.number(delay.high)}]"
+        said += f"; by the line through all delays both cost the same at {span}"
+    first = rows[0]
+    levels = f"it takes {text.interval(first[MODE2])}, plain {text.interval(first[BASE])}"
+    said += f". At {_delayed([first['delay, ms']])} {levels}"
+    return f"{said} ({text.blocks(min(row['blocks'] for row in rows))})."
+
+
+def _delayed(delays: Sequence[float]) -> str:
+    return f"{text.listed([f'{each:g}' for each in delays])} ms"
+
+
+def crossing(table: pd.DataFrame, found: stats.BreakEven | None) -> stats.Interval | None:
+    """The delay at which both cost the same, where the data carry one; else None.
+
+    It lies among the delays measured, each of which lies on the line within its own interval, and those on either side
+    of it read as it says.
+    """
+    if found is None or found.delay is None or not found.measured or not fits(table, found.line):
+        return None
+    before, after = ("more", "less") if found.kind == "wins_above" else ("less", "more")
+    rows = table[table["blocks"] > 0].to_dict("records")
+    outside = [
+        (row["reading"], before if row["delay, ms"] < found.delay.low else after)
+        for row in rows
+        if not found.delay.holds(row["delay, ms"])
+    ]
+    both_sides = {expected for _, expected in outside} == {before, after}
+    return found.delay if both_sides and all(read == expected for read, expected in outside) else None
+
+
+def fits(table: pd.DataFrame, line: stats.Line) -> bool:
+    """Whether every delay measured lies on the line within the interval of its own difference."""
+    rows = [row["mode 2 minus plain"].absolute for row in table[table["blocks"] > 0].to_dict("records")]
+    if len(rows) != len(line.residuals):
+        return False  # a delay that has too few pairs for the line says nothing of it
+    off = zip(line.residuals, rows, strict=True)
+    return all(abs(residual) <= each.half_width for residual, each in off)
+
+
+def external_answer(table: pd.DataFrame) -> str:
+    """What mode 2 makes of names that its proxy does not know, levels first; "" if that was not measured."""
+    said = [
+        f"{_asked_by(row)} {text.interval(base)} without a mesh and {text.interval(row['p50'])} in mode 2 "
+        f"({_told(row)})"
+        for row in table.to_dict("records")
+        if row["arm"] == MODE2 and row["name_kind"] == "external" and row["qtype"] != "AAAA" and row["p50"].n
+        for base in [_level(table, row, BASE)]
+        if base is not None
+    ]
+    return f"An external name takes {'; '.join(said)}." if said else ""
+
+
+def _asked_by(row: dict[Any, Any]) -> str:
+    by = "by a single query" if row["lookup"] == "wire" else "through the C library"
+    return f"{by} ({row['qtype']}, ndots {row['ndots']})"
+
+
+def _told(row: dict[Any, Any]) -> str:
+    read = str(row["reading"])
+    return text.size(row["p50 against plain"]) if read in text.CLEAR else f"the difference is {read}"
+
+
+def _level(table: pd.DataFrame, row: dict[Any, Any], arm: str) -> stats.Interval | None:
+    """The p50 of this kind of lookup in another arm."""
+    same = (table[NAME] == [row[name] for name in NAME]).all(axis=1) & (table["arm"] == arm)
+    found: list[stats.Interval] = list(table["p50"][same])
+    return found[0] if found and found[0].n else None

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from harness import stats, store, units
-from harness.tables import cells, provenance, requests, text
+from harness.tables import absent, cells, provenance, requests, text
 
 FLOW, PACKET = "each flow", "each packet"
 
@@ -68,10 +68,10 @@ IN_NEW = Measure(
 )  # fmt: skip
 IN_KEPT = Measure("inbound, kept", "an incoming request on a kept connection", "inbound", "keepalive", KEPT.experiment)
 MEASURES = (NEW, KEPT, LOOKUP, IN_NEW, IN_KEPT)
+_TIMED = tuple(dict.fromkeys(measure.experiment for measure in MEASURES))
 SWEEPS = {"rules": NEW, "rules-keepalive": KEPT, "rules-lookup": LOOKUP}
 AGAINST = "p50 against iptables"
 ADDED = "p50 against no extra rules"
-CLEAR = ("less", "more")  # readings that tell a difference
 
 
 def experiments(runs: store.Runs) -> list[str]:
@@ -121,7 +121,7 @@ def levels(runs: store.Runs) -> pd.DataFrame:
         found = {each.name: cells.interval(values, each.of(mechanism)) for each, values in medians.items()}
         if any(each.n for each in found.values()):
             rows.append({"captured by": mechanism.name} | found)
-    return pd.DataFrame(rows, columns=["captured by", *(measure.name for measure in MEASURES)])
+    return absent.of(pd.DataFrame(rows, columns=["captured by", *(each.name for each in MEASURES)]), runs, *_TIMED)
 
 
 def differences(runs: store.Runs) -> pd.DataFrame:
@@ -133,7 +133,7 @@ def differences(runs: store.Runs) -> pd.DataFrame:
             found = _compared(values, measure.of(BASE), measure.of(mechanism), noise, AGAINST)
             if found:
                 rows.append({"measure": measure.name, "mechanism": mechanism.name, "arm": mechanism.arm} | found)
-    return pd.DataFrame(rows, columns=["measure", "mechanism", "arm", AGAINST, *_COMPARED])
+    return absent.of(pd.DataFrame(rows, columns=["measure", "mechanism", "arm", AGAINST, *_COMPARED]), runs, *_TIMED)
 
 
 def phases(runs: store.Runs) -> pd.DataFrame:
@@ -147,7 +147,8 @@ def phases(runs: store.Runs) -> pd.DataFrame:
                 found = _compared(values, measure.of(BASE), measure.of(mechanism), noise, AGAINST)
                 if found:
                     rows.append({"measure": measure.name, "phase": phase, "mechanism": mechanism.name} | found)
-    return pd.DataFrame(rows, columns=["measure", "phase", "mechanism", AGAINST, *_COMPARED])
+    table = pd.DataFrame(rows, columns=["measure", "phase", "mechanism", AGAINST, *_COMPARED])
+    return absent.of(table, runs, NEW.experiment, IN_NEW.experiment)
 
 
 # --- extra rules ---
@@ -168,7 +169,7 @@ def rules(runs: store.Runs) -> pd.DataFrame:
                 found = _compared(values, (mechanism.arm, 0), (mechanism.arm, count), noise, ADDED)
                 row = {"measure": f"{measure.name}, {count} rules", "mechanism": mechanism.name, "arm": mechanism.arm}
                 rows += [row | found] if found else []
-    return pd.DataFrame(rows, columns=["measure", "mechanism", "arm", ADDED, *_COMPARED])
+    return absent.of(pd.DataFrame(rows, columns=["measure", "mechanism", "arm", ADDED, *_COMPARED]), runs, *SWEEPS)
 
 
 def _sweep(runs: store.Runs, experiment: str) -> pd.DataFrame:
@@ -208,7 +209,7 @@ def slopes(runs: store.Runs) -> pd.DataFrame:
                     "as expected": _as_expected(reading, expected=expected),
                 }
             )
-    return pd.DataFrame(rows, columns=_SLOPE)
+    return absent.of(pd.DataFrame(rows, columns=_SLOPE), runs, *SWEEPS)
 
 
 _SLOPE = [
@@ -218,17 +219,16 @@ _SLOPE = [
 
 
 def _slope_reading(slope: stats.Interval, most: str) -> str:
-    if most in CLEAR and slope.low <= 0 <= slope.high:
-        return f"no slope beyond {units.duration(max(-slope.low, slope.high))} per rule seen"
+    if most in text.CLEAR and slope.low <= 0 <= slope.high:
+        return f"{text.UNRESOLVED} ({units.span(slope)} per rule)"
     return most
 
 
 def _as_expected(reading: str, *, expected: bool) -> str:
-    if reading.startswith("one block"):
+    """Only a difference that is told decides: one that is not says neither that there is an effect nor that none is."""
+    if reading not in text.CLEAR:
         return text.ABSENT
-    if reading in CLEAR:
-        return "yes" if expected and reading == "more" else "NO"
-    return "not seen" if expected else "yes"
+    return "yes" if expected and reading == "more" else "NO"
 
 
 # --- what it takes, and what counted it ---
@@ -259,7 +259,7 @@ def cpu(runs: store.Runs) -> pd.DataFrame:
             )
     idle = [name for name in requests.ROLES if not any(row[name].estimate > 0 for row in rows)]
     columns = ["measure", "mechanism", "blocks", *requests.ROLES, "without client", "against iptables", "reading"]
-    return pd.DataFrame(rows, columns=columns).drop(columns=idle)
+    return absent.of(pd.DataFrame(rows, columns=columns).drop(columns=idle), runs, *_TIMED)
 
 
 def _cpu_floor(runs: store.Runs, measure: Measure) -> stats.NoiseFloor | None:
@@ -334,7 +334,8 @@ def counts(runs: store.Runs) -> pd.DataFrame:
                 }
             )
     table = pd.DataFrame(rows, columns=_COUNTED)
-    return table.assign(agree=np.where(table["cells that differ"] == 0, "yes", "NO"))
+    table = table.assign(agree=np.where(table["cells that differ"] == 0, "yes", "NO"))
+    return absent.of(table, runs, *_TIMED, *SWEEPS)
 
 
 _COUNTED = ["counted", "mechanism", "cells", "invalid cells", "by the client", "by the counter", "cells that differ"]
@@ -363,7 +364,7 @@ def entries(runs: store.Runs) -> pd.DataFrame:
             row[f"{measure.name}, against iptables"] = against and text.percent(against.relative)
         if any(len(cells.column(values, mechanism.arm)) for values in left.values()):
             rows.append({"captured by": mechanism.name} | row)
-    return pd.DataFrame(rows)
+    return absent.of(pd.DataFrame(rows), runs, *(measure.experiment for measure in outbound))
 
 
 def _entries(chosen: pd.DataFrame) -> pd.DataFrame:
@@ -418,14 +419,14 @@ def answer(runs: store.Runs) -> str:
 
 
 def _headline(table: pd.DataFrame) -> str:
-    clear = table[table["reading"].isin(CLEAR)].to_dict("records")
+    clear = table[table["reading"].isin(text.CLEAR)].to_dict("records")
     if not clear:
-        return "No difference between the mechanisms was told from noise."
+        return "What the mechanisms differ by is not resolved for any measure."
     said = {measure.name: measure.said for measure in MEASURES}
     matters = text.listed(list(dict.fromkeys(said[row["measure"]] for row in clear)))
     most = max(clear, key=lambda row: abs(row[AGAINST].relative.estimate))
     of = f"{said[most['measure']]} with {most['mechanism']}"
-    return f"It matters to {matters}; the largest difference from iptables is {text.size(most[AGAINST])}, of {of}."
+    return f"It matters to {matters}; the largest difference that is resolved is {text.size(most[AGAINST])}, of {of}."
 
 
 def _of(measure: Measure, table: pd.DataFrame) -> str:
@@ -436,20 +437,15 @@ def _of(measure: Measure, table: pd.DataFrame) -> str:
     opening = measure.said[0].upper() + measure.said[1:]
     if blocks < 2:
         return f"{opening} was measured in one block, which gives no interval."
-    clear = [row for row in rows if row["reading"] in CLEAR]
-    quiet = [row for row in rows if row["reading"] not in CLEAR]
-    bound = units.duration(max((text.bound(row[AGAINST]) for row in quiet), default=0.0))
-    if not clear:
-        names = text.listed([row["mechanism"] for row in quiet], "or")
-        return f"{opening} takes as long with {names} as with iptables, to within {bound} (p50, {text.blocks(blocks)})."
-    sizes = text.listed([f"{_size(row[AGAINST])} with {row['mechanism']}" for row in clear])
-    equal = text.listed([row["mechanism"] for row in quiet])
-    rest = f"; with {equal} no difference larger than {bound} is seen" if quiet else ""
-    return f"{opening} takes {sizes} than with iptables{rest} (p50, {text.blocks(blocks)})."
+    told = text.listed([f"{_size(row)} with {row['mechanism']}" for row in rows])
+    return f"{opening}, against iptables: {told} (p50, {text.blocks(blocks)})."
 
 
-def _size(each: stats.Difference) -> str:
-    return f"{text.size(each)} ({text.interval(each.absolute, signed=True)})"
+def _size(row: dict[Any, Any]) -> str:
+    found: stats.Difference = row[AGAINST]
+    if row["reading"] not in text.CLEAR:
+        return str(row["reading"])
+    return f"{text.size(found)} ({text.interval(found.absolute, signed=True)})"
 
 
 def _lacking(runs: store.Runs) -> list[str]:
@@ -475,13 +471,19 @@ def rules_answer(runs: store.Runs) -> str:
     if table.empty:
         return ""
     said = [_added(measure, table) for measure in SWEEPS.values()]
-    kept = table[(table["measure"] == KEPT.name) & (table["as expected"] != text.ABSENT)]
-    if len(kept):
-        right = int((kept["as expected"] == "yes").sum())
-        said.append(
-            "Rules that are asked once a flow should cost a kept connection nothing, rules asked for each packet "
-            f"something: so it reads with {right} of {len(kept)} mechanisms, where nothing told counts as nothing."
+    kept = table[(table["measure"] == KEPT.name) & (table["reading"].isin(text.CLEAR))]
+    rule = (
+        "Rules that are asked once a flow should cost a kept connection nothing, rules asked for each packet something"
+    )
+    if kept.empty:
+        said.append(f"{rule}: these blocks decide it for no mechanism.")
+    else:
+        right, wrong = (text.listed(list(kept["mechanism"][kept["as expected"] == each])) for each in ("yes", "NO"))
+        rest = text.listed(
+            [each for each in table["mechanism"][table["measure"] == KEPT.name] if each not in set(kept["mechanism"])]
         )
+        told = [f"it is so with {right}"] * bool(right) + [f"it is not so with {wrong}"] * bool(wrong)
+        said.append(f"{rule}: {'; '.join([*told, *[f'not resolved with {rest}'] * bool(rest)])}.")
     return " ".join(each for each in said if each)
 
 
@@ -489,12 +491,13 @@ def _added(measure: Measure, table: pd.DataFrame) -> str:
     rows = table[table["measure"] == measure.name].to_dict("records")
     if not rows:
         return ""
-    clear = [f"{row['per rule'].lstrip('+')} with {row['mechanism']}" for row in rows if row["reading"] in CLEAR]
-    quiet = [row["mechanism"] for row in rows if row["reading"] not in CLEAR]
+    clear = [f"{row['per rule'].lstrip('+')} with {row['mechanism']}" for row in rows if row["reading"] in text.CLEAR]
+    quiet = [row["mechanism"] for row in rows if row["reading"] not in text.CLEAR]
+    opening = f"What each extra rule that matches nothing adds to {measure.said} is"
     if not clear:
-        return f"To {measure.said} extra rules that match nothing add nothing that can be told from noise."
-    rest = f"; with {text.listed(quiet)} nothing that can be told from noise" if quiet else ""
-    return f"To {measure.said} each extra rule that matches nothing adds {text.listed(clear)}{rest}."
+        return f"{opening} not resolved."
+    rest = f"; with {text.listed(quiet)} it is not resolved" if quiet else ""
+    return f"{opening} {text.listed(clear)}{rest}."
 
 
 def counts_answer(runs: store.Runs) -> str:

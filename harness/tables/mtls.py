@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from harness import samples, store
-from harness.tables import cells, policies, text
+from harness.tables import absent, cells, policies, text
 
 STRICT, PERMISSIVE, DISABLE = "strict", "permissive", "disable"
 WANTED = (STRICT, PERMISSIVE, DISABLE)
@@ -39,7 +39,7 @@ def matrix(runs: store.Runs) -> pd.DataFrame:
     """A row per policy of the servers and client: outcome in a word, by what, and the counts behind it."""
     chosen = cells.select(runs, policies.MTLS)
     if chosen.empty:
-        return pd.DataFrame(columns=_MATRIX)
+        return absent.of(pd.DataFrame(columns=_MATRIX), runs, policies.MTLS)
     chosen = policies.counted(runs, chosen)
     counts = {name: cells.counter(chosen, key) for name, key in _COUNTED.items()}
     chosen = chosen.assign(**_failures(runs, chosen), **counts)
@@ -103,7 +103,8 @@ def grid(table: pd.DataFrame) -> pd.DataFrame:
     for row in table.to_dict("records"):
         words[row["policy"]][meaning(row["arm"])] = f"{row['outcome']}\n{row['means']}"
     index = [meaning(arm) for arm in dict.fromkeys(table["arm"])]
-    return pd.DataFrame(words, index=index, columns=list(WANTED)).fillna(text.ABSENT)
+    found = pd.DataFrame(words, index=index, columns=list(WANTED)).fillna(text.ABSENT)
+    return absent.knowing(found, absent.known(table))
 
 
 def meaning(arm: str) -> str:

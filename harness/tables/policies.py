@@ -17,7 +17,7 @@ import pandas as pd
 
 from harness import errors, stats, store
 from harness.mesh import topology
-from harness.tables import cells, lookups, provenance, shares, text
+from harness.tables import absent, cells, lookups, provenance, shares, text
 
 FAULTS, SPLIT, MTLS, EXTERNAL = "faults", "split", "mtls", "external"  # experiments of this notebook
 EXPERIMENTS = (FAULTS, SPLIT, MTLS, EXTERNAL)
@@ -95,7 +95,7 @@ def faults(runs: store.Runs) -> pd.DataFrame:
     """
     chosen = counted(runs, cells.select(runs, FAULTS))
     if chosen.empty:
-        return pd.DataFrame(columns=_FAULTS)
+        return absent.of(pd.DataFrame(columns=_FAULTS), runs, FAULTS)
     chosen = chosen.assign(
         level=chosen[LEVEL].agg("/".join, axis=1),
         **{name: sum(cells.counter(chosen, key) for key in keys) for name, keys in _EVENTS.items()},
@@ -157,7 +157,7 @@ def _levels(chosen: pd.DataFrame) -> list[tuple[str, str, str]]:
 
 def outcomes(table: pd.DataFrame) -> pd.DataFrame:
     """For people: how many were served, and what the sidecar did for it."""
-    return pd.DataFrame(
+    out = pd.DataFrame(
         {
             "fault": [FAULT[each].name for each in table["fault"]],
             "policy": [policy_name(each) for each in table["policy"]],
@@ -173,12 +173,14 @@ def outcomes(table: pd.DataFrame) -> pd.DataFrame:
             **{name: [text.ABSENT if pd.isna(each) else int(each) for each in table[name]] for name in EVENTS},
         }
     )
+    return absent.knowing(out, absent.known(table))
 
 
 def latencies(table: pd.DataFrame) -> pd.DataFrame:
     """For people: how long served requests took, from when they were due."""
     front = outcomes(table)[["fault", "policy", "arm", "served"]]
-    return pd.concat([front, table[["p50", "p90", "p99", TAIL_AGAINST]]], axis=1)
+    out = pd.concat([front, table[["p50", "p90", "p99", TAIL_AGAINST]]], axis=1)
+    return absent.knowing(out, absent.known(table))
 
 
 def _number(each: stats.Interval) -> str:
@@ -191,7 +193,7 @@ def replicas(runs: store.Runs) -> pd.DataFrame:
     success."""
     chosen = cells.select(runs, FAULTS)
     if chosen.empty:
-        return pd.DataFrame(columns=["fault", "policy", "arm", "answered"])
+        return absent.of(pd.DataFrame(columns=["fault", "policy", "arm", "answered"]), runs, FAULTS)
     answered = _by_replica(runs, chosen)
     rows = []
     for fault, policy, arm in (level for level in _levels(chosen) if level in answered):
@@ -232,7 +234,7 @@ def split(runs: store.Runs) -> pd.DataFrame:
     """
     chosen = cells.select(runs, SPLIT)
     if chosen.empty:
-        return pd.DataFrame(columns=_SPLIT)
+        return absent.of(pd.DataFrame(columns=_SPLIT), runs, SPLIT)
     answered = _by_replica(runs, chosen)
     rows = []
     for fault, policy, arm in (level for level in _levels(chosen) if level in answered):
@@ -304,7 +306,7 @@ def checks(runs: store.Runs) -> pd.DataFrame:
                 "not served": int((found["n"] - found["hits"]).sum()),
             }
         )
-    return pd.DataFrame(rows)
+    return provenance.reconciled(runs, pd.DataFrame(rows))
 
 
 # --- sentences ---
@@ -335,7 +337,7 @@ def _headline(rows: Rows) -> str:
     return (
         f"Passing the sidecar buys most against {FAULT[best['fault']].said}: "
         f"{shares.points(best[AGAINST]).lstrip('+')} more requests are served with {_with(best['policy'])} in "
-        f"{best['arm']} than without a mesh. A sidecar without a policy serves more against "
+        f"{best['arm']} than without a mesh. A sidecar without a policy is seen to serve more against "
         f"{listed(alone, 'or') if alone else 'none of the faults'}."
     )
 
@@ -369,9 +371,10 @@ def _served(rows: Rows) -> list[str]:
         told = [row for row in rows if row[AGAINST].n > 1]
         if not told:
             return ["one block does not tell what a sidecar changes"]
-        size = shares.size(max(shares.bound(row[AGAINST]) for row in told))
+        widest = max(told, key=lambda row: float(row[AGAINST].half_width))
         alone = {row["policy"] for row in told} == {NONE}
-        said.append(f"{'a sidecar changes that by no' if alone else 'no policy changes that by'} more than {size}")
+        what = "what a sidecar changes" if alone else "what a policy changes"
+        said.append(f"{what} is {text.UNRESOLVED} ({shares.span(widest[AGAINST])} at the widest)")
     return said
 
 

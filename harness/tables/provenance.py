@@ -6,6 +6,8 @@ cannot carry an answer, so that a report on it does not exist; what was merely l
 
 from __future__ import annotations
 
+import html
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from harness import errors, store
-from harness.tables import cells
+from harness.tables import cells, text
 
 MIN_BLOCKS = 2  # one block has no interval
 MAX_INVALID = 0.5  # when most cells are invalid the rest are the lucky ones, not a sample
@@ -73,26 +75,54 @@ def invalid(runs: store.Runs) -> pd.DataFrame:
     return counted.sort_values("cells", ascending=False, ignore_index=True)
 
 
-def checks(runs: store.Runs, *experiments: str, planned: bool = False) -> pd.DataFrame:
+class Checked(text.Shown):
+    """What was checked, and what the page does not read of the runs."""
+
+    _metadata = ("words",)
+    words: str = ""
+
+    def _repr_html_(self) -> str:
+        return f"{super()._repr_html_()}<p>{html.escape(self.words)}</p>"
+
+
+def reconciled(runs: store.Runs, table: pd.DataFrame) -> Checked:
+    """The table of these experiments, and how its cells add up with those of the runs."""
+    checked = Checked(table)
+    names = set(table["experiment"]) if len(table) else set()
+    every = runs.cells
+    mine, invalid = every["experiment"].isin(names), ~every["valid"].astype(bool)
+    read = "This page reads the cells of these experiments" if names else "This page reads no cell of its own"
+    checked.words = (
+        f"{read}: {int(mine.sum())} of the {len(every)} of these runs, among them {int((mine & invalid).sum())} of the "
+        f"{int(invalid.sum())} invalid ones, which are left out of every number."
+    )
+    return checked
+
+
+def checks(runs: store.Runs, *experiments: str, planned: bool = False, also: Sequence[str] | None = ()) -> pd.DataFrame:
     """A row per experiment: blocks, cells, invalid ones, failures, send lag. Raises ReportError if one fails.
 
-    `planned`: only those that some plan of these runs holds; of a plan of your own that may be none.
+    `planned`: only those that some plan of these runs holds; of a plan of your own that may be none. `also`: read by
+    the page too where they are there, but no condition for it; None: all that are there.
     """
+    there = list(dict.fromkeys(runs.cells["experiment"]))
     if planned:
-        there = set(runs.cells["experiment"])
         experiments = tuple(name for name in experiments if name in there)
+    more = [name for name in there if name not in experiments and (also is None or name in also)]
     table = pd.DataFrame([_check(runs, name) for name in experiments])
     if problem := next((_problem(row) for row in table.to_dict("records") if _problem(row)), ""):
         raise errors.ReportError(problem, place=", ".join(header.name for header in runs.headers), step="measure again")
-    return table
+    return reconciled(runs, pd.DataFrame([*table.to_dict("records"), *(_check(runs, name) for name in more)]))
 
 
 def _check(runs: store.Runs, experiment: str) -> dict[str, Any]:
     every = runs.cells[runs.cells["experiment"] == experiment]
     chosen = cells.select(runs, experiment)
-    good, _ = cells.requests_of(runs, chosen)
+    good, position = cells.requests_of(runs, chosen)
     bad, _ = cells.requests_of(runs, chosen, failed=True)
-    lag = np.quantile(cells.MEASURES["lag"](good), 0.99) / 1_000 if len(good) else np.nan
+    timed = chosen["rate_hz"].to_numpy(dtype=float)[position] > 0  # a closed loop is never late
+    late = cells.MEASURES["lag"](good)[timed]
+    lag = f"{np.quantile(late, 0.99) / 1_000:.1f}" if len(late) else text.ABSENT
     return {
         "experiment": experiment,
         "blocks": cells.blocks_of(chosen),
@@ -101,7 +131,7 @@ def _check(runs: store.Runs, experiment: str) -> dict[str, Any]:
         "requests": len(good) + len(bad),
         "failed": len(bad),
         "of those offered": float((len(good) + len(bad)) / max(chosen["offered"].sum(), 1)),
-        "send lag p99, µs": float(lag),
+        "send lag p99, µs": lag,
     }
 
 

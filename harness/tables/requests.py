@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from harness import stats, store, units
-from harness.tables import cells, lookups, provenance, text
+from harness.tables import absent, cells, lookups, provenance, text
 
 Level = tuple[str, str]  # arm, backend
 
@@ -126,7 +126,7 @@ def ladder(runs: store.Runs, experiment: str = "request") -> pd.DataFrame:
         }
         for step in _steps(found[0.5])
     ]
-    return pd.DataFrame(rows)
+    return absent.of(pd.DataFrame(rows), runs, experiment)
 
 
 def phases(runs: store.Runs, experiment: str = "request") -> pd.DataFrame:
@@ -146,7 +146,7 @@ def phases(runs: store.Runs, experiment: str = "request") -> pd.DataFrame:
             | means
             | {"total": total, "left over, ns": round(left_over, 1) + 0.0}  # no -0
         )
-    return pd.DataFrame(rows)
+    return absent.of(pd.DataFrame(rows), runs, experiment)
 
 
 def floor(runs: store.Runs, experiment: str = "request") -> stats.NoiseFloor | None:
@@ -177,11 +177,12 @@ def changes(runs: store.Runs, experiment: str = "request") -> pd.DataFrame:
                 "arm": change.b[0],
                 "blocks": found.absolute.n,
                 "p50": found,
-                "reading": text.reading(found, None if change.b == TWIN else noise),
+                "reading": text.TWIN if change.b == TWIN else text.reading(found, noise),
+                "levels": np.array([cells.interval(medians, each) for each in (change.a, change.b)], dtype=object),
                 "values": pair[:, 1] - pair[:, 0],
             }
         )
-    return pd.DataFrame(rows)
+    return absent.of(pd.DataFrame(rows), runs, experiment)
 
 
 def waits(runs: store.Runs, experiment: str = "open") -> pd.DataFrame:
@@ -190,7 +191,7 @@ def waits(runs: store.Runs, experiment: str = "open") -> pd.DataFrame:
     by = ["arm", "backend"]
     due, start, lag = (cells.matrix(cells.per_cell(runs, chosen, m), by) for m in ("from due", "from start", "lag"))
     mean = cells.matrix(cells.per_cell(runs, chosen, "lag", cells.MEAN), by)
-    return pd.DataFrame(
+    table = pd.DataFrame(
         [
             {
                 "step": step.label,
@@ -202,6 +203,7 @@ def waits(runs: store.Runs, experiment: str = "open") -> pd.DataFrame:
             for step in _steps(due)
         ]
     )
+    return absent.of(table, runs, experiment)
 
 
 def sizes(runs: store.Runs) -> pd.DataFrame:
@@ -215,7 +217,7 @@ def sizes(runs: store.Runs) -> pd.DataFrame:
     medians = cells.matrix(cells.per_cell(runs, chosen, "from due"), by)
     other = set(map(tuple, chosen[chosen["experiment"].isin(SIZED)][by].to_numpy()))
     rows: list[dict[str, Any]] = []
-    for step in LADDER:
+    for step in (each for each in LADDER if each.level != TWIN):  # plain once more says nothing of sizes
         for level in sorted(each for each in other if each[:2] == step.level and each in medians.columns):
             usual = (*level[:3], False, USUAL_BYTES)
             found = cells.paired(medians, usual, level)
@@ -233,7 +235,7 @@ def sizes(runs: store.Runs) -> pd.DataFrame:
                     "values": cells.column(medians, level),
                 }
             )
-    return pd.DataFrame(rows, columns=columns)
+    return absent.of(pd.DataFrame(rows, columns=columns), runs, *SIZED)
 
 
 def sizes_answer(table: pd.DataFrame) -> str:
@@ -266,7 +268,7 @@ def cpu(runs: store.Runs, experiment: str = "request") -> pd.DataFrame:
     whole = {name: cells.matrix(chosen.assign(value=spent[name]), ["arm", "backend"]) for name in spent.columns}
     total = cells.matrix(chosen.assign(value=spent.sum(axis=1)), ["arm", "backend"])
     others = cells.matrix(chosen.assign(value=spent[list(BEHIND_CLIENT)].sum(axis=1)), ["arm", "backend"])
-    return pd.DataFrame(
+    table = pd.DataFrame(
         [
             {"step": step.label, "arm": step.arm, "blocks": len(cells.column(total, step.level))}
             | {name: cells.interval(values, step.level) for name, values in whole.items()}
@@ -274,6 +276,7 @@ def cpu(runs: store.Runs, experiment: str = "request") -> pd.DataFrame:
             for step in _steps(total)
         ]
     )
+    return absent.of(table, runs, experiment)
 
 
 def memory(runs: store.Runs, experiment: str = "request") -> pd.DataFrame:
@@ -291,7 +294,8 @@ def memory(runs: store.Runs, experiment: str = "request") -> pd.DataFrame:
     table = table.sort_values(
         ["role", "container"], key=lambda each: each.map(order).fillna(0) if each.name == "role" else each
     )
-    return table.rename(columns={"median": "median, MB", "max": "largest, MB"}).reset_index(drop=True)
+    table = table.rename(columns={"median": "median, MB", "max": "largest, MB"}).reset_index(drop=True)
+    return absent.of(table, runs, experiment)
 
 
 def _levels(chosen: pd.DataFrame) -> list[Level]:
@@ -400,21 +404,28 @@ def _modes(table: pd.DataFrame) -> str:
 
 
 def _kept(table: pd.DataFrame) -> str:
+    """The price of the mesh where connections are kept, and what the modes differ by there."""
+    said = [
+        f"On a connection kept alive a request with both sidecars in {mode} {_costs(row, 'without a mesh', 'no mesh')}."
+        for mode in ("mode 1", "mode 2")
+        if (row := _row(table, f"whole mesh, {mode}")) is not None
+    ]
     row = _row(table, "mode 2 for mode 1, both sidecars") or _row(table, "mode 2 for mode 1, client only")
-    return (
-        "" if row is None else f"On a connection kept alive a request in mode 2 {_costs(row, 'in mode 1', 'mode 1')}."
-    )
+    if row is not None:
+        said.append(f"On a connection kept alive a request in mode 2 {_costs(row, 'in mode 1', 'mode 1')}.")
+    return " ".join(said)
 
 
 def _costs(row: dict[Any, Any], than: str, beside: str) -> str:
+    """Levels first, then what they differ by, as the table reads it."""
     found: stats.Difference = row["p50"]
     blocks, reading = text.blocks(found.absolute.n), str(row["reading"])
-    if reading in ("less", "more"):
+    before, after = (text.interval(each) for each in row["levels"])
+    levels = f"takes {after}, {than} {before}"
+    if reading in text.CLEAR:
         longer = "longer" if reading == "more" else "shorter"
         amount = units.interval(text.turned(found.absolute, 1 if reading == "more" else -1))
-        return f"takes {amount} {longer} than {than}, {text.size(found)} (p50, {blocks})"
-    if reading.startswith("below"):
-        return f"differs from {beside} by less than equal arms do, {reading} (p50, {blocks})"
+        return f"{levels}: {amount} {longer}, {text.size(found)} (p50, {blocks})"
     if found.absolute.n < 2:
         return f"was compared with {beside} in one block, which gives no interval"
-    return f"shows {reading.removesuffix(' seen')} against {beside} (p50, {blocks})"
+    return f"{levels}; the difference is {reading} (p50, {blocks})"

@@ -108,15 +108,10 @@ def reading(each: stats.Interval | None) -> str:
     if each.n < 2:
         return "one block: no interval"
     if each.holds(0.0):
-        return f"no difference larger than {size(bound(each))} seen"
+        return f"{text.UNRESOLVED} ({span(each)})"
     return "fewer" if each.estimate < 0 else "more"
 
 
-def bound(each: stats.Interval) -> float:
-    """The largest difference, in either direction, that the interval allows."""
-    return max(abs(each.low), abs(each.high))
-
-
-def size(difference: float) -> str:
-    """`5.3 points`, of a difference of shares."""
-    return f"{100 * difference:.{1 if difference >= 0.01 else 2}f} points"
+def span(each: stats.Interval) -> str:
+    """`-1.1 to +1.1 points`: the bounds of a difference of shares."""
+    return units.percent_span(each).replace(" %", " points")

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from IPython.display import Markdown
 
 from harness import stats, units
+from harness.tables import absent
 
 ABSENT = "–"  # not measured, or too few samples; never a zero
 
@@ -56,22 +58,23 @@ def turned(each: stats.Interval, sign: int) -> stats.Interval:
     return stats.Interval(sign * each.estimate, low, high, each.n, each.confidence)
 
 
-def bound(difference: stats.Difference) -> float:
-    """The largest difference, in either direction, that the interval allows; nanoseconds."""
-    return max(abs(difference.absolute.low), abs(difference.absolute.high))
+UNRESOLVED = "not resolved"  # how the reading of a difference begins whose sign the data do not tell
+TWIN = "the noise floor"  # reading of an arm against its equal: what they differ by is noise, whatever it is
+CLEAR = ("less", "more")  # readings that tell a difference
 
 
 def reading(difference: stats.Difference | None, floor: stats.NoiseFloor | None) -> str:
-    """What may be said of a difference."""
+    """What may be said of a difference: the one place that decides it, for tables, sentences and claims alike."""
     if difference is None:
         return "not measured"
     if difference.absolute.n < 2:
         return "one block: no interval"
+    span = units.span(difference.absolute)
     if not difference.clear:
-        return f"no difference larger than {units.duration(bound(difference))} seen"
+        return f"{UNRESOLVED} ({span})"
     if floor is not None and floor.hides(difference):
         told = units.duration(floor.absolute) if floor.hides_duration(difference) else units.percent(floor.relative)
-        return f"below the noise floor ({told})"
+        return f"{UNRESOLVED} ({span}; noise floor {told})"
     return word(difference)
 
 
@@ -83,8 +86,14 @@ class Shown(pd.DataFrame):
             return self.to_html(border=0)
 
 
-def shown(table: pd.DataFrame) -> Shown:
-    """The table as people read it: intervals with units, differences in µs and in %, no columns of raw values."""
+def shown(table: pd.DataFrame, made_of: pd.DataFrame | None = None) -> Shown | absent.Absent:
+    """The table as people read it: intervals with units, differences in µs and in %, no columns of raw values.
+
+    Without a row it says whether that was not measured, as the table knows or what it was made of, or nothing is there.
+    """
+    if table.empty:
+        missing = absent.known(table if made_of is None else made_of)
+        return absent.Absent(missing) if missing else Shown({"": ["nothing to list"]}, index=[""])
     out: dict[str, Any] = {}
     for name, values in table.items():
         kinds = {type(value) for value in values} - {type(None)}
@@ -106,6 +115,11 @@ def _cell(value: object) -> object:
     if isinstance(value, float):
         return f"{value:.0f}" if value.is_integer() else units.number(value)
     return value
+
+
+def said(sentences: Sequence[str]) -> Markdown:
+    """Sentences as paragraphs of a page."""
+    return Markdown("\n\n".join(each for each in sentences if each))  # type: ignore[no-untyped-call]
 
 
 def blocks(n: int) -> str:
