@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
+import measured
 import nbformat
 import papermill
 import pytest
@@ -14,8 +16,10 @@ import synthetic
 
 from harness import errors, report, store
 from harness.report import execute, index, page
-from harness.tables import absent
+from harness.tables import absent, text
 
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+BEHAVIOUR = {"id": "x", "topic": "t", "question": "q", "expected": "e", "observed": "o", "agrees": False}
 REMOTE = re.compile(
     r"""(?:src|href|action|srcset)\s*=\s*["']?\s*(?:https?:|//)|url\(|@import|<script|<link|<iframe""", re.I
 )
@@ -146,6 +150,57 @@ def test_every_page_of_imitated_parts_says_that_they_are() -> None:
 def test_checks_have_a_heading_that_claims_nothing() -> None:
     said = [cell("", "answer", {"text/markdown": "Said."}), cell("", "checks", {"text/plain": "30 invalid"})]
     assert "<h2>What was checked</h2>" in page_of(*said)
+
+
+EVIL = "<img src=x onerror=alert(1)><script>alert(1)</script>![x](http://evil/x.png) [x](http://evil) \\<b>"
+# Elements that a page has for nobody but who smuggled them in; its own pictures are data or stand beside it.
+ACTIVE = re.compile(
+    r"<script|onerror=[^&]*>|<img(?![^>]* src=\"(?:data:image/png;|figures/))|<b>|evil[^<]*\"|\"http://evil",
+    re.IGNORECASE,
+)
+
+
+def test_what_looks_like_html_or_a_link_in_an_answer_is_words() -> None:
+    said = text.said([f"It was refused ({EVIL}).", "[58, 64] (10 blocks)"])
+    made = page_of(cell("", "answer", {"text/markdown": said.data}))
+    raw = page_of(cell("", "answer", {"text/markdown": EVIL.partition("!")[0]}))  # a sentence that nobody took care of
+    for each in (made, raw):
+        assert not ACTIVE.search(each), each
+        assert "&lt;script&gt;" in each
+    assert "[58, 64] (10 blocks)" in made
+    assert made.count("<a ") == 1  # the navigation's
+
+
+def poisoned(value: object) -> object:
+    """The same facts with a poison in every string that is not read as a number, an address or a path."""
+    if isinstance(value, dict):
+        return {name: poisoned(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [poisoned(each) for each in value]
+    return value + EVIL if isinstance(value, str) else value
+
+
+@pytest.mark.slow
+def test_pages_of_a_run_with_markup_in_every_fact_hold_none_of_it(tmp_path: Path) -> None:
+    folder = measured.build(tmp_path / "runs", measured.World(invalid=0.05), blocks=2, name="interception")
+    told = json.loads((folder / "run.json").read_text())
+    refused = {"ebpf": "not permitted", "in-ebpf": "not permitted"}
+    told["facts"] = poisoned(told["facts"] | {"refused": refused, "conformance": {"mode2-agent": [BEHAVIOUR]}})
+    told["plan"]["name"] += EVIL
+    (folder / "run.json").write_text(json.dumps(told))
+    for path in folder.glob("block-*.json"):
+        block = json.loads(path.read_text())
+        for each in block["cells"]:
+            each["reasons"] = poisoned(each["reasons"])
+        path.write_text(json.dumps(block))
+    made = report.publish(folder, tmp_path / "reports" / "one", {}, report.notebooks_in(NOTEBOOKS), quiet)
+    pages = sorted(made.parent.glob("*.html"))
+    assert {"08-interceptor.html", "10-instrument-card.html", "index.html"} <= {path.name for path in pages}
+    for path in pages:
+        assert not ACTIVE.search(path.read_text()), path
+        assert "Content-Security-Policy" in path.read_text()
+    assert "&lt;img src=x" in (made.parent / "08-interceptor.html").read_text()
+    assert "&lt;img src=x" in made.read_text()
 
 
 def test_a_question_that_was_not_asked_comes_with_the_plan_that_asks_it(runs: Path, tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ from pathlib import PurePath
 from string import Template
 
 import nbformat
+from jinja2 import pass_context
 from nbconvert.exporters import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 import harness
 from harness import errors
@@ -259,9 +261,19 @@ def _rendered(cell: nbformat.NotebookNode) -> str:
     return accessible(re.sub(r' id="cell-id=[^"]*"', "", body)).strip()
 
 
+class _Exporter(HTMLExporter):
+    """nbconvert's, for which Markdown is words alone: HTML in it is text, since sentences quote stored runs."""
+
+    @pass_context
+    def markdown2html(self, context: object, source: str) -> str:
+        """Markdown as HTML; nbconvert's own passes on what looks like HTML."""
+        renderer = IPythonRenderer(escape=True, exclude_anchor_links=True)
+        return str(MarkdownWithMath(renderer=renderer).render(source))
+
+
 @cache
 def _exporter() -> HTMLExporter:
-    exporter = HTMLExporter(template_name="basic")  # type: ignore[no-untyped-call]
+    exporter = _Exporter(template_name="basic")  # type: ignore[no-untyped-call]
     exporter.exclude_input = True
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = exporter.exclude_anchor_links = True
     return exporter

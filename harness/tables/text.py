@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -118,8 +119,9 @@ def _cell(value: object) -> object:
 
 
 def said(sentences: Sequence[str]) -> Markdown:
-    """Sentences as paragraphs of a page."""
-    return Markdown("\n\n".join(each for each in sentences if each))  # type: ignore[no-untyped-call]
+    """Sentences as paragraphs of a page; what they quote of stored runs is text, neither HTML nor a link."""
+    words = (re.sub(r"[\\<]|(?<=\])\(|(?<=:)/(?=/)", r"\\\g<0>", each) for each in sentences if each)
+    return Markdown("\n\n".join(words))  # type: ignore[no-untyped-call]
 
 
 def blocks(n: int) -> str:
