@@ -84,8 +84,8 @@ def header_of(runs: store.Runs, plan: str) -> store.RunHeader:
         (["quick"], ["meshdns report --plan quick"]),
         (["mine"], ["meshdns report --plan mine.toml"]),
         (
-            ["quick", "change", "mine", "quick"],
-            ["meshdns run --plan quick", "meshdns run --plan change", "meshdns run --plan mine.toml"],
+            ["quick", "sample-change", "mine", "quick"],
+            [f"meshdns run --plan {each}" for each in ("quick", "data/plans/sample-change.toml", "mine.toml")],
         ),
     ],
 )

@@ -225,7 +225,7 @@ def test_external_names_are_priced_with_their_levels(usual: store.Runs) -> None:
     said = lookups.external_answer(names)
     libc = names[(names["lookup"] == "getaddrinfo") & (names["name_kind"] == "external") & (names["ndots"] == 5)]
     levels = [text.interval(libc["p50"][libc["arm"] == arm].iloc[0]) for arm in ("plain", "mode2-agent")]
-    assert f"through the C library (A+AAAA, ndots 5) {levels[0]} without a mesh and {levels[1]} in mode 2 (" in said
+    assert f"through the C library (A+AAAA, ndots 5), {levels[0]} without a mesh and {levels[1]} in mode 2 (" in said
     assert "% [" in said
     assert lookups.external_answer(names[names["name_kind"] != "external"]) == ""
 

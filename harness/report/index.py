@@ -11,15 +11,17 @@ import json
 import re
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from harness import plan, store
 from harness.report import page
 from harness.report.page import Page
-from harness.tables import provenance
+from harness.tables import provenance, text
 
 TITLE = "Sidecars and DNS: what was asked, what was measured"
 CLAIMS, CARD = "00", "10"  # how the file names of these two notebooks begin
+ROOT, KEPT_PLANS = Path(__file__).parents[2], "data/plans"  # where a checkout keeps the plans of its sample
 CARRIES_OVER = (
     "To other machines carry over the sign of the difference that DNS makes, how many queries a lookup takes, and the "
     "hops and paths of a request. The sizes of times and of differences do not: they are of this machine."
@@ -145,7 +147,7 @@ def _again(runs: store.Runs, pages: Sequence[Page]) -> str:
     typed = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
     more = "".join(f" -p {name} {shlex.quote(value)}" for name, value in typed.items())
     names = list(dict.fromkeys(str(header.plan.get("name", "")) for header in runs.headers))
-    plans = [name if name in plan.shipped() else f"{name}.toml" for name in names if name]
+    plans = [_plan(name) for name in names if name]
     if len(runs.headers) == 1 and plans:
         commands = [f"meshdns report --plan {shlex.quote(plans[0])}{more}"]
         words = "Measures on your own machine and publishes this report from what it finds."
@@ -154,6 +156,14 @@ def _again(runs: store.Runs, pages: Sequence[Page]) -> str:
         commands.append(f"meshdns report --runs FOLDER{more}")
         words = "Each plan measures one of these runs on your own machine; the last command publishes this report from "
         words += "the FOLDER that holds the runs."
-    own = [each for each in plans if each not in plan.shipped()]
-    words += f" Not shipped with the program, but told whole in run.json: {', '.join(own)}." if own else ""
+    own = [each for name, each in zip(filter(None, names), plans, strict=True) if each == f"{name}.toml"]
+    words += f" What {text.listed(own)} held stands in run.json." if own else ""
     return f"<pre><code>{html.escape(chr(10).join(commands))}</code></pre>\n<p>{html.escape(words)}</p>"
+
+
+def _plan(name: str) -> str:
+    """The plan of that name as the command line takes it; of one that is not here only the name is known."""
+    if name in plan.shipped():
+        return name
+    kept = {path.stem for path in (ROOT / KEPT_PLANS).glob("*.toml")}
+    return f"{KEPT_PLANS}/{name}.toml" if name in kept else f"{name}.toml"

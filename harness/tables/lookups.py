@@ -353,12 +353,12 @@ def external_answer(table: pd.DataFrame) -> str:
         for base in [_level(table, row, BASE)]
         if base is not None
     ]
-    return f"An external name takes {'; '.join(said)}." if said else ""
+    return f"An external name takes, {'; '.join(said)}." if said else ""
 
 
 def _asked_by(row: dict[Any, Any]) -> str:
-    by = "by a single query" if row["lookup"] == "wire" else "through the C library"
-    return f"{by} ({row['qtype']}, ndots {row['ndots']})"
+    by = "asked straight on the socket" if row["lookup"] == "wire" else "through the C library"
+    return f"{by} ({row['qtype']}, ndots {row['ndots']}),"
 
 
 def _told(row: dict[Any, Any]) -> str:

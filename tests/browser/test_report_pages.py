@@ -44,6 +44,24 @@ def test_every_link_of_the_index_leads_to_a_page_with_its_answer(browser: Chrome
     assert browser.get_log("browser") == []
 
 
+SMUGGLED = """
+const [image, script] = ['img', 'script'].map(name => document.createElement(name));
+image.setAttribute('onerror', 'window.reached = true');
+image.src = 'data:image/png;base64,AAAA';
+script.textContent = 'window.reached = true';
+document.body.append(image, script);
+"""
+
+
+def test_a_page_runs_nothing_even_if_a_script_got_into_it(browser: Chrome, pages: list[str]) -> None:
+    browser.get(pages[1])
+    assert browser.get_log("browser") == []
+    browser.execute_script(SMUGGLED)
+    refused = [each["message"] for each in browser.get_log("browser")]
+    assert any("Content Security Policy" in message for message in refused)
+    assert browser.execute_script("return window.reached ?? false") is False
+
+
 def test_dark_mode_is_dark_and_figures_stay_on_light(browser: Chrome, pages: list[str]) -> None:
     dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
     browser.get(pages[1])
