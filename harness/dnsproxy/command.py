@@ -32,6 +32,8 @@ PENDING = 2048  # upstream attempts at a time; each has a descriptor
 DESCRIPTORS = PENDING + 1024  # and what connections, files and sockets need
 BAD_ARGUMENT, NO_PORT = 2, 3
 _ADDRESS = re.compile(r"(?:\[([^\]]+)\]|([^:\[\]]+))(?::([0-9]{1,5}))?")
+# Where the kernel sends what is for no address; who listens on it listens there too.
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  compared, not bound
 
 
 class ArgumentError(Exception):
@@ -72,7 +74,7 @@ def serve(options: argparse.Namespace) -> int:
 
 def _serve(options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
     addresses = [_address("--listen", text) for text in options.listen or _default_listen(options)]
-    servers = [_address("--upstream", text, default_port=53) for text in options.upstream]
+    named, useless = _servers(options)
     page = _address("--metrics", options.metrics) if options.metrics else None
     scope, style = _scope(options), _style(options)
     timeout_s = _number("--timeout-ms", options.timeout_ms, 1, MOST_TIMEOUT_MS) / 1000
@@ -83,6 +85,9 @@ def _serve(options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
 
     reactor = Reactor()
     stack.callback(reactor.close)
+    bound = [_listening(address, stack) for address in addresses]
+    own = [_own(datagrams) for datagrams, _ in bound]
+    servers, said = _others(options, named, useless, own)
     metrics = Metrics(page is not None)
     measures = Measures(metrics.asked, metrics.failed, metrics.took)
     forwarder = Forwarder(reactor, servers, timeout_s, _pending(), measures, parallel=options.parallel)
@@ -90,22 +95,32 @@ def _serve(options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
     proxy = Proxy(reactor, forwarder, metrics, style, cache.Cache(stale_s) if options.cache else None)
     stack.enter_context(_signals(reactor.stop))
 
-    lines = []
-    for address in addresses:
-        datagrams, stream = _bound("--listen", address, listener.bind)
-        stack.callback(datagrams.close)
+    for datagrams, stream in bound:
         stack.callback(listener.Tcp(reactor, stream, proxy).close)
-        bound = Server(address.family, *datagrams.getsockname()[:2])
-        if bound in servers:
-            raise ArgumentError(f"--upstream {_show(bound)} is the proxy itself; name the real DNS server")
         stack.callback(listener.Udp(reactor, datagrams, proxy).close)
-        lines.append(_show(bound))
     if page:
         sock = _bound("--metrics", page, listener.listening)
         stack.callback(Page(reactor, sock, proxy.text, lambda: proxy.table is not None).close)
+    if said:
+        print(f"{NAME}: {said}", file=sys.stderr, flush=True)
     _watch_table(Path(options.name_table), scope, reactor, proxy, metrics)
-    print("\n".join(lines), flush=True)
+    print(*own, sep="\n", flush=True)
     reactor.run()
+
+
+def _listening(address: Server, stack: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
+    """A socket for datagrams and one for connections; both are closed in the end."""
+    datagrams, stream = _bound("--listen", address, listener.bind)
+    stack.callback(datagrams.close)
+    stack.callback(stream.close)
+    return datagrams, stream
+
+
+def _own(datagrams: socket.socket) -> Server:
+    """The address and the port that it has."""
+    address, port, *more = datagrams.getsockname()
+    scope = f"%{more[1]}" if more and more[1] else ""
+    return Server(datagrams.family, f"{address}{scope}", port)
 
 
 def _watch_table(path: Path, scope: nametable.Scope, reactor: Reactor, proxy: Proxy, metrics: Metrics) -> None:
@@ -149,7 +164,7 @@ def _bound(option: str, address: Server, bind: Callable[..., Any]) -> Any:
     try:
         return bind(*address)
     except OSError as error:
-        said = f"{option} {_show(address)}: {error.strerror}"
+        said = f"{option} {address}: {error.strerror}"
         if error.errno == errno.EADDRNOTAVAIL:
             raise ArgumentError(f"{said}; give an address of this machine") from None
         raise PortError(f"{said}; give another port, or 0 for a free one") from None
@@ -181,11 +196,67 @@ def _address(option: str, text: str, default_port: int | None = None) -> Server:
         port = None
     if port is None or port > 65_535 or (port == 0 and default_port is not None):
         raise ArgumentError(f"{option}: {text!r} is not ADDR:PORT; e.g. 127.0.0.1:53 or [::1]:53")
-    return Server(socket.AF_INET if address.version == 4 else socket.AF_INET6, str(address), port)
+    if address.version == 4:
+        return Server(socket.AF_INET, str(address), port)
+    if address.ipv4_mapped:
+        return Server(socket.AF_INET, str(address.ipv4_mapped), port)
+    return Server(socket.AF_INET6, _scoped(option, str(address)), port)
 
 
-def _show(address: Server) -> str:
-    return f"[{address.address}]:{address.port}" if ":" in address.address else f"{address.address}:{address.port}"
+def _scoped(option: str, address: str) -> str:
+    """With its interface, if it names one, as a number."""
+    plain, found, interface = address.partition("%")
+    if not found:
+        return plain
+    try:
+        number = int(interface) if interface.isdecimal() else socket.if_nametoindex(interface)
+    except OSError:
+        raise ArgumentError(f"{option}: {address}: there is no interface {interface}; `ip link` shows them") from None
+    return f"{plain}%{number}"
+
+
+def _servers(options: argparse.Namespace) -> tuple[list[Server], list[str]]:
+    """Whom to ask for other names, and what resolv.conf calls a server that cannot be one."""
+    if options.upstream or not options.resolv_conf:
+        return [_address("--upstream", text, default_port=53) for text in options.upstream], []
+    servers, useless = [], []
+    for text in _nameservers(Path(options.resolv_conf)):
+        try:
+            servers.append(_address("nameserver", f"[{text}]" if ":" in text else text, default_port=53))
+        except ArgumentError:
+            useless.append(f"{text} is no address here")
+    return list(dict.fromkeys(servers)), useless
+
+
+def _others(
+    options: argparse.Namespace, named: list[Server], useless: list[str], own: list[Server]
+) -> tuple[list[Server], str]:
+    """The servers but for the proxy itself; and, where no option names them, a sentence that does."""
+    itself = [server for server in named if any(_is_itself(server, one) for one in own)]
+    if options.upstream:
+        if itself:
+            raise ArgumentError(f"--upstream {itself[0]} is the proxy itself; name the real DNS server")
+        return named, ""
+    servers = [server for server in named if server not in itself]
+    useless = [*useless, *(f"{server} is this proxy itself" for server in itself)]
+    but = f" ({'; '.join(useless)})" if useless else ""
+    if servers:
+        return (
+            servers,
+            f"other names are forwarded to {', '.join(map(str, servers))}, as {options.resolv_conf} says{but}",
+        )
+    where = f"{options.resolv_conf} names no DNS server" if options.resolv_conf else "no DNS server is named"
+    return [], f"{where}{but}, so every name that is not in the table is SERVFAIL; give --upstream to forward them"
+
+
+def _is_itself(server: Server, own: Server) -> bool:
+    """Whether a question to the server certainly comes back.
+
+    The kernel may lead other addresses of this machine elsewhere: a container engine does so with its DNS server's.
+    """
+    asked = _LOOPBACK.get(server.address, server.address)
+    here = _LOOPBACK.get(own.address, own.address)
+    return (server.family, asked, server.port) == (own.family, here, own.port)
 
 
 def _number(option: str, text: str, least: int, most: int) -> int:
@@ -215,10 +286,13 @@ def _wire(option: str, name: str) -> bytes:
 
 def _default_listen(options: argparse.Namespace) -> list[str]:
     """As Istio's agent: on loopback of the families in which applications ask their servers."""
-    words = _resolv_conf(Path(options.resolv_conf)) if options.resolv_conf else []
-    servers = [word[1] for word in words if word[0] == "nameserver" and len(word) > 1]
+    servers = _nameservers(Path(options.resolv_conf)) if options.resolv_conf else []
     families = sorted({6 if ":" in server else 4 for server in servers})
     return [LISTEN[family] for family in families or [4]]
+
+
+def _nameservers(path: Path) -> list[str]:
+    return [words[1] for words in _resolv_conf(path) if words[0] == "nameserver" and len(words) > 1]
 
 
 def _resolv_conf(path: Path) -> list[list[str]]:

@@ -11,7 +11,7 @@ from typing import Any
 from . import batch, wire
 from .proxy import Proxy
 from .reactor import READ, Reactor
-from .stream import UNSENT_BYTES, Acceptor, Stream
+from .stream import UNSENT_BYTES, Acceptor, Stream, endpoint
 
 BURST = 2  # full batches of datagrams taken before the other sockets have their turn
 DATAGRAM = batch.ROOM_IN  # what is cut reads as malformed
@@ -60,7 +60,8 @@ class Udp:
                 return
 
     def _answer(self, message: bytes, client: Any) -> None:
-        self._proxy.answer(message, False, self._sender(client))
+        if not self._proxy.came_back(message, False, client):
+            self._proxy.answer(message, False, self._sender(client))
 
     def _sender(self, client: Any) -> Callable[[bytes], None]:
         def send(reply: bytes) -> None:
@@ -82,7 +83,7 @@ class Udp:
             if prepared := self._proxy.ready.get(message[2:]):
                 prepared.tally.hits += 1
                 send(message[:2] + (prepared.rest or prepared.shuffled()))
-            else:
+            elif not self._proxy.came_back(message, False, client):
                 self._proxy.answer(message, False, send)
 
     def _sender_from(self, client: Any, source: list[tuple[int, int, bytes]]) -> Callable[[bytes], None]:
@@ -139,7 +140,8 @@ class Tcp:
         self._serving = stream
         try:
             while self._may_ask(stream) and (message := _message(stream)) is not None:
-                if len(message) < wire.HEADER or message[2] & 0x80:  # no answer is possible, so nothing is owed
+                bad = len(message) < wire.HEADER or message[2] & 0x80  # no answer is possible, so nothing is owed
+                if bad or self._proxy.came_back(message, True, stream.peer):
                     stream.close()
                     return
                 self._acceptor.alive(stream)
@@ -187,7 +189,7 @@ def bind(family: socket.AddressFamily, address: str, port: int) -> tuple[socket.
         try:
             if family == socket.AF_INET6:
                 datagrams.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            datagrams.bind((address, stream.getsockname()[1]))
+            datagrams.bind(endpoint(address, stream.getsockname()[1]))
             datagrams.setblocking(False)
         except OSError as error:
             stream.close()
@@ -205,7 +207,7 @@ def listening(family: socket.AddressFamily, address: str, port: int) -> socket.s
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind((address, port))
+        sock.bind(endpoint(address, port))
         sock.listen(CONNECTIONS)
         sock.setblocking(False)
     except OSError:

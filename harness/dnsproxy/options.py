@@ -38,9 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="ADDR:PORT",
-        help="a DNS server for all other names; may be repeated",
+        help="a DNS server for all other names; may be repeated (default: the servers in --resolv-conf)",
     )
-    add("--resolv-conf", metavar="FILE", help="where the search domains stand, and of which families the servers are")
+    add("--resolv-conf", metavar="FILE",
+        help="where the search domains stand, and the servers that are asked where no --upstream is given")  # fmt: skip
     add("--namespace", default="default", metavar="NS", help="whose services have one-word names (default: default)")
     add("--domain", default="cluster.local", help="the cluster's (default: cluster.local)")
     add("--parallel", action="store_true", help="ask all servers at once, the first answer counts")

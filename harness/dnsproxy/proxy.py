@@ -55,6 +55,10 @@ class Proxy:
         hosts = self.table.hosts if self.table else 0
         return self._metrics.text(self.generation, hosts, len(self._cache) if self._cache is not None else 0)
 
+    def came_back(self, message: bytes, tcp: bool, client: tuple[Any, ...]) -> bool:
+        """Whether this is our own question, which must not be asked again."""
+        return self._forwarder.came_back(message, tcp, client)
+
     def answer(self, message: bytes, tcp: bool, send: Send) -> None:
         """`send` is called once with the answer, now or later, or never if there must be none."""
         try:

@@ -6,12 +6,19 @@ import contextlib
 import select
 import socket
 from collections.abc import Callable
+from typing import Any
 
 from .reactor import READ, WRITE, Countdown, Reactor
 
 CHUNK = 65_536
 UNSENT_BYTES = 65_536  # more than one whole DNS message waiting to be taken: stop reading from such a peer
 REST_S = 0.1  # after the machine ran out of descriptors
+
+
+def endpoint(address: str, port: int) -> tuple[Any, ...]:
+    """As sockets take it: where a link-local address names its interface, by the number, they would pass over it."""
+    plain, found, interface = address.partition("%")
+    return (plain, port, 0, int(interface)) if found else (plain, port)
 
 
 def _nobody(_: Stream) -> None:
@@ -32,7 +39,9 @@ class Stream:
         closed: Callable[[Stream], None],
         *,
         connecting: bool = False,
+        peer: tuple[Any, ...] = (),
     ) -> None:
+        self.peer = peer  # of a connection that was accepted
         self.incoming = bytearray()
         self.ended = False  # the peer sends no more
         self.closed = False
@@ -172,7 +181,7 @@ class Acceptor:
 
     def _accept(self, _: int) -> None:
         try:
-            sock, _ = self._socket.accept()
+            sock, peer = self._socket.accept()
         except BlockingIOError:
             return
         except OSError:  # no descriptors left: trying again at once would only burn the CPU
@@ -184,7 +193,7 @@ class Acceptor:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if len(self._streams) >= self._most:
             self._idle.first().close()
-        stream = Stream(self._reactor, sock, self._received, self._ended)
+        stream = Stream(self._reactor, sock, self._received, self._ended, peer=peer)
         self._streams[stream] = None
         self._idle.start(stream)
 

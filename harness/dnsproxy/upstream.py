@@ -2,7 +2,8 @@
 
 Each attempt has a socket of its own: the kernel picks a random port, passes on only what comes from the server's
 address and reports its ICMP errors. After Istio's agent: servers shuffled, the next one on a transport error; or all at
-once.
+once. A question that comes back to the proxy is known by the socket it left by and by its bytes: the server's address
+does not tell, where rules of the kernel lead elsewhere.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ from __future__ import annotations
 import os
 import random
 import socket
+import sys
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import wire
 from .reactor import READ, Countdown, Reactor
-from .stream import Stream
+from .stream import Stream, endpoint
 
+LATE_S = 2.0  # longer than a datagram waits to be read
 Done = Callable[[bytes | None], None]
 # Servers that cannot read a query may leave the question out of these answers (RFC 1035 4.1.1).
 _UNREAD = (wire.FORMERR, wire.NOTIMP)
@@ -29,6 +32,12 @@ class Server(NamedTuple):
     family: socket.AddressFamily
     address: str
     port: int
+
+    def __str__(self) -> str:
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+
+Way = tuple[bool, str, int, bytes]  # whether by TCP, the address and port that a question leaves by, and its id
 
 
 class Measures(NamedTuple):
@@ -56,6 +65,32 @@ class Forwarder:
         self._servers, self._parallel = servers, parallel
         self.deadlines: Countdown[Attempt] = reactor.countdown(timeout_s, Attempt.fail)
         self.attempts: set[Attempt] = set()
+        self.ways: dict[Way, Attempt] = {}
+        self._left: Countdown[Way] = reactor.countdown(LATE_S, self._forget)
+        self._loops: set[Server] = set()
+
+    def came_back(self, message: bytes, tcp: bool, client: tuple[Any, ...]) -> bool:
+        """Whether this is one of our own questions; the server that it was for has then failed."""
+        attempt = self.ways.get((tcp, *client[:2], message[:2])) if self.ways else None
+        if attempt is None or attempt.message != message:
+            return False
+        if attempt.server not in self._loops:
+            self._loops.add(attempt.server)
+            line = f"dns-proxy: the server {attempt.server} leads back to this proxy; name the real DNS server"
+            print(line, file=sys.stderr, flush=True)
+        attempt.fail()
+        return True
+
+    def leave(self, way: Way) -> None:
+        """Nobody waits for an answer any more; but if there was none, the question may still wait at our own door."""
+        if way in self.ways:
+            self._left.start(way)
+            if len(self._left) > self.most:
+                self._forget(self._left.first())
+
+    def _forget(self, way: Way) -> None:
+        self._left.stop(way)
+        self.ways.pop(way, None)
 
     def ask(self, query: wire.Query, tcp: bool, done: Done) -> None:
         """`done` is called once, with the answer under the client's id, or with None if every server failed."""
@@ -127,12 +162,16 @@ class Question:
 class Attempt:
     """One question to one server: under an id of its own, with a deadline."""
 
-    def __init__(self, forwarder: Forwarder, question: Question) -> None:
+    def __init__(self, forwarder: Forwarder, question: Question, server: Server) -> None:
+        self.server = server
         self._forwarder, self._question = forwarder, question
         self._id = os.urandom(2)
+        self._way: Way = (False, "", 0, b"")
 
-    def begin(self) -> None:
+    def begin(self, sock: socket.socket, *, tcp: bool) -> None:
         """Counted from now on."""
+        self._way = (tcp, *sock.getsockname()[:2], self._id)
+        self._forwarder.ways[self._way] = self
         self._forwarder.attempts.add(self)
         self._forwarder.deadlines.start(self)
 
@@ -153,6 +192,7 @@ class Attempt:
 
     def accept(self, answer: bytes) -> None:
         """This is it."""
+        self._forwarder.ways.pop(self._way, None)
         self.close()
         self._question.answered(self, answer)
 
@@ -164,6 +204,7 @@ class Attempt:
     def close(self) -> None:
         """Free of descriptors; no more events."""
         self._forwarder.attempts.discard(self)
+        self._forwarder.leave(self._way)
         self._forwarder.deadlines.stop(self)
 
 
@@ -171,17 +212,17 @@ class UdpAttempt(Attempt):
     """By one datagram; forged ones are passed over until the deadline."""
 
     def __init__(self, forwarder: Forwarder, question: Question, server: Server) -> None:
-        super().__init__(forwarder, question)
+        super().__init__(forwarder, question, server)
         self._socket = socket.socket(server.family, socket.SOCK_DGRAM)
         try:
             self._socket.setblocking(False)
-            self._socket.connect((server.address, server.port))
+            self._socket.connect(endpoint(server.address, server.port))
             self._socket.send(self.message)
         except OSError:
             self._socket.close()
             raise
         forwarder.reactor.watch(self._socket.fileno(), READ, self._ready)
-        self.begin()
+        self.begin(self._socket, tcp=False)
 
     def _ready(self, _: int) -> None:
         try:
@@ -210,18 +251,18 @@ class TcpAttempt(Attempt):
     """By one connection for one question."""
 
     def __init__(self, forwarder: Forwarder, question: Question, server: Server) -> None:
-        super().__init__(forwarder, question)
+        super().__init__(forwarder, question, server)
         sock = socket.socket(server.family, socket.SOCK_STREAM)
         sock.setblocking(False)
         try:
-            sock.connect((server.address, server.port))
+            sock.connect(endpoint(server.address, server.port))
         except BlockingIOError:
             pass
         except OSError:
             sock.close()
             raise
         self._stream = Stream(forwarder.reactor, sock, self._received, self._closed, connecting=True)
-        self.begin()
+        self.begin(sock, tcp=True)
         self._stream.write(len(self.message).to_bytes(2, "big") + self.message)
 
     def _received(self, stream: Stream) -> None:

@@ -20,7 +20,7 @@ import dns.rcode
 import dns.rdatatype
 import dnsdriver
 import pytest
-from dnsdriver import addresses, make, reply, running, until, upstream
+from dnsdriver import addresses, free_port, make, reply, running, until, upstream
 
 from harness.dnsproxy import cache, metrics, nametable, wire
 from harness.dnsproxy.answer import Style
@@ -281,12 +281,6 @@ def get(port: int, path: str) -> tuple[int, str]:
     body = response.read().decode()
     connection.close()
     return response.status, body
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def value(page: str, metric: str, /, **labels: str) -> float:

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dns.flags
 import dns.message
 import dns.rcode
 import dnsdriver
 import pytest
-from dnsdriver import addresses, ask_tcp, make, rcode, read_tcp, reply, running, until, upstream
+from dnsdriver import addresses, ask_tcp, free_port, make, rcode, read_tcp, reply, running, until, upstream
 
 from harness.dnsproxy import command, differences, options
+from harness.dnsproxy.reactor import Reactor
+from harness.dnsproxy.upstream import Forwarder, Server
 
 FAST = ("--timeout-ms", "200")
 
@@ -110,6 +116,68 @@ def test_it_listens_in_the_families_of_the_servers(
     assert all(families[address] == family for family, address, _ in asked)
 
 
+ELSEWHERE = "every name that is not in the table is SERVFAIL; give --upstream to forward them"
+
+
+@pytest.mark.parametrize(
+    ("resolv", "servers", "said"),
+    [
+        ("nameserver 192.0.2.1\nnameserver 192.0.2.1\nnameserver 2001:db8::1\nnameserver ::ffff:192.0.2.2\n",
+         "192.0.2.1:53, [2001:db8::1]:53, 192.0.2.2:53", "other names are forwarded to {servers}, as {file} says"),
+        ("nameserver fe80::1%lo\nnameserver 127.0.0.1\nnameserver nobody\nnameserver fe80::1%nil", "[fe80::1%1]:53",
+         "other names are forwarded to {servers}, as {file} says (nobody is no address here; fe80::1%nil is no address "
+         "here; 127.0.0.1:53 is this proxy itself)"),
+        ("nameserver 127.0.0.11\n", "127.0.0.11:53",  # where a container engine leads elsewhere
+         "other names are forwarded to {servers}, as {file} says"),
+        ("nameserver ::ffff:127.0.0.1\nsearch a.test", "",
+         f"{{file}} names no DNS server (127.0.0.1:53 is this proxy itself), so {ELSEWHERE}"),
+        ("search a.test\n#nameserver 192.0.2.1\n", "", f"{{file}} names no DNS server, so {ELSEWHERE}"),
+    ],
+)  # fmt: skip
+def test_without_upstream_the_servers_of_resolv_conf_are_asked_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resolv: str, servers: str, said: str
+) -> None:
+    asked: list[str] = []
+    printed = io.StringIO()
+
+    def forwarder(reactor: Reactor, servers: list[Server], *rest: Any, **more: Any) -> Forwarder:
+        asked.append(", ".join(map(str, servers)))
+        return Forwarder(reactor, servers, *rest, **more)
+
+    monkeypatch.setattr(command, "Forwarder", forwarder)
+    monkeypatch.setattr(command.Reactor, "run", lambda _: None)
+    monkeypatch.setattr(command, "_own", lambda _: Server(socket.AF_INET, "0.0.0.0", 53))
+    monkeypatch.setattr("sys.stderr", printed)
+    file, table = tmp_path / "resolv.conf", tmp_path / "table.json"
+    file.write_text(resolv)
+    table.write_text('{"table": {}}')
+    arguments = ["--name-table", str(table), "--listen", "127.0.0.1:0", "--resolv-conf", str(file)]
+    assert command.main(arguments) == 0
+    assert printed.getvalue() == f"dns-proxy: {said.format(file=file, servers=servers)}\n"
+    assert command.main([*arguments, "--upstream", "192.0.2.9"]) == 0
+    assert asked == [servers, "192.0.2.9:53"]
+    assert printed.getvalue().count("\n") == 1
+
+
+ITSELF = [
+    ("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("0.0.0.0", "0.0.0.0"), ("127.0.0.1", "0.0.0.0"),
+    ("0.0.0.0", "[::ffff:127.0.0.1]"), ("[::ffff:127.0.0.1]", "127.0.0.1"), ("[::]", "[::1]"), ("[::1]", "[::]"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("listen", "server"), ITSELF)
+def test_an_upstream_that_is_the_proxy_itself_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], listen: str, server: str
+) -> None:
+    monkeypatch.setattr(command.Reactor, "run", lambda _: None)
+    port = free_port()
+    upstreams = ["--upstream", "192.0.2.1:53", "--upstream", f"{server}:{port}"]
+    assert command.main(["--name-table", "t", "--listen", f"{listen}:{port}", *upstreams]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert re.fullmatch(rf"dns-proxy: --upstream \S+:{port} is the proxy itself; name the real DNS server\n", err)
+
+
 def test_a_taken_port_is_one_line_and_exit_3(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -135,7 +203,7 @@ def test_signals_end_it_cleanly(tmp_path: Path, number: int) -> None:
         proxy.process.send_signal(number)
         assert proxy.process.wait(dnsdriver.PATIENCE_S) == 0
         assert proxy.process.stderr is not None
-        assert proxy.process.stderr.read() == ""
+        assert dnsdriver.later(proxy.process.stderr.read()) == ""
 
 
 def test_it_serves_on_both_families_and_udp_and_tcp_share_the_port(tmp_path: Path) -> None:
@@ -429,6 +497,50 @@ def test_when_all_fail_or_there_are_none_servfail(tmp_path: Path) -> None:
     for more in ([], ["--parallel"]):
         with running(tmp_path, *more) as proxy:
             assert proxy.udp("unknown.test").rcode() == dns.rcode.SERVFAIL
+
+
+@pytest.mark.parametrize("more", [(), ("--parallel",), ("--cache",)])
+@pytest.mark.parametrize("by", ["udp", "tcp"])
+def test_a_question_that_comes_back_is_not_asked_again(tmp_path: Path, by: str, more: tuple[str, ...]) -> None:
+    port = free_port()
+    loops = [part for last in (2, 11) for part in ("--upstream", f"127.0.0.{last}:{port}")]
+    everywhere = (f"0.0.0.0:{port}",)
+
+    def ask(proxy: dnsdriver.Proxy) -> dns.message.Message:
+        if by == "udp":
+            return proxy.udp("unknown.test")
+        with proxy.tcp() as sock:
+            return dns.message.from_wire(ask_tcp(sock, make("unknown.test")))
+
+    with running(tmp_path, *loops, *more, listen=everywhere) as proxy:
+        before = proxy.sockets()
+        assert {ask(proxy).rcode() for _ in range(20)} == {dns.rcode.SERVFAIL}
+        until(lambda: proxy.sockets() == before, "no socket is left")
+        said = proxy.stop().splitlines()
+    assert sorted(said) == [
+        f"dns-proxy: the server 127.0.0.{last}:{port} leads back to this proxy; name the real DNS server"
+        for last in (11, 2)
+    ]
+    with upstream(known) as server, running(tmp_path, *loops, *server.option, *more, listen=everywhere) as proxy:
+        for _ in range(20):
+            assert addresses(ask(proxy)) == ["198.51.100.7"]
+        assert len(server.asked) == (1 if more == ("--cache",) else 20)
+
+
+@pytest.mark.parametrize("by", ["udp", "tcp"])
+def test_a_question_that_comes_back_was_asked_once(tmp_path: Path, by: str) -> None:
+    port, page = free_port(), free_port()
+    options = ("--upstream", f"127.0.0.2:{port}", "--metrics", f"127.0.0.1:{page}")
+    with running(tmp_path, *options, listen=(f"0.0.0.0:{port}",)) as proxy:
+        with proxy.tcp() as sock:
+            code = rcode(ask_tcp(sock, make("unknown.test")) if by == "tcp" else proxy.raw(make("unknown.test")))
+        assert code == dns.rcode.SERVFAIL
+        with urllib.request.urlopen(f"http://127.0.0.1:{page}/metrics") as response:
+            lines = response.read().decode().splitlines()
+    assert "dns_upstream_requests_total 1" in lines
+    assert [line for line in lines if line.startswith("dns_requests_total{")] == [
+        f'dns_requests_total{{transport="{by}",rcode="SERVFAIL",qtype="A",source="error"}} 1'
+    ]
 
 
 def test_in_parallel_the_first_reply_wins_even_a_negative_one(tmp_path: Path) -> None:
