@@ -242,6 +242,17 @@ def test_a_split_in_one_block_is_not_judged(tmp_path: Path) -> None:
     assert "one block does not tell whether that is the promised 10 %." in policies.split_answer(table)
 
 
+def test_an_interval_that_holds_an_even_third_too_keeps_no_promise(usual: store.Runs) -> None:
+    wide, narrow = (stats.Interval(0.1, low, high, 3, 0.95) for low, high in ((0.0, 0.5), (0.08, 0.12)))
+    assert [policies._inside(each) for each in (wide, narrow)] == [policies.UNKNOWN, "yes"]
+    table = policies.split(usual)
+    vague = table.assign(**{"10 % inside": policies.UNKNOWN})
+    assert "holds an even third too and does not tell whether" in policies.split_answer(vague)
+    assert "lies inside" not in policies.split_answer(vague)
+    one = table.assign(**{"10 % inside": table["10 % inside"].where(table["arm"] != policies.MODE1, policies.UNKNOWN)})
+    assert "; in mode1-xds the interval holds an even third too" in policies.split_answer(one)
+
+
 def test_no_difference_is_bounded_by_one_block(tmp_path: Path) -> None:
     said = policies.answer(policies.faults(policies_world.runs(tmp_path, blocks=1)))
     assert "are served without a mesh; one block does not tell what a sidecar changes." in said

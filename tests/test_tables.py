@@ -504,6 +504,41 @@ def test_pages_say_which_cells_they_read(usual: store.Runs) -> None:
     assert set(part["send lag p99, µs"][part["experiment"] == "lookup"]) == {text.ABSENT}  # a closed loop is never late
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_sentences_and_tables_of_any_world_agree(seed: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(seed)
+    arms = {arm: us * float(rng.uniform(0.5, 1.6)) for arm, us in World().dns.items()}
+    world = World(dns=arms, noise=float(rng.choice([0.005, 0.05, 0.2])), sidecar=float(rng.choice([3.0, 260.0])))
+    runs = measured.runs(tmp_path, world, blocks=3, seed=seed)
+    said = requests.answer(runs)
+    for table, among in ((requests.changes(runs), 3), (requests.changes(runs, "keepalive"), 3)):
+        told = [
+            row for row in table.to_dict("records") if row["change"].startswith(("whole mesh", "mode 2 for mode 1, b"))
+        ]
+        assert len(told) == among
+        for row in told:
+            before, after = (text.interval(each) for each in row["levels"])
+            (sentence,) = [
+                each for each in said.split(" blocks)") if f"takes {after}, " in each and before in each
+            ] or [""]
+            clear = {"more": " longer, ", "less": " shorter, "}.get(row["reading"])
+            assert (clear or f"the difference is {row['reading']}") in sentence
+    for row in lookups.by_arm(runs).to_dict("records"):
+        if row["arm"] in ("mode1", "mode2-envoy", "mode2-agent"):
+            opening = f"a cluster name in {text.interval(row['p50'])}"
+            clear = row["reading"] in text.CLEAR
+            phrase = (
+                f", {text.size(row['p50 against plain'])} than"
+                if clear
+                else f": the difference from no mesh is {row['reading']}"
+            )
+            assert f"{opening}{phrase}" in lookups.answer(runs)
+    even = lookups.break_even(runs)
+    answer = lookups.break_even_answer(lookups.delays(runs), even)
+    for row in lookups.delays(runs).to_dict("records"):
+        assert row["reading"] in text.CLEAR or row["reading"] in answer
+
+
 def test_kept_connections_have_their_price_in_the_answer(usual: store.Runs) -> None:
     said = requests.answer(usual)
     for mode in ("mode 1", "mode 2"):

@@ -169,7 +169,7 @@ def passing(found: pd.DataFrame, answered: pd.DataFrame, divided: pd.DataFrame) 
             count, asked = sum(int(row[event]) for row in mine), sum(row["requests"] for row in mine)
             numbers.append(f"{name} {count} times in {asked} requests")
     split = divided[(divided["policy"] == policies.SPLIT) & divided["arm"].isin(policies.MODES)].to_dict("records")
-    known = [row["10 % inside"] for row in split if row["share of v2"].n > 1]  # one block tells no interval
+    known = [row["10 % inside"] for row in split if row["10 % inside"] in ("yes", "NO")]
     works |= {"traffic split": all(inside == "yes" for inside in known)} if known else {}
     numbers += [f"split {shares.percent(row['share of v2'])} in {row['arm']}" for row in split]
     if not works:

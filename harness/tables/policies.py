@@ -46,6 +46,8 @@ FAULT = {
 }
 POLICIES = (NONE, *topology.POLICIES)
 V2, PROMISED = ("shop-3",), 0.10  # as compose/policies/split.yaml has it
+UNDIVIDED = 1 / 3  # what one of three replicas gets anyway: an interval that holds both tells nothing
+UNKNOWN = "unknown"
 BASELINE = "without a mesh"
 ONCE = 1.01  # more requests at the replicas per request made than this are retries
 EVEN = 0.5  # replicas whose shares differ by less than this factor share the load
@@ -262,7 +264,9 @@ _SPLIT = ["policy", "arm", "blocks", "answered", "by v2", "share of v2", "all re
 def _inside(share: stats.Interval) -> str:
     if share.n < 2:
         return text.ABSENT
-    return "yes" if share.holds(PROMISED) else "NO"
+    if not share.holds(PROMISED):
+        return "NO"
+    return UNKNOWN if share.holds(UNDIVIDED) else "yes"
 
 
 def in_percent(table: pd.DataFrame) -> pd.DataFrame:
@@ -414,8 +418,12 @@ def split_answer(table: pd.DataFrame) -> str:
     outside = [row["arm"] for row in _divided(table) if row["10 % inside"] == "NO"]
     tail = f"the promised {promised} lies inside the interval in {listed(inside) if inside else 'no arm'}"
     tail += f" and outside it in {listed(outside)}" if outside else ""
+    vague = [row["arm"] for row in _divided(table) if row["10 % inside"] == UNKNOWN]
     if not inside and not outside:
-        tail = f"one block does not tell whether that is the promised {promised}"
+        why = f"the interval in {listed(vague)} holds an even third too and" if vague else "one block"
+        tail = f"{why} does not tell whether that is the promised {promised}"
+    elif vague:
+        tail += f"; in {listed(vague)} the interval holds an even third too"
     other = [f"{shares.percent(row['share of v2'])} in {row['arm']}" for row in _undivided(table)]
     rest = f" Without a sidecar that divides v2 gets {listed(other)}." if other else ""
     return f"Of traffic split 90/10, v2 got {listed(said)}: {tail}.{rest}"
