@@ -23,7 +23,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from harness import stats, units
-from harness.tables import absent, changes, ruler
+from harness.tables import absent, changes, ruler, text
 
 STYLE = Path(__file__).with_name("meshdns.mplstyle")
 WIDTH = 6.4  # inches; see meshdns.mplstyle
@@ -215,8 +215,9 @@ def delays(table: pd.DataFrame, crossing: stats.Interval | None = None) -> Axes:
             ax.axvspan(max(crossing.low, 0), crossing.high, color="#dddddd", zorder=0)
             ax.annotate("break-even", (crossing.estimate, 0), xytext=(6, 10), textcoords="offset points", fontsize=10)
         # Milliseconds of delay dwarf what is decided without any, so that one is written out.
-        for x, first in zip(added[:1], each[:1], strict=True):
-            ax.set_title(f"at {x:g} ms: {units.interval(first, signed=True)}")
+        for x, first, reading in zip(added[:1], each[:1], table["reading"][:1], strict=True):
+            told = units.interval(first, signed=True) if reading in text.CLEAR else reading
+            ax.set_title(f"at {x:g} ms: {told}")
         ax.grid(visible=True, axis="y")
         ax.set_xlabel("delay added to each answer of the cluster DNS, ms")
         ax.set_ylabel("mode 2 minus plain, ms")

@@ -107,3 +107,8 @@ def test_no_policy_is_a_choice_that_no_other_brings_along() -> None:
 def test_the_panel_finds_runs_by_path(tmp_path: Path) -> None:
     synthetic.build(tmp_path, blocks=1, samples_per_cell=3)
     assert explore.panel(tmp_path).children
+
+
+def test_a_factor_named_with_markup_is_words() -> None:
+    boxes = controls._titled("<img src=x>", controls._list("x", ["a"]))
+    assert boxes.children[0].value == "<b>&lt;img src=x&gt;</b>"

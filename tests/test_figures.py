@@ -108,6 +108,13 @@ def test_one_block_is_drawn_without_an_interval(tmp_path_factory: pytest.TempPat
     drawn(figures.delays(lookups.delays(runs)))
 
 
+def test_the_title_of_the_delays_says_what_the_table_says(usual: store.Runs) -> None:
+    table = lookups.delays(usual)
+    assert figures.delays(table).get_title(loc="left").startswith("at 0 ms: -1")
+    table["reading"] = "not resolved (-44 to -14 µs; noise floor 69.5 µs)"
+    assert figures.delays(table).get_title(loc="left") == f"at 0 ms: {table['reading'][0]}"
+
+
 def test_a_delay_without_pairs_is_left_out(usual: store.Runs) -> None:
     table = lookups.delays(usual)
     table.at[0, "blocks"] = 0

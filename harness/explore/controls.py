@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
@@ -149,4 +150,5 @@ def _offer(chosen: widgets.SelectMultiple, options: Sequence[Any], value: Sequen
 
 
 def _titled(title: str, widget: widgets.Widget) -> widgets.VBox:
-    return widgets.VBox([widgets.HTML(f"<b>{title.replace('_', ' ')}</b>"), widget], layout={"margin": "0 .8rem 0 0"})
+    words = html.escape(title.replace("_", " "))  # a factor's name may come from a stored run
+    return widgets.VBox([widgets.HTML(f"<b>{words}</b>"), widget], layout={"margin": "0 .8rem 0 0"})
