@@ -91,13 +91,11 @@ class _DeepError(Exception):
         self.line = line
 
 
-class _Loader(Composer, _PARSER):  # type: ignore[misc, valid-type]  # known at run time only
-    """Nodes from the parser's events; a collection below `MAX_DEPTH` is passed over, and stands for nothing."""
+class _Composer(Composer):
+    """Nodes from a parser's events; a collection below `MAX_DEPTH` is passed over, and stands for nothing."""
 
-    def __init__(self, text: str) -> None:
-        _PARSER.__init__(self, text)
-        Composer.__init__(self)
-        self._depth = 0
+    get_event: Callable[[], Any]  # the parser's
+    _depth = 0
 
     def compose_sequence_node(self, anchor: Any) -> Any:  # the stubs call the anchor's name a mapping
         return self._composed(super().compose_sequence_node, anchor)
@@ -125,6 +123,12 @@ class _Loader(Composer, _PARSER):  # type: ignore[misc, valid-type]  # known at 
         if anchor:
             self.anchors[anchor] = node
         return node
+
+
+class _Loader(_Composer, _PARSER):  # type: ignore[misc, valid-type]  # known at run time only
+    def __init__(self, text: str) -> None:
+        _PARSER.__init__(self, text)
+        Composer.__init__(self)
 
 
 class _Builder:
