@@ -49,8 +49,8 @@ _CA_BUNDLES = (
 _OWN_SOCKETS = ("", "unix:///var/run/docker.sock", "unix:///run/docker.sock")
 _CONTROLLERS = {"cpuset": "CPUSet", "memory": "MemoryLimit"}  # cgroup controller: its flag in `docker info`
 _WITHOUT = (
-    "without an engine these work: make lab; papermill notebooks/NAME.ipynb OUT.ipynb -p runs data/sample; "
-    "meshdns report --runs data/sample; meshdns explain, validate, rules, dns-proxy"
+    "without an engine these work: make lab, and in .venv/bin papermill notebooks/01-name-resolution.ipynb out.ipynb "
+    "-p runs data/sample; meshdns report --runs data/sample; meshdns explain, validate, rules, dns-proxy"
 )
 _PROXY_VARIABLES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
