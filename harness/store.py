@@ -168,6 +168,13 @@ def resume(path: Path | str) -> RunWriter:
     if folder.is_dir() and not folder.name.endswith(PARTIAL):
         raise errors.InputError("is finished, there is nothing to resume", place=str(folder))
     header = _header(folder)
+    if header.name + PARTIAL != folder.absolute().name:  # it becomes the folder's name when all is measured
+        raise errors.DataError(
+            f"says that the run is {header.name!r}", place=str(folder / "run.json"), step="restore the folder's name"
+        )
+    if folder.absolute().with_name(header.name).exists():
+        step = "move it away, to go on with the unfinished one"
+        raise errors.InputError("exists already", place=str(folder.absolute().with_name(header.name)), step=step)
     with _storage(folder):
         (folder / "blocks").mkdir(exist_ok=True)
         for leftover in [*folder.glob(f"{TEMPORARY}*"), *(folder / "blocks").glob(f"{TEMPORARY}*")]:
@@ -178,6 +185,30 @@ def resume(path: Path | str) -> RunWriter:
                 _open_block(folder, header.name, block)
             )  # a damaged block is told now, not after hours of measuring the others
     return RunWriter(folder, header)
+
+
+def records(path: Path) -> list[samples.CellRecord]:
+    """The cells of all complete blocks of one run, finished or not, without their samples."""
+    header = _header(path)
+    return [
+        cell
+        for block in range(header.blocks)
+        if _has_block(path, block)
+        for cell in _cells(_block_paths(path, block)[1], block)
+    ]
+
+
+def require_writable(folder: Path) -> None:
+    """Something can be stored there, also where it is still to be made; for who would find out hours later.
+
+    Raises StorageError.
+    """
+    there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        fact = "cannot be written" if there.is_dir() else "is not a folder"
+        raise errors.StorageError(
+            fact, place=str(there), step=f"get access to it, or choose another, and {errors.AGAIN}"
+        )
 
 
 def load(path: str | Path | Iterable[str | Path]) -> Runs:
@@ -279,6 +310,10 @@ def _block_paths(folder: Path, block: int) -> tuple[Path, Path]:
 def _open_block(folder: Path, run: str, block: int) -> _Block:
     """The block's cells and its Parquet file, opened but not decoded."""
     parquet, record = _block_paths(folder, block)
+    return _Block(run, block, _cells(record, block), parquet, _open_parquet(parquet))
+
+
+def _cells(record: Path, block: int) -> list[samples.CellRecord]:
     value = _read_json(record)
     _require_schema(value, str(record))
     content = samples.strict_object(value, _BLOCK_TYPES, str(record))
@@ -286,8 +321,7 @@ def _open_block(folder: Path, run: str, block: int) -> _Block:
         raise errors.DataError(
             f"says it is block {content['block']}", place=str(record), step="restore the file's name"
         )
-    cells = [samples.CellRecord.from_json(each, f"{record} cell {n}") for n, each in enumerate(content["cells"])]
-    return _Block(run, block, cells, parquet, _open_parquet(parquet))
+    return [samples.CellRecord.from_json(each, f"{record} cell {n}") for n, each in enumerate(content["cells"])]
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -6,7 +6,9 @@ carries no other traffic, so the components must agree with the client to the pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +17,14 @@ import pyarrow.compute as pc
 
 from harness.mesh import topology
 from harness.plan import Cell, Trial
+from harness.samples import CellRecord
 
 LATE_NS = 10_000_000  # a request that starts this much after its due time was not offered when the plan said
 LATE_SHARE = 0.01  # more late starts than this and the load is another one than planned
 STOLEN_SHARE = 0.05  # a spinning agent that loses more than this of its CPU is not a clock
 NOERROR, NXDOMAIN = 0, 3
 Counts = Mapping[str, float]
+_SHOWN = 3  # kinds of reasons that a summary names
 
 
 def reasons(trial: Trial, table: pa.Table, counts: Counts, agent: Mapping[str, Any], nets: topology.Nets) -> list[str]:
@@ -35,6 +39,24 @@ def reasons(trial: Trial, table: pa.Table, counts: Counts, agent: Mapping[str, A
     if cell.tool == "agent" and cell.arm != "null":
         found += _path(trial, counts, agent)
     return found
+
+
+def summary(records: Sequence[CellRecord]) -> str:
+    """How many trials were not valid, and mostly why: a line for a person."""
+    invalid = [each for each in records if not each.valid]
+    line = f"{len(invalid)} of {len(records)} trials invalid ({round(100 * len(invalid) / len(records), 1):g} %)"
+    if not invalid:
+        return line
+    kinds = Counter(kind for each in invalid for kind in sorted({_kind(reason) for reason in each.reasons}))
+    [(arm, most)] = Counter(str(each.parameters["arm"]) for each in invalid).most_common(1)
+    line += f", mostly: {', '.join(f'{kind} ({count})' for kind, count in kinds.most_common(_SHOWN))}"
+    return f"{line}; {most} of them in arm {arm}" if 2 * most > len(invalid) else line
+
+
+def _kind(reason: str) -> str:
+    """A reason without what is of one trial only: counts, and what was wrong in place of the right."""
+    text = re.sub(r"^\d+ of \d+ requests: ", "", reason)
+    return text.partition(":")[0] if text.startswith("wrong ") else re.split(r":? (?:for )?-?\d", text)[0]
 
 
 def _offered(trial: Trial, table: pa.Table, agent: Mapping[str, Any]) -> Iterator[str]:

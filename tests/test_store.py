@@ -273,3 +273,23 @@ def test_runs_with_other_parameters_are_not_mixed(run: Path) -> None:
     writer.finish("later")
     with pytest.raises(errors.DataError, match=r"zz: differs from .* in parameters .*ndots"):
         store.load(run.parent)
+
+
+def test_a_run_whose_header_is_of_another_is_told_before_anything_is_measured(tmp_path: Path) -> None:
+    writer = store.create(tmp_path, store.RunHeader("r", {}, 1, "now", 1))
+    path = writer.path / "run.json"
+    path.write_text(path.read_text().replace('"r"', '"../elsewhere"'))
+    with pytest.raises(errors.DataError, match=r"says that the run is '\.\./elsewhere'"):
+        store.resume(writer.path)
+    path.write_text(path.read_text().replace('"../elsewhere"', '"r"'))
+    (tmp_path / "r").mkdir()
+    with pytest.raises(errors.InputError, match="exists already"):
+        store.resume(writer.path)
+
+
+def test_the_records_of_an_unfinished_run_are_read_without_its_samples(tmp_path: Path) -> None:
+    writer = store.create(tmp_path, store.RunHeader("r", {}, 1, "now", 3))
+    record = samples.CellRecord(0, {"arm": "plain"}, False, ["a reason"], 1, 0, 1.0)
+    writer.write_block(1, samples.SCHEMA.empty_table(), [record], "now")
+    (writer.path / "blocks" / "0002.json").touch()  # half written
+    assert store.records(writer.path) == [record]

@@ -98,3 +98,20 @@ def test_load_that_was_not_offered_is_told() -> None:
     late = dict.fromkeys(("start_ns", "dns_ns", "connect_ns", "tls_ns", "first_byte_ns", "end_ns"), due + 20000000)
     assert any("20 of 20 requests started more than 10 ms late" in r for r in judge(trial(), table(**late), PLAIN))
     assert any("lost its CPU" in r for r in judge(trial(), table(), PLAIN, gap_ns=2 * 10**8))
+
+
+def test_a_run_says_how_many_trials_were_invalid_and_mostly_why_and_where() -> None:
+    def record(arm: str, *reasons: str) -> samples.CellRecord:
+        return samples.CellRecord(0, {"arm": arm}, not reasons, list(reasons), 1, 0, 1.0)
+
+    valid = [record("plain")] * 17
+    assert validity.summary(valid) == "0 of 17 trials invalid (0 %)"
+    lost = "path not taken: requests at the servers: {}, expected 23"
+    invalid = [record("mode1", lost.format(3), "3 of 20 requests: timeout"), record("mode1", lost.format("1e+06"))]
+    invalid += [record("plain", "wrong replica: web-3"), record("plain", "wrong replica: web-1, web-2")]
+    invalid += [record("mode1", "the agent lost its CPU for 12% of the time")]
+    assert validity.summary([*valid, *invalid]) == (
+        "5 of 22 trials invalid (22.7 %), mostly: path not taken: requests at the servers (2), wrong replica (2), "
+        "timeout (1); 3 of them in arm mode1"
+    )
+    assert validity.summary([*valid, *invalid[2:4], *invalid[:2]]).endswith("timeout (1)")  # no arm has more than half
