@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -31,7 +31,8 @@ DESCRIPTION = """\
 Measures on this machine how service-mesh sidecars and DNS work together.
 
 exit codes: 0 done; 2 bad input; 3 the machine lacks something; 4 the testbed failed;
-5 damaged data; 6 the report failed; 7 disk full or not writable; 130 interrupted"""
+5 damaged data; 6 the report failed; 7 disk full or not writable; 8 a part of the testbed was lost;
+130 interrupted"""
 
 
 def say(line: str) -> None:
@@ -113,30 +114,35 @@ def _parser() -> argparse.ArgumentParser:
     ) -> argparse.ArgumentParser:
         """`needs` says which part of a checkout it uses, if any, and `instead` how to do without."""
         sub = verbs.add_parser(name, help=text, description=text)
-        sub.set_defaults(verb=action, needs=needs, instead=instead)
+        sub.set_defaults(verb=action, called=f"meshdns {name}", needs=needs, instead=instead)
+        return sub
+
+    def force(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        sub.add_argument("--force", action="store_true", help="also while somebody uses the testbed or measures here")
         return sub
 
     verb("doctor", _doctor, "what is there, what is missing, and the command that mends it")
     one = verb("engine", _engine, "find or install the container engine, build the images")
     one.add_argument("--browser", action="store_true", help="chromium and its driver instead (for the tests)")
-    verb("up", _up, "start the testbed and wait until it answers")
+    force(verb("up", _up, "start the testbed and wait until it answers"))
     verb("status", _status, "a table of the testbed's containers")
     one = verb("logs", _logs, "a container's log")
     one.add_argument("service", nargs="?", help="as in `meshdns status`; all if left out")
-    one = verb("exec", _exec, "run a command in a container")
+    one = force(verb("exec", _exec, "run a command in a container"))
     one.add_argument("service")
     one.add_argument("command", nargs=argparse.REMAINDER)
-    verb("down", _down, "remove the testbed")
+    force(verb("down", _down, "remove the testbed"))
     one = verb("run", _run, "measure a plan; prints the run's folder", lambda o: "" if o.dry_run else _testbed(o))
-    _plan_options(one)
+    _plan_options(force(one))
     one.add_argument("--dry-run", action="store_true", help="print the time it will take and the first block")
-    one = verb("trace", _trace, "one request: what every hop saw of it")
+    one = force(verb("trace", _trace, "one request: what every hop saw of it"))
     one.add_argument("url", help="http://HOST[:PORT]/PATH or https://…, as an application in the pod would ask")
     one.add_argument("--arm", default="mode1", help="the client pod that asks (default: mode1)")
     one.add_argument("--json", action="store_true", help="the whole observation instead of a table")
     _standalone(verb)
     one = verb("report", _report, "measure a plan, or take stored runs, and publish the notebooks as HTML",
                lambda _: NOTEBOOKS.name)  # fmt: skip
+    force(one)
     what = _plan_options(one)
     what.add_argument("--runs", type=Path, help="publish these stored runs instead of measuring (no engine needed)")
     one.add_argument("--out", type=Path, default=REPORTS, help="folder for reports (default: reports/)")
@@ -177,7 +183,7 @@ def _plan_options(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiv
 def _doctor(_: argparse.Namespace) -> int:
     from harness import doctor
 
-    findings = doctor.examine(_nets())
+    findings = doctor.examine(_nets(), _project())
     print(doctor.table(findings))
     return errors.EnvironmentProblem.exit_code if any(f.state == "missing" for f in findings) else 0
 
@@ -202,22 +208,45 @@ def _nets() -> topology.Nets:
     return topology.Nets(os.environ.get("MESHDNS_PODS", default.pods), os.environ.get("MESHDNS_WORLD", default.world))
 
 
+def _project() -> str:
+    """The Compose project, and so the name of everything that belongs to this testbed."""
+    from harness import testbed
+
+    project = os.environ.get("MESHDNS_PROJECT", testbed.PROJECT)
+    if not testbed.PROJECTS.fullmatch(project):
+        raise errors.InputError(
+            f"{project!r} cannot name a testbed",
+            place="MESHDNS_PROJECT",
+            step="use up to 40 of a-z, 0-9, - and _, and a letter or digit first",
+        )
+    return project
+
+
 def _bed(build: bool = False, groups: Iterable[topology.Group] = ()) -> Testbed:
     """The testbed; images only where containers may be started."""
-    from harness import engine
-    from harness.testbed import Testbed
+    from harness import engine, testbed
 
+    nets, project = _nets(), _project()
+    state = testbed.state_of(project)
     if not build:
         engine.find()
-        return Testbed({}, _nets())
+        return testbed.Testbed({}, nets, project, state)
+    testbed.require_nets(nets)
     engine.ensure(say)
-    return Testbed(engine.images(say).tags, _nets(), groups=frozenset(groups))
+    return testbed.Testbed(engine.images(say).tags, nets, project, state, frozenset(groups))
 
 
-def _up(_: argparse.Namespace) -> int:
+def _used(bed: Testbed, options: argparse.Namespace, what: str = "") -> contextlib.AbstractContextManager[None]:
+    """Nobody else uses this testbed meanwhile."""
+    return bed.exclusive(f"{options.called}{what}", force=options.force, announce=say)
+
+
+def _up(options: argparse.Namespace) -> int:
     from harness.mesh import topology
 
-    _bed(build=True, groups=topology.GROUPS).up(say)
+    bed = _bed(build=True, groups=topology.GROUPS)
+    with _used(bed, options):
+        bed.up(say)
     say("the testbed is up; `meshdns status` shows it, `meshdns down` removes it")
     return 0
 
@@ -250,13 +279,17 @@ def _exec(options: argparse.Namespace) -> int:
     if not options.command:
         raise errors.InputError("no command is given", place="meshdns exec", step="e.g. `meshdns exec dns-bind sh`")
     bed = _bed()
+    bed.lock.ask(force=options.force, announce=say)
     bed.container(options.service)
     terminal = [] if sys.stdin.isatty() else ["-T"]
     return bed.interactive("exec", *terminal, options.service, *options.command)
 
 
-def _down(_: argparse.Namespace) -> int:
-    _bed().down()
+def _down(options: argparse.Namespace) -> int:
+    bed = _bed()
+    with _used(bed, options):
+        for line in bed.down().lines():
+            say(line)
     return 0
 
 
@@ -280,7 +313,7 @@ def _trace(options: argparse.Namespace) -> int:
     if options.arm not in topology.ARMS:
         raise errors.InputError("no such arm", place=options.arm, step=f"choose from {', '.join(topology.ARMS)}")
     bed = _bed(build=True, groups={topology.ARMS[options.arm].group})
-    with _standing(bed, keep=False), bed.observers() as observers, run.Agents(bed) as agents:
+    with _used(bed, options), _standing(bed, keep=False), bed.observers() as observers, run.Agents(bed) as agents:
         agent = agents.of(options.arm, 5)
         seen = trace.observe(bed, observers, agent, options.arm, options.url).to_json()
     print(json.dumps(seen, indent=1) if options.json else hops.text(seen))
@@ -293,7 +326,11 @@ def _plan(options: argparse.Namespace) -> tuple[Plan, list[int]]:
 
     if options.resume:
         unfinished = store.resume(options.resume)
-        return plan.from_json(unfinished.header.plan, str(options.resume)), unfinished.missing()
+        what = plan.from_json(unfinished.header.plan, str(options.resume))
+        if (unfinished.header.blocks, unfinished.header.seed) != (what.blocks, what.seed):
+            place = str(options.resume / "run.json")
+            raise errors.DataError("its blocks or seed are not those of its plan", place=place, step="measure again")
+        return what, unfinished.missing()
     what = plan.find(options.plan)
     return what, list(range(what.blocks))
 
@@ -315,55 +352,101 @@ def _print_plan(what: Plan, blocks: Sequence[int]) -> None:
 
 def _measure(what: Plan, blocks: Sequence[int], options: argparse.Namespace) -> Path:
     """The folder of a finished run. However it ends, the testbed is as before and what is complete is stored."""
+    from harness import store
+
+    store.require_writable(options.resume or RUNS)
+    with _measuring(options, what):
+        bed = _bed(build=True, groups=what.groups())
+        with _used(bed, options, f", plan {what.name}"):
+            return _execute(what, blocks, bed, options)
+
+
+def _execute(what: Plan, blocks: Sequence[int], bed: Testbed, options: argparse.Namespace) -> Path:
     from harness import run
     from harness.progress import Progress
 
-    bed = _bed(build=True, groups=what.groups())
     before = set(RUNS.glob("*.partial"))
     try:
         with _standing(bed, options.keep), Progress(run.seconds(what, blocks), "measuring") as progress:
-            return run.execute(what, bed, RUNS, progress, options.resume)
+            folder = run.execute(what, bed, RUNS, progress, options.resume)
     except (KeyboardInterrupt, errors.MeshdnsError, OSError) as problem:
         told = errors.storage(problem) if isinstance(problem, OSError) and errors.is_storage(problem) else problem
-        for folder in {*RUNS.glob("*.partial")} - before or {options.resume} - {None}:
-            stored, how = len(list(folder.glob("blocks/*.json"))), f"go on with `meshdns run --resume {folder}`"
-            say(f"{stored} of {what.blocks} blocks are stored; {how}")
-            if isinstance(told, errors.MeshdnsError):
-                told.go_on(how)
+        for begun in {*RUNS.glob("*.partial")} - before or {options.resume} - {None}:
+            _tell_go_on(begun, what, told)
         raise told from None
+    _tell_invalid(folder)
+    return folder
+
+
+def _tell_go_on(folder: Path, what: Plan, told: BaseException) -> None:
+    """How an unfinished run stands, and how to go on with it."""
+    stored, how = len(list(folder.glob("blocks/*.json"))), f"go on with `meshdns run --resume {folder}`"
+    _tell_invalid(folder)
+    say(f"{stored} of {what.blocks} blocks are stored; {how}")
+    if isinstance(told, errors.MeshdnsError):
+        told.go_on(how)
+
+
+def _tell_invalid(folder: Path) -> None:
+    from harness import store, validity
+
+    with contextlib.suppress(errors.DataError):  # a run that is damaged has been told of
+        if records := store.records(folder):
+            say(validity.summary(records))
+
+
+def _measuring(options: argparse.Namespace, what: Plan) -> contextlib.AbstractContextManager[None]:
+    """Nobody else measures on this machine meanwhile."""
+    from harness import locks
+
+    use = f"{options.called}, plan {what.name}, testbed {_project()}"
+    return locks.machine().hold(use, force=options.force, announce=say)
 
 
 @contextlib.contextmanager
 def _standing(bed: Testbed, keep: bool) -> Iterator[None]:
     """The testbed is up inside, and afterwards as it was before."""
-    with bed.exclusive():
-        was_up = bed.is_up()
-        try:
-            bed.up(say)
-            yield
-        finally:
-            if not (keep or was_up):
-                bed.down()
+    was_up = bed.is_up()
+    try:
+        bed.up(say)
+        yield
+    finally:
+        if not (keep or was_up):
+            bed.down()
 
 
 def _report(options: argparse.Namespace) -> int:
-    from harness import report
-    from harness.progress import Progress
+    from harness import locks, report, store
 
     notebooks = report.notebooks_in(NOTEBOOKS)
     parameters: dict[str, object] = {name: report.parameter(value) for name, value in options.parameters}
     report.check_parameters(parameters, notebooks)
-    runs = options.runs or _measure(*_plan(options), options)
-    try:
-        with Progress(len(notebooks), "publishing", unit="") as progress:
-            name = runs.resolve().name or "runs"  # `.` and `..` too have names, and only `/` has none
-            index = report.publish(runs, options.out / name, parameters, notebooks, progress.stage)
-    except (KeyboardInterrupt, errors.MeshdnsError, OSError):
-        if not options.runs:
+    store.require_writable(options.out)
+    if options.runs:
+        if options.runs.exists():  # else it is told at once, whoever measures
+            locks.machine().ask(force=options.force, announce=say)
+        print(_publish(options.runs, options.out, parameters, notebooks))
+        return 0
+    what, blocks = _plan(options)
+    with _measuring(options, what):  # until it is published: that takes the CPUs as well
+        runs = _measure(what, blocks, options)
+        try:
+            index = _publish(runs, options.out, parameters, notebooks)
+        except (KeyboardInterrupt, errors.MeshdnsError, OSError):
             say(f"the run is finished and stored; publish it with `meshdns report --runs {runs}`")
-        raise
+            raise
     print(index)
     return 0
+
+
+def _publish(runs: Path, out: Path, parameters: Mapping[str, object], notebooks: Sequence[Path]) -> Path:
+    """The report's first page."""
+    from harness import report
+    from harness.progress import Progress
+
+    with Progress(len(notebooks), "publishing", unit="") as progress:
+        name = runs.resolve().name or "runs"  # `.` and `..` too have names, and only `/` has none
+        return report.publish(runs, out / name, parameters, notebooks, progress.stage)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from harness import debian, engine, process, testbed
+from harness import debian, engine, errors, locks, process, testbed
 from harness.mesh import topology
 
 State = Literal["ok", "missing", "warn"]
@@ -44,13 +44,14 @@ class Finding:
     mend: str = ""  # the one command, or what to change
 
 
-def examine(nets: topology.Nets = _NETS) -> list[Finding]:
-    """All findings, in the order in which they matter; `nets` are the networks that the testbed would take."""
+def examine(nets: topology.Nets = _NETS, project: str = testbed.PROJECT) -> list[Finding]:
+    """All findings, in the order in which they matter; `nets` are the networks that testbed `project` would take."""
     here = engine.look()
     return [
         _python(),
         *_engine(here),
-        *([_images(), *_subnets(nets)] if here.server else []),
+        _measuring(),
+        *([_images(), *_subnets(nets, project)] if here.server else []),
         _port(_LAB_PORT),
         _disk(),
         _memory(here),
@@ -120,7 +121,17 @@ def _images() -> Finding:
     return Finding("images", "missing", f"not built: {' '.join(missing)}", "meshdns engine")
 
 
-def _networks() -> list[tuple[str, str]]:
+def _measuring() -> Finding:
+    try:
+        who = locks.machine().holder()
+    except errors.EnvironmentProblem as problem:
+        return Finding("measuring", "warn", f"{problem.place} {problem.fact}", problem.step)
+    if who:
+        return Finding("measuring", "warn", f"by {who}", "wait for it: whatever else runs here shows in its numbers")
+    return Finding("measuring", "ok", "nobody does now")
+
+
+def _networks(project: str) -> list[tuple[str, str]]:
     """(who holds it, network) of docker's networks and the host's routes, but for the testbed's own."""
     taken, bridges = list[tuple[str, str]](), set[str]()
     ids = process.run("docker", "network", "ls", "-q", timeout_s=_ASK_TIMEOUT_S).out.split()
@@ -129,7 +140,7 @@ def _networks() -> list[tuple[str, str]]:
         configured = (network.get("IPAM") or {}).get("Config") or []
         subnets = [one["Subnet"] for one in configured if "." in one.get("Subnet", "")]  # IPv6 is in nobody's way
         bridges.update(subnets)
-        if (network.get("Labels") or {}).get("com.docker.compose.project") != testbed.PROJECT:
+        if (network.get("Labels") or {}).get("com.docker.compose.project") != project:
             taken += [(f"the docker network {network['Name']}", subnet) for subnet in subnets]
     return taken + [("a route of this host", route) for route in host_routes() if route not in bridges]
 
@@ -146,11 +157,11 @@ def host_routes(path: Path = Path("/proc/net/route")) -> list[str]:
     return routes
 
 
-def _subnets(nets: topology.Nets) -> list[Finding]:
+def _subnets(nets: topology.Nets, project: str = testbed.PROJECT) -> list[Finding]:
     if problem := nets.problem():
         mend = "export MESHDNS_PODS=198.18.7 MESHDNS_WORLD=198.19.7"
         return [Finding("subnets", "missing", problem, mend)]
-    taken = _networks()
+    taken = _networks(project)
     return [_subnet(subnet, taken) for subnet in nets.cidrs()]
 
 

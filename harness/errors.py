@@ -67,6 +67,12 @@ class StorageError(MeshdnsError):
     exit_code = 7
 
 
+class LostPartError(MeshdnsError):
+    """A part of the testbed ended, or was taken away, while a run needed it."""
+
+    exit_code = 8
+
+
 _MENDED_BY = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",

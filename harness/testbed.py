@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import ipaddress
 import json
 import os
@@ -18,22 +17,24 @@ import subprocess
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import docker
 import docker.errors
 import yaml
 from docker.models.containers import Container
 
-from harness import engine, errors, process, rendering
+from harness import engine, errors, locks, process, rendering
 from harness.channel import Channel
 from harness.mesh import topology
 
 PROJECT = "meshdns"
+PROJECTS = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")  # Compose's rule; the length is for names made of it
 ROOT = Path(__file__).resolve().parents[1]
 COMPOSE = ROOT / "compose"
 STATE = ROOT / ".meshdns" / "state"
@@ -42,6 +43,7 @@ UNRESOLVED_S = 5  # then, and again, a sidecar whose names are not resolved is s
 READY_TIMEOUT_S = 60  # proxies and name servers answer within a few seconds of their start
 UP_TIMEOUT_S = 300
 REFUSED = 3  # exit code of a loader whose mechanism is not allowed here
+READY = "ready"  # file of a testbed whose start was completed; one that a kill left half-way has none
 DOWN_TIMEOUT_S = 180
 Announce = Callable[[str], None]
 
@@ -55,6 +57,86 @@ class Row:
     state: str
     address: str
     intercepted: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """One container as a listing shows it: cheap to look at, unlike the container itself."""
+
+    service: str
+    id: str
+    state: str  # in the engine's words: running, exited, paused, ...
+    code: int | None  # of one that has exited
+    created_s: float
+    folder: str  # checkout that it was started from; "" where that is not known
+
+    @property
+    def is_done(self) -> bool:
+        """It did its work and ended well: rules, certificate."""
+        return self.state == "exited" and self.code == 0 and (self.service.endswith("-rules") or self.service == "tls")
+
+    @property
+    def is_refused(self) -> bool:
+        """A loader that says the kernel or the engine does not allow its way of capturing."""
+        return self.state == "exited" and self.code == REFUSED and self.service.endswith("-loader")
+
+    @property
+    def words(self) -> str:
+        """Its state, as `meshdns status` has it."""
+        return "done" if self.is_done else "refused" if self.is_refused else self.state
+
+    @property
+    def is_as_it_must_be(self) -> bool:
+        """It runs, or is one of those that need not."""
+        return self.state == "running" or self.is_done or self.is_refused
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What `down` has found, and what it could not remove."""
+
+    project: str
+    parts: tuple[Part, ...]
+    networks: tuple[str, ...]
+    kept: tuple[str, ...]  # of these networks
+
+    def lines(self) -> Iterator[str]:
+        """What a person wants to know of it."""
+        gone = len(self.networks) - len(self.kept)
+        if self.parts or gone:
+            what = f"{_counted(len(self.parts), 'container')} and {_counted(gone, 'network')}"
+            yield f"removed {what} of project {self.project}{origin(self.parts)}"
+        elif not self.kept:
+            yield f"there was nothing of project {self.project} to remove"
+        for name in self.kept:
+            yield (
+                f"network {name} stayed: the engine counts containers on it that are gone; restart the engine and run "
+                f"`docker network rm {name}`, or take other subnets by MESHDNS_PODS and MESHDNS_WORLD"
+            )
+
+
+def origin(parts: Collection[Part]) -> str:
+    """Where and when these were started, as the end of a sentence."""
+    if not parts:
+        return ""
+    folders = sorted({part.folder for part in parts} - {""})
+    where = f" from {' and '.join(folders)}" if folders else ""
+    return f", started{where} at {datetime.fromtimestamp(min(part.created_s for part in parts)):%Y-%m-%d %H:%M:%S}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def require_nets(nets: topology.Nets) -> None:
+    """Raises InputError unless a testbed can have these networks."""
+    if problem := nets.problem():
+        raise errors.InputError(problem, place="MESHDNS_PODS, MESHDNS_WORLD", step="use e.g. 198.18.7 and 198.19.7")
+
+
+def state_of(project: str) -> Path:
+    """The folder of what is rendered for a project."""
+    return STATE if project == PROJECT else STATE.with_name(f"{STATE.name}-{project}")
 
 
 def cpu_sets() -> tuple[str, str]:
@@ -83,7 +165,7 @@ class Testbed:
     state: Path = STATE
     groups: frozenset[topology.Group] = frozenset()  # of pods, beside the core
     _client: docker.DockerClient | None = None
-    _lock: IO[str] | None = None
+    _lock: locks.Lock | None = None
 
     # -- the engine ------------------------------------------------------------------------------------------------
 
@@ -123,6 +205,21 @@ class Testbed:
         with _engine():
             return {role: str(self.client.images.get(tag).id) for role, tag in sorted(self.images.items())}
 
+    def parts(self) -> list[Part]:
+        """What is there, by one question to the engine. Raises TestbedError."""
+        label = f"com.docker.compose.project={self.project}"
+        with _engine():
+            found = self.client.api.containers(all=True, filters={"label": label})
+        return [_part(one) for one in found if one["Labels"].get("com.docker.compose.oneoff") != "True"]
+
+    def ending(self, part: Part) -> Mapping[str, Any]:
+        """The engine's `State` of a container, empty where it is gone. Raises TestbedError."""
+        with _engine():
+            try:
+                return dict(self.client.api.inspect_container(part.id)["State"])
+            except docker.errors.NotFound:
+                return {}
+
     def name(self, service: str) -> str:
         """Container name of a service (Compose v2's scheme)."""
         return f"{self.project}-{service}-1"
@@ -134,25 +231,25 @@ class Testbed:
     # -- up and down -----------------------------------------------------------------------------------------------
 
     def is_up(self) -> bool:
-        """Every container wanted runs, or is an init container that succeeded, in the state we would render.
+        """A start was completed: every container wanted is as it must be, in the state we would render.
 
         More pods than wanted are idle, and in nobody's way.
         """
-        found = self.containers()
-        there = {c.labels["com.docker.compose.service"] for c in found}
-        if not found or not set(self._services()) <= there or not self._state_is_current():
+        found = self.parts()
+        if not set(self._services()) <= {part.service for part in found} or not self._state_is_current():
             return False
-        return all(c.status == "running" or _is_done(c) or _is_refused(c) for c in map(_reloaded, found))
+        if not {part.folder for part in found} <= {str(ROOT), ""}:  # another checkout's, with its own keys and files
+            return False
+        return (self.state / READY).exists() and all(part.is_as_it_must_be for part in found)
 
     def refusals(self) -> dict[str, str]:
         """Pods whose way of capturing this kernel or engine does not allow -> why, in the loader's words."""
         found: dict[str, str] = {}
-        for container in map(_reloaded, self.containers()):
-            if _is_refused(container):
+        for part in self.parts():
+            if part.is_refused:
                 with _engine():
-                    lines = container.logs(tail=1).decode(errors="replace").strip().splitlines()
-                service = container.labels["com.docker.compose.service"]
-                found[service.removesuffix("-loader")] = lines[-1] if lines else "no reason given"
+                    lines = self.client.api.logs(part.id, tail=1).decode(errors="replace").strip().splitlines()
+                found[part.service.removesuffix("-loader")] = lines[-1] if lines else "no reason given"
         return found
 
     def has(self, pod: topology.ClientPod | topology.ServerPod) -> bool:
@@ -168,15 +265,14 @@ class Testbed:
 
         What an earlier run left half-way is removed first; on failure nothing is left running.
         """
-        if problem := self.nets.problem():
-            raise errors.InputError(problem, place="MESHDNS_PODS, MESHDNS_WORLD", step="use e.g. 198.18.7 and 198.19.7")
+        require_nets(self.nets)
         with self.exclusive():
             if not self.is_up():
                 self._start(announce)
 
     def _start(self, announce: Announce) -> None:
         if self.containers():
-            announce("removing what is left of an earlier testbed")
+            announce(f"removing what is left of an earlier testbed{origin(self.parts())}")
             self.down()
         self._refuse_busy_networks()
         self._render()
@@ -184,19 +280,25 @@ class Testbed:
         try:
             self._compose_up()
             self.wait_ready()
+            (self.state / READY).touch()
         except BaseException:
             self.down()
             raise
 
-    def down(self) -> None:
+    def down(self) -> Removed:
         """No container or volume of the project is left, nor a network that the engine lets go. Safe to call twice."""
+        with _uninterrupted(), self.exclusive():
+            parts, networks = self.parts(), self._networks()
+            self._remove()
+            return Removed(self.project, tuple(parts), tuple(networks), tuple(self._networks()))
+
+    def _remove(self) -> None:
         env = os.environ | self._environment(partial=True)
         down = self._compose("down", "--volumes", "--remove-orphans", "--timeout", "2")
-        with _uninterrupted():
-            for _ in range(2):  # what an interrupted start was still making is in the way only once
-                done = process.run(*down, timeout_s=DOWN_TIMEOUT_S, env=env)
-                if done.ok or not self.containers():
-                    break
+        for _ in range(2):  # what an interrupted start was still making is in the way only once
+            done = process.run(*down, timeout_s=DOWN_TIMEOUT_S, env=env)
+            if done.ok or not self.containers():
+                break
         if not done.ok and self.containers():
             raise errors.TestbedError(
                 f"the containers could not be removed ({done.last_lines(1)})",
@@ -209,17 +311,20 @@ class Testbed:
         shutil.rmtree(self.state, ignore_errors=True)
         self._remove_networks()
 
+    def _networks(self) -> list[str]:
+        label = f"com.docker.compose.project={self.project}"
+        with _engine():
+            return sorted(str(network.name) for network in self.client.networks.list(filters={"label": label}))
+
     def _remove_networks(self) -> None:
         """What Compose could not remove in time.
 
-        Engine 20.10 at times counts endpoints that are gone, and keeps an empty network until it is restarted. That is
-        in nobody's way: the next `up` takes it again.
+        Engine 20.10 at times counts endpoints that are gone, and keeps an empty network until it is restarted. The next
+        `up` of this project takes it again; whoever wants its subnet is told by `down`.
         """
-        label = f"com.docker.compose.project={self.project}"
-        with contextlib.suppress(*_SDK):
-            for network in self.client.networks.list(filters={"label": label}):
-                with contextlib.suppress(*_SDK):  # one that is kept does not keep the others
-                    network.remove()
+        for name in self._networks():
+            with contextlib.suppress(*_SDK):  # one that is kept does not keep the others
+                self.client.api.remove_network(name)
 
     def _compose(self, *arguments: str) -> tuple[str, ...]:
         rendered = self.state / "compose.yaml"
@@ -298,25 +403,18 @@ class Testbed:
 
     # -- what may stand in the way ---------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Nobody else starts or measures meanwhile: two runs would measure each other. Raises EnvironmentProblem."""
-        if self._lock is not None:  # ours already
-            yield
-            return
-        self.state.parent.mkdir(parents=True, exist_ok=True)
-        with (self.state.parent / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                place = str(self.state.parent)
-                fact = "another meshdns is using the testbed"
-                raise errors.EnvironmentProblem(fact, place=place, step="wait for it, or stop it") from None
-            self._lock = lock
-            try:
-                yield
-            finally:
-                self._lock = None
+    @property
+    def lock(self) -> locks.Lock:
+        """Held by whoever changes or uses this testbed, from whichever checkout. Raises TestbedError."""
+        if self._lock is None:  # remembered: an engine that dies is not asked again
+            self._lock = locks.testbed(str(self.engine_facts().get("ID", "")), self.project)
+        return self._lock
+
+    def exclusive(
+        self, use: str = "a Python program", *, force: bool = False, announce: Announce = print
+    ) -> contextlib.AbstractContextManager[None]:
+        """Nobody else changes or uses it meanwhile; held once, however often it is entered."""
+        return self.lock.hold(use, force=force, announce=announce)
 
     def _busy(self, whom: str) -> errors.EnvironmentProblem:
         return errors.EnvironmentProblem(
@@ -361,11 +459,12 @@ class Testbed:
         """Services that do not answer, each with what is wrong."""
         waiting: dict[str, str] = {}
         refused = self.refusals()
-        for container in map(_reloaded, self.containers()):
-            service, state = container.labels["com.docker.compose.service"], container.attrs["State"]
-            if state["Status"] == "exited" and not _is_done(container) and not _is_refused(container):
+        for part in self.parts():
+            if part.state == "exited" and not part.is_as_it_must_be:
                 raise errors.TestbedError(
-                    f"the container ended with code {state['ExitCode']}", place=service, step=self._last_words(service)
+                    f"the container ended with code {part.code}",
+                    place=part.service,
+                    step=self._last_words(part.service),
                 )
         for service, (pod, page) in self._probes().items():
             if any(service.startswith(f"{each}-") for each in refused):
@@ -442,11 +541,14 @@ class Testbed:
         }
 
     def _last_words(self, service: str) -> str:
+        return self.log_ends(service) or f"see `meshdns logs {service}`"
+
+    def log_ends(self, service: str) -> str:
+        """The last words of a container, as the end of a sentence; empty where it has none."""
         with contextlib.suppress(errors.MeshdnsError, *_SDK):
-            lines = self.container(service).logs(tail=3).decode(errors="replace").strip().splitlines()
-            if lines:
-                return f"its log ends: {' / '.join(line.strip()[:200] for line in lines)}"
-        return f"see `meshdns logs {service}`"
+            lines = self.client.api.logs(self.name(service), tail=3).decode(errors="replace").strip().splitlines()
+            return f"its log ends: {' / '.join(line.strip()[:200] for line in lines)}" if lines else ""
+        return ""
 
     @contextlib.contextmanager
     def observers(self) -> Iterator[dict[str, Channel]]:
@@ -547,13 +649,14 @@ class Testbed:
         rows = []
         taken = {client.pod: client.intercepted() for client in topology.CLIENTS}
         taken |= {server.pod: f"tcp in and out ({server.mechanism})" for server in topology.MESHED}
+        parts = {part.id: part for part in self.parts()}
         for container in self.containers():
             service = container.labels["com.docker.compose.service"]
             pod = next((p for p in sorted(taken, key=len, reverse=True) if service.startswith(p)), service)
             networks = container.attrs["NetworkSettings"]["Networks"].values()
             address = " ".join(filter(None, (n.get("IPAddress", "") for n in networks)))
-            state = container.attrs["State"]
-            words = "done" if _is_done(container) else "refused" if _is_refused(container) else state["Status"]
+            part = parts.get(str(container.id))
+            words = container.status if part is None else part.words
             rows.append(Row(pod, service, words, address, taken.get(pod, "nothing") if service == pod else ""))
         return sorted(rows, key=lambda row: (row.pod, row.container))
 
@@ -593,23 +696,18 @@ def _own_probes(client: topology.ClientPod) -> dict[str, dict[str, Any]]:
     return {f"{client.pod}-{part}": {"url": f"http://127.0.0.1:{page}", "timeout_s": 1} for part, page in ports.items()}
 
 
-def _is_done(container: Container) -> bool:
-    """One that did its work and ended well: rules, certificate."""
-    service, state = container.labels["com.docker.compose.service"], container.attrs["State"]
-    ended = state["Status"] == "exited" and state["ExitCode"] == 0
-    return bool(ended and (service.endswith("-rules") or service == "tls"))
-
-
-def _is_refused(container: Container) -> bool:
-    """A loader that says the kernel or the engine does not allow its way of capturing."""
-    service, state = container.labels["com.docker.compose.service"], container.attrs["State"]
-    return bool(service.endswith("-loader") and state["Status"] == "exited" and state["ExitCode"] == REFUSED)
-
-
-def _reloaded(container: Container) -> Container:
-    with _engine():
-        container.reload()
-    return container
+def _part(listed: Mapping[str, Any]) -> Part:
+    """From the engine's list, which has the exit code in words only: `Exited (137) 2 seconds ago`."""
+    labels, code = listed["Labels"], re.match(r"Exited \((\d+)\)", listed["Status"])
+    started_in = Path(labels.get("com.docker.compose.project.working_dir", ""))
+    return Part(
+        labels["com.docker.compose.service"],
+        listed["Id"],
+        listed["State"],
+        int(code[1]) if code else None,
+        listed["Created"],
+        str(started_in.parent) if started_in.name == COMPOSE.name else "",
+    )
 
 
 @contextlib.contextmanager

@@ -13,13 +13,20 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import harness
-from harness import cli, errors, plan, report, run, samples, store, testbed
+from harness import cli, errors, locks, plan, report, run, samples, store, testbed
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever measures on this machine is not asked, and not disturbed."""
+    monkeypatch.setattr(locks, "FOLDERS", (tmp_path,))
 
 
 def meshdns(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -86,6 +93,19 @@ def test_dry_run_prints_cells_and_duration_and_starts_nothing() -> None:
     assert "minutes in all" in done.stdout.splitlines()[0]
 
 
+@pytest.mark.parametrize("name", ["Mesh", "-x", "a b", "ä", "", "x" * 41, "../x"])
+def test_a_testbed_cannot_have_any_name(name: str) -> None:
+    done = meshdns("status", MESHDNS_PROJECT=name, DOCKER_HOST="unix:///nowhere.sock")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"meshdns: MESHDNS_PROJECT: {name!r} cannot name a testbed; use")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_testbed_of_another_name_has_a_state_of_its_own() -> None:
+    assert testbed.state_of("meshdns") == ROOT / ".meshdns" / "state"
+    assert testbed.state_of("mine") == ROOT / ".meshdns" / "state-mine"
+
+
 def test_networks_outside_the_benchmarking_range_are_refused() -> None:
     done = meshdns("up", MESHDNS_PODS="10.1.2")
     assert done.returncode == 2
@@ -117,14 +137,15 @@ def test_a_disk_that_cannot_be_written_is_one_message_with_its_own_code(
 class Bed:
     """A testbed in name only; what was asked of it."""
 
-    state = Path("/nowhere")
-
     def __init__(self, rows: Sequence[testbed.Row] = (), up: BaseException | None = None) -> None:
         self.rows, self.failure, self.asked = list(rows), up, list[tuple[str, ...]]()
 
-    @contextlib.contextmanager
-    def exclusive(self) -> Iterator[None]:
-        yield
+    @property
+    def lock(self) -> locks.Lock:
+        return locks.testbed("an engine", "meshdns")
+
+    def exclusive(self, use: str, **how: Any) -> contextlib.AbstractContextManager[None]:
+        return self.lock.hold(use, **how)
 
     def is_up(self) -> bool:
         return False
@@ -133,8 +154,9 @@ class Bed:
         if self.failure:
             raise self.failure
 
-    def down(self) -> None:
+    def down(self) -> testbed.Removed:
         self.asked.append(("down",))
+        return testbed.Removed("meshdns", (), (), ())
 
     def status(self) -> list[testbed.Row]:
         return self.rows
@@ -194,6 +216,83 @@ def test_status_of_what_is_not_up_says_how_to_start_it(
     monkeypatch.setattr(cli, "_bed", Bed)
     assert cli.main(["status"]) == errors.TestbedError.exit_code
     assert capsys.readouterr().err == "meshdns: the testbed is not up; run `meshdns up`\n"
+
+
+@pytest.fixture
+def somebody(tmp_path: Path) -> Iterator[str]:
+    """Another process measures on this machine, and on the testbed."""
+    program = f"""
+import sys
+from pathlib import Path
+from harness import locks
+locks.FOLDERS = (Path({str(tmp_path)!r}),)
+with locks.machine().hold("another run"), locks.testbed("an engine", "meshdns").hold("another run"):
+    print(flush=True)
+    sys.stdin.read()
+"""
+    other = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert other.stdout is not None
+    other.stdout.readline()
+    yield f"(process {other.pid}, another run) from {ROOT} since "
+    other.communicate()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["up"],
+        ["down"],
+        ["exec", "dns-bind", "sh"],
+        ["run"],
+        ["trace", "http://web/"],
+        ["report"],
+        ["report", "--runs", "."],
+    ],
+    ids=" ".join,
+)
+def test_what_somebody_measures_is_left_alone_unless_it_is_forced(
+    arguments: list[str], somebody: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    bed, reached = Bed([ROW]), list[str]()
+
+    def reach(*_: object, **__: object) -> Path:
+        reached.append("")
+        raise errors.TestbedError("reached")
+
+    monkeypatch.setattr(cli, "_bed", lambda **_: bed)
+    monkeypatch.setattr(cli, "RUNS", tmp_path)
+    monkeypatch.setattr(bed, "up", reach)
+    monkeypatch.setattr(report, "publish", reach)
+    assert cli.main(arguments) == errors.EnvironmentProblem.exit_code
+    said = capsys.readouterr().err
+    assert somebody in said
+    assert len(said.splitlines()) == 1
+    assert not (bed.asked or reached)
+    cli.main([arguments[0], "--force", *arguments[1:]])
+    assert bed.asked or reached
+    assert f"{somebody}" in (said := capsys.readouterr().err)
+    assert "passed over, as --force says" in said
+
+
+def test_down_says_what_it_has_removed_and_what_has_stayed() -> None:
+    part = testbed.Part("dns-bind", "1", "running", None, 0.0, "/a/checkout")
+    said = list(testbed.Removed("mine", (part, part), ("mine_pods", "mine_world"), ("mine_pods",)).lines())
+    assert said[0].startswith("removed 2 containers and 1 network of project mine, started from /a/checkout at 19")
+    assert said[1].startswith("network mine_pods stayed: ")
+    assert "restart the engine and run `docker network rm mine_pods`" in said[1]
+    assert list(testbed.Removed("mine", (), (), ()).lines()) == ["there was nothing of project mine to remove"]
+
+
+def test_a_report_that_could_not_be_written_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "_measure", lambda *_: pytest.fail("measured"))
+    (tmp_path / "file").touch()
+    assert cli.main(["report", "--out", str(tmp_path / "file" / "reports")]) == errors.StorageError.exit_code
+    assert f"{tmp_path}/file: is not a folder" in capsys.readouterr().err
 
 
 GONE = errors.TestbedError("it stopped answering", place="container engine", step=f"start it and {errors.AGAIN}")

@@ -1,5 +1,6 @@
 """The testbed's driver against an engine that dies or says no, and against signals."""
 
+import dataclasses
 import os
 import signal
 
@@ -8,7 +9,7 @@ import pytest
 import requests
 
 from harness import errors, facts, testbed
-from harness.testbed import Testbed
+from harness.testbed import Part, Testbed
 
 
 class Dead:
@@ -80,6 +81,39 @@ def test_what_the_engine_refuses_is_not_taken_for_its_end(tmp_path):
     bed = Testbed({"client": "meshdns/client:x"}, state=tmp_path / "state", _client=Dead(refusal))
     with pytest.raises(errors.TestbedError, match="container is paused"):
         bed.image_ids()
+
+
+def test_a_testbed_is_up_once_its_start_was_completed_from_this_checkout(tmp_path, monkeypatch):
+    bed = Testbed({}, state=tmp_path / "state")
+    bed._render()
+    parts = [Part(service, service, "running", None, 0.0, str(testbed.ROOT)) for service in bed._services()]
+    monkeypatch.setattr(bed, "parts", lambda: parts)
+    assert not bed.is_up()  # all run, and whoever started them was killed before they answered
+    (bed.state / testbed.READY).touch()
+    assert bed.is_up()
+    parts[-1] = dataclasses.replace(parts[-1], state="paused")
+    assert not bed.is_up()
+    parts[:] = [dataclasses.replace(part, state="running", folder="/another/checkout") for part in parts]
+    assert not bed.is_up()  # they have its keys and files
+
+
+@pytest.mark.parametrize(
+    ("listed", "words", "right"),
+    [
+        ({"State": "running", "Status": "Up 2 seconds"}, "running", True),
+        ({"State": "exited", "Status": "Exited (137) 2 seconds ago"}, "exited", False),
+        ({"State": "exited", "Status": "Exited (0) 2 seconds ago", "service": "client-mode1-rules"}, "done", True),
+        ({"State": "exited", "Status": "Exited (1) 2 seconds ago", "service": "client-mode1-rules"}, "exited", False),
+        ({"State": "exited", "Status": "Exited (0) 2 seconds ago"}, "exited", False),
+        ({"State": "exited", "Status": "Exited (3) 2 seconds ago", "service": "client-ebpf-loader"}, "refused", True),
+        ({"State": "restarting", "Status": "Restarting (1) 2 seconds ago"}, "restarting", False),
+    ],
+)
+def test_what_the_engine_lists_tells_whether_a_part_is_as_it_must_be(listed, words, right):
+    labels = {"service": listed.pop("service", "control-plane"), "project.working_dir": "/a/checkout/compose"}
+    named = {f"com.docker.compose.{name}": value for name, value in labels.items()}
+    part = testbed._part({"Id": "x", "Created": 1, "Labels": named, **listed})
+    assert (part.words, part.is_as_it_must_be, part.folder) == (words, right, "/a/checkout")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

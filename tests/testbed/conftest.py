@@ -1,4 +1,8 @@
-"""One testbed for all tests here; it is up once, and gone at the end whatever happens."""
+"""One testbed for all tests here; it is up once, and gone at the end whatever happens.
+
+It has a name and networks of its own, also for the commands that tests start: nobody's testbed is in its way, or taken
+down by it.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from harness import cli, counters, engine, run
+from harness import cli, counters, engine, locks, run, testbed
 from harness.conditions import Conditions
 from harness.mesh import topology
 from harness.progress import Progress
 from harness.testbed import Testbed
+
+OWN = {"MESHDNS_PROJECT": "meshdns-test", "MESHDNS_PODS": "198.18.76", "MESHDNS_WORLD": "198.19.76"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,16 +31,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def bed() -> Iterator[Testbed]:
     said: list[str] = []
-    engine.ensure(said.append)
-    # As the commands that tests start, with every pod.
-    testbed = Testbed(engine.images(said.append).tags, cli._nets(), groups=frozenset(topology.GROUPS))
-    testbed.down()  # an earlier session may have been killed
-    testbed.up(said.append)
-    try:
-        yield testbed
-    finally:
-        testbed.down()
-        assert testbed.containers() == []
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in OWN.items():  # for the commands that tests start, too
+            environment.setenv(name, value)
+        project, nets = cli._project(), cli._nets()
+        locks.machine().ask()  # tests on real containers would be seen in somebody's numbers
+        engine.ensure(said.append)
+        # With every pod, as the commands that tests start.
+        every = frozenset(topology.GROUPS)
+        own = Testbed(engine.images(said.append).tags, nets, project, testbed.state_of(project), every)
+        # The testbed's lock is for those commands to take; this one keeps the tests of two checkouts apart.
+        with locks.testbed("tests", project).hold("tests of the testbed"):
+            own.down()  # an earlier session may have been killed
+            own.up(said.append)
+            try:
+                yield own
+            finally:
+                own.down()
+                assert own.containers() == []
 
 
 @pytest.fixture(scope="module")
