@@ -53,6 +53,11 @@ class Conditions:
         policy = self.plane.policy if self.plane else ""
         return self._delay_ms, dict(self._extra), dict(self._open), dict(self._down), policy
 
+    def ended(self) -> set[str]:
+        """Services that are not up because a trial wants it so."""
+        sidecars = {f"{pod}-envoy" for pod, down in self._down.items() if down}
+        return sidecars | (self.plane.ended if self.plane else set())
+
     def settle(self) -> None:
         """Everything is as it was found."""
         if self._delay_ms > 0:
@@ -69,7 +74,9 @@ class Conditions:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, errors.LostPartError):
+            return  # what is broken is not settled, but started anew
         with contextlib.suppress(errors.MeshdnsError):  # a testbed that is gone needs no settling
             self.settle()
 

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from harness import errors, process
@@ -55,6 +55,7 @@ class Plane:
     bed: Testbed
     observer: Channel  # the one that asks servers
     policy: str = "none"
+    ended: set[str] = field(default_factory=set)  # services that a change has ended and that are to be started again
 
     def status(self) -> dict[str, Any]:
         """Its own page. Raises TestbedError."""
@@ -147,8 +148,9 @@ class Plane:
         if kind in _EDITS:
             self._edit(kind, changed=False)
         for pod in EFFECTS[kind][1]:
-            for part in ("app", "envoy"):
-                process.run("docker", "start", self.bed.name(f"{pod}-{part}"), timeout_s=30)
+            for service in _services(pod):
+                if process.run("docker", "start", self.bed.name(service), timeout_s=30).ok:
+                    self.ended.discard(service)
             self._set_ready(pod, ready=True)
         for pod in EFFECTS[kind][0]:
             self._set_ready(pod, ready=False)
@@ -190,7 +192,8 @@ class Plane:
 
     def _kill(self, pod: str) -> int:
         """Application and sidecar end at once; the instant in CLOCK_MONOTONIC."""
-        return self.bed.kill(*(f"{pod}-{part}" for part in ("app", "envoy")))
+        self.ended |= {*_services(pod)}
+        return self.bed.kill(*_services(pod))
 
     # -- what was told to whom -------------------------------------------------------------------------------------
 
@@ -224,6 +227,11 @@ for name, _, data in zone.iterate_rdatas("A"):
     found.setdefault(name.to_text().rstrip("."), []).append(data.address)
 print(json.dumps(found))
 """
+
+
+def _services(pod: str) -> tuple[str, ...]:
+    """What ends and starts again with a replica."""
+    return tuple(f"{pod}-{part}" for part in ("app", "envoy"))
 
 
 def unsettled(status: Mapping[str, Any]) -> Iterator[str]:

@@ -29,6 +29,7 @@ from harness.mesh import topology
 from harness.plan import Cell, Plan, Trial
 from harness.progress import Progress
 from harness.testbed import Testbed
+from harness.watch import Watch
 
 AGENT = ["python3", "-m", "agent"]
 ANSWER_SLACK_S = 30  # beyond the load's own limit: sending the columns through the engine
@@ -67,29 +68,26 @@ def trial_seconds(trial: Trial, before: Trial | None) -> float:
 
 
 def execute(what: Plan, bed: Testbed, root: Path, progress: Progress, resume: Path | None = None) -> Path:
-    """Every block of the plan is stored; the run's folder. Raises what `testbed` and `store` raise.
+    """Every block of the plan is stored; the run's folder. Raises what `testbed`, `watch` and `store` raise.
 
     Interrupted or failed, it leaves `<name>.partial` with the complete blocks.
     """
+    watch = Watch(bed)
     with contextlib.ExitStack() as stack:
-        observers = stack.enter_context(bed.observers())
-        agents = stack.enter_context(Agents(bed))
-        refused = _refused(bed)
-        _require_some(what, refused)
-        known = facts.gather(bed, observers, _arms(what) | _MODES)
-        if "governed" in bed.groups:
-            known["governed"] = plane.Plane(bed, observers["observer"]).told()
-        known |= {"traces": _traces(bed, observers, agents, what, refused), "refused": refused}
-        known["conformance"] = _conformance(bed, what)
-        # Last, when the machine has come to rest after the start of everything, as it is while blocks are measured.
-        known["clock"] = {"plain": _clock(agents.of("plain", 5))}
+        with watch.during("before the first block"):
+            observers = stack.enter_context(bed.observers())
+            agents = stack.enter_context(Agents(bed))
+            refused = _refused(bed)
+            _require_some(what, refused)
+            known = _known(what, bed, observers, agents, refused)
         writer = _resumed(resume, what, known) if resume else store.create(root, _header(what, known))
         conditions = stack.enter_context(Conditions(bed, observers))
         reader = counters.Reader(bed, observers)
         session = Session(bed, agents, observers, reader, conditions, progress=progress)
         for number in writer.missing():
             started = _now()
-            measured = list(_block(session, what, number, refused))
+            with watch.during(f"while block {number} was measured", conditions.ended):
+                measured = list(_block(session, what, number, refused))
             writer.write_block(number, _joined(measured), [one.record for one in measured], started)
             invalid = [one for one in measured if not one.record.valid]
             writer.log(f"block {number}: {len(measured)} trials, {len(invalid)} invalid")
@@ -97,6 +95,20 @@ def execute(what: Plan, bed: Testbed, root: Path, progress: Progress, resume: Pa
                 writer.log(f"block {number} cell {one.record.cell}: {'; '.join(one.record.reasons)}")
         closing = {"resolutions": _resolutions(reader)}
     return writer.finish(_now(), closing)
+
+
+def _known(
+    what: Plan, bed: Testbed, observers: Mapping[str, Channel], agents: Agents, refused: Mapping[str, str]
+) -> dict[str, Any]:
+    """The facts of a run: what was true before its first block."""
+    known = facts.gather(bed, observers, _arms(what) | _MODES)
+    if "governed" in bed.groups:
+        known["governed"] = plane.Plane(bed, observers["observer"]).told()
+    known |= {"traces": _traces(bed, observers, agents, what, refused), "refused": refused}
+    known["conformance"] = _conformance(bed, what)
+    # Last, when the machine has come to rest after the start of everything, as it is while blocks are measured.
+    known["clock"] = {"plain": _clock(agents.of("plain", 5))}
+    return known
 
 
 def _arms(what: Plan) -> set[str]:

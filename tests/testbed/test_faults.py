@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from pathlib import Path
 import docker.errors
 import pytest
 
-from harness import cli, engine, errors, process, store, testbed
+from harness import cli, engine, errors, locks, process, store, testbed
 from harness.mesh import topology
 from harness.testbed import Testbed
 
@@ -32,6 +33,22 @@ arm = ["plain", "mode2-envoy"]
 arrival = "constant"
 rate_hz = 100.0
 count = 200
+"""
+
+GOVERNED = """
+name = "faults"
+seed = 1
+blocks = 3
+[[experiment]]
+name = "faults"
+kind = "request"
+arm = "mode1-xds"
+backend = "shop"
+connection = "new"
+body_bytes = 1024
+arrival = "constant"
+rate_hz = 100.0
+count = 400
 """
 
 
@@ -195,7 +212,7 @@ def test_a_second_run_at_the_same_time_is_refused(bed: Testbed, plan_file: Path,
     first.send_signal(signal.SIGINT)
     first.communicate(timeout=60)
     assert second.returncode == errors.EnvironmentProblem.exit_code
-    assert "another meshdns is using the testbed" in said
+    assert f"(process {first.pid}, meshdns run, plan faults, testbed {bed.project}) from {ROOT} since" in said
 
 
 @pytest.fixture
@@ -203,8 +220,9 @@ def small(tmp_path: Path) -> Iterator[Testbed]:
     """A testbed of another name, on other networks: for starts that are meant to fail."""
     nets = topology.Nets("198.18.77", "198.19.77")
     other = Testbed(engine.images(print).tags, nets, project="meshdns-fault", state=tmp_path / "x" / "state")
-    yield other
-    other.down()
+    with locks.testbed("tests", other.project).hold("tests of the testbed"):
+        yield other
+        other.down()
 
 
 # The command line on the testbed of `small`, which has networks, containers and a state of its own.
@@ -257,6 +275,82 @@ def test_an_interrupted_run_takes_down_the_testbed_that_it_has_started(
     assert small.containers() == []
     assert not small.state.exists()
     assert ("go on with `meshdns run --resume" in said) == (moment == "block")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """Another checkout of this tree."""
+    for folder in ("harness", "compose"):
+        shutil.copytree(ROOT / folder, tmp_path / "checkout" / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path / "checkout"
+
+
+def down_from(checkout: Path, small: Testbed, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "harness", "down", *arguments],
+        capture_output=True, text=True, cwd=checkout, env=os.environ | {"MESHDNS_PROJECT": small.project}, timeout=120,
+        check=False,
+    )  # fmt: skip
+
+
+def ended(running: subprocess.Popen[str]) -> tuple[int, str]:
+    """Exit code, and the last line of what was said; not before it has ended."""
+    _, said = running.communicate(timeout=180)
+    assert "Traceback" not in said
+    return running.returncode, said.splitlines()[-1]
+
+
+def test_a_run_names_the_part_that_it_loses_keeps_its_blocks_and_is_resumed(
+    small: Testbed, plan_file: Path, checkout: Path
+) -> None:
+    runs = small.state.parent / "runs"
+    running = start_elsewhere(small, "run", "--plan", str(plan_file))
+    wait_until(running, lambda: list(runs.glob("*.partial/blocks/*.json")), "no block")
+    [folder] = runs.glob("*.partial")
+
+    refused = down_from(checkout, small)
+    assert refused.returncode == errors.EnvironmentProblem.exit_code
+    assert f"(process {running.pid}, meshdns run, plan faults) from {ROOT} since" in refused.stderr
+    assert process.run("docker", "kill", small.name("client-plain"), timeout_s=30).ok  # holds the pod's namespaces
+    code, last = ended(running)
+    assert code == errors.LostPartError.exit_code, last
+    assert last.startswith("meshdns: client-plain: the container was killed by SIGKILL (exit code 137) while block ")
+    assert last.endswith(f"go on with `meshdns run --resume {folder}`")
+    assert small.containers() == []
+
+    running = start_elsewhere(small, "run", "--resume", str(folder))
+    wait_until(running, lambda: "resumed;" in (folder / "log.txt").read_text(), "not resumed")
+    count = len(small.parts())
+    forced = down_from(checkout, small, "--force")
+    assert f"(process {running.pid}, meshdns run, plan faults)" in forced.stderr.splitlines()[0]
+    assert (
+        f"removed {count} containers and 2 networks of project {small.project}, started from {ROOT} at" in forced.stderr
+    )
+    code, last = ended(running)
+    assert (code, f"testbed {small.project}: somebody removed it while block" in last) == (8, True), last
+    assert "there was nothing of project" in down_from(checkout, small).stderr
+
+    finished = start_elsewhere(small, "run", "--resume", str(folder))
+    out, said = finished.communicate(timeout=180)
+    assert finished.returncode == 0, said
+    assert len(store.load(Path(out.strip())).cells.drop_duplicates(["block", "arm"])) == 6
+    assert " trials invalid (" in said
+    assert small.containers() == []
+
+
+def test_a_control_plane_and_a_server_that_end_are_told_by_a_run_that_goes_on_without_them(
+    small: Testbed, plan_file: Path
+) -> None:
+    plan_file.write_text(GOVERNED)
+    runs = small.state.parent / "runs"
+    running = start_elsewhere(small, "run", "--plan", str(plan_file))
+    wait_until(running, lambda: list(runs.glob("*.partial/blocks/*.json")), "no block")
+    assert process.run("docker", "stop", "-t", "2", small.name("control-plane"), timeout_s=30).ok
+    assert process.run("docker", "kill", small.name("legacy-1"), timeout_s=30).ok
+    code, last = ended(running)
+    assert code == errors.LostPartError.exit_code, last
+    assert last.startswith("meshdns: control-plane: the container ended with exit code ")
+    assert "lost too: legacy-1; " in last
 
 
 def test_an_engine_that_dies_while_the_testbed_starts_is_told(small: Testbed, plan_file: Path, tmp_path: Path) -> None:
