@@ -55,7 +55,8 @@ def start(answers: Callable[[], bool], announce: Callable[[str], None]) -> None:
         done = process.run(*command, timeout_s=START_TIMEOUT_S)
         if done.ok and _wait(answers):
             return
-        reason = done.last_lines(1) or f"`{' '.join(command)}` was in vain"
+        vain = f"`{' '.join(command)}` was in vain"
+        reason = vain if done.ok else done.last_lines(1) or vain
     if number := _running("dockerd"):
         if _wait(answers):
             return

@@ -95,7 +95,7 @@ def _engine(here: engine.Engine) -> Iterator[Finding]:
         problem = found.get(name)
         if problem:
             yield Finding(name, "missing", problem.fact, problem.step.removeprefix("run: "))
-        elif here.client:  # without a docker command there is nothing to have plugins
+        elif here.client and detail:  # without a docker command there is nothing to have plugins
             yield Finding(name, "ok", detail)
     if here.server:
         yield _cgroup(here)

@@ -74,6 +74,8 @@ class Engine:
     system: str  # that the server says it runs on, e.g. "Debian GNU/Linux 12 (bookworm)" or "Docker Desktop"
     maker: str  # "docker", or "podman", which answers like it
     named: str  # by DOCKER_HOST or a context, so not ours to install or start; "" for this machine's own
+    broken: Mapping[str, str]  # CLI plugin that is there and does not work -> where, and why
+    mute: bool  # the client is there and failed before it could tell of anything, its plugins included
     program: bool  # this machine has dockerd
     refusal: str  # why the server did not answer, in its own words
 
@@ -104,7 +106,11 @@ def look() -> Engine:
     server = info.get("ServerVersion") or ""
     refusal = "; ".join(info.get("ServerErrors") or []) or answer.last_lines(1)
     found = re.search(r"version ([^\s,]+)", version.out)
-    context = (info.get("ClientInfo") or {}).get("Context") or "default"
+    broken = {
+        plugin["Name"]: f"{plugin.get('Path') or plugin['Name']} ({plugin['Err']})"
+        for plugin in plugins
+        if plugin.get("Err")
+    }
     return Engine(
         client=found[1] if version.ok and found else "",
         server=server,
@@ -121,7 +127,9 @@ def look() -> Engine:
         system=info.get("OperatingSystem") or "",
         # podman-docker's command `docker` says podman; podman's socket says so of its parts.
         maker="podman" if "podman" in (version.out + (_parts() if server else "")).lower() else "docker",
-        named=_named(context),
+        named=_named((info.get("ClientInfo") or {}).get("Context") or _context()),
+        broken=broken,
+        mute=version.ok and not info,
         program=daemon.program() is not None,
         refusal="" if server else refusal,
     )
@@ -134,9 +142,28 @@ def _named(context: str) -> str:
     return f"the context {context}"
 
 
+def _context() -> str:
+    """What the client goes by, which fails without telling it where there is no such context."""
+    told = _object(_text(_configuration() / "config.json")).get("currentContext")
+    return os.environ.get("DOCKER_CONTEXT") or str(told or "default")
+
+
+def _leave() -> str:
+    """How this machine's own engine is asked instead of the one that is named."""
+    variable = next((name for name in ("DOCKER_HOST", "DOCKER_CONTEXT") if os.environ.get(name)), "")
+    return f"unset {variable}" if variable else "docker context use default"
+
+
 def _parts() -> str:
     """What the server is made of: podman's socket, which `docker info` cannot tell from docker's, says so here."""
     return process.run("docker", "version", "--format", "{{json .Server}}", timeout_s=_ASK_TIMEOUT_S).out
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -165,19 +192,23 @@ def problems(engine: Engine) -> list[errors.EnvironmentProblem]:
     if not engine.client:
         step = _install_step(here)
         return [errors.EnvironmentProblem("there is no docker command on this machine", place="engine", step=step)]
-    found = []
     if reason := _unfit(engine):
-        step = f"use Docker's own engine on this machine{': unset DOCKER_HOST' if 'DOCKER_HOST' in os.environ else ''}"
-        step = "use `docker context use default`" if engine.named.startswith("the context") else step
-        found.append(errors.EnvironmentProblem(reason, place="engine", step=step))
-    elif not engine.server:
+        step = f"use Docker's own engine on this machine{f': {_leave()}' if engine.named else ''}"
+        # A client that is podman's goes when docker's is installed.
+        step = _install_step(here) if engine.maker == "podman" and not engine.server else step
+        return [errors.EnvironmentProblem(reason, place="engine", step=step)]
+    found = []
+    if not engine.server:
         found.append(_refused(engine, here))
     elif _numbers(engine.server) < _OLDEST_ENGINE:
         fact = f"docker {engine.server} answers, {'.'.join(map(str, _OLDEST_ENGINE))} or newer is needed"
         found.append(errors.EnvironmentProblem(fact, place="engine", step=_install_step(here)))
     for plugin in _missing_plugins(engine):
         fact = "docker has no Compose v2" if plugin == "compose" else "docker has no buildx"
-        found.append(errors.EnvironmentProblem(fact, place=plugin, step=_plugin_step(here, plugin)))
+        step = _plugin_step(here, plugin)
+        if plugin in engine.broken:  # it stands in the way of any other
+            fact, step = f"docker's plugin does not work: {engine.broken[plugin]}", "reinstall it or remove it"
+        found.append(errors.EnvironmentProblem(fact, place=plugin, step=step))
     return found
 
 
@@ -189,7 +220,10 @@ def _unfit(engine: Engine) -> str:
     if engine.cgroup_driver == "none":
         kind = "rootless engine" if engine.rootless else "engine"
         return f"this {kind} gives its containers no cgroups: their CPU time and memory cannot be read"
-    where = urllib.parse.urlsplit(endpoint())
+    try:
+        where = urllib.parse.urlsplit(endpoint())
+    except ValueError:  # the client says so itself
+        where = urllib.parse.urlsplit("")
     far = where.scheme == "ssh" or (where.scheme == "tcp" and where.hostname not in ("localhost", "127.0.0.1", "::1"))
     # Docker Desktop and its like have a virtual machine for it; under WSL it shares the kernel, not the processes.
     if far or engine.system == "Docker Desktop" or engine.kernel not in ("", platform.release()):
@@ -211,7 +245,7 @@ def find() -> Engine:
 def ensure(announce: Announce) -> Engine:
     """The engine answers: found, started or, where we are root on Debian or Ubuntu, installed."""
     engine = look()
-    if problems(engine) and not engine.named and not _unfit(engine):
+    if problems(engine) and not _unfit(engine):
         try:
             _mend(engine, announce)
         except errors.EnvironmentProblem as problem:
@@ -229,7 +263,7 @@ def _mend(engine: Engine, announce: Announce) -> None:
         _ensure_packages(engine, here, announce)
     if here.family and not here.has_plugins:
         _ensure_plugins(announce)  # into the user's own folder: needs no root
-    if os.geteuid() == 0 and daemon.program() and not _answers():
+    if os.geteuid() == 0 and not engine.named and daemon.program() and not _answers():
         daemon.start(_answers, announce)
 
 
@@ -238,7 +272,8 @@ def _answers() -> bool:
 
 
 def _ensure_packages(engine: Engine, here: debian.Distribution, announce: Announce) -> None:
-    packages = [] if engine.client and (engine.server or engine.program) else here.engine_packages()
+    there = engine.client and (engine.server or engine.program)
+    packages = [] if engine.named or there else here.engine_packages()
     if not engine.client:
         packages += here.client_packages()
     if here.has_plugins:
@@ -258,12 +293,21 @@ def _ensure_plugins(announce: Announce) -> None:
 
 
 def _missing_plugins(engine: Engine) -> list[str]:
-    return [name for name, version in (("compose", engine.compose), ("buildx", engine.buildx)) if not version]
+    return (
+        []
+        if engine.mute
+        else [name for name, version in (("compose", engine.compose), ("buildx", engine.buildx)) if not version]
+    )
 
 
 def plugin_folder() -> Path:
     """Where docker looks for this user's CLI plugins."""
-    return Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "cli-plugins"
+    return _configuration() / "cli-plugins"
+
+
+def _configuration() -> Path:
+    """Where docker's command line keeps what is this user's."""
+    return Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
 
 
 def ensure_browser(announce: Announce) -> Browser:
@@ -435,10 +479,9 @@ def _refused(engine: Engine, here: debian.Distribution) -> errors.EnvironmentPro
     fact, step = f"docker does not answer ({engine.refusal})", f"run: {start}"
     if "permission denied" in engine.refusal.lower():
         fact, step = "docker runs but refuses this user", "run: sudo usermod -aG docker $USER, and log in again"
-    elif engine.named.startswith("the context"):
-        step = f"start the engine of {engine.named}, or run: docker context use default"
+        step = f"get access to {engine.named}, or run: {_leave()}" if engine.named else step
     elif engine.named:
-        step = f"start it, or unset DOCKER_HOST ({engine.named})"
+        step = f"start the engine of {engine.named}, or run: {_leave()}"
     elif not engine.program:
         fact, step = f"there is docker's client ({engine.client}) and no engine on this machine", _install_step(here)
     return errors.EnvironmentProblem(fact, place="engine", step=step)

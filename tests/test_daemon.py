@@ -66,9 +66,9 @@ def test_a_service_manager_that_works_is_enough(place, monkeypatch):
 
 
 def test_a_service_manager_that_is_content_with_nothing_is_replaced(place, monkeypatch):
-    monkeypatch.setattr(daemon, "START_TIMEOUT_S", 0.5)
-    monkeypatch.setattr(daemon, "service_command", lambda: ("true",))
-    _start(place)
+    monkeypatch.setattr(daemon, "START_TIMEOUT_S", 3.0)
+    monkeypatch.setattr(daemon, "service_command", lambda: ("sh", "-c", "echo 'Starting Docker: docker.'"))
+    assert any("was in vain" in line for line in _start(place)), "what it said is no reason"
     assert (place / "options").exists()
 
 

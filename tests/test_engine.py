@@ -63,7 +63,11 @@ def test_find_reads_what_docker_says(docker):
         ({"ServerVersion": "19.03.15"}, "engine", "20.10 or newer"),
         ({"ClientInfo": {"Plugins": INFO["ClientInfo"]["Plugins"][1:]}}, "compose", "Compose v2"),
         ({"ClientInfo": {"Plugins": INFO["ClientInfo"]["Plugins"][:1]}}, "buildx", "buildx"),
-        ({"ClientInfo": {"Plugins": [{"Name": "compose", "Err": "not executable"}]}}, "compose", "Compose v2"),
+        (
+            {"ClientInfo": {"Plugins": [{"Name": "compose", "Path": "/x/docker-compose", "Err": "no executable"}]}},
+            "compose",
+            "/x/docker-compose (no executable); reinstall it or remove it",
+        ),
     ],
 )
 @pytest.mark.skipif(sys.platform != "linux", reason="the steps are Linux's")
@@ -135,6 +139,46 @@ def test_an_engine_that_is_named_is_not_ours_to_start(docker, machine, monkeypat
     with pytest.raises(errors.EnvironmentProblem, match=host or context):
         engine.ensure(lambda _: None)
     assert machine == []
+
+
+@pytest.mark.parametrize(
+    ("told", "mend"),
+    [
+        ("DOCKER_HOST", "unset DOCKER_HOST"),
+        ("DOCKER_CONTEXT", "unset DOCKER_CONTEXT"),
+        ("", "docker context use default"),
+    ],
+)
+def test_a_client_that_fails_by_what_it_was_told_is_left_alone_and_how_to_tell_it_otherwise_is_said(
+    docker, machine, monkeypatch, tmp_path, told, mend
+):
+    docker({}, code=1)  # "Failed to initialize": no such context, or no address
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    if told:
+        monkeypatch.setenv(told, "tcp://[nowhere")
+    else:
+        (tmp_path / "config.json").write_text('{"currentContext": "nowhere"}')
+    with pytest.raises(errors.EnvironmentProblem, match=f"nowhere, or run: {mend}"):
+        engine.ensure(lambda text: pytest.fail(f"tried: {text}"))
+    assert machine == []
+
+
+def test_plugins_are_fetched_also_for_an_engine_that_is_named(docker, machine, monkeypatch):
+    docker(INFO | {"ClientInfo": {"Plugins": []}})
+    monkeypatch.setenv("DOCKER_HOST", "unix:///run/other.sock")
+    monkeypatch.setattr(debian, "fetch_plugins", lambda plugins, _: machine.extend(plugins))
+    with pytest.raises(errors.EnvironmentProblem):  # the client here goes on saying that it has none
+        engine.ensure(lambda _: None)
+    assert machine == ["compose", "buildx"]
+
+
+def test_a_podman_that_is_called_docker_is_refused_with_the_command_that_replaces_it(docker, machine, tmp_path):
+    docker({"host": {"arch": "amd64"}})
+    script = tmp_path / "bin/docker"
+    script.write_text(script.read_text().replace("Docker version 28.2.2", "podman version 4.3.1"))
+    assert [(each.place, each.step) for each in engine.problems(engine.look())] == [
+        ("engine", "run: apt-get install docker.io")
+    ]
 
 
 @pytest.mark.parametrize(
