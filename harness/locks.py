@@ -177,6 +177,8 @@ def _open(path: Path, *, create: bool) -> int | None:
                 raise _unusable(path, problem.strerror or "") from None
             continue  # its maker may be about to open it to all
         except OSError as problem:
+            if errors.is_storage(problem):
+                raise _unusable(path, problem.strerror or "", errors.storage(problem).step) from None
             link = problem.errno in (errno.ELOOP, errno.EMLINK)
             raise _unusable(path, "it is a link" if link else problem.strerror or "") from None
         if more:
@@ -189,8 +191,8 @@ def _open(path: Path, *, create: bool) -> int | None:
     return None
 
 
-def _unusable(path: Path, why: str) -> errors.EnvironmentProblem:
-    return errors.EnvironmentProblem(f"cannot be used as a lock ({why})", place=str(path), step="remove it")
+def _unusable(path: Path, why: str, step: str = "remove it") -> errors.EnvironmentProblem:
+    return errors.EnvironmentProblem(f"cannot be used as a lock ({why})", place=str(path), step=step)
 
 
 def _flock(descriptor: int, kind: int) -> bool:
@@ -212,7 +214,8 @@ def _say(descriptor: int, use: str) -> None:
     since = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
     holder = Holder(_user(), os.getpid(), use, str(ROOT), since)
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(asdict(holder)).encode(), 0)
+    with contextlib.suppress(OSError):  # where the disk is full it is held without saying by whom
+        os.pwrite(descriptor, json.dumps(asdict(holder)).encode(), 0)
 
 
 def _user() -> str:

@@ -149,15 +149,12 @@ def test_an_engine_that_is_named_is_not_ours_to_start(docker, machine, monkeypat
         ("", "docker context use default"),
     ],
 )
-def test_a_client_that_fails_by_what_it_was_told_is_left_alone_and_how_to_tell_it_otherwise_is_said(
-    docker, machine, monkeypatch, tmp_path, told, mend
-):
+def test_a_client_that_fails_by_what_it_was_told_is_left_alone(docker, machine, monkeypatch, told, mend):
     docker({}, code=1)  # "Failed to initialize": no such context, or no address
-    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     if told:
         monkeypatch.setenv(told, "tcp://[nowhere")
     else:
-        (tmp_path / "config.json").write_text('{"currentContext": "nowhere"}')
+        monkeypatch.setattr(engine, "_text", lambda _: '{"currentContext": "nowhere"}')
     with pytest.raises(errors.EnvironmentProblem, match=f"nowhere, or run: {mend}"):
         engine.ensure(lambda text: pytest.fail(f"tried: {text}"))
     assert machine == []

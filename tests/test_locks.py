@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -151,6 +152,21 @@ def test_another_users_file_is_opened_as_kernels_allow(folder: Path, monkeypatch
     monkeypatch.setattr(os, "open", protecting)
     with locks.machine().hold("meshdns run"):
         assert locks.machine().path.read_text()
+
+
+def test_a_full_disk_is_told_as_one_or_leaves_the_holder_without_words(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", full)
+        with pytest.raises(errors.EnvironmentProblem, match="free some space"), locks.machine().hold("meshdns run"):
+            pass
+    monkeypatch.setattr(os, "pwrite", full)
+    with locks.machine().hold("meshdns run"):
+        assert locks.machine().path.read_text() == ""
 
 
 def test_what_a_file_says_is_not_believed_to_be_harmless(start: Start) -> None:
