@@ -80,9 +80,9 @@ def execute(what: Plan, bed: Testbed, root: Path, progress: Progress, resume: Pa
             refused = _refused(bed)
             _require_some(what, refused)
             known = _known(what, bed, observers, agents, refused)
+            conditions = stack.enter_context(Conditions(bed, observers))
+            reader = counters.Reader(bed, observers)
         writer = _resumed(resume, what, known) if resume else store.create(root, _header(what, known))
-        conditions = stack.enter_context(Conditions(bed, observers))
-        reader = counters.Reader(bed, observers)
         session = Session(bed, agents, observers, reader, conditions, progress=progress)
         for number in writer.missing():
             started = _now()
@@ -93,7 +93,8 @@ def execute(what: Plan, bed: Testbed, root: Path, progress: Progress, resume: Pa
             writer.log(f"block {number}: {len(measured)} trials, {len(invalid)} invalid")
             for one in invalid:
                 writer.log(f"block {number} cell {one.record.cell}: {'; '.join(one.record.reasons)}")
-        closing = {"resolutions": _resolutions(reader)}
+        with watch.during("after the last block", conditions.ended):
+            closing = {"resolutions": _resolutions(reader)}
     return writer.finish(_now(), closing)
 
 

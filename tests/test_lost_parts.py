@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from harness import errors, testbed, watch
+from harness import errors, plan, run, testbed, watch
 from harness.testbed import Part
 
 
@@ -106,6 +109,31 @@ def test_the_first_that_ended_is_named_and_the_others_beside_it(bed: Bed) -> Non
         "control-plane: the container was killed by SIGKILL (exit code 137) in block 3; lost too: client-plain; "
         in lost(bed, two)
     )
+
+
+@pytest.mark.parametrize(
+    ("where", "when"), [("_resolutions", "after the last block"), ("Conditions", "before the first block")]
+)
+def test_a_run_names_what_it_loses_outside_of_blocks_too(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str, when: str
+) -> None:
+    def loses(*_: object) -> None:
+        bed.ends("control-plane", code=1)
+        raise errors.TestbedError("the program in the container ended")
+
+    for name in ("_refused", "_known"):
+        monkeypatch.setattr(run, name, lambda *_: {})
+    for name in ("_require_some", "Session"):
+        monkeypatch.setattr(run, name, lambda *_, **__: None)
+    monkeypatch.setattr(run, "_block", lambda *_: iter(()))
+    monkeypatch.setattr(run, "Agents", lambda _: nullcontext())
+    monkeypatch.setattr(run, "Conditions", lambda *_: nullcontext(SimpleNamespace(ended=frozenset)))
+    monkeypatch.setattr(run.counters, "Reader", lambda *_: None)
+    monkeypatch.setattr(Bed, "observers", lambda _: nullcontext({}), raising=False)
+    monkeypatch.setattr(run, where, loses)
+    short = replace(plan.find("quick"), blocks=2)
+    with pytest.raises(errors.LostPartError, match=f"^control-plane: .* exit code 1 {when}; "):
+        run.execute(short, bed, tmp_path, None)  # type: ignore[arg-type]
 
 
 def test_a_testbed_that_is_gone_was_removed_by_somebody(bed: Bed) -> None:
