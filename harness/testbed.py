@@ -364,7 +364,8 @@ class Testbed:
         if "no space left" in said:
             step = f"free some space and {errors.AGAIN}"
             raise errors.StorageError("the disk is full", place="container engine", step=step)
-        raise errors.TestbedError(f"Compose failed: {done.last_lines(1)}", place="compose/compose.yaml")
+        fact, step = f"Compose failed: {done.last_lines(1)}", f"look into it with `meshdns doctor`, and {errors.AGAIN}"
+        raise errors.TestbedError(fact, place="compose/compose.yaml", step=step)
 
     def _services(self) -> list[str]:
         return list(yaml.safe_load(rendering.composition(COMPOSE, self.groups))["services"])

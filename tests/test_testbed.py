@@ -8,7 +8,7 @@ import docker
 import pytest
 import requests
 
-from harness import errors, facts, testbed
+from harness import errors, facts, process, testbed
 from harness.testbed import Part, Testbed
 
 
@@ -128,3 +128,10 @@ def test_tidying_up_is_not_interrupted_and_afterwards_signals_mean_what_they_did
         assert arrived == [number]
     finally:
         signal.signal(number, before)
+
+
+def test_what_compose_cannot_do_is_told_with_a_next_step(tmp_path, monkeypatch):
+    failed = process.Finished(("docker",), 1, "", "Error response from daemon: No such container: 0123")
+    monkeypatch.setattr(process, "run", lambda *_, **__: failed)
+    with pytest.raises(errors.TestbedError, match=r"No such container: 0123; .*run the same command again"):
+        Testbed({}, state=tmp_path)._compose_up()
