@@ -261,10 +261,12 @@ def _mend(engine: Engine, announce: Announce) -> None:
     here = debian.distribution()
     if here.can_install:
         _ensure_packages(engine, here, announce)
-    if here.family and not here.has_plugins:
-        _ensure_plugins(announce)  # into the user's own folder: needs no root
-    if os.geteuid() == 0 and not engine.named and daemon.program() and not _answers():
+    answers = _answers()
+    if os.geteuid() == 0 and not engine.named and daemon.program() and not answers:
         daemon.start(_answers, announce)
+        answers = True
+    if answers and here.family and not here.has_plugins:  # else there is nothing that they are of use to
+        _ensure_plugins(announce)  # into the user's own folder: needs no root
 
 
 def _answers() -> bool:

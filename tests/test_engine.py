@@ -169,6 +169,16 @@ def test_plugins_are_fetched_also_for_an_engine_that_is_named(docker, machine, m
     assert machine == ["compose", "buildx"]
 
 
+def test_nothing_is_fetched_for_an_engine_that_does_not_let_this_user_in(docker, machine, monkeypatch):
+    refused = {"ServerVersion": "", "ServerErrors": ["permission denied"], "ClientInfo": {"Plugins": []}}
+    docker(INFO | refused, code=1)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(debian, "fetch_plugins", lambda plugins, _: machine.extend(plugins))
+    with pytest.raises(errors.EnvironmentProblem, match="usermod"):
+        engine.ensure(lambda text: pytest.fail(f"tried: {text}"))
+    assert machine == []
+
+
 def test_a_podman_that_is_called_docker_is_refused_with_the_command_that_replaces_it(docker, machine, tmp_path):
     docker({"host": {"arch": "amd64"}})
     script = tmp_path / "bin/docker"
