@@ -92,7 +92,8 @@ def _start_directly(answers: Callable[[], bool]) -> None:
     script = f'[ ! -r {DEFAULTS} ] || . {DEFAULTS}; exec "$0" $DOCKER_OPTS'
     env = {"PATH": os.pathsep.join((os.environ.get("PATH", os.defpath), *_SBIN))}
     child = process.detach(("sh", "-c", script, str(found)), log=LOG, env=env)
-    if not _wait(answers, meanwhile=lambda: child.poll() is None):
+    # Somebody else may have started one at the same time: then ours ends, and theirs will answer.
+    if not _wait(answers, meanwhile=lambda: child.poll() is None or _running("dockerd") is not None):
         with contextlib.suppress(ProcessLookupError):
             child.terminate()
         raise errors.EnvironmentProblem(

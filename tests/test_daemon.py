@@ -104,6 +104,25 @@ def test_one_that_runs_and_does_not_answer_is_named(place, monkeypatch):
         hung.wait()
 
 
+def test_one_that_somebody_else_starts_at_the_same_time_is_waited_for(place, monkeypatch):
+    others = list[subprocess.Popen[bytes]]()
+
+    def overtakes() -> None:
+        others.append(subprocess.Popen([_copy(place), "60"]))
+        (place / "pid").write_text(str(others[0].pid))
+        while daemon._running("dockerd") is None:
+            time.sleep(0.01)
+        others.append(subprocess.Popen(["sh", "-c", f"sleep 1; : >{place}/answers"]))
+
+    monkeypatch.setattr(daemon, "clear_leftovers", overtakes)
+    _start(place)
+    assert "pid file found" in (place / "docker.log").read_text()
+    for other in others:
+        other.kill()
+        other.wait()
+    (place / "answers").unlink()
+
+
 def _copy(place: Path) -> Path:
     """A program of the engine's name that does nothing."""
     program = place / "hung" / "dockerd"
