@@ -98,7 +98,7 @@ class Removed:
     project: str
     parts: tuple[Part, ...]
     networks: tuple[str, ...]
-    kept: tuple[str, ...]  # of these networks
+    kept: Mapping[str, tuple[str, ...]]  # of these networks -> containers of others that are on it
 
     def lines(self) -> Iterator[str]:
         """What a person wants to know of it."""
@@ -108,11 +108,17 @@ class Removed:
             yield f"removed {what} of project {self.project}{origin(self.parts)}"
         elif not self.kept:
             yield f"there was nothing of project {self.project} to remove"
-        for name in self.kept:
-            yield (
-                f"network {name} stayed: the engine counts containers on it that are gone; restart the engine and run "
-                f"`docker network rm {name}`, or take other subnets by MESHDNS_PODS and MESHDNS_WORLD"
-            )
+        for name, others in self.kept.items():
+            if others:
+                yield (
+                    f"network {name} stayed: containers of others are on it ({', '.join(others)}); take them off, e.g. "
+                    f"by `docker network disconnect {name} {others[0]}`, and run `meshdns down` again"
+                )
+            else:
+                yield (
+                    f"network {name} stayed: the engine counts containers on it that are gone; restart the engine and "
+                    f"run `docker network rm {name}`, or take other subnets by MESHDNS_PODS and MESHDNS_WORLD"
+                )
 
 
 def origin(parts: Collection[Part]) -> str:
@@ -290,7 +296,9 @@ class Testbed:
         with _uninterrupted(), self.exclusive():
             parts, networks = self.parts(), self._networks()
             self._remove()
-            return Removed(self.project, tuple(parts), tuple(networks), tuple(self._networks()))
+            return Removed(
+                self.project, tuple(parts), tuple(networks), {each: self._on(each) for each in self._networks()}
+            )
 
     def _remove(self) -> None:
         env = os.environ | self._environment(partial=True)
@@ -315,6 +323,12 @@ class Testbed:
         label = f"com.docker.compose.project={self.project}"
         with _engine():
             return sorted(str(network.name) for network in self.client.networks.list(filters={"label": label}))
+
+    def _on(self, network: str) -> tuple[str, ...]:
+        """The containers on it, but for those that are gone and still counted."""
+        with _engine():
+            found = self.client.api.inspect_network(network).get("Containers") or {}
+        return tuple(sorted(each["Name"] for key, each in found.items() if not key.startswith("ep-")))
 
     def _remove_networks(self) -> None:
         """What Compose could not remove in time.

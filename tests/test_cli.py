@@ -156,7 +156,7 @@ class Bed:
 
     def down(self) -> testbed.Removed:
         self.asked.append(("down",))
-        return testbed.Removed("meshdns", (), (), ())
+        return testbed.Removed("meshdns", (), (), {})
 
     def status(self) -> list[testbed.Row]:
         return self.rows
@@ -279,11 +279,14 @@ def test_what_somebody_measures_is_left_alone_unless_it_is_forced(
 
 def test_down_says_what_it_has_removed_and_what_has_stayed() -> None:
     part = testbed.Part("dns-bind", "1", "running", None, 0.0, "/a/checkout")
-    said = list(testbed.Removed("mine", (part, part), ("mine_pods", "mine_world"), ("mine_pods",)).lines())
+    said = list(testbed.Removed("mine", (part, part), ("mine_pods", "mine_world"), {"mine_pods": ()}).lines())
     assert said[0].startswith("removed 2 containers and 1 network of project mine, started from /a/checkout at 19")
     assert said[1].startswith("network mine_pods stayed: ")
     assert "restart the engine and run `docker network rm mine_pods`" in said[1]
-    assert list(testbed.Removed("mine", (), (), ()).lines()) == ["there was nothing of project mine to remove"]
+    [used] = testbed.Removed("mine", (), ("mine_pods",), {"mine_pods": ("theirs",)}).lines()
+    assert "containers of others are on it (theirs)" in used
+    assert "docker network disconnect mine_pods theirs" in used
+    assert list(testbed.Removed("mine", (), (), {}).lines()) == ["there was nothing of project mine to remove"]
 
 
 def test_a_report_that_could_not_be_written_is_refused_before_anything_is_measured(

@@ -379,6 +379,22 @@ def test_a_busy_subnet_is_told_with_a_way_out(tmp_path: Path) -> None:
         bed.client.api.remove_network(network["Id"])
 
 
+def test_down_names_whoever_keeps_a_network(tmp_path: Path) -> None:
+    tags = engine.images(print).tags
+    bed = Testbed(tags, project="meshdns-kept", state=tmp_path / "state")
+    pool = {"Subnet": "198.18.79.0/24"}
+    labels = {"com.docker.compose.project": bed.project}
+    network = bed.client.api.create_network("meshdns-kept_pods", ipam={"Config": [pool]}, internal=True, labels=labels)
+    other = bed.client.containers.run(
+        tags["observer"], ["sleep", "infinity"], name="meshdns-other", network="meshdns-kept_pods", detach=True
+    )
+    try:
+        assert bed.down().kept == {"meshdns-kept_pods": ("meshdns-other",)}
+    finally:
+        other.remove(force=True)
+        bed.client.api.remove_network(network["Id"])
+
+
 def test_an_envoy_that_never_becomes_ready_is_named_and_everything_is_removed(
     small: Testbed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
