@@ -47,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.name is None:
         parser.print_help(sys.stderr)
         return errors.InputError.exit_code
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup asks for
+            signal.signal(number, _terminate)
     try:
         _require(options)
         return int(options.verb(options) or 0)
@@ -68,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    """TERM is handled as Ctrl-C is: what is complete is stored, the testbed goes down."""
+    """TERM, and the terminal's end, are handled as Ctrl-C is: what is complete is stored, the testbed goes down."""
     raise KeyboardInterrupt
 
 

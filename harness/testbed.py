@@ -727,11 +727,13 @@ def _part(listed: Mapping[str, Any]) -> Part:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """A second Ctrl-C or TERM does not stop the tidying up that the first one asked for."""
+    """A second signal that means Ctrl-C does not stop the tidying up that the first one asked for."""
     if threading.current_thread() is not threading.main_thread():  # signals do not arrive here anyway
         yield
         return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
     try:
         yield
     finally:

@@ -9,6 +9,7 @@ import importlib.metadata
 import io
 import os
 import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -383,3 +384,19 @@ def test_a_resumed_runs_dry_run_counts_what_is_missing(
     assert left_s < run.seconds(what, range(what.blocks)) / 10
     said = capsys.readouterr().out.splitlines()[0]
     assert said.startswith(f"about {left_s / 60:.1f} minutes in all, 2 blocks")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_the_end_of_the_terminal_is_an_interruption_unless_it_is_not_to_be_heeded(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals, ignored: bool
+) -> None:
+    monkeypatch.setattr(cli, "_status", lambda _: os.kill(os.getpid(), number))
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        # What a signal does to a process that has no handler would end the tests.
+        signal.signal(number, signal.SIG_IGN if ignored else lambda *_: None)
+        assert cli.main(["status"]) == (0 if ignored else cli.INTERRUPTED)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

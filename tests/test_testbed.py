@@ -116,7 +116,7 @@ def test_what_the_engine_lists_tells_whether_a_part_is_as_it_must_be(listed, wor
     assert (part.words, part.is_as_it_must_be, part.folder) == (words, right, "/a/checkout")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_tidying_up_is_not_interrupted_and_afterwards_signals_mean_what_they_did(number):
     arrived: list[int] = []
     before = signal.signal(number, lambda received, _: arrived.append(received))
