@@ -15,7 +15,7 @@ from harness.channel import Channel
 from harness.mesh import topology
 from harness.plan import Cell
 from harness.plane import Plane
-from harness.testbed import Testbed
+from harness.testbed import Ended, Testbed
 
 ASK_TIMEOUT_S = 30
 DRAIN_S = 1.5  # the queues that an overload before this one has left are empty again
@@ -53,10 +53,12 @@ class Conditions:
         policy = self.plane.policy if self.plane else ""
         return self._delay_ms, dict(self._extra), dict(self._open), dict(self._down), policy
 
-    def ended(self) -> set[str]:
-        """Services that are not up because a trial wants it so."""
+    def ended(self) -> Ended:
+        """Services that are not up because a trial wants it so, or were not."""
         sidecars = {f"{pod}-envoy" for pod, down in self._down.items() if down}
-        return sidecars | (self.plane.ended if self.plane else set())
+        ever = {f"{pod}-envoy" for pod in self._down}
+        plane = self.plane.ended if self.plane else Ended()
+        return Ended(plane.now | sidecars, plane.ever | ever)
 
     def settle(self) -> None:
         """Everything is as it was found."""

@@ -13,7 +13,7 @@ from typing import Any
 from harness import errors, process
 from harness.channel import Channel
 from harness.mesh import topology
-from harness.testbed import COMPOSE, Testbed
+from harness.testbed import COMPOSE, Ended, Testbed
 
 ASK_TIMEOUT_S = 15
 SETTLE_TIMEOUT_S = 30
@@ -55,7 +55,7 @@ class Plane:
     bed: Testbed
     observer: Channel  # the one that asks servers
     policy: str = "none"
-    ended: set[str] = field(default_factory=set)  # services that a change has ended and that are to be started again
+    ended: Ended = field(default_factory=Ended)  # by changes
 
     def status(self) -> dict[str, Any]:
         """Its own page. Raises TestbedError."""
@@ -150,7 +150,7 @@ class Plane:
         for pod in EFFECTS[kind][1]:
             for service in _services(pod):
                 if process.run("docker", "start", self.bed.name(service), timeout_s=30).ok:
-                    self.ended.discard(service)
+                    self.ended = Ended(self.ended.now - {service}, self.ended.ever)
             self._set_ready(pod, ready=True)
         for pod in EFFECTS[kind][0]:
             self._set_ready(pod, ready=False)
@@ -192,7 +192,7 @@ class Plane:
 
     def _kill(self, pod: str) -> int:
         """Application and sidecar end at once; the instant in CLOCK_MONOTONIC."""
-        self.ended |= {*_services(pod)}
+        self.ended = Ended(self.ended.now | {*_services(pod)}, self.ended.ever | {*_services(pod)})
         return self.bed.kill(*_services(pod))
 
     # -- what was told to whom -------------------------------------------------------------------------------------

@@ -69,6 +69,8 @@ class Part:
     code: int | None  # of one that has exited
     created_s: float
     folder: str  # checkout that it was started from; "" where that is not known
+    # It was not started before this, by the engine's clock; words like `Up 3 minutes` say no more.
+    began_s: float = field(default=0.0, compare=False)
 
     @property
     def is_done(self) -> bool:
@@ -89,6 +91,14 @@ class Part:
     def is_as_it_must_be(self) -> bool:
         """It runs, or is one of those that need not."""
         return self.state == "running" or self.is_done or self.is_refused
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Services that a run itself has ended."""
+
+    now: AbstractSet[str] = frozenset()
+    ever: AbstractSet[str] = frozenset()  # also those that it has started again
 
 
 @dataclass(frozen=True)
@@ -722,7 +732,17 @@ def _part(listed: Mapping[str, Any]) -> Part:
         int(code[1]) if code else None,
         listed["Created"],
         str(started_in.parent) if started_in.name == COMPOSE.name else "",
+        _began_s(listed["Status"]),
     )
+
+
+def _began_s(status: str) -> float:
+    """The earliest start that `Up 2 minutes` may speak of; 0 where it is hours ago."""
+    found = re.match(r"Up (?:(\d+)|About a|Less than a) (second|minute)", status)
+    if not found:
+        return 0.0
+    most_s = (int(found[1] or 1) + 1) * {"second": 1, "minute": 60}[found[2]]
+    return time.time() - most_s
 
 
 @contextlib.contextmanager

@@ -6,16 +6,16 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
 from harness import errors
-from harness.testbed import Part, Testbed
+from harness.testbed import Ended, Part, Testbed
 
 # A conversation with a container breaks before the engine's list says that it ended; and who takes a testbed down ends
 # its containers before removing them: what is told is what it was like at the end.
 _LATE_S, _STILL_S, _LONGEST_S, _PAUSE_S = 1.0, 3.0, 30.0, 0.25
+_SLACK_S = 1.0  # between what the engine's list is made from and our own look at the clock
 _SHOWN = 3  # parts that are named beside the first
 # What a conversation with a part that is gone raises, and what comes of half an answer.
 _BROKEN = (errors.TestbedError, OSError, ValueError, LookupError)
@@ -35,13 +35,14 @@ class Watch:
     def __init__(self, bed: Testbed) -> None:
         """Remembers what is there. Raises TestbedError."""
         self._bed = bed
+        self._since_s = time.time()  # by the clock that the engine goes by, also where somebody sets it
         self._parts = {part.id: part for part in bed.parts()}
 
     @contextlib.contextmanager
-    def during(self, what: str, ended: Callable[[], AbstractSet[str]] = frozenset) -> Iterator[None]:
+    def during(self, what: str, ended: Callable[[], Ended] = Ended) -> Iterator[None]:
         """Raises LostPartError if a part is lost when this is left, also in place of an error that may come of that.
 
-        `ended`: services that are down on purpose. One question to the engine, where all is well.
+        `ended`: what is down, or was, on purpose. One question to the engine, where all is well.
         """
         try:
             yield
@@ -53,19 +54,25 @@ class Watch:
             raise
         self._look(what, ended())
 
-    def _look(self, what: str, ended: AbstractSet[str]) -> None:
+    def _look(self, what: str, ended: Ended) -> None:
         if lost := self._lost(ended):
             raise self._told(self._settled(lost, ended), what)
 
-    def _lost(self, ended: AbstractSet[str]) -> list[_Lost]:
+    def _lost(self, ended: Ended) -> list[_Lost]:
         now = {part.id: part for part in self._bed.parts()}
         return [
             _Lost(part, now.get(part.id))
             for part in self._parts.values()
-            if part.service not in ended and not (part.id in now and now[part.id].is_as_it_must_be)
+            if part.service not in ended.now and not self._is_the_same(now.get(part.id), ended)
         ]
 
-    def _settled(self, lost: list[_Lost], ended: AbstractSet[str]) -> list[_Lost]:
+    def _is_the_same(self, part: Part | None, ended: Ended) -> bool:
+        """It is as it must be, and was not started anew: then it has forgotten what it was told."""
+        if part is None or not part.is_as_it_must_be:
+            return False
+        return part.service in ended.ever or part.began_s <= self._since_s + _SLACK_S
+
+    def _settled(self, lost: list[_Lost], ended: Ended) -> list[_Lost]:
         """What is lost, once it becomes no more."""
         since = time.monotonic()
         deadline = since + _LONGEST_S
@@ -91,6 +98,8 @@ class Watch:
 def _how(lost: _Lost, ending: Mapping[str, Any]) -> str:
     if lost.now is None:
         return "somebody removed the container"
+    if lost.now.state == "running":
+        return "somebody started the container anew"
     if lost.now.state not in ("exited", "dead"):
         return f"the container was {lost.now.state}"
     code = int(ending.get("ExitCode", lost.now.code or 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 
 from harness import errors, plan, run, testbed, watch
-from harness.testbed import Part
+from harness.testbed import Ended, Part
+
+NOTHING = Ended()
 
 
 def part(service: str, state: str = "running", code: int | None = None) -> Part:
@@ -60,7 +63,7 @@ def bed(monkeypatch: pytest.MonkeyPatch) -> Bed:
     return Bed()
 
 
-def lost(bed: Bed, ends: Any, ended: frozenset[str] = frozenset()) -> str:
+def lost(bed: Bed, ends: Any, ended: Ended = NOTHING) -> str:
     with pytest.raises(errors.LostPartError) as caught, watch.Watch(bed).during("in block 3", lambda: ended):  # type: ignore[arg-type]
         ends()
     assert caught.value.exit_code == 8
@@ -100,6 +103,18 @@ def test_what_comes_of_a_lost_part_is_told_as_its_loss_though_it_is_listed_late(
     assert lost(bed, breaks).startswith("client-plain: the container was killed by SIGKILL")
 
 
+def test_a_part_that_was_started_anew_is_lost_unless_the_run_did_it(bed: Bed) -> None:
+    def renews() -> None:
+        bed.now = [
+            replace(each, began_s=time.time() + 60) if each.service == "control-plane" else each for each in WHOLE
+        ]
+
+    assert lost(bed, renews).startswith("control-plane: somebody started the container anew in block 3; ")
+    bed.now = list(WHOLE)
+    with watch.Watch(bed).during("in block 3", lambda: Ended(ever={"control-plane"})):  # type: ignore[arg-type]
+        renews()
+
+
 def test_the_first_that_ended_is_named_and_the_others_beside_it(bed: Bed) -> None:
     def two() -> None:
         bed.ends("client-plain", code=1, FinishedAt="2025-01-01T00:00:02Z")
@@ -127,7 +142,7 @@ def test_a_run_names_what_it_loses_outside_of_blocks_too(
         monkeypatch.setattr(run, name, lambda *_, **__: None)
     monkeypatch.setattr(run, "_block", lambda *_: iter(()))
     monkeypatch.setattr(run, "Agents", lambda _: nullcontext())
-    monkeypatch.setattr(run, "Conditions", lambda *_: nullcontext(SimpleNamespace(ended=frozenset)))
+    monkeypatch.setattr(run, "Conditions", lambda *_: nullcontext(SimpleNamespace(ended=Ended)))
     monkeypatch.setattr(run.counters, "Reader", lambda *_: None)
     monkeypatch.setattr(Bed, "observers", lambda _: nullcontext({}), raising=False)
     monkeypatch.setattr(run, where, loses)
@@ -149,12 +164,12 @@ def test_a_testbed_that_is_gone_was_removed_by_somebody(bed: Bed) -> None:
 
 
 def test_what_is_down_on_purpose_is_not_lost(bed: Bed) -> None:
-    with watch.Watch(bed).during("in block 3", lambda: {"client-answers-envoy"}):  # type: ignore[arg-type]
+    with watch.Watch(bed).during("in block 3", lambda: Ended({"client-answers-envoy"})):  # type: ignore[arg-type]
         bed.ends("client-answers-envoy", code=137)
     with (
         pytest.raises(errors.TestbedError, match="another reason"),
-        watch.Watch(bed).during("in block 3", lambda: {"client-answers-envoy"}),
+        watch.Watch(bed).during("in block 3", lambda: Ended({"client-answers-envoy"})),
     ):  # type: ignore[arg-type]
         raise errors.TestbedError("another reason")
-    told = lost(bed, lambda: bed.ends("control-plane", code=1), frozenset({"client-answers-envoy"}))
+    told = lost(bed, lambda: bed.ends("control-plane", code=1), Ended({"client-answers-envoy"}))
     assert "client-answers-envoy" not in told

@@ -116,6 +116,24 @@ def test_what_the_engine_lists_tells_whether_a_part_is_as_it_must_be(listed, wor
     assert (part.words, part.is_as_it_must_be, part.folder) == (words, right, "/a/checkout")
 
 
+@pytest.mark.parametrize(
+    ("status", "earliest_s"),
+    [
+        ("Up Less than a second", 2),
+        ("Up 1 second", 2),
+        ("Up 59 seconds (Paused)", 60),
+        ("Up About a minute", 120),
+        ("Up 3 minutes (healthy)", 240),
+        ("Up About an hour", None),
+        ("Up 2 weeks", None),
+        ("Exited (137) 2 seconds ago", None),
+    ],
+)
+def test_a_start_is_not_dated_later_than_it_was(monkeypatch, status, earliest_s):
+    monkeypatch.setattr(testbed.time, "time", lambda: 10_000.0)
+    assert testbed._began_s(status) == (10_000.0 - earliest_s if earliest_s else 0.0)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_tidying_up_is_not_interrupted_and_afterwards_signals_mean_what_they_did(number):
     arrived: list[int] = []
