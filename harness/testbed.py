@@ -200,9 +200,11 @@ class Testbed:
 
     def container(self, service: str) -> Container:
         """The container of a Compose service. Raises TestbedError."""
-        found = [c for c in self.containers() if c.labels.get("com.docker.compose.service") == service]
+        there = self.containers()
+        found = [c for c in there if c.labels.get("com.docker.compose.service") == service]
         if not found:
-            raise errors.TestbedError("there is no such container", place=service, step="run `meshdns up`")
+            step = "`meshdns status` lists those that are there" if there else "run `meshdns up`"
+            raise errors.TestbedError("there is no such container", place=service, step=step)
         return found[0]
 
     def containers(self) -> list[Container]:

@@ -148,6 +148,15 @@ def test_tidying_up_is_not_interrupted_and_afterwards_signals_mean_what_they_did
         signal.signal(number, before)
 
 
+@pytest.mark.parametrize(
+    ("there", "step"), [([], "run `meshdns up`"), ([Container(OSError())], "`meshdns status` lists")]
+)
+def test_a_name_that_no_container_has_is_told_by_what_is_there(monkeypatch, there, step):
+    monkeypatch.setattr(Testbed, "containers", lambda _: there)
+    with pytest.raises(errors.TestbedError, match=f"^dns-bin: there is no such container; {step}"):
+        Testbed({}).container("dns-bin")
+
+
 def test_what_compose_cannot_do_is_told_with_a_next_step(tmp_path, monkeypatch):
     failed = process.Finished(("docker",), 1, "", "Error response from daemon: No such container: 0123")
     monkeypatch.setattr(process, "run", lambda *_, **__: failed)
