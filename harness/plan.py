@@ -417,6 +417,8 @@ def parse(text: str, place: str) -> Plan:
         return from_json(tomllib.loads(text), place)
     except tomllib.TOMLDecodeError as error:
         raise _refuse(place, f"not TOML ({error})", "mend the line it names") from None
+    except ValueError:  # Python's own, for the digits of an integer
+        raise _refuse(place, "holds an integer of thousands of digits", "give a smaller one") from None
     except RecursionError:  # of tomllib, or of the text of a value that a message shows
         raise _refuse(place, "nested too deeply to be a plan", "remove what no plan needs") from None
 

@@ -126,6 +126,7 @@ def test_cells_that_are_compared_stand_together_in_an_order_of_their_own() -> No
         ("rate_hz = 100.0", "rate_hz = 100.0\nevery = 2", "block 1 would be empty"),
         ("[[experiment]]", "[[experiments]]", "unknown key experiments"),
         ("seed = 1", "seed = ", "not TOML"),
+        ("seed = 1", f"seed = {'9' * 5000}", "an integer of thousands of digits"),
         ("seed = 1", f"seed = {'[' * 30_000}", "nested too deeply"),
         ("seed = 1", f"seed{'.a' * 2000} = 1", "nested too deeply"),  # to be shown, not to be read
     ],
