@@ -430,6 +430,7 @@ def _report(options: argparse.Namespace) -> int:
         print(_publish(options.runs, options.out, parameters, notebooks))
         return 0
     what, blocks = _plan(options)
+    report.check_parameters(parameters, notebooks, {each.name for each in what.experiments})
     with _measuring(options, what):  # until it is published: that takes the CPUs as well
         runs = _measure(what, blocks, options)
         try:

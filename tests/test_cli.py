@@ -80,6 +80,14 @@ def test_bad_input_is_one_message(arguments: list[str], code: int, said: str) ->
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_a_parameter_of_a_page_that_the_plan_does_not_fill_is_refused_before_measuring(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "_measuring", lambda *_: pytest.fail("it measures"))
+    assert cli.main(["report", "--plan", "quick", "-p", "change", "added"]) == errors.InputError.exit_code
+    assert "no notebook of this report takes 'change'; leave it out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("verb", ["up", "status", "down", "run", "logs"])
 def test_without_an_engine_every_verb_says_so_and_what_to_do(verb: str, tmp_path: Path) -> None:
     done = meshdns(verb, DOCKER_HOST=f"unix://{tmp_path}/no-engine.sock", PATH=os.environ["PATH"])

@@ -209,8 +209,11 @@ def test_a_question_that_was_not_asked_comes_with_the_plan_that_asks_it(runs: Pa
     notebook.metadata["meshdns"] = {"needs": "change"}
     nbformat.write(notebook, path)
     measured = store.load(runs)
-    can, unasked = report._answerable([path], measured)
+    can, unasked = report._answerable([path], set(measured.cells["experiment"]))
     assert can == []
+    with pytest.raises(errors.InputError, match="no notebook of this report takes 'percentile'; leave it out"):
+        report.check_parameters({"percentile": 90.0}, [path], set(measured.cells["experiment"]))
+    report.check_parameters({"percentile": 90.0}, [path], {"change"})
     text = index.document([], [], measured, unasked)
     assert "What does 05_change cost? <code>meshdns report --plan change</code>" in text
     assert "policies" not in text
@@ -239,7 +242,7 @@ def test_a_failed_check_names_itself_and_publishes_nothing(runs: Path, books: li
 
 @pytest.mark.slow
 def test_unknown_parameters_are_refused_before_anything_runs(runs: Path, books: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(errors.InputError, match="no notebook takes 'percentil'; use runs, percentile, fail"):
+    with pytest.raises(errors.InputError, match="no notebook of this report takes 'percentil'; use percentile, fail"):
         report.publish(runs, tmp_path / "one", {"percentil": 90.0}, books, quiet)
 
 

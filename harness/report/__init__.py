@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 
 from harness import errors, plan, store
@@ -36,7 +36,7 @@ def publish(
     runs, out = runs.resolve(), out.absolute()
     _check_target(out)
     measured = store.load(runs)  # before the kernels: what is wrong with the data is told in a second
-    notebooks, unasked = _answerable(notebooks, measured)
+    notebooks, unasked = _answerable(notebooks, set(measured.cells["experiment"]))
     stems = [notebook.stem for notebook in notebooks]
     executed = execute.execute([each.resolve() for each in notebooks], {**parameters, "runs": str(runs)}, progress)
     progress("writing pages", len(stems), len(stems))
@@ -46,12 +46,18 @@ def publish(
     return out / INDEX
 
 
-def check_parameters(parameters: Mapping[str, object], notebooks: Sequence[Path]) -> None:
-    """Raises InputError unless every name is a parameter of some notebook, with that type, and not `runs`."""
+def check_parameters(
+    parameters: Mapping[str, object], notebooks: Sequence[Path], experiments: Set[str] | None = None
+) -> None:
+    """Every name is a parameter of some notebook, with that type, and not `runs`. Raises InputError.
+
+    Where the experiments are known, of a notebook that they let be published.
+    """
     if "runs" in parameters:
         step = "give the folder as --runs"
         raise errors.InputError("runs is what the report is about, not a parameter", place="parameters", step=step)
-    execute.check(notebooks, {**parameters, "runs": ""})
+    published = notebooks if experiments is None else _answerable(notebooks, experiments)[0]
+    execute.check(published, {**parameters, "runs": ""})
 
 
 def notebooks_in(folder: Path) -> list[Path]:
@@ -71,13 +77,13 @@ def parameter(text: str) -> object:
     return value
 
 
-def _answerable(notebooks: Sequence[Path], runs: store.Runs) -> tuple[list[Path], list[index.Unasked]]:
-    """Notebooks whose experiment (`needs` in their metadata) these runs hold, and what the others ask."""
-    there, can, unasked = set(runs.cells["experiment"]), [], []
+def _answerable(notebooks: Sequence[Path], experiments: Set[str]) -> tuple[list[Path], list[index.Unasked]]:
+    """Notebooks whose experiment (`needs` in their metadata) is among these, and what the others ask."""
+    can, unasked = [], []
     for notebook in notebooks:
         document = json.loads(notebook.read_text(encoding="utf-8"))
         needs = document.get("metadata", {}).get("meshdns", {}).get("needs")
-        if needs is None or needs in there:
+        if needs is None or needs in experiments:
             can.append(notebook)
         else:
             question = "".join(document["cells"][0]["source"]).splitlines()[0].lstrip("# ")

@@ -78,15 +78,16 @@ def check(notebooks: Sequence[Path], parameters: Mapping[str, object]) -> None:
 def check_declared(declared: Mapping[Path, Sequence[Parameter]], given: Mapping[str, object]) -> None:
     """Every name is declared by at least one notebook, with that type, and every notebook takes `runs`."""
     known = {each.name: each for parameters in declared.values() for each in parameters}
-    if unknown := sorted(set(given) - set(known)):
-        names = ", ".join(repr(name) for name in unknown)
-        raise errors.InputError(f"no notebook takes {names}", place="parameters", step=f"use {', '.join(known)}")
+    if unknown := sorted(set(given) - {*known, "runs"}):
+        names, free = ", ".join(map(repr, unknown)), ", ".join(name for name in known if name != "runs")
+        step = f"use {free}" if free else "leave it out"
+        raise errors.InputError(f"no notebook of this report takes {names}", place="parameters", step=step)
     for notebook, parameters in declared.items():
         if "runs" not in {each.name for each in parameters}:
             step = "declare `runs: str` in the cell tagged parameters"
             raise errors.InputError("does not take the parameter 'runs'", place=notebook.name, step=step)
-    for name, value in given.items():
-        wanted = known[name].type_name
+    for name in known.keys() & given:
+        value, wanted = given[name], known[name].type_name
         if wanted in TYPES and (not isinstance(value, TYPES[wanted]) or (wanted != "bool" and isinstance(value, bool))):
             raise errors.InputError(f"{name} is {value!r}", place="parameters", step=f"give a {wanted}")
 
