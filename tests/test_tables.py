@@ -570,6 +570,11 @@ def test_a_failed_check_raises(usual: store.Runs, tmp_path: Path) -> None:
         provenance.checks(usual, "tls")
     assert provenance.checks(usual, "tls", "lookup", planned=True)["experiment"].tolist() == ["lookup"]
     assert provenance.checks(usual, "tls", planned=True).empty  # of a plan that asks something else
+    once = measured.runs(tmp_path / "once", blocks=1)
+    with pytest.raises(errors.ReportError, match="an interval needs 2"):
+        provenance.checks(once, "lookup")
+    assert provenance.checks(once, "card-wire")["blocks"].tolist() == [1]
+    assert verdict(ruler.bias(once), "bias of the DNS phase") == gates.UNKNOWN  # so the card says it, and goes on
     with pytest.raises(errors.ReportError, match="cells are invalid"):
         provenance.checks(measured.runs(tmp_path, World(invalid=0.9)), "lookup")
 
