@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     ) -> argparse.ArgumentParser:
         """`needs` says which part of a checkout it uses, if any, and `instead` how to do without."""
         sub = verbs.add_parser(name, help=text, description=text)
-        sub.set_defaults(verb=action, called=f"meshdns {name}", needs=needs, instead=instead)
+        sub.set_defaults(verb=action, needs=needs, instead=instead)
         return sub
 
     def force(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -240,7 +240,7 @@ def _bed(build: bool = False, groups: Iterable[topology.Group] = ()) -> Testbed:
 
 def _used(bed: Testbed, options: argparse.Namespace, what: str = "") -> contextlib.AbstractContextManager[None]:
     """Nobody else uses this testbed meanwhile."""
-    return bed.exclusive(f"{options.called}{what}", force=options.force, announce=say)
+    return bed.exclusive(f"meshdns {options.name}{what}", force=options.force, announce=say)
 
 
 def _up(options: argparse.Namespace) -> int:
@@ -401,7 +401,7 @@ def _measuring(options: argparse.Namespace, what: Plan) -> contextlib.AbstractCo
     """Nobody else measures on this machine meanwhile."""
     from harness import locks
 
-    use = f"{options.called}, plan {what.name}, testbed {_project()}"
+    use = f"meshdns {options.name}, plan {what.name}, testbed {_project()}"
     return locks.machine().hold(use, force=options.force, announce=say)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import socket
@@ -76,12 +77,8 @@ def clear_leftovers() -> None:
         if path.exists() and not _running(name):
             path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(_SYSTEM_CONTAINERD))
-        except ConnectionRefusedError:
+        if probe.connect_ex(str(_SYSTEM_CONTAINERD)) == errno.ECONNREFUSED:
             _SYSTEM_CONTAINERD.unlink(missing_ok=True)
-        except OSError:  # there is none
-            return
 
 
 def _start_directly(answers: Callable[[], bool]) -> None:

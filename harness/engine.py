@@ -295,11 +295,9 @@ def _ensure_plugins(announce: Announce) -> None:
 
 
 def _missing_plugins(engine: Engine) -> list[str]:
-    return (
-        []
-        if engine.mute
-        else [name for name, version in (("compose", engine.compose), ("buildx", engine.buildx)) if not version]
-    )
+    if engine.mute:
+        return []
+    return [name for name, version in (("compose", engine.compose), ("buildx", engine.buildx)) if not version]
 
 
 def plugin_folder() -> Path:
