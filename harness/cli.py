@@ -382,9 +382,11 @@ def _execute(what: Plan, blocks: Sequence[int], bed: Testbed, options: argparse.
 
 def _tell_go_on(folder: Path, what: Plan, told: BaseException) -> None:
     """How an unfinished run stands, and how to go on with it."""
-    stored, how = len(list(folder.glob("blocks/*.json"))), f"go on with `meshdns run --resume {folder}`"
+    from harness import store
+
+    how = f"go on with `meshdns run --resume {folder}`"
     _tell_invalid(folder)
-    say(f"{stored} of {what.blocks} blocks are stored; {how}")
+    say(f"{len(store.stored(folder))} of {what.blocks} blocks are stored; {how}")
     if isinstance(told, errors.MeshdnsError):
         told.go_on(how)
 

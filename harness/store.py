@@ -187,6 +187,12 @@ def resume(path: Path | str) -> RunWriter:
     return RunWriter(folder, header)
 
 
+def stored(folder: Path) -> list[int]:
+    """The blocks of a run that are on disk, whole; what is still being written has another name and does not count."""
+    found = sorted(int(path.stem) for path in (folder / "blocks").glob("[0-9]*.json"))
+    return [block for block in found if _has_block(folder, block)]
+
+
 def records(path: Path) -> list[samples.CellRecord]:
     """The cells of all complete blocks of one run, finished or not, without their samples."""
     header = _header(path)

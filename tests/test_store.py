@@ -243,6 +243,22 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(store.load(again.finish("later")).cells) == 2 * len(synthetic.cells())
 
 
+def test_a_block_counts_once_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen at every moment at which something is brought to disk, as by another process that looks meanwhile."""
+    writer, seen, fsync = synthetic.partial(tmp_path, blocks=2, written=1, samples_per_cell=2), [], os.fsync
+
+    def looking(descriptor: int) -> None:
+        seen.append(store.stored(writer.path))
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", looking)
+        writer.write_block(1, *synthetic.make_block(1, 2), "now")
+    assert seen == [[0], [0], [0], [0, 1]]  # samples, their folder, the record under its other name, its folder
+    (writer.path / "blocks" / "0001.parquet").unlink()
+    assert store.stored(writer.path) == [0]
+
+
 def test_a_write_that_the_kernel_cuts_short_leaves_nothing(tmp_path: Path) -> None:
     writer = synthetic.partial(tmp_path, blocks=2, written=1, samples_per_cell=2)
     table, records = synthetic.make_block(1, 2)

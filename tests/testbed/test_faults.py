@@ -84,7 +84,7 @@ def wait_for_blocks(count: int) -> Path:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         for folder in unfinished():
-            if len(list(folder.glob("blocks/*.json"))) >= count:
+            if len(store.stored(folder)) >= count:
                 return folder
         time.sleep(0.05)
     raise AssertionError("no block was stored in time")
@@ -259,13 +259,17 @@ def wait_until(running: subprocess.Popen[str], holds: Callable[[], object], what
         time.sleep(0.05)
 
 
+def blocks_in(runs: Path) -> list[int]:
+    return [block for folder in runs.glob("*.partial") for block in store.stored(folder)]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("moment", ["up", "block"])
 def test_an_interrupted_run_takes_down_the_testbed_that_it_has_started(
     small: Testbed, plan_file: Path, number: signal.Signals, moment: str
 ) -> None:
     runs = small.state.parent / "runs"
-    holds = {"up": small.containers, "block": lambda: list(runs.glob("*.partial/blocks/*.json"))}
+    holds = {"up": small.containers, "block": lambda: blocks_in(runs)}
     running = start_elsewhere(small, "run", "--plan", str(plan_file))
     wait_until(running, holds[moment], f"no {moment}")
     running.send_signal(number)
@@ -305,7 +309,7 @@ def test_a_run_names_the_part_that_it_loses_keeps_its_blocks_and_is_resumed(
 ) -> None:
     runs = small.state.parent / "runs"
     running = start_elsewhere(small, "run", "--plan", str(plan_file))
-    wait_until(running, lambda: list(runs.glob("*.partial/blocks/*.json")), "no block")
+    wait_until(running, lambda: blocks_in(runs), "no block")
     [folder] = runs.glob("*.partial")
 
     refused = down_from(checkout, small)
@@ -344,7 +348,7 @@ def test_a_control_plane_and_a_server_that_end_are_told_by_a_run_that_goes_on_wi
     plan_file.write_text(GOVERNED)
     runs = small.state.parent / "runs"
     running = start_elsewhere(small, "run", "--plan", str(plan_file))
-    wait_until(running, lambda: list(runs.glob("*.partial/blocks/*.json")), "no block")
+    wait_until(running, lambda: blocks_in(runs), "no block")
     assert process.run("docker", "stop", "-t", "2", small.name("control-plane"), timeout_s=30).ok
     assert process.run("docker", "kill", small.name("legacy-1"), timeout_s=30).ok
     code, last = ended(running)
