@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from harness import errors
+from harness import ROOT, errors
 
 if TYPE_CHECKING:
     from harness.mesh import topology
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from harness.testbed import Testbed
 
 # Verbs import what they need when they run: `meshdns --help` does not wait for pandas.
-ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "data" / "runs"
 REPORTS = ROOT / "reports"
 NOTEBOOKS = ROOT / "notebooks"

@@ -45,7 +45,7 @@ def start_step() -> str:
     return " ".join(service_command() or by_hand)
 
 
-def start(answers: Callable[[], bool], announce: Callable[[str], None]) -> None:
+def start(answers: Callable[[], bool], announce: process.Announce) -> None:
     """It answers: started by the service manager or, where that is missing or fails, directly and detached.
 
     Also after one that was killed. Raises EnvironmentProblem; needs root.

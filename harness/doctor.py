@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from harness import debian, engine, errors, locks, process, testbed
+from harness import ROOT, debian, engine, errors, locks, process, testbed
 from harness.mesh import topology
 
 State = Literal["ok", "missing", "warn"]
@@ -185,7 +185,7 @@ def _port(port: int) -> Finding:
 
 
 def _disk() -> Finding:
-    free = shutil.disk_usage(engine.PROJECT).free
+    free = shutil.disk_usage(ROOT).free
     detail = f"{free / 1e9:.0f} GB free"
     if free >= _DISK_BYTES:
         return Finding("disk", "ok", detail)

@@ -15,16 +15,13 @@ import re
 import shutil
 import tempfile
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import daemon, debian, errors, process
+from harness import ROOT, daemon, debian, errors, process
 
-Announce = Callable[[str], None]
-
-PROJECT = Path(__file__).resolve().parent.parent
 BASE_TAG = "meshdns/base:trixie"
 _REGISTRY_BASE = f"debian:{debian.BASE_SUITE}-slim"
 # The build context: see .dockerignore.
@@ -242,7 +239,7 @@ def find() -> Engine:
     return engine
 
 
-def ensure(announce: Announce) -> Engine:
+def ensure(announce: process.Announce) -> Engine:
     """The engine answers: found, started or, where we are root on Debian or Ubuntu, installed."""
     engine = look()
     if problems(engine) and not _unfit(engine):
@@ -257,7 +254,7 @@ def _none_to_be_had(problem: errors.EnvironmentProblem) -> errors.EnvironmentPro
     return errors.EnvironmentProblem(problem.fact, place=problem.place, step=f"{problem.step}\n{_WITHOUT}")
 
 
-def _mend(engine: Engine, announce: Announce) -> None:
+def _mend(engine: Engine, announce: process.Announce) -> None:
     here = debian.distribution()
     if here.can_install:
         _ensure_packages(engine, here, announce)
@@ -273,7 +270,7 @@ def _answers() -> bool:
     return process.run("docker", "version", "--format", "{{.Server.Version}}", timeout_s=_READY_TIMEOUT_S).ok
 
 
-def _ensure_packages(engine: Engine, here: debian.Distribution, announce: Announce) -> None:
+def _ensure_packages(engine: Engine, here: debian.Distribution, announce: process.Announce) -> None:
     there = engine.client and (engine.server or engine.program)
     packages = [] if engine.named or there else here.engine_packages()
     if not engine.client:
@@ -286,7 +283,7 @@ def _ensure_packages(engine: Engine, here: debian.Distribution, announce: Announ
     debian.install(packages, recommended=True)  # apparmor among them, without which some engines start nothing
 
 
-def _ensure_plugins(announce: Announce) -> None:
+def _ensure_plugins(announce: process.Announce) -> None:
     engine = look()
     missing = _missing_plugins(engine)
     if missing and engine.client:
@@ -310,7 +307,7 @@ def _configuration() -> Path:
     return Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
 
 
-def ensure_browser(announce: Announce) -> Browser:
+def ensure_browser(announce: process.Announce) -> Browser:
     """Chromium and its driver, which only the tests need, are there."""
     browser = find_browser()
     if browser is None and debian.distribution().can_install:
@@ -342,13 +339,13 @@ def browser_step(here: debian.Distribution) -> str:
     return "brew install --cask chromium chromedriver" if platform.system() == "Darwin" else "dnf install chromedriver"
 
 
-def images(announce: Announce) -> ImageSet:
+def images(announce: process.Announce) -> ImageSet:
     """Every image of the testbed exists."""
     base_image(announce)
     return ImageSet(BASE_TAG, build_images(announce))
 
 
-def base_image(announce: Announce, tag: str = BASE_TAG) -> None:
+def base_image(announce: process.Announce, tag: str = BASE_TAG) -> None:
     """`tag` exists: pulled, or made from Debian's packages where no registry answers."""
     if tag in _image_ids():
         return
@@ -366,7 +363,7 @@ def base_image(announce: Announce, tag: str = BASE_TAG) -> None:
         _docker("import", "--change", 'CMD ["bash"]', str(archive), tag, timeout_s=_PULL_TIMEOUT_S)
 
 
-def _ensure_mmdebstrap(announce: Announce, pull: process.Finished) -> None:
+def _ensure_mmdebstrap(announce: process.Announce, pull: process.Finished) -> None:
     # Ubuntu does not know Debian's keys by itself.
     there = {"mmdebstrap": shutil.which("mmdebstrap"), "debian-archive-keyring": debian.KEYRING.exists()}
     packages = [name for name, found in there.items() if not found]
@@ -382,13 +379,13 @@ def _ensure_mmdebstrap(announce: Announce, pull: process.Finished) -> None:
     debian.install(packages)
 
 
-def build_images(announce: Announce) -> dict[str, str]:
+def build_images(announce: process.Announce) -> dict[str, str]:
     """Every image of compose/images/Dockerfile exists under a tag that names its content; image -> tag."""
     tags, missing = _tags()
     if not missing:
         return tags
     announce(f"building images: {' '.join(missing)}")
-    logs = PROJECT / ".meshdns/logs"
+    logs = ROOT / ".meshdns/logs"
     logs.mkdir(parents=True, exist_ok=True)
     commands = [
         process.Command(_build_argv(name, tags[name]), _BUILD_TIMEOUT_S, log=logs / f"build-{name}.log")
@@ -412,8 +409,8 @@ def missing_images() -> list[str]:
 def _tags() -> tuple[dict[str, str], list[str]]:
     """Image -> tag, and those without one yet."""
     present = _image_ids()
-    content = _content(PROJECT, present.get(BASE_TAG, ""))
-    tags = {name: f"meshdns/{name}:{content}" for name in targets(PROJECT / "compose/images/Dockerfile")}
+    content = _content(ROOT, present.get(BASE_TAG, ""))
+    tags = {name: f"meshdns/{name}:{content}" for name in targets(ROOT / "compose/images/Dockerfile")}
     return tags, [name for name, tag in tags.items() if tag not in present]
 
 
@@ -439,11 +436,11 @@ def _build_argv(name: str, tag: str) -> tuple[str, ...]:
     return (
         *("docker", "buildx", "build", "--load", "--progress", "plain"),
         *("--builder", "default"),  # another one a user has chosen does not see the engine's own base image
-        *("--file", str(PROJECT / "compose/images/Dockerfile"), "--target", name, "--build-arg", f"BASE={BASE_TAG}"),
+        *("--file", str(ROOT / "compose/images/Dockerfile"), "--target", name, "--build-arg", f"BASE={BASE_TAG}"),
         *(["--secret", f"id=ca,src={bundle}"] if bundle else []),
         # Without a value docker takes the variable's: a proxy's password stays out of the process list.
         *(word for variable in _PROXY_VARIABLES if variable in os.environ for word in ("--build-arg", variable)),
-        *("--tag", tag, str(PROJECT)),
+        *("--tag", tag, str(ROOT)),
     )
 
 

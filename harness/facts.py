@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import harness
-from harness import process, testbed
+from harness import ROOT, process, testbed
 from harness.channel import Channel
 from harness.mesh import topology
 from harness.testbed import Testbed
@@ -153,7 +153,7 @@ def _version_in(said: str) -> str:
 
 def commit() -> str:
     """The commit of the source tree, with a mark if it has been changed since; empty outside a checkout."""
-    if not (testbed.ROOT / ".git").exists():  # another project's checkout may lie around this installation
+    if not (ROOT / ".git").exists():  # another project's checkout may lie around this installation
         return ""
-    done = process.run("git", "-C", str(testbed.ROOT), "describe", "--always", "--dirty", "--abbrev=12", timeout_s=10)
+    done = process.run("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", timeout_s=10)
     return done.out.strip() if done.ok else ""

@@ -16,22 +16,20 @@ import pwd
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
-from harness import errors
+from harness import ROOT, errors, process
 
 # The same for all users, whatever their TMPDIR says; the second where the first is not for everybody.
 FOLDERS = (Path("/run/lock"), Path("/tmp"))  # noqa: S108  nothing in it is trusted, see `_open`
-ROOT = Path(__file__).resolve().parents[1]
 _STICKY_FOR_ALL = stat.S_ISVTX | stat.S_IWOTH
 _FOR_ALL = 0o666  # whoever comes next may be another user
 _LONGEST = 4096  # bytes of a file in a folder that everybody may write to
 # Somebody who merely looks has a lock for microseconds, and one who has just taken it has not said yet who it is.
 _TRIES, _PAUSE_S = 5, 0.02
-Announce = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class Lock:
     step: str
 
     @contextlib.contextmanager
-    def hold(self, use: str, *, force: bool = False, announce: Announce = print) -> Iterator[None]:
+    def hold(self, use: str, *, force: bool = False, announce: process.Announce = print) -> Iterator[None]:
         """Nobody else has it meanwhile; `use` tells others what for. Raises EnvironmentProblem where somebody has it.
 
         With `force` that is said, and it goes on without. One process holds it once, however often it is asked for.
@@ -93,7 +91,7 @@ class Lock:
                     del _held[self.path]
                     _free(ours.descriptor)
 
-    def ask(self, *, force: bool = False, announce: Announce = print) -> None:
+    def ask(self, *, force: bool = False, announce: process.Announce = print) -> None:
         """Nobody else has it. Raises EnvironmentProblem, or with `force` says who has it."""
         with _passed_over(force, announce):
             if self.path not in _held and (holder := self.holder()):
@@ -128,7 +126,7 @@ class Lock:
 
 
 @contextlib.contextmanager
-def _passed_over(force: bool, announce: Announce) -> Iterator[None]:
+def _passed_over(force: bool, announce: process.Announce) -> Iterator[None]:
     """With `force` a refusal is only said."""
     try:
         yield

@@ -13,11 +13,12 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+Announce = Callable[[str], None]  # says a line to the person who waits
 _POLL_S = 0.005  # short beside the fastest program we run (docker --version, 13 ms)
 _GRACE_S = 3.0  # docker and apt put things right on TERM; a program that takes longer is killed
 

@@ -10,7 +10,6 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -111,10 +110,7 @@ class Line:
 class BreakEven:
     """Where a difference that changes with the delay passes through zero."""
 
-    # wins_above: dearer without delay, cheaper above it; loses_above: the reverse; never, always: dearer, cheaper at
-    # any delay (at any that was measured, where the slope is not clear); unclear: the blocks do not tell.
-    kind: Literal["wins_above", "loses_above", "never", "always", "unclear"]
-    delay: Interval | None  # the delay itself; None unless the line crosses zero at a positive delay
+    delay: Interval | None  # None unless the slope is clear and the line crosses zero at a positive delay
     measured: bool  # whether the delay lies among those measured (False: extrapolated, or none)
     line: Line
 
@@ -196,17 +192,10 @@ def break_even(delays: ArrayLike, differences: ArrayLike, confidence: float = CO
     """
     points, slopes, intercepts = _fits(delays, differences)
     line = slope_intercept(delays, differences, confidence)
-    falling, rising = line.slope.high < 0, line.slope.low > 0
-    if falling or rising:
-        root = _fieller(slopes, intercepts, confidence)
-        if root.high > 0:
-            measured = bool(points.min() <= root.estimate <= points.max())
-            return BreakEven("wins_above" if falling else "loses_above", root, measured, line)
-        return BreakEven("always" if falling else "never", None, False, line)
-    ends = [interval(intercepts + slopes * end, confidence) for end in (points.min(), points.max())]
-    if all(each.low > 0 for each in ends):
-        return BreakEven("never", None, False, line)
-    return BreakEven("always" if all(each.high < 0 for each in ends) else "unclear", None, False, line)
+    root = None if line.slope.holds(0.0) else _fieller(slopes, intercepts, confidence)
+    if root is None or root.high <= 0:
+        return BreakEven(None, False, line)
+    return BreakEven(root, bool(points.min() <= root.estimate <= points.max()), line)
 
 
 def littles_residual(in_flight: ArrayLike, expected: ArrayLike) -> Floats:

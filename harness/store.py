@@ -94,7 +94,8 @@ class RunWriter:
 
     def missing(self) -> list[int]:
         """The blocks still to be measured."""
-        return [block for block in range(self.header.blocks) if not _has_block(self.path, block)]
+        there = set(stored(self.path))
+        return [block for block in range(self.header.blocks) if block not in there]
 
     def write_block(self, block: int, table: pa.Table, cells: Sequence[samples.CellRecord], started: str) -> None:
         """The block is on disk, whole; it is refused if it is there already or holds what cannot have happened."""
@@ -179,29 +180,21 @@ def resume(path: Path | str) -> RunWriter:
         (folder / "blocks").mkdir(exist_ok=True)
         for leftover in [*folder.glob(f"{TEMPORARY}*"), *(folder / "blocks").glob(f"{TEMPORARY}*")]:
             leftover.unlink()
-    for block in range(header.blocks):
-        if _has_block(folder, block):
-            _decode(
-                _open_block(folder, header.name, block)
-            )  # a damaged block is told now, not after hours of measuring the others
+    for block in _present(folder, header):  # a damaged one is told now, not after hours of measuring the others
+        _decode(_open_block(folder, header.name, block))
     return RunWriter(folder, header)
 
 
 def stored(folder: Path) -> list[int]:
     """The blocks of a run that are on disk, whole; what is still being written has another name and does not count."""
-    found = sorted(int(path.stem) for path in (folder / "blocks").glob("[0-9]*.json"))
-    return [block for block in found if _has_block(folder, block)]
+    numbers = {int(path.stem) for path in (folder / "blocks").glob("*.json") if path.stem.isdecimal()}
+    return [block for block in sorted(numbers) if _has_block(folder, block)]
 
 
 def records(path: Path) -> list[samples.CellRecord]:
     """The cells of all complete blocks of one run, finished or not, without their samples."""
-    header = _header(path)
-    return [
-        cell
-        for block in range(header.blocks)
-        if _has_block(path, block)
-        for cell in _cells(_block_paths(path, block)[1], block)
-    ]
+    present = _present(path, _header(path))
+    return [cell for block in present for cell in _cells(_block_paths(path, block)[1], block)]
 
 
 def require_writable(folder: Path) -> None:
@@ -293,7 +286,7 @@ def _header(folder: Path) -> RunHeader:
 
 def _numbers(folder: Path, header: RunHeader, notes: list[str]) -> list[int]:
     """The blocks to read: all of a finished run, those present of another."""
-    present = [block for block in range(header.blocks) if _has_block(folder, block)]
+    present = _present(folder, header)
     if len(present) == header.blocks:
         return present
     if header.finished is None:
@@ -303,6 +296,10 @@ def _numbers(folder: Path, header: RunHeader, notes: list[str]) -> list[int]:
     raise errors.DataError(
         f"lacks {_listed(lacking)}", place=str(folder), step="copy the whole folder again, or measure again"
     )
+
+
+def _present(folder: Path, header: RunHeader) -> list[int]:
+    return [block for block in stored(folder) if block < header.blocks]
 
 
 def _has_block(folder: Path, block: int) -> bool:

@@ -17,7 +17,7 @@ import subprocess
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -29,13 +29,12 @@ import docker.errors
 import yaml
 from docker.models.containers import Container
 
-from harness import engine, errors, locks, process, rendering
+from harness import ROOT, engine, errors, locks, process, rendering
 from harness.channel import Channel
 from harness.mesh import topology
 
 PROJECT = "meshdns"
 PROJECTS = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")  # Compose's rule; the length is for names made of it
-ROOT = Path(__file__).resolve().parents[1]
 COMPOSE = ROOT / "compose"
 STATE = ROOT / ".meshdns" / "state"
 IMAGES = ("WEB", "OBSERVER", "CLIENT", "ENVOY", "DNS", "DNSPROXY", "CONTROLPLANE", "WORLD")
@@ -45,7 +44,6 @@ UP_TIMEOUT_S = 300
 REFUSED = 3  # exit code of a loader whose mechanism is not allowed here
 READY = "ready"  # file of a testbed whose start was completed; one that a kill left half-way has none
 DOWN_TIMEOUT_S = 180
-Announce = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -278,7 +276,7 @@ class Testbed:
         """The client pods that are wanted."""
         return [client for client in topology.CLIENTS if self.has(client)]
 
-    def up(self, announce: Announce) -> None:
+    def up(self, announce: process.Announce) -> None:
         """Every pod is up and every proxy and name server answers. Raises EnvironmentProblem or TestbedError.
 
         What an earlier run left half-way is removed first; on failure nothing is left running.
@@ -288,7 +286,7 @@ class Testbed:
             if not self.is_up():
                 self._start(announce)
 
-    def _start(self, announce: Announce) -> None:
+    def _start(self, announce: process.Announce) -> None:
         if self.containers():
             announce(f"removing what is left of an earlier testbed{origin(self.parts())}")
             self.down()
@@ -438,7 +436,7 @@ class Testbed:
         return self._lock
 
     def exclusive(
-        self, use: str = "a Python program", *, force: bool = False, announce: Announce = print
+        self, use: str = "a Python program", *, force: bool = False, announce: process.Announce = print
     ) -> contextlib.AbstractContextManager[None]:
         """Nobody else changes or uses it meanwhile; held once, however often it is entered."""
         return self.lock.hold(use, force=force, announce=announce)

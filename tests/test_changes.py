@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from harness import claims, counters, errors, figures, plan, plane, stats, store
 from harness.mesh import topology
-from harness.tables import absent, changes, text
+from harness.tables import absent, changes, gates, text
 from harness.tables.changes import Change, Load, Spell
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "05-following-change.ipynb"
@@ -307,7 +307,7 @@ def test_the_bar_judges_the_first_request_on_a_replica_that_became_ready(
 ) -> None:
     good = changes.followed(usual)
     assert len(changes.bar(good)) == 5 * 3 * 2
-    assert verdicts(good) == {"added": {changes.UNKNOWN}, **NOT_JUDGED}
+    assert verdicts(good) == {"added": {gates.UNKNOWN}, **NOT_JUDGED}
     assert changes.bar_answer(good).endswith("the bar of 300 ms for the rest is unknown in 6 of 6.")
     assert set(changes.bar(good)["probe period"]) == {"0.500 s"}
     slow = changes.followed(world(follows=following(EDS=0.9)))
@@ -326,7 +326,7 @@ def test_failures_after_the_first_request_on_an_added_replica_are_no_matter_of_t
         runs, samples=runs.samples.assign(outcome=runs.samples["outcome"].astype(str).where(~late, "reset"))
     )
     assert row(changes.followed(failing), "up", "shop", "mode1-xds", "new")["followed"].p50 > 4 * S
-    assert verdicts(changes.followed(failing))["added"] == verdicts(table)["added"] == {changes.UNKNOWN}
+    assert verdicts(changes.followed(failing))["added"] == verdicts(table)["added"] == {gates.UNKNOWN}
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import synthetic
 
 import harness
 from harness import cli, errors, locks, plan, report, run, samples, store, testbed
@@ -325,8 +326,7 @@ def test_what_ends_a_run_says_how_to_go_on(
 
     def execute(*_: object) -> Path:
         if begun:
-            (tmp_path / "quick-x.partial" / "blocks").mkdir(parents=True)
-            (tmp_path / "quick-x.partial" / "blocks" / "0000.json").touch()
+            synthetic.partial(tmp_path, blocks=90, written=1, samples_per_cell=2, name="quick-x")
         raise copy.copy(problem)
 
     monkeypatch.setattr(cli, "_bed", lambda **_: bed)

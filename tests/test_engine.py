@@ -437,7 +437,7 @@ def test_a_failed_build_is_one_message_with_its_log(tmp_path, monkeypatch):
     images.mkdir(parents=True)
     (images / "Dockerfile").write_text(f"# image\nFROM {engine.BASE_TAG} AS broken\nRUN echo the-reason && exit 7\n")
     engine.base_image(lambda _: None)
-    monkeypatch.setattr(engine, "PROJECT", tmp_path)
+    monkeypatch.setattr(engine, "ROOT", tmp_path)
     with pytest.raises(errors.EnvironmentProblem) as caught:
         engine.build_images(lambda _: None)
     assert "the-reason" in caught.value.text()

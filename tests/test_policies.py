@@ -21,7 +21,7 @@ import pytest
 from policies_world import World
 
 from harness import claims, counters, errors, figures, plan, stats, store, units
-from harness.tables import absent, cells, policies, shares, text
+from harness.tables import absent, cells, gates, policies, shares, text
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "04-what-the-sidecar-buys.ipynb"
 
@@ -244,12 +244,12 @@ def test_a_split_in_one_block_is_not_judged(tmp_path: Path) -> None:
 
 def test_an_interval_that_holds_an_even_third_too_keeps_no_promise(usual: store.Runs) -> None:
     wide, narrow = (stats.Interval(0.1, low, high, 3, 0.95) for low, high in ((0.0, 0.5), (0.08, 0.12)))
-    assert [policies._inside(each) for each in (wide, narrow)] == [policies.UNKNOWN, "yes"]
+    assert [policies._inside(each) for each in (wide, narrow)] == [gates.UNKNOWN, "yes"]
     table = policies.split(usual)
-    vague = table.assign(**{"10 % inside": policies.UNKNOWN})
+    vague = table.assign(**{"10 % inside": gates.UNKNOWN})
     assert "holds an even third too and does not tell whether" in policies.split_answer(vague)
     assert "lies inside" not in policies.split_answer(vague)
-    one = table.assign(**{"10 % inside": table["10 % inside"].where(table["arm"] != policies.MODE1, policies.UNKNOWN)})
+    one = table.assign(**{"10 % inside": table["10 % inside"].where(table["arm"] != policies.MODE1, gates.UNKNOWN)})
     assert "; in mode1-xds the interval holds an even third too" in policies.split_answer(one)
 
 

@@ -81,7 +81,7 @@ def external_name(found: pd.DataFrame) -> Verdict:
     if len(broken) == len(named):
         return Verdict("C11", REFUTED, "in no mode did the sidecar send all requests by its own route", numbers, BUYS)
     if broken:
-        because = f"on the mode: not all requests were sent by the sidecar's own route in {policies.listed(broken)}"
+        because = f"on the mode: not all requests were sent by the sidecar's own route in {text.listed(broken)}"
         return Verdict("C11", DEPENDS, because, numbers, BUYS)
     streams = external.rows(found, *external.TCP, arms=policies.MODES)
     wrong = [row for row in streams if row["right"] < row["connections"]]
@@ -89,7 +89,7 @@ def external_name(found: pd.DataFrame) -> Verdict:
         counted = [f"{row['backend']} in {row['arm']} {row['right']} of {row['connections']}" for row in streams]
         numbers += f"; TCP connections that the right server answered: {', '.join(counted)}"
     if wrong:
-        where = policies.listed(dict.fromkeys(f"{row['backend']} in {row['arm']}" for row in wrong))
+        where = text.listed(dict.fromkeys(f"{row['backend']} in {row['arm']}" for row in wrong))
         because = f"on protocol and mode: HTTP works, but of TCP services on one port not all are told apart: {where}"
         return Verdict("C11", DEPENDS, because, numbers, BUYS)
     both = " and so do TCP services on one port" if streams else "; TCP services are not measured"
@@ -180,18 +180,18 @@ def passing(found: pd.DataFrame, answered: pd.DataFrame, divided: pd.DataFrame) 
     if not acting:
         return Verdict("C17", REFUTED, "no policy acted even on traffic that passes a sidecar", said, BUYS)
     if same := [name for name in outside if name in works]:
-        because = f"without a sidecar there was {policies.listed(same)} too"
+        because = f"without a sidecar there was {text.listed(same)} too"
         return Verdict("C17", REFUTED, because, said, BUYS)
     if idle:
-        because = f"on the policy: {policies.listed(acting)} acted, {policies.listed(idle)} did not"
+        because = f"on the policy: {text.listed(acting)} acted, {text.listed(idle)} did not"
         return Verdict("C17", DEPENDS, because, said, BUYS)
     if outside:
         because = (
-            f"on what is meant: {policies.listed(acting)} act only in a sidecar, but connections to a ClusterIP are "
+            f"on what is meant: {text.listed(acting)} act only in a sidecar, but connections to a ClusterIP are "
             "spread over the replicas without one"
         )
         return Verdict("C17", DEPENDS, because, said, BUYS)
-    return Verdict("C17", SUPPORTED, f"{policies.listed(acting)} were seen only in a sidecar", said, BUYS)
+    return Verdict("C17", SUPPORTED, f"{text.listed(acting)} were seen only in a sidecar", said, BUYS)
 
 
 def _works(meshed: Rows) -> dict[str, bool]:

@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness import errors
+from harness import ROOT, errors
 from harness.mesh import topology
 from harness.model import explain, outbound, reader, registry, vips
 from harness.model.registry import Registry
 from harness.model.resources import Resources
 
-MESH = Path(__file__).resolve().parents[2] / "compose" / "mesh"
+MESH = ROOT / "compose" / "mesh"
 
 
 def validate_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,17 +11,16 @@ import json
 import re
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-from harness import plan, store
+from harness import ROOT, plan, store
 from harness.report import page
 from harness.report.page import Page
 from harness.tables import provenance, text
 
 TITLE = "Sidecars and DNS: what was asked, what was measured"
 CLAIMS, CARD = "00", "10"  # how the file names of these two notebooks begin
-ROOT, KEPT_PLANS = Path(__file__).parents[2], "data/plans"  # where a checkout keeps the plans of its sample
+KEPT_PLANS = "data/plans"  # where a checkout keeps the plans of its sample
 CARRIES_OVER = (
     "To other machines carry over the sign of the difference that DNS makes, how many queries a lookup takes, and the "
     "hops and paths of a request. The sizes of times and of differences do not: they are of this machine."

@@ -2,8 +2,8 @@
 
 green: passed; amber: off, but in a way that is stated and does not touch differences between arms; red: the numbers
 that depend on it are not to be believed; missed: a bar that more measuring would meet; unknown: its interval is too
-wide to tell on which side of the gate it is; stated: no gate, or nothing to hold against it; not measured: no such
-cell.
+wide to tell on which side of the gate it is, or it would be held against a number of another load; stated: no gate, or
+nothing to hold against it; not measured: no such cell.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def environment(runs: store.Runs) -> list[gates.Row]:
     several = len(known) > 1  # one run is of one machine, whatever it says
     told = sorted(set(governors) - UNTOLD)
     sources = sorted({str(each.get("clocksource", "unknown")) for each in known})
-    stolen = gates.UNKNOWN if math.isnan(steal) else gates.judge(steal <= 0.01, gates.AMBER)
+    stolen = gates.UNMEASURED if math.isnan(steal) else gates.judge(steal <= 0.01, gates.AMBER)
     return [
         gates.Row(
             "environment: CPU",
@@ -130,7 +130,7 @@ def answer(table: pd.DataFrame) -> str:
     head = f"{int(counts.get(gates.GREEN, 0))} of {gated} checks are green"
     opening = "As far as it can be told" if unknown else "Yes"
     said = [f"{opening}: {head}." if not red else f"Not everywhere: {head}, and red are {'; '.join(red)}."]
-    labels = ((gates.AMBER, "With care"), (gates.MISSED, "Bars missed"), (gates.UNKNOWN, "Too wide to tell"))
+    labels = ((gates.AMBER, "With care"), (gates.MISSED, "Bars missed"), (gates.UNKNOWN, "Cannot be told"))
     for verdict, label in labels:
         if items := found.get(verdict):
             said.append(f"{label}: {'; '.join(items)}.")

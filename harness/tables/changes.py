@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from harness import errors, stats, store, units
-from harness.tables import absent, cells, provenance, text
+from harness.tables import absent, cells, gates, provenance, text
 
 Instants = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -52,7 +52,6 @@ BIN_NS = 200 * units.NS_PER_MS  # of the timeline
 # second is enough in any case.
 SLACK, ENOUGH_NS = 2, units.NS_PER_S
 PLAN = "meshdns report --plan change"
-UNKNOWN = "unknown"  # verdict on a bar that the data can neither call met nor missed
 
 
 # --- one cell ---
@@ -408,7 +407,7 @@ def _judged(row: Row) -> str:
         return text.ABSENT
     if row["over probe"].p50 >= BAR_NS:
         return "MISSED"
-    return "met" if row["added"].p50 < BAR_NS else UNKNOWN
+    return "met" if row["added"].p50 < BAR_NS else gates.UNKNOWN
 
 
 def kept(runs: store.Runs) -> pd.DataFrame:
@@ -619,7 +618,7 @@ def answer(found: pd.DataFrame) -> str:
     slow = [_missed(way, of(found, endpoints=way, connection=NEW)) for way in known if way not in fast]
     hidden = unended(of(found, connection=NEW))
     rest = [f"Behind these medians are blocks in which the load ended before: a replica {hidden}."] if hidden else []
-    return " ".join([f"{_listed(said)}."] * bool(said) + slow + rest)
+    return " ".join([f"{text.listed(said)}."] * bool(said) + slow + rest)
 
 
 def _late(row: Row) -> bool:
@@ -644,7 +643,7 @@ def _missed(way: str, rows: list[Row]) -> str:
     rest = units.duration(min(row["rest"] for row in late), "s")
     if len(late) == len(rows):
         return f"With {way} new connections follow no change within the {rest} of load left."
-    whats = _listed([_where(row) for row in late])
+    whats = text.listed([_where(row) for row in late])
     slowest = _slowest([row for row in rows if not _late(row)])
     rest_of = f"; at p50 the others take up to {_within(slowest)}" if slowest else ""
     said = f"With {way} new connections do not follow {len(late)} of {len(rows)} changes within the {rest} of load left"
@@ -654,7 +653,7 @@ def _missed(way: str, rows: list[Row]) -> str:
 def unended(rows: list[Row]) -> str:
     """`replaced in plain with client's DNS never in 1 of 3 blocks`: what a median hides; "" if it hides none."""
     known = [row for row in rows if row["followed"].never and not _late(row)]
-    return _listed([f"{_where(row)} with {row['endpoints']} {_mean(row['followed'])}" for row in known])
+    return text.listed([f"{_where(row)} with {row['endpoints']} {_mean(row['followed'])}" for row in known])
 
 
 def spread(spell: Spell) -> str:
@@ -673,11 +672,11 @@ def bar_answer(found: pd.DataFrame) -> str:
         return ""
     each = [f"{_median(row['added'])} in {row['arm']} ({row['connection']})" for row in rows]
     verdicts = [_judged(row) for row in rows]
-    counted = [f"{name} in {verdicts.count(name)}" for name in ("met", "MISSED", UNKNOWN) if name in verdicts]
+    counted = [f"{name} in {verdicts.count(name)}" for name in ("met", "MISSED", gates.UNKNOWN) if name in verdicts]
     return (
-        f"From readiness to the first request on the new replica EDS takes {_listed(each)} (p50), of which waiting for "
-        f"the probe is anything up to its period of {units.duration(rows[0]['probe'], 's')}; the bar of "
-        f"{units.duration(BAR_NS)} for the rest is {_listed(counted).lower()} of {len(rows)}."
+        f"From readiness to the first request on the new replica EDS takes {text.listed(each)} (p50), of which waiting "
+        f"for the probe is anything up to its period of {units.duration(rows[0]['probe'], 's')}; the bar of "
+        f"{units.duration(BAR_NS)} for the rest is {text.listed(counted).lower()} of {len(rows)}."
     )
 
 
@@ -692,7 +691,7 @@ def errors_answer(found: pd.DataFrame) -> str:
     said += f"when a replica is {_where(worst)}, with {worst['endpoints']} ({worst['connection']} connections): "
     said += units.interval(worst["errors"].interval, "s").replace(" s", " error-seconds")
     clean = [way for way in dict.fromkeys(found["endpoints"]) if not _failed(of(found, endpoints=way))]
-    return f"{said}; with {_listed(clean)} no request failed." if clean else f"{said}."
+    return f"{said}; with {text.listed(clean)} no request failed." if clean else f"{said}."
 
 
 def _failed(rows: list[Row]) -> bool:
@@ -707,7 +706,7 @@ def kept_answer(found: pd.DataFrame) -> str:
         whole, stayed = (sum(row[name] for row in rows) for name in ("on it", "stayed"))
         parts += [f"{stayed} of {whole} with {way}"] if whole else []
     said = "Of connections kept alive to a replica that became unready but lives, these stay on it until the load ends"
-    return f"{said}: {_listed(parts)}." if parts else ""
+    return f"{said}: {text.listed(parts)}." if parts else ""
 
 
 def gone_answer(found: pd.DataFrame) -> str:
@@ -722,7 +721,7 @@ def gone_answer(found: pd.DataFrame) -> str:
         else:
             first = f"{units.duration(spell.p50)} (p50; {spread(spell)})"
             parts.append(f"with {row['resolver']} the first request fails after {first}")
-    return f"When the record of the name is removed, {_listed(parts)}." if parts else ""
+    return f"When the record of the name is removed, {text.listed(parts)}." if parts else ""
 
 
 def unnoticed_answer(found: pd.DataFrame) -> str:
@@ -731,13 +730,8 @@ def unnoticed_answer(found: pd.DataFrame) -> str:
     for change in dict.fromkeys(found["change"]):
         rows = of(found, change=change)
         each = [f"{row['failed']} of {row['requests']} requests in {row['arm']}" for row in rows]
-        parts.append(f"{_listed(each)} fail while {UNSEEN.get(change, change)}")
+        parts.append(f"{text.listed(each)} fail while {UNSEEN.get(change, change)}")
     return f"Of what nobody should notice: {'; '.join(parts)}." if parts else ""
-
-
-def _listed(names: Sequence[str], last: str = "and") -> str:
-    """`a, b and c`."""
-    return f" {last} ".join(each for each in (", ".join(names[:-1]), names[-1]) if each) if names else ""
 
 
 # --- whether the data can carry it ---

@@ -136,13 +136,13 @@ def _http(found: list[dict[Any, Any]]) -> str:
     by_kind: dict[str, list[str]] = {}
     for row in found:
         by_kind.setdefault(row["answered"], []).append(row["arm"])
-    said = [f"with a {each} address in {policies.listed(arms)}" for each, arms in by_kind.items()]
+    said = [f"with a {each} address in {text.listed(arms)}" for each, arms in by_kind.items()]
     served = [f"{shares.percent(row['right share'])} in {row['arm']}" for row in found]
     sidecars = [row for row in found if row["arm"] in policies.MODES]
     took = [f"{row['in the sidecar']} of {row['requests made']} in {row['arm']}" for row in sidecars]
-    rest = f"; through the sidecar's route for it went {policies.listed(took)}" if took else ""
+    rest = f"; through the sidecar's route for it went {text.listed(took)}" if took else ""
     return (
-        f"{topology.EXTERNAL_NAME} is answered {policies.listed(said)}; of its requests {policies.listed(served)} were "
+        f"{topology.EXTERNAL_NAME} is answered {text.listed(said)}; of its requests {text.listed(served)} were "
         f"served{rest}."
     )
 
@@ -153,7 +153,7 @@ def _tcp(found: list[dict[Any, Any]]) -> str:
     said = []
     for arm in dict.fromkeys(row["arm"] for row in found):
         told = [f"{row['backend']} {_reached(row)}" for row in found if row["arm"] == arm]
-        said.append(f"in {arm} {policies.listed(told)}")
+        said.append(f"in {arm} {text.listed(told)}")
     services = f"Of connections to two TCP services on port {topology.PORT_EXTERNAL} the right server answered"
     return f"{services}: {'; '.join(said)}."
 

@@ -10,7 +10,7 @@ from harness import stats
 from harness.tables import text
 
 GREEN, AMBER, RED, UNMEASURED = "green", "amber", "red", "not measured"
-UNKNOWN = "unknown"  # measured, but too widely to tell on which side of the gate it is
+UNKNOWN = "unknown"  # measured, and cannot be told: too widely, or beside what is not its like
 MISSED = "missed"  # a bar that more or quieter measuring would meet: what was found holds, but is less sure than asked
 STATED = "stated"  # no gate: worth knowing, and can neither pass nor fail
 

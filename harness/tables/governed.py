@@ -15,7 +15,7 @@ import pandas as pd
 
 from harness import store
 from harness.mesh import topology
-from harness.tables import absent, external, policies, provenance, text
+from harness.tables import absent, external, provenance, text
 
 FACTS = "governed"
 UNKNOWN = "no sidecar's configuration was recorded"
@@ -160,7 +160,7 @@ def answer(found: pd.DataFrame) -> str:
     wrong, unknown = (list(dict.fromkeys(found[found["agree"] == each]["name"])) for each in ("NO", UNKNOWN))
     whole = found["name"].nunique()
     if wrong:
-        return f"Of {whole} names told to DNS proxies {len(wrong)} disagree with the rest: {policies.listed(wrong)}."
+        return f"Of {whole} names told to DNS proxies {len(wrong)} disagree with the rest: {text.listed(wrong)}."
     if unknown:
         return f"Of {whole} names told to DNS proxies {len(unknown)} could not be compared: {UNKNOWN}."
     filtered = "" if (found["DNS filters"] == text.ABSENT).all() else "; Envoy's DNS filter was told the same"

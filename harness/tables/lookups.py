@@ -323,7 +323,7 @@ def crossing(table: pd.DataFrame, found: stats.BreakEven | None) -> stats.Interv
     """
     if found is None or found.delay is None or not found.measured or not fits(table, found.line):
         return None
-    before, after = ("more", "less") if found.kind == "wins_above" else ("less", "more")
+    before, after = ("more", "less") if found.line.slope.estimate < 0 else ("less", "more")
     rows = table[table["blocks"] > 0].to_dict("records")
     outside = [
         (row["reading"], before if row["delay, ms"] < found.delay.low else after)

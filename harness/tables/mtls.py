@@ -130,7 +130,7 @@ def answer(table: pd.DataFrame) -> str:
         for row in rows(table, policy, *dict.fromkeys(table["arm"])):
             by_fate.setdefault(f"{row['outcome']} {_worded(row)}".strip(), []).append(row["arm"])
         if by_fate:
-            fates = [f"{policies.listed(arms)} {fate}" for fate, arms in by_fate.items()]
+            fates = [f"{text.listed(arms)} {fate}" for fate, arms in by_fate.items()]
             said.append(f"Where servers have mutual TLS {policy}: {'; '.join(fates)}.")
     return " ".join(said)
 

@@ -8,7 +8,7 @@ served if it was answered with success in time; the latency of a share of reques
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import pandas as pd
 
 from harness import errors, stats, store
 from harness.mesh import topology
-from harness.tables import absent, cells, lookups, provenance, shares, text
+from harness.tables import absent, cells, gates, lookups, provenance, shares, text
 
 FAULTS, SPLIT, MTLS, EXTERNAL = "faults", "split", "mtls", "external"  # experiments of this notebook
 EXPERIMENTS = (FAULTS, SPLIT, MTLS, EXTERNAL)
@@ -47,7 +47,6 @@ FAULT = {
 POLICIES = (NONE, *topology.POLICIES)
 V2, PROMISED = ("shop-3",), 0.10  # as compose/policies/split.yaml has it
 UNDIVIDED = 1 / 3  # what one of three replicas gets anyway: an interval that holds both tells nothing
-UNKNOWN = "unknown"
 BASELINE = "without a mesh"
 ONCE = 1.01  # more requests at the replicas per request made than this are retries
 EVEN = 0.5  # replicas whose shares differ by less than this factor share the load
@@ -266,7 +265,7 @@ def _inside(share: stats.Interval) -> str:
         return text.ABSENT
     if not share.holds(PROMISED):
         return "NO"
-    return UNKNOWN if share.holds(UNDIVIDED) else "yes"
+    return gates.UNKNOWN if share.holds(UNDIVIDED) else "yes"
 
 
 def in_percent(table: pd.DataFrame) -> pd.DataFrame:
@@ -342,7 +341,7 @@ def _headline(rows: Rows) -> str:
         f"Passing the sidecar buys most against {FAULT[best['fault']].said}: "
         f"{shares.points(best[AGAINST]).lstrip('+')} more requests are served with {_with(best['policy'])} in "
         f"{best['arm']} than without a mesh. A sidecar without a policy is seen to serve more against "
-        f"{listed(alone, 'or') if alone else 'none of the faults'}."
+        f"{text.listed(alone, 'or') if alone else 'none of the faults'}."
     )
 
 
@@ -403,7 +402,7 @@ def _best(clear: Rows, gain: Callable[[dict[Any, Any]], float], rows: Rows) -> R
 
 def _each(rows: Rows, column: str, said: Callable[[Any], str]) -> str:
     """`with retries 99.9 % [99.7, 100.0] in mode1-xds and …`."""
-    return f"with {_with(rows[0]['policy'])} " + listed(f"{said(row[column])} in {row['arm']}" for row in rows)
+    return f"with {_with(rows[0]['policy'])} " + text.listed(f"{said(row[column])} in {row['arm']}" for row in rows)
 
 
 def split_answer(table: pd.DataFrame) -> str:
@@ -416,17 +415,17 @@ def split_answer(table: pd.DataFrame) -> str:
         return f"A split of the traffic ({promised} to v2) was not measured where it is in force."
     inside = [row["arm"] for row in _divided(table) if row["10 % inside"] == "yes"]
     outside = [row["arm"] for row in _divided(table) if row["10 % inside"] == "NO"]
-    tail = f"the promised {promised} lies inside the interval in {listed(inside) if inside else 'no arm'}"
-    tail += f" and outside it in {listed(outside)}" if outside else ""
-    vague = [row["arm"] for row in _divided(table) if row["10 % inside"] == UNKNOWN]
+    tail = f"the promised {promised} lies inside the interval in {text.listed(inside) if inside else 'no arm'}"
+    tail += f" and outside it in {text.listed(outside)}" if outside else ""
+    vague = [row["arm"] for row in _divided(table) if row["10 % inside"] == gates.UNKNOWN]
     if not inside and not outside:
-        why = f"the interval in {listed(vague)} holds an even third too and" if vague else "one block"
+        why = f"the interval in {text.listed(vague)} holds an even third too and" if vague else "one block"
         tail = f"{why} does not tell whether that is the promised {promised}"
     elif vague:
-        tail += f"; in {listed(vague)} the interval holds an even third too"
+        tail += f"; in {text.listed(vague)} the interval holds an even third too"
     other = [f"{shares.percent(row['share of v2'])} in {row['arm']}" for row in _undivided(table)]
-    rest = f" Without a sidecar that divides v2 gets {listed(other)}." if other else ""
-    return f"Of traffic split 90/10, v2 got {listed(said)}: {tail}.{rest}"
+    rest = f" Without a sidecar that divides v2 gets {text.listed(other)}." if other else ""
+    return f"Of traffic split 90/10, v2 got {text.listed(said)}: {tail}.{rest}"
 
 
 def _divided(table: pd.DataFrame) -> list[dict[Any, Any]]:
@@ -435,9 +434,3 @@ def _divided(table: pd.DataFrame) -> list[dict[Any, Any]]:
 
 def _undivided(table: pd.DataFrame) -> list[dict[Any, Any]]:
     return [row for row in table.to_dict("records") if row["policy"] != SPLIT or row["arm"] not in MODES]
-
-
-def listed(names: Iterable[str], last: str = "and") -> str:
-    """`a, b and c`."""
-    every = list(names)
-    return f" {last} ".join(each for each in (", ".join(every[:-1]), every[-1]) if each) if every else ""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness import errors, store
+from harness import ROOT, errors, store
 from harness.tables import cells, text
 
 MIN_BLOCKS = 2  # one block has no interval
@@ -32,7 +32,7 @@ def locate(runs: str | Path) -> Path:
     if path.is_absolute():
         return path
     here = Path.cwd()
-    places = [here, *here.parents, Path(__file__).resolve().parents[2]]
+    places = [here, *here.parents, ROOT]
     return next((place / path for place in places if (place / path).is_dir()), here / path)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -129,6 +129,7 @@ def blocks(n: int) -> str:
     return f"{n} block{'s' * (n != 1)}"
 
 
-def listed(names: Sequence[str], last: str = "and") -> str:
+def listed(names: Iterable[str], last: str = "and") -> str:
     """`a, b and c`."""
-    return f" {last} ".join(each for each in (", ".join(names[:-1]), names[-1]) if each) if names else ""
+    *front, end = [*names] or [""]
+    return f" {last} ".join([*filter(None, [", ".join(front)]), end])
