@@ -440,6 +440,10 @@ def test_what_nothing_could_have_failed_is_not_green(usual: store.Runs) -> None:
     silent = replace(usual, headers=[_without_facts(usual.headers[0], clock="backwards", machine="governor")])
     assert verdict(ruler.clock(silent), "clock: steps backwards") == gates.UNMEASURED
     assert verdict(card.environment(silent), "environment: governor") == gates.STATED
+    untold = _without_facts(usual.headers[0], clock="", machine="steal_share")
+    for headers in ([untold], [usual.headers[0], untold]):
+        lines = card.environment(replace(usual, headers=headers))
+        assert verdict(lines, "environment: steal time") == gates.UNMEASURED
 
 
 def _without_facts(header: store.RunHeader, clock: str, machine: str) -> store.RunHeader:

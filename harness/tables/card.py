@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict
 
+import numpy as np
 import pandas as pd
 
 from harness import store, units
@@ -68,7 +69,8 @@ def environment(runs: store.Runs) -> list[gates.Row]:
     known = [each for each in machines if each]
     if not known:
         return [gates.missing("environment")]
-    steal = max((gates.fact(each, "steal_share") for each in known), default=math.nan)
+    # What one run does not tell, the others do not make up for.
+    steal = float(np.max([gates.fact(each, "steal_share") for each in known]))
     governors = sorted({str(each.get("governor", "unknown")) for each in known})
     # Clones of an image have one id: the processor and kernel tell them apart where they can.
     identities = {
