@@ -6,4 +6,4 @@ from pathlib import Path
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that started us in the background had it ignored
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "worlds")]

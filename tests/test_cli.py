@@ -17,10 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import synthetic
 
-import harness
-from harness import cli, errors, locks, plan, report, run, samples, store, testbed
+import synthetic
+from meshdns import __version__, cli, report, store
+from meshdns.core import errors
+from meshdns.lab.compose import locks, testbed
+from meshdns.measure import plan, run
+from meshdns.store import samples
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,7 +36,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def meshdns(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "harness", *arguments],
+        [sys.executable, "-m", "meshdns", *arguments],
         capture_output=True, text=True, cwd=ROOT, env=os.environ | environment, timeout=120, check=False,
     )  # fmt: skip
 
@@ -59,7 +62,7 @@ def test_the_version_tells_release_commit_and_python() -> None:
     assert done.returncode == 0
     release = importlib.metadata.version("meshdns")
     assert done.stdout == f"meshdns {release} (commit {commit}), Python {platform.python_version()}\n"
-    assert release == harness.__version__
+    assert release == __version__
 
 
 @pytest.mark.parametrize(
@@ -234,7 +237,7 @@ def somebody(tmp_path: Path) -> Iterator[str]:
     program = f"""
 import sys
 from pathlib import Path
-from harness import locks
+from meshdns.lab.compose import locks
 locks.FOLDERS = (Path({str(tmp_path)!r}),)
 with locks.machine().hold("another run"), locks.testbed("an engine", "meshdns").hold("another run"):
     print(flush=True)

@@ -5,8 +5,8 @@ import json
 import re
 from pathlib import Path
 
-from harness.interception.options import Options
-from harness.model import nametable, reader, verbs, vips
+from meshdns.interception.options import Options
+from meshdns.istio import nametable, reader, verbs, vips
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "data" / "examples"
 

@@ -73,7 +73,7 @@ def test_hooks_need_no_network():
 
 @pytest.mark.parametrize("package", ["agent", "observer"])
 def test_what_runs_in_bare_containers_needs_only_the_standard_library(package):
-    for path in sorted((ROOT / "harness" / package).rglob("*.py")):
+    for path in sorted((ROOT / "harness" / "meshdns" / package).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.level == 0:
                 names = [node.module or ""]

@@ -15,20 +15,21 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-import measured
 import nbformat
 import papermill
 import pytest
 
-from harness import store
-from harness.tables import absent
+import measured
+import printed
+from meshdns import store
+from meshdns.analysis import absent
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
 ORDER = ["title", "parameters", "load", "answer", "figure", "table", "doubts", "checks", "provenance"]
 PARAMETER = re.compile(r"^[a-z_]+: (str|int|float|bool|list\[\w+\]) = [^=]+  # [^=]+$")
 LOGIC = (ast.FunctionDef, ast.ClassDef, ast.For, ast.While, ast.Try, ast.If, ast.With, ast.Lambda, ast.comprehension)
-ALLOWED = {"harness", "pandas", "IPython"}
+ALLOWED = {"meshdns", "pandas", "IPython"}
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -129,7 +130,9 @@ def test_papermill_gives_answer_figures_and_tables_from_the_sample(path: Path, t
     """As it stands, with no parameter: the default is the recorded sample."""
     output = tmp_path / path.name
     papermill.execute_notebook(str(path), str(output), cwd=str(FOLDER.parent), progress_bar=False)
-    for cell in nbformat.read(output, 4).cells:
+    executed = nbformat.read(output, 4)
+    assert printed.numbers_of(executed) == printed.recorded(path.stem)
+    for cell in executed.cells:
         found = {kind for each in cell.get("outputs", []) for kind in each.get("data", {})}
         kind = re.sub(r"-\d+$", "", cell.metadata["tags"][0])
         expected = {"answer": "text/markdown", "figure": "image/png", "table": "text/html"}.get(kind)

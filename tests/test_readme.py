@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import fresh
 import pytest
 
-from harness import cli, plan, run
+import fresh
+from meshdns import cli
+from meshdns.measure import plan, run
 
 ROOT = fresh.ROOT
 TEXT = (ROOT / "README.md").read_text()

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import plan, samples, store
+from meshdns import store
+from meshdns.measure import plan
+from meshdns.store import samples
 
 ROOT = Path(__file__).parents[1]
 SAMPLE, PLANS = ROOT / "data" / "sample", ROOT / "data" / "plans"

@@ -7,10 +7,11 @@ import sys
 import sysconfig
 from pathlib import Path
 
-import fresh
 import pytest
 
-from harness import cli, errors
+import fresh
+from meshdns import cli
+from meshdns.core import errors
 
 NEEDS_CHECKOUT = errors.EnvironmentProblem.exit_code
 EXAMPLES = fresh.ROOT / "data" / "examples"

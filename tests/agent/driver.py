@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-AGENT = Path(__file__).parents[2] / "harness" / "agent"
+AGENT = Path(__file__).parents[2] / "harness" / "meshdns" / "agent"
 GET = "GET / HTTP/1.1\r\nHost: test\r\n\r\n"
 
 

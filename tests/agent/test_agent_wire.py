@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.agent import dnswire, httpwire, tcpwire
+from meshdns.agent import dnswire, httpwire, tcpwire
 
 
 def query(name: str = "web.test.", qtype: str = "A") -> dnswire.Query:

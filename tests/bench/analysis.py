@@ -20,8 +20,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harness import errors, report, samples, stats, store
-from harness.report import execute
+from meshdns import report, store
+from meshdns.analysis import stats
+from meshdns.core import errors
+from meshdns.report import execute
+from meshdns.store import samples
 
 BAR_S = 1.0
 BAR_MB = 600

@@ -43,18 +43,18 @@ from typing import Any
 
 os.environ["GRPC_VERBOSITY"] = "ERROR"  # read when gRPC is loaded; else it tells of every control plane that ends
 
-import dnsproxy
 import participants
 from participants import CLIENTS, HEADLESS, PATIENCE_S, Client, Plane, mesh, names, plane
 
-import harness
-from harness import facts
-from harness.controlplane import api
-from harness.controlplane.compile import Compiler, Snapshot
-from harness.controlplane.encoding import CDS, EDS, LDS, RDS, SDS, SHORT, Encoder
-from harness.controlplane.node import Node
-from harness.mesh.topology import PORT_DNS, Dns
-from harness.model import reader, registry, vips
+import dnsproxy
+import meshdns
+from meshdns.istio import reader, registry, vips
+from meshdns.lab.topology import PORT_DNS, Dns
+from meshdns.measure import facts
+from meshdns.xds import api
+from meshdns.xds.compile import Compiler, Snapshot
+from meshdns.xds.encoding import CDS, EDS, LDS, RDS, SDS, SHORT, Encoder
+from meshdns.xds.node import Node
 
 MODES: dict[str, Dns] = {"mode1": "cluster", "mode2-agent": "agent", "mode2-envoy": "envoy"}
 COUNTS = (10, 100, 1000, 10_000)
@@ -423,7 +423,7 @@ def document(rows: Sequence[Row], held: Sequence[Bar], programs: Programs) -> di
 
 
 def versions(programs: Programs) -> dict[str, str]:
-    found = {"meshdns": harness.__version__, "commit": facts.commit(), "python": platform.python_version()}
+    found = {"meshdns": meshdns.__version__, "commit": facts.commit(), "python": platform.python_version()}
     found |= {name: importlib.metadata.version(name) for name in PACKAGES}
     for name, command in (("envoy", [str(programs.envoy), "--version"]), ("bind", [*programs.named, "-v"])):
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -188,7 +188,7 @@ def proxy(
     table, port = folder / f"{label}.json", free_port()
     table.write_text(json.dumps({"table": {name: {"ips": [ADDRESS]} for name in names}}))
     listen = f"127.0.0.1:{port}"
-    command = [sys.executable, "-m", "harness.dnsproxy", "--name-table", str(table), "--listen", listen, *options]
+    command = [sys.executable, "-m", "meshdns.dnsproxy", "--name-table", str(table), "--listen", listen, *options]
     return start(stack, label, command, port, asked)
 
 

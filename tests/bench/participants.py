@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import dnsproxy
 import grpc.aio
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.core.v3 import base_pb2
@@ -33,11 +32,12 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import http_con
 from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf import json_format
 
-from harness.controlplane import api, bootstrap
-from harness.controlplane.encoding import CDS, EDS, LDS, RDS, SDS
-from harness.controlplane.node import Choices, Node
-from harness.controlplane.server import SERVICE
-from harness.mesh.topology import PORT_ADMIN, PORT_DNS, PORT_INBOUND, PORT_OUTBOUND, PORT_STATS, Dns
+import dnsproxy
+from meshdns.lab.topology import PORT_ADMIN, PORT_DNS, PORT_INBOUND, PORT_OUTBOUND, PORT_STATS, Dns
+from meshdns.xds import api, bootstrap
+from meshdns.xds.encoding import CDS, EDS, LDS, RDS, SDS
+from meshdns.xds.node import Choices, Node
+from meshdns.xds.server import SERVICE
 
 CLIENTS, NAMESPACES = 8, 4
 HEADLESS, EXTERNAL = 8, 9  # last digits of the services' numbers
@@ -126,7 +126,7 @@ class Plane:
 def plane(folder: Path, *options: str) -> Iterator[Plane]:
     (folder / "mesh").mkdir()
     (folder / "mesh" / "mesh.yaml").write_text(mesh(1))
-    command = [sys.executable, "-m", "harness.controlplane", "--mesh", str(folder / "mesh"), "--probe", "none",
+    command = [sys.executable, "-m", "meshdns.xds", "--mesh", str(folder / "mesh"), "--probe", "none",
                "--listen", "127.0.0.1:0", "--status", "127.0.0.1:0", *options]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
@@ -308,7 +308,7 @@ def find_named(folder: Path, given: str | None) -> list[str]:
 def proxy(stack: contextlib.ExitStack, table: Path, name: str) -> dnsproxy.Server:
     """The DNS proxy, once it answers that name."""
     port = dnsproxy.free_port()
-    command = [sys.executable, "-m", "harness.dnsproxy", "--name-table", str(table), "--listen", f"127.0.0.1:{port}"]
+    command = [sys.executable, "-m", "meshdns.dnsproxy", "--name-table", str(table), "--listen", f"127.0.0.1:{port}"]
     return dnsproxy.start(stack, "the DNS proxy", command, port, [name])
 
 

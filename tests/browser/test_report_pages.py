@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import small_notebooks
-import synthetic
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 
-from harness import report
+import small_notebooks
+import synthetic
+from meshdns import report
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

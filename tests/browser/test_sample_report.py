@@ -11,7 +11,7 @@ import pytest
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 
-from harness import report
+from meshdns import report
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

@@ -24,7 +24,7 @@ import dns.message
 import dns.rdatatype
 import dns.rrset
 
-PACKAGE = Path(__file__).parents[2] / "harness" / "dnsproxy"
+PACKAGE = Path(__file__).parents[2] / "harness" / "meshdns" / "dnsproxy"
 PATIENCE_S = 20.0  # for what must happen, on a busy machine
 SEARCH = ("shop.svc.cluster.local", "svc.cluster.local", "cluster.local")
 TABLE: dict[str, Any] = {

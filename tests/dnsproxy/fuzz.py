@@ -23,14 +23,14 @@ import time
 import types
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "harness"))
 
-from harness.dnsproxy import answer, cache, listener, nametable, wire
-from harness.dnsproxy.metrics import Metrics
-from harness.dnsproxy.proxy import Proxy
-from harness.dnsproxy.reactor import Reactor
-from harness.dnsproxy.tablefile import PERIOD_S, TableFile
-from harness.dnsproxy.upstream import Forwarder, Measures, Server
+from meshdns.dnsproxy import answer, cache, listener, nametable, wire
+from meshdns.dnsproxy.metrics import Metrics
+from meshdns.dnsproxy.proxy import Proxy
+from meshdns.dnsproxy.reactor import Reactor
+from meshdns.dnsproxy.tablefile import PERIOD_S, TableFile
+from meshdns.dnsproxy.upstream import Forwarder, Measures, Server
 
 BATCH = 200
 SCOPE = nametable.Scope("shop", "cluster.local", ("shop.svc.cluster.local", "svc.cluster.local"))
@@ -241,7 +241,7 @@ def with_atheris(seconds: int) -> None:
     import atheris  # type: ignore[import-not-found,unused-ignore]  # an extra of whoever wants it
 
     for one_of in gc.get_objects():  # instrument_all takes minutes for what is not ours
-        if isinstance(one_of, types.FunctionType) and "harness.dnsproxy" in str(one_of.__module__):
+        if isinstance(one_of, types.FunctionType) and "meshdns.dnsproxy" in str(one_of.__module__):
             atheris.instrument_func(one_of)
     reading = nametable.read(json.dumps(TABLE), SCOPE)
     table: nametable.NameTable | None = None

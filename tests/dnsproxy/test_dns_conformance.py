@@ -12,7 +12,7 @@ from pathlib import Path
 import dnsdriver
 import pytest
 
-from harness.dnsproxy import conformance, differences
+from meshdns.dnsproxy import conformance, differences
 
 SHOWN = {"flag-ra", "owner-case", "wildcard-search", "class"}  # differences that a case of the suite shows
 
@@ -93,7 +93,7 @@ def dns_filter(where: conformance.World, port: int) -> dict[str, object]:
 @contextlib.contextmanager
 def envoy(where: conformance.World) -> Iterator[str]:
     """Envoy from the testbed's image in a container without a network but its own loopback; yields its name."""
-    from harness import engine
+    from meshdns.lab.compose import engine
 
     engine.ensure(lambda _: None)
     images = engine.images(lambda _: None).tags

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.dnsproxy import nametable, wire
+from meshdns.dnsproxy import nametable, wire
 
 SCOPE = nametable.Scope("shop", "cluster.local", ("shop.svc.cluster.local", "svc.cluster.local"))
 

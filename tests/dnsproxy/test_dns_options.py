@@ -22,11 +22,11 @@ import dnsdriver
 import pytest
 from dnsdriver import addresses, free_port, make, reply, running, until, upstream
 
-from harness.dnsproxy import cache, metrics, nametable, wire
-from harness.dnsproxy.answer import Style
-from harness.dnsproxy.metrics import Metrics
-from harness.dnsproxy.proxy import Proxy
-from harness.dnsproxy.reactor import Reactor
+from meshdns.dnsproxy import cache, metrics, nametable, wire
+from meshdns.dnsproxy.answer import Style
+from meshdns.dnsproxy.metrics import Metrics
+from meshdns.dnsproxy.proxy import Proxy
+from meshdns.dnsproxy.reactor import Reactor
 
 SOA = "test. 60 SOA ns.test. admin.test. 1 2 3 4 50"
 

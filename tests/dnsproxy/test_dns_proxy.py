@@ -25,9 +25,9 @@ import dnsdriver
 import pytest
 from dnsdriver import addresses, ask_tcp, free_port, make, rcode, read_tcp, reply, running, until, upstream
 
-from harness.dnsproxy import command, differences, options
-from harness.dnsproxy.reactor import Reactor
-from harness.dnsproxy.upstream import Forwarder, Server
+from meshdns.dnsproxy import command, differences, options
+from meshdns.dnsproxy.reactor import Reactor
+from meshdns.dnsproxy.upstream import Forwarder, Server
 
 FAST = ("--timeout-ms", "200")
 

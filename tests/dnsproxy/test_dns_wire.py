@@ -18,12 +18,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from harness.dnsproxy import answer, cache, nametable, wire
-from harness.dnsproxy.metrics import Metrics
-from harness.dnsproxy.proxy import Proxy
-from harness.dnsproxy.reactor import Reactor
-from harness.dnsproxy.stream import Stream
-from harness.dnsproxy.upstream import Forwarder, Measures
+from meshdns.dnsproxy import answer, cache, nametable, wire
+from meshdns.dnsproxy.metrics import Metrics
+from meshdns.dnsproxy.proxy import Proxy
+from meshdns.dnsproxy.reactor import Reactor
+from meshdns.dnsproxy.stream import Stream
+from meshdns.dnsproxy.upstream import Forwarder, Measures
 
 QUESTION = b"\3api\7example\3com\0\0\1\0\1"
 MIXED = st.sampled_from(
@@ -114,7 +114,7 @@ def test_a_message_costs_no_more_than_its_length(proxy: Proxy) -> None:
 
 
 def test_answers_kept_ready_take_a_bounded_amount(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.dnsproxy.proxy.READY_BYTES", 50_000)
+    monkeypatch.setattr("meshdns.dnsproxy.proxy.READY_BYTES", 50_000)
     for n in range(1000):
         name = wire.encode_name(f"{'x' * 60}.{'y' * 60}.{n}.example.com")
         sent: list[bytes] = []

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from harness.interception import iptables, nftables, routing, ruleset, verdict
-from harness.interception.options import Family, Options
-from harness.interception.ruleset import FAMILIES, RuleSet
-from harness.interception.verdict import Packet
+from meshdns.interception import iptables, nftables, routing, ruleset, verdict
+from meshdns.interception.options import Family, Options
+from meshdns.interception.ruleset import FAMILIES, RuleSet
+from meshdns.interception.verdict import Packet
 
 PROBE = Path(__file__).with_name("probe.py")
 TOOLS: dict[Family, str] = {"ipv4": "iptables", "ipv6": "ip6tables"}

@@ -17,9 +17,9 @@ from typing import Any
 
 import probe
 
-from harness.interception.ebpf.loader import Interception
-from harness.interception.ebpf.settings import from_options
-from harness.interception.options import from_json
+from meshdns.interception.ebpf.loader import Interception
+from meshdns.interception.ebpf.settings import from_options
+from meshdns.interception.options import from_json
 
 CONNECT = """
 import json, socket, sys

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from harness import engine, process
+from meshdns.core import process
+from meshdns.lab.compose import engine
 
 pytestmark = pytest.mark.testbed
 

@@ -16,12 +16,13 @@ from typing import Any
 import asking
 import pytest
 
-from harness import engine, process
-from harness.interception import ruleset, verdict
-from harness.interception.ebpf import settings
-from harness.interception.options import Options, from_json
-from harness.interception.refusal import Refusal
-from harness.interception.verdict import Packet
+from meshdns.core import process
+from meshdns.interception import ruleset, verdict
+from meshdns.interception.ebpf import settings
+from meshdns.interception.options import Options, from_json
+from meshdns.interception.refusal import Refusal
+from meshdns.interception.verdict import Packet
+from meshdns.lab.compose import engine
 
 pytestmark = pytest.mark.testbed
 

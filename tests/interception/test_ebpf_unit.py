@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.interception.ebpf import __main__ as command
-from harness.interception.ebpf import cgroups, libbpf, loader, settings
-from harness.interception.options import Options, from_json
-from harness.interception.refusal import Refusal
-from harness.mesh import rules, topology
+from meshdns.interception.ebpf import __main__ as command
+from meshdns.interception.ebpf import cgroups, libbpf, loader, settings
+from meshdns.interception.options import Options, from_json
+from meshdns.interception.refusal import Refusal
+from meshdns.lab import rules, topology
 
 SOURCE = (Path(loader.__file__).parent / "mesh.bpf.c").read_text()
 SIZES = {"__u64": 8, "__u32": 4, "__u16": 2, "__u8": 1}

@@ -27,12 +27,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from harness.interception import iptables, loaded, nftables, routing, ruleset, verdict
-from harness.interception.kernel import Loader
-from harness.interception.options import Options, from_json
-from harness.interception.refusal import Refusal, Unavailable
-from harness.interception.ruleset import FAMILIES, Redirect, Rule, RuleSet, Step
-from harness.interception.verdict import Packet
+from meshdns.interception import iptables, loaded, nftables, routing, ruleset, verdict
+from meshdns.interception.kernel import Loader
+from meshdns.interception.options import Options, from_json
+from meshdns.interception.refusal import Refusal, Unavailable
+from meshdns.interception.ruleset import FAMILIES, Redirect, Rule, RuleSet, Step
+from meshdns.interception.verdict import Packet
 
 SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h
 VIP = "240.240.0.10"

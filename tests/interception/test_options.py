@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.interception import command, options
-from harness.interception.options import Options
-from harness.interception.refusal import Refusal
+from meshdns.interception import command, options
+from meshdns.interception.options import Options
+from meshdns.interception.refusal import Refusal
 
 # The keys and defaults that configuration files may rely on.
 DEFAULTS = {

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from harness.interception import faults, iptables, nftables, routing, ruleset, verdict
-from harness.interception.options import Options
-from harness.interception.refusal import Refusal
-from harness.interception.ruleset import FAMILIES, Jump
-from harness.interception.verdict import Packet
+from meshdns.interception import faults, iptables, nftables, routing, ruleset, verdict
+from meshdns.interception.options import Options
+from meshdns.interception.refusal import Refusal
+from meshdns.interception.ruleset import FAMILIES, Jump
+from meshdns.interception.verdict import Packet
 
 INJECTED: dict[str, Any] = {
     "inbound_ports_include": "*",

@@ -8,9 +8,9 @@ from random import Random
 import asking
 import pytest
 
-from harness.interception import ruleset
-from harness.interception.options import from_json
-from harness.interception.ruleset import FAMILIES
+from meshdns.interception import ruleset
+from meshdns.interception.options import from_json
+from meshdns.interception.ruleset import FAMILIES
 
 # Sets of options, each by both mechanisms with 60 packets: 12 s. INTERCEPTION_SEEDS=1000:3000 looks at others.
 FIRST, LAST = map(int, os.environ.get("INTERCEPTION_SEEDS", "0:30").split(":"))

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from harness import cli, counters, engine, locks, run, testbed
-from harness.conditions import Conditions
-from harness.mesh import topology
-from harness.progress import Progress
-from harness.testbed import Testbed
+from meshdns import cli
+from meshdns.core.progress import Progress
+from meshdns.lab import topology
+from meshdns.lab.compose import engine, locks, testbed
+from meshdns.lab.compose.testbed import Testbed
+from meshdns.measure import counters, run
+from meshdns.measure.conditions import Conditions
 
 OWN = {"MESHDNS_PROJECT": "meshdns-test", "MESHDNS_PODS": "198.18.76", "MESHDNS_WORLD": "198.19.76"}
 

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness import plane, process, run
-from harness.mesh import topology
-from harness.plan import Cell, Trial
-from harness.testbed import Testbed
+from meshdns.core import process
+from meshdns.lab import plane, topology
+from meshdns.lab.compose.testbed import Testbed
+from meshdns.measure import run
+from meshdns.measure.plan import Cell, Trial
 
 MODES = ("mode1-xds", "mode2-xds", "mode2-envoy-xds")
 MODE2 = MODES[1:]

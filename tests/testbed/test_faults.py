@@ -17,9 +17,11 @@ from pathlib import Path
 import docker.errors
 import pytest
 
-from harness import cli, engine, errors, locks, process, store, testbed
-from harness.mesh import topology
-from harness.testbed import Testbed
+from meshdns import cli, store
+from meshdns.core import errors, process
+from meshdns.lab import topology
+from meshdns.lab.compose import engine, locks, testbed
+from meshdns.lab.compose.testbed import Testbed
 
 ROOT = Path(__file__).parents[2]
 ENGINE = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
@@ -71,7 +73,7 @@ def partials() -> Iterator[list[Path]]:
 
 def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "harness", *arguments],
+        [sys.executable, "-m", "meshdns", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | environment,
     )  # fmt: skip
 
@@ -229,9 +231,10 @@ def small(tmp_path: Path) -> Iterator[Testbed]:
 ELSEWHERE = """
 import sys
 from pathlib import Path
-from harness import cli, engine
-from harness.mesh import topology
-from harness.testbed import Testbed
+from meshdns import cli
+from meshdns.lab.compose import engine
+from meshdns.lab import topology
+from meshdns.lab.compose.testbed import Testbed
 
 def bed(build=False, groups=()):
     nets = topology.Nets("198.18.77", "198.19.77")
@@ -291,7 +294,7 @@ def checkout(tmp_path: Path) -> Path:
 
 def down_from(checkout: Path, small: Testbed, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "harness", "down", *arguments],
+        [sys.executable, "-m", "meshdns", "down", *arguments],
         capture_output=True, text=True, cwd=checkout, env=os.environ | {"MESHDNS_PROJECT": small.project}, timeout=120,
         check=False,
     )  # fmt: skip

@@ -9,10 +9,11 @@ import dns.message
 import dns.rcode
 import pytest
 
-from harness import process, run, trace
-from harness.mesh import topology
-from harness.plan import Cell, Trial
-from harness.testbed import Testbed
+from meshdns.core import process
+from meshdns.lab import topology
+from meshdns.lab.compose.testbed import Testbed
+from meshdns.measure import run, trace
+from meshdns.measure.plan import Cell, Trial
 
 # Arms with a sidecar whose trials are judged by every counter; the ANSWERING ones are tried for what goes wrong.
 # Those that the control plane configures are tried in test_control_plane.

@@ -1,0 +1,1 @@
+"""What all studies compute and draw with: statistics, cells, figures, diagrams, provenance."""

@@ -1,0 +1,103 @@
+"""What the runs do not hold, said in one sentence instead of shown as an empty figure or table.
+
+A table remembers what was not measured for it (`of`); who shows or draws it and finds no row gives an Absent in its
+place, which a published page gathers into one sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import pandas as pd
+from IPython.display import display
+
+from meshdns import store
+from meshdns.measure import plan
+
+MIME = "application/vnd.meshdns.absent+json"
+ATTRIBUTE = "absent"  # of a table
+TRACES, CONFORMANCE, GOVERNED = "traces", "conformance", "governed"  # no experiments, but facts of a run
+_BY = {TRACES: ("quick",), CONFORMANCE: ("quick",), GOVERNED: ("policies",)}
+_WORDS = {
+    "lookup": "lookups of a cluster name",
+    "names": "other kinds of name and record",
+    "delay": "a cluster DNS that answers later",
+    "request": "requests on new connections",
+    "keepalive": "requests on kept connections",
+    "open": "requests that arrive at random at one rate",
+    "tls": "TLS from the application",
+    "body": "bodies of other sizes",
+    "answers": "names answered with other addresses",
+    "faults": "faulty replicas and policies",
+    "split": "traffic that is split",
+    "mtls": "mutual TLS",
+    "external": "services outside the mesh",
+    "change": "changes of endpoints under load",
+    "gone": "a name that is removed",
+    "unnoticed": "changes that nobody should notice",
+    "capture": "capturing new connections",
+    "capture-keepalive": "capturing kept connections",
+    "capture-lookup": "capturing lookups",
+    "inbound": "capturing what comes in",
+    "rules": "extra rules, new connections",
+    "rules-keepalive": "extra rules, kept connections",
+    "rules-lookup": "extra rules, lookups",
+    "card-wire": "the agent's stamps beside packets",
+    "card-ladder": "known delays",
+    "card-ruler": "other load generators",
+    TRACES: "the way of a traced request in each mode",
+    CONFORMANCE: "how the DNS proxies answer what Istio's agent is known to answer",
+    GOVERNED: "names that the control plane pushed",
+}
+
+Frame = TypeVar("Frame", bound=pd.DataFrame)
+
+
+@dataclass(frozen=True)
+class Absent:
+    """In the place of a figure or table without a row."""
+
+    names: tuple[str, ...]  # experiments, or facts of a run
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
+        words = sentence(self.names)
+        return {"text/plain": words, "text/markdown": words, MIME: {"names": list(self.names)}}
+
+
+def of(table: Frame, runs: store.Runs, *experiments: str) -> Frame:
+    """The same table, which knows what was not measured if no valid cell of these experiments is there."""
+    there = set(runs.cells["experiment"][runs.cells["valid"].astype(bool)])
+    return knowing(table, () if there & set(experiments) else experiments)
+
+
+def knowing(table: Frame, names: Iterable[str]) -> Frame:
+    """The same table, which knows that this was not measured."""
+    table.attrs[ATTRIBUTE] = list(names)
+    return table
+
+
+def known(table: pd.DataFrame) -> tuple[str, ...]:
+    """What the table knows not to be measured."""
+    return tuple(table.attrs.get(ATTRIBUTE, ()))
+
+
+def tell(names: Iterable[str]) -> None:
+    """Shows that this was not measured, beside an empty figure."""
+    display(Absent(tuple(names)))  # type: ignore[no-untyped-call]
+
+
+def sentence(names: Iterable[str]) -> str:
+    """What was not measured, and by which plan it is, in Markdown; "" of nothing."""
+    by_plans: dict[tuple[str, ...], list[str]] = {}
+    for name in dict.fromkeys(names):
+        plans = _BY.get(name) or tuple(plan.measuring(name))
+        by_plans.setdefault(plans, []).append(_WORDS.get(name, name))
+    parts = [f"{', '.join(words)}{_measured_by(plans)}" for plans, words in by_plans.items()]
+    return f"Not measured in these runs: {'; '.join(parts)}." if parts else ""
+
+
+def _measured_by(plans: tuple[str, ...]) -> str:
+    commands = " or ".join(f"`meshdns report --plan {each}`" for each in plans)
+    return f" ({commands})" if commands else ""

@@ -1,0 +1,172 @@
+"""Samples -> one value per cell -> intervals over blocks.
+
+A value is a quantile (or the mean) of the successful requests of one valid cell. Cells become a matrix, blocks by
+levels; intervals and paired differences are taken down its columns. Levels that a table does not name are averaged in
+each block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from meshdns import store
+from meshdns.analysis import stats
+
+Values = NDArray[np.float64]
+BLOCK = ["run", "block"]  # the unit of replication: a block of a run
+BEYOND = 10  # samples that must lie beyond a quantile; with fewer it is an anecdote about single requests
+MEAN = "mean"
+PROBABILITIES = (0.5, 0.9, 0.99)
+
+
+def _span(later: str, earlier: str) -> Callable[[pd.DataFrame], Values]:
+    return lambda rows: (rows[later].to_numpy() - rows[earlier].to_numpy()).astype(float)
+
+
+PHASES = {  # in the order in which they happen; each ends at the instant named first
+    "dns": ("dns_ns", "start_ns"),
+    "connect": ("connect_ns", "dns_ns"),
+    "tls": ("tls_ns", "connect_ns"),
+    "first byte": ("first_byte_ns", "tls_ns"),
+    "transfer": ("end_ns", "first_byte_ns"),
+}
+MEASURES: Mapping[str, Callable[[pd.DataFrame], Values]] = {
+    "from due": _span("end_ns", "due_ns"),  # latency: a late start is charged to the request
+    "from start": _span("end_ns", "start_ns"),
+    "lag": _span("start_ns", "due_ns"),
+    **{phase: _span(*instants) for phase, instants in PHASES.items()},
+    "on the wire": lambda rows: rows["wire_total_ns"].to_numpy().astype(float),
+    "dns bias": lambda rows: _span("dns_ns", "start_ns")(rows) - rows["wire_dns_ns"].to_numpy(),
+    "total bias": lambda rows: _span("end_ns", "start_ns")(rows) - rows["wire_total_ns"].to_numpy(),
+}
+
+
+def keys(frame: pd.DataFrame, headers: Sequence[store.RunHeader]) -> NDArray[np.int64]:
+    """One number per row that tells run, block and cell; the same in samples and cells."""
+    names = {header.name: number for number, header in enumerate(headers)}
+    run = frame["run"].map(names).to_numpy().astype(np.int64)
+    return run << 40 | frame["block"].to_numpy().astype(np.int64) << 16 | frame["cell"].to_numpy().astype(np.int64)
+
+
+def select(runs: store.Runs, *experiments: str, rejected: bool = False, **levels: Hashable) -> pd.DataFrame:
+    """The valid (`rejected`: all) cells of these experiments, or of all, at these levels, with their key."""
+    rows = runs.cells if rejected else runs.cells[runs.cells["valid"].astype(bool)]
+    if experiments:
+        rows = rows[rows["experiment"].isin(experiments)]
+    for name, level in levels.items():
+        rows = rows[rows[name] == level]
+    return rows.assign(key=keys(rows, runs.headers)).sort_values("key").reset_index(drop=True)
+
+
+def requests_of(
+    runs: store.Runs, chosen: pd.DataFrame, *, failed: bool | None = False
+) -> tuple[pd.DataFrame, NDArray[np.int64]]:
+    """Their successful (or failed, or with None all) requests, and for each the position of its cell in `chosen`."""
+    near = runs.samples
+    if len(chosen) < len(runs.cells):  # comparing categories is ten times cheaper than comparing keys
+        near = near[near["experiment"].isin(chosen["experiment"].unique())]
+    if failed is not None:
+        near = near[(near["outcome"] == "ok") != failed]
+    all_keys = chosen["key"].to_numpy(dtype=np.int64)
+    found = keys(near, runs.headers)
+    position = np.searchsorted(all_keys, found)
+    mine = position < len(all_keys)
+    mine[mine] = all_keys[position[mine]] == found[mine]
+    return near[mine], position[mine]
+
+
+def enough(n: ArrayLike, probability: float) -> NDArray[np.bool_]:
+    """Whether so many samples have a quantile worth telling."""
+    beyond = np.asarray(n, dtype=float) * min(probability, 1 - probability)
+    return np.asarray(beyond >= BEYOND - 1e-9)  # 100 * (1 - 0.9) is a little less than 10
+
+
+def per_cell(runs: store.Runs, chosen: pd.DataFrame, measure: str, statistic: float | str = 0.5) -> pd.DataFrame:
+    """`chosen` with `value` (ns; NaN with too few samples) and `n`; statistic is a probability or "mean"."""
+    rows, position = requests_of(runs, chosen)
+    values = MEASURES[measure](rows)
+    n = np.bincount(position, minlength=len(chosen)).astype(float)
+    out = np.full(len(chosen), np.nan)
+    if statistic == MEAN:
+        np.divide(np.bincount(position, weights=values, minlength=len(chosen)), n, out=out, where=n > 0)
+    else:
+        probability = float(statistic)
+        found = stats.quantiles_by_group(values, position, (probability,))[:, 0]
+        out[: len(found)] = found
+        out[~enough(n, probability)] = np.nan
+    return chosen.assign(value=out, n=n.astype(int))
+
+
+def pooled(runs: store.Runs, chosen: pd.DataFrame, by: str, measure: str, probability: float) -> dict[str, float]:
+    """The quantile over all blocks together per level of `by`; a level with too few samples is left out."""
+    rows, position = requests_of(runs, chosen)
+    values, levels = MEASURES[measure](rows), chosen[by].to_numpy()[position]
+    groups = {str(level): values[levels == level] for level in pd.unique(chosen[by])}
+    return {
+        level: stats.quantile(each, probability) for level, each in groups.items() if enough(len(each), probability)
+    }
+
+
+def matrix(frame: pd.DataFrame, by: Sequence[str], value: str = "value") -> pd.DataFrame:
+    """Blocks by levels."""
+    present = frame.dropna(subset=[value])
+    return present.pivot_table(index=BLOCK, columns=list(by), values=value, aggfunc="mean", observed=True)
+
+
+def column(values: pd.DataFrame, level: Hashable) -> Values:
+    """What the blocks have at this level; nothing if it was not measured."""
+    return values[level].dropna().to_numpy(dtype=float) if level in values.columns else np.empty(0)
+
+
+def interval(values: pd.DataFrame, level: Hashable) -> stats.Interval:
+    """Over the blocks that have this level."""
+    return stats.interval(column(values, level))
+
+
+def paired(values: pd.DataFrame, a: Hashable, b: Hashable) -> stats.Difference | None:
+    """b minus a in the blocks that have both; None if there is no such block."""
+    if a not in values.columns or b not in values.columns:
+        return None
+    both = values[[a, b]].dropna().to_numpy(dtype=float)
+    return stats.paired(both[:, 0], both[:, 1]) if len(both) else None
+
+
+def noise_floor(values: pd.DataFrame, a: Hashable, twin: Hashable) -> stats.NoiseFloor | None:
+    """What two equal arms still differ by; None without at least two blocks of both."""
+    if a not in values.columns or twin not in values.columns:
+        return None
+    both = values[[a, twin]].dropna().to_numpy(dtype=float)
+    return stats.noise_floor(both[:, 0], both[:, 1]) if len(both) > 1 else None
+
+
+def asked(runs: store.Runs, chosen: pd.DataFrame) -> Values:
+    """Requests per cell that the counters saw: recorded ones and the warm-up before them, from the plan."""
+    before = np.zeros(len(chosen))
+    for header in runs.headers:
+        for planned in header.plan.get("experiment", []):
+            before[_of(planned, header.name, chosen)] = float(planned.get("warmup", 0))
+    return np.asarray(chosen["offered"].to_numpy(dtype=float) + before)
+
+
+def _of(planned: Mapping[str, Any], run: str, chosen: pd.DataFrame) -> NDArray[np.bool_]:
+    """Which cells of the run belong to this part of its plan: those of its series that have its levels."""
+    found = (chosen["run"] == run) & (chosen["experiment"] == (planned.get("series") or planned["name"]))
+    for factor in planned.keys() & set(chosen.columns):
+        levels = planned[factor]
+        found &= chosen[factor].isin(levels if isinstance(levels, list | tuple) else [levels])
+    return np.asarray(found, dtype=bool)
+
+
+def counter(chosen: pd.DataFrame, name: str) -> Values:
+    """That counter of each cell; 0 where the cell's path has none."""
+    return np.array([float(each.get(name, 0)) for each in chosen["counters"]], dtype=float)
+
+
+def blocks_of(frame: pd.DataFrame) -> int:
+    """How many blocks the rows come from."""
+    return int(frame[BLOCK].drop_duplicates().shape[0]) if len(frame) else 0

@@ -1,0 +1,177 @@
+"""Draws what a traced request did, and what became of requests: sequences and a grid of words.
+
+A sequence has a lifeline per process and an arrow per message, in the order of the capture. What is told apart is told
+by words and lines, so that it reads in grey.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from meshdns.analysis import absent, figures
+from meshdns.studies import transfers
+
+# The order in which a request meets them.
+_LIFELINES = (
+    transfers.APPLICATION,
+    transfers.DNS_PROXY,
+    transfers.DNSDIST,
+    transfers.BIND,
+    transfers.SIDECAR,
+    transfers.SERVER_SIDECAR,
+    transfers.SERVER,
+)
+_BEGIN = 0.6  # rows above the first message
+_ROW = 0.31  # inches
+_STAGGER = 0.55  # rows by which every second name is raised, as neighbours are wider than their distance
+_LETTERS = 43  # of the small print fit into half the page's width
+_NAME = 27  # letters of a name that are shown before it is cut
+_LINES = {"DNS": (0, (4, 1.6)), "TCP": "-"}
+_WIDTHS = {True: 0.9, False: 2.0}  # of an arrow inside a pod, and from one to another
+_WORDS = {
+    "asks": "{said}",
+    "answers": "{said}",
+    "connects": "connect",
+    "requests": "{said}",
+    "responds": "{said}",
+    "closes": "close",
+    "refuses": "refused",
+}
+# Lightness of a cell in the grid, by the word that begins it.
+_SHADES = {"proxied": "#ffffff", "direct": "#e4e4e4", "looped": "#9a9a9a", "refused": "#cccccc", "lost": "#b4b4b4"}
+_MIXED = "#f4f4f4"
+
+
+@dataclass(frozen=True)
+class _Arrow:
+    """One message, ready to be drawn."""
+
+    at_us: float
+    begin: str  # lifelines
+    end: str
+    kind: str
+    inside: bool  # a pod
+    label: str
+    note: str  # addresses, where they were rewritten
+
+
+def sequence(found: Mapping[str, transfers.Path], *arms: str) -> Figure:
+    """The traced requests of these arms side by side; a word in the place of one that is missing."""
+    drawn = {arm: _arrows(found[arm]) if arm in found else [] for arm in arms}
+    rows = max([6, *(len(arrows) for arrows in drawn.values())])
+    if not any(drawn.values()):
+        absent.tell([absent.TRACES])
+    with _styled():
+        figure, places = plt.subplots(1, len(arms), figsize=(figures.WIDTH, _ROW * (rows + 3)), squeeze=False)
+        for ax, (arm, arrows) in zip(places[0], drawn.items(), strict=True):
+            ax.set_title(arm, color=figures.look(arm).colour, fontweight="bold")
+            _panel(ax, arrows, rows)
+            if not arrows:
+                ax.text(0.5, 0.5, "not traced in these runs", transform=ax.transAxes, ha="center", fontsize=9)
+        return figure
+
+
+def _styled() -> Any:
+    """Our style, with the notebook's backend loaded before: see `figures`."""
+    plt.draw_if_interactive()  # type: ignore[no-untyped-call]
+    return plt.style.context(figures.STYLE)
+
+
+def _arrows(path: transfers.Path) -> list[_Arrow]:
+    """Messages in the order in which they passed; what repeats itself is drawn once."""
+    arrows = []
+    for row in path.rows():
+        hop, first = row.hop, True
+        for message in hop.messages:
+            ends = (hop.source, hop.target) if message.forward else (hop.target, hop.source)
+            rewritten = hop.asked != hop.reached and first
+            note = f"{hop.asked} → {hop.reached}" if rewritten else ""
+            arrows.append(_Arrow(message.at_us, *ends, hop.kind, hop.inside, _label(row, message), note))
+            first = False
+        if hop.ending == "lost":
+            ends = (hop.target, hop.source)
+            arrows.append(_Arrow(hop.messages[-1].at_us, *ends, hop.kind, hop.inside, "nothing comes back", ""))
+    return sorted(arrows, key=lambda arrow: arrow.at_us)
+
+
+def _label(row: transfers.Row, message: transfers.Message) -> str:
+    said = message.says.partition(": ")[2] if message.what == "answers" else message.says
+    words = _WORDS[message.what].format(said=_short(said) or message.what)
+    times = ("own: " if row.hop.own else "") + (f"{row.times} × " if row.times > 1 else "")
+    return f"{times}{words}" + (f" ({message.packets})" if row.hop.kind == "TCP" else "")
+
+
+def _short(said: str) -> str:
+    """The beginning of a long name, and what is asked of it."""
+    name, space, rest = said.partition(" ")
+    return said if len(name) <= _NAME else f"{name[: _NAME - 1]}…{space}{rest}"
+
+
+def _panel(ax: Axes, arrows: Sequence[_Arrow], rows: int) -> None:
+    ends = {end for arrow in arrows for end in (arrow.begin, arrow.end)}
+    names = [name for name in _LIFELINES if name in ends] + sorted(ends - set(_LIFELINES))
+    ax.set_axis_off()
+    ax.set_xlim(-0.5, max(len(names), 1) - 0.5)
+    ax.set_ylim(rows + 0.4, -2.2)
+    for x, name in enumerate(names):
+        ax.plot([x, x], [-0.4, len(arrows) + 0.1], color="#bbbbbb", linewidth=0.9, zorder=0)
+        above = -0.5 - _STAGGER * (x % 2)
+        ax.text(x, above, name.replace(" ", "\n"), ha="center", va="bottom", fontsize=7.5, fontweight="bold")
+    for y, arrow in enumerate(arrows):
+        _draw(ax, y + _BEGIN, arrow, names)
+
+
+def _draw(ax: Axes, y: float, arrow: _Arrow, names: Sequence[str]) -> None:
+    """The arrow, above it what was said; a rewritten address follows the word or stands below."""
+    begin, end = names.index(arrow.begin), names.index(arrow.end)
+    style = {"arrowstyle": "-|>", "linestyle": _LINES[arrow.kind], "linewidth": _WIDTHS[arrow.inside],
+             "color": "#222222", "shrinkA": 0, "shrinkB": 0, "mutation_scale": 8}  # fmt: skip
+    ax.annotate("", (end, y), (begin, y), arrowprops=style)
+    for words, below, colour in ((arrow.label, False, "#000000"), (arrow.note, True, "#555555")):
+        half = len(words) / _LETTERS * len(names) / 2
+        middle = min(max((begin + end) / 2, half - 0.5), len(names) - 0.5 - half)
+        ax.text(middle, y + (0.08 if below else -0.06), words, ha="center", va="top" if below else "bottom",
+                fontsize=6.5, color=colour, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.2})  # fmt: skip
+
+
+def grid(table: pd.DataFrame, missing: str = "not measured in these runs") -> Axes:
+    """A row per answer, a column per condition, the outcome in words on a ground whose lightness repeats it."""
+    with _styled():
+        ax: Axes = plt.subplots(figsize=(figures.WIDTH, 0.9 + 0.46 * max(len(table), 2)))[1]
+        ax.set_xlim(0, len(table.columns))
+        ax.set_ylim(max(len(table), 1), 0)
+        for y, (_, words) in enumerate(table.iterrows()):
+            for x, said in enumerate(words):
+                _cell(ax, (x, y), str(said))
+        if table.empty:
+            absent.tell(absent.known(table))
+            ax.text(0.5, 0.5, missing, transform=ax.transAxes, ha="center", fontsize=10)
+        ax.set_yticks([y + 0.5 for y in range(len(table))], [textwrap.fill(str(name), 22) for name in table.index])
+        heads = [textwrap.fill(str(name), 14) for name in table.columns]
+        ax.set_xticks([x + 0.5 for x in range(len(heads))], heads)
+        ax.xaxis.tick_top()
+        ax.tick_params(length=0, labelsize=8.5)
+        ax.grid(visible=False)
+        ax.spines[:].set_visible(False)
+        return ax
+
+
+def _cell(ax: Axes, place: tuple[int, int], said: str) -> None:
+    """The outcome, and below it what ended it."""
+    word, _, end = said.partition("\n")
+    ground = _SHADES.get(word, _MIXED)
+    ax.add_patch(Rectangle(place, 1, 1, facecolor=ground, edgecolor="#ffffff", linewidth=1.5))
+    x, y = place[0] + 0.5, place[1] + 0.5
+    lines = end.count(", ") + bool(end)
+    words = word.replace(", ", ",\n")  # several outcomes
+    ax.text(x, y - 0.12 * lines, words, ha="center", va="center", fontsize=9, fontweight="bold")
+    ax.text(x, y + 0.17, end.replace(", ", ",\n"), ha="center", va="center", fontsize=6.5, linespacing=1)

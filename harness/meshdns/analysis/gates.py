@@ -1,0 +1,51 @@
+"""A line of the instrument card, and what it may say."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from meshdns.analysis import stats, text
+
+GREEN, AMBER, RED, UNMEASURED = "green", "amber", "red", "not measured"
+UNKNOWN = "unknown"  # measured, and cannot be told: too widely, or beside what is not its like
+MISSED = "missed"  # a bar that more or quieter measuring would meet: what was found holds, but is less sure than asked
+STATED = "stated"  # no gate: worth knowing, and can neither pass nor fail
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the card."""
+
+    item: str
+    measured: str
+    gate: str
+    verdict: str
+    note: str = ""
+
+
+def judge(passed: bool, otherwise: str = RED) -> str:
+    """Green, or what it is otherwise."""
+    return GREEN if passed else otherwise
+
+
+def within(found: stats.Interval, low: float, high: float, otherwise: str = RED) -> str:
+    """Green where the whole interval lies within the limits, unknown where it reaches out of them, else not passed.
+
+    An interval wider than its limits can never pass: what nothing could have failed is no check.
+    """
+    if not found.n or not low <= found.estimate <= high:
+        return otherwise if found.n else UNMEASURED
+    return GREEN if low <= found.low and found.high <= high else UNKNOWN
+
+
+def missing(item: str, gate: str = "") -> Row:
+    """The line of what the runs do not hold."""
+    return Row(item, text.ABSENT, gate, UNMEASURED)
+
+
+def fact(facts: dict[str, Any], *names: str) -> float:
+    """The first of these facts that is a number; NaN if none is."""
+    found = next((facts[name] for name in names if isinstance(facts.get(name), int | float)), math.nan)
+    return float(found)

@@ -1,0 +1,150 @@
+"""What was measured, by what, and whether it may be used.
+
+`load` finds runs from the project's root and from its notebooks folder alike. `checks` raises ReportError when the data
+cannot carry an answer, so that a report on it does not exist; what was merely left out is listed by `invalid`.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from meshdns import ROOT, store
+from meshdns.analysis import cells, text
+from meshdns.core import errors
+
+MIN_BLOCKS = 2  # one block has no interval
+RULER = "card-"  # how experiments on the instrument are named; due now and then, they are judged line by line
+MAX_INVALID = 0.5  # when most cells are invalid the rest are the lucky ones, not a sample
+MAX_FAILED = 0.01  # more failures than this shift the quantiles of those that succeeded
+# How a whole run reads in a table; the rest of the facts stays in run.json.
+_FACTS = ("meshdns", "commit", "envoy", "bind", "dnsdist", "nginx", "python")
+_MACHINE = ("cpu", "cpus", "kernel")
+
+
+def locate(runs: str | Path) -> Path:
+    """The folder, sought from here upwards, then from the project; relative paths mean the same in both places."""
+    path = Path(str(runs)).expanduser()  # papermill takes a folder called 2026 for a number
+    if path.is_absolute():
+        return path
+    here = Path.cwd()
+    places = [here, *here.parents, ROOT]
+    return next((place / path for place in places if (place / path).is_dir()), here / path)
+
+
+def load(runs: str | Path) -> store.Runs:
+    """All finished runs there."""
+    return store.load(locate(runs))
+
+
+def table(runs: store.Runs) -> pd.DataFrame:
+    """A row per run: what, when, with which versions, on which machine."""
+    rows = []
+    for header in runs.headers:
+        versions, machine = branch(header.facts, "versions"), branch(header.facts, "machine")
+        rows.append(
+            {
+                "run": header.name,
+                "finished": header.finished or "unfinished",
+                "blocks": header.blocks,
+                "seed": header.seed,
+            }
+            | {name: str(versions.get(name, "unknown")) for name in _FACTS}
+            | {name: str(machine.get(name, "unknown")) for name in _MACHINE}
+        )
+    return pd.DataFrame(rows).set_index("run").T
+
+
+def branch(facts: dict[str, Any], name: str) -> dict[str, Any]:
+    """That part of the facts; empty if nobody recorded it."""
+    found = facts.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def invalid(runs: store.Runs) -> pd.DataFrame:
+    """The cells that were left out, by experiment, arm and reason."""
+    columns = ["experiment", "arm", "backend", "reason", "cells"]
+    left_out = runs.cells[~runs.cells["valid"].astype(bool)].explode("reasons")
+    if left_out.empty:
+        return pd.DataFrame(columns=columns)
+    left_out = left_out.assign(reason=left_out["reasons"].fillna("no reason recorded"))
+    counted = left_out.groupby(columns[:-1], observed=True).size().rename("cells").reset_index()
+    return counted.sort_values("cells", ascending=False, ignore_index=True)
+
+
+class Checked(text.Shown):
+    """What was checked, and what the page does not read of the runs."""
+
+    _metadata = ("words",)
+    words: str = ""
+
+    def _repr_html_(self) -> str:
+        return f"{super()._repr_html_()}<p>{html.escape(self.words)}</p>"
+
+
+def reconciled(runs: store.Runs, table: pd.DataFrame) -> Checked:
+    """The table of these experiments, and how its cells add up with those of the runs."""
+    checked = Checked(table)
+    names = set(table["experiment"]) if len(table) else set()
+    every = runs.cells
+    mine, invalid = every["experiment"].isin(names), ~every["valid"].astype(bool)
+    read = "This page reads the cells of these experiments" if names else "This page reads no cell of its own"
+    checked.words = (
+        f"{read}: {int(mine.sum())} of the {len(every)} of these runs, among them {int((mine & invalid).sum())} of the "
+        f"{int(invalid.sum())} invalid ones, which are left out of every number."
+    )
+    return checked
+
+
+def checks(runs: store.Runs, *experiments: str, planned: bool = False, also: Sequence[str] | None = ()) -> pd.DataFrame:
+    """A row per experiment: blocks, cells, invalid ones, failures, send lag. Raises ReportError if one fails.
+
+    `planned`: only those that some plan of these runs holds; of a plan of your own that may be none. `also`: read by
+    the page too where they are there, but no condition for it; None: all that are there.
+    """
+    there = list(dict.fromkeys(runs.cells["experiment"]))
+    if planned:
+        experiments = tuple(name for name in experiments if name in there)
+    more = [name for name in there if name not in experiments and (also is None or name in also)]
+    table = pd.DataFrame([_check(runs, name) for name in experiments])
+    if problem := next((_problem(row) for row in table.to_dict("records") if _problem(row)), ""):
+        raise errors.ReportError(problem, place=", ".join(header.name for header in runs.headers), step="measure again")
+    return reconciled(runs, pd.DataFrame([*table.to_dict("records"), *(_check(runs, name) for name in more)]))
+
+
+def _check(runs: store.Runs, experiment: str) -> dict[str, Any]:
+    every = runs.cells[runs.cells["experiment"] == experiment]
+    chosen = cells.select(runs, experiment)
+    good, position = cells.requests_of(runs, chosen)
+    bad, _ = cells.requests_of(runs, chosen, failed=True)
+    timed = chosen["rate_hz"].to_numpy(dtype=float)[position] > 0  # a closed loop is never late
+    late = cells.MEASURES["lag"](good)[timed]
+    lag = f"{np.quantile(late, 0.99) / 1_000:.1f}" if len(late) else text.ABSENT
+    return {
+        "experiment": experiment,
+        "blocks": cells.blocks_of(chosen),
+        "cells": len(every),
+        "invalid cells": len(every) - len(chosen),
+        "requests": len(good) + len(bad),
+        "failed": len(bad),
+        "of those offered": float((len(good) + len(bad)) / max(chosen["offered"].sum(), 1)),
+        "send lag p99, µs": lag,
+    }
+
+
+def _problem(row: dict[Any, Any]) -> str:
+    name = f"experiment {row['experiment']}"
+    if not row["cells"]:
+        return f"{name} was not measured"
+    if row["invalid cells"] > MAX_INVALID * row["cells"]:
+        return f"{name}: {row['invalid cells']} of {row['cells']} cells are invalid"
+    if row["blocks"] < MIN_BLOCKS and not row["experiment"].startswith(RULER):
+        return f"{name} has {row['blocks']} block(s), an interval needs {MIN_BLOCKS}"
+    if row["failed"] > MAX_FAILED * row["requests"]:
+        return f"{name}: {row['failed']} of {row['requests']} requests failed in cells that count as valid"
+    return ""

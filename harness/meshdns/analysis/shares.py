@@ -1,0 +1,117 @@
+"""Shares of requests, and how they print.
+
+The block is the unit here too: Student's t over one share per block, cut at 0 and 1. Where no block differs from
+another (all requests of all blocks were served) their spread says nothing; then Wilson's interval of all requests takes
+its place, and for differences Newcombe's of two of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy import stats as scipy_stats
+
+from meshdns.analysis import cells, stats, text
+from meshdns.core import units
+
+CONFIDENCE = stats.CONFIDENCE
+
+
+def wilson(hits: float, n: float, blocks: int, confidence: float = CONFIDENCE) -> stats.Interval:
+    """Wilson's interval of a share, as if requests were independent; `blocks` is only noted."""
+    if not n:
+        return stats.Interval(math.nan, -math.inf, math.inf, blocks, confidence)
+    z = float(scipy_stats.norm.ppf((1 + confidence) / 2))
+    share = hits / n
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half_width = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    low, high = min(middle - half_width, share), max(middle + half_width, share)  # rounding must not leave it outside
+    return stats.Interval(share, max(low, 0.0), min(high, 1.0), blocks, confidence)
+
+
+def interval(hits: ArrayLike, n: ArrayLike) -> stats.Interval:
+    """The share over blocks; blocks without requests are left out."""
+    counted, asked = _present(hits, n)
+    shares = counted / asked
+    if _alike(shares):
+        return wilson(float(counted.sum()), float(asked.sum()), len(shares))
+    found = stats.interval(shares)
+    if found.n < 2:
+        return found
+    return dataclasses.replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
+
+
+def difference(a: pd.DataFrame, b: pd.DataFrame) -> stats.Interval | None:
+    """Share of b minus share of a, paired inside blocks; both have `hits` and `n` and blocks as index.
+
+    None if no block has both.
+    """
+    both = a[["hits", "n"]].add_suffix(" a").join(b[["hits", "n"]].add_suffix(" b"), how="inner")
+    both = both[(both["n a"] > 0) & (both["n b"] > 0)]
+    if both.empty:
+        return None
+    first, second = (both[f"hits {name}"] / both[f"n {name}"] for name in ("a", "b"))
+    if not _alike((second - first).to_numpy(dtype=float)):
+        return stats.paired(first, second).absolute
+    one, two = (wilson(both[f"hits {name}"].sum(), both[f"n {name}"].sum(), len(both)) for name in ("a", "b"))
+    found = two.estimate - one.estimate
+    low = found - math.hypot(one.high - one.estimate, two.estimate - two.low)
+    high = found + math.hypot(one.estimate - one.low, two.high - two.estimate)
+    return stats.Interval(found, low, high, len(both), CONFIDENCE)
+
+
+def levels(frame: pd.DataFrame, by: Sequence[str]) -> dict[tuple[str, ...], pd.DataFrame]:
+    """The rows of each level of `by`, summed per block: numbers only, blocks as index."""
+    found: dict[tuple[str, ...], pd.DataFrame] = {}
+    for level, rows in frame.groupby(list(by), observed=True):
+        parts = level if isinstance(level, tuple) else (level,)
+        found[tuple(map(str, parts))] = rows.drop(columns=list(by)).groupby(cells.BLOCK, observed=True).sum()
+    return found
+
+
+def _present(hits: ArrayLike, n: ArrayLike) -> tuple[cells.Values, cells.Values]:
+    counted, asked = np.asarray(hits, dtype=float), np.asarray(n, dtype=float)
+    return counted[asked > 0], asked[asked > 0]
+
+
+def _alike(values: cells.Values) -> bool:
+    """Whether no block differs from another, and there are several."""
+    return len(values) > 1 and bool(np.ptp(values) < 1e-12)
+
+
+# --- in words ---
+
+
+def percent(each: stats.Interval | None) -> str:
+    """`97.3 % [96.1, 98.4]`."""
+    if each is None or not each.n or not math.isfinite(each.estimate):
+        return text.ABSENT
+    return units.percent_interval(each).lstrip("+")
+
+
+def points(each: stats.Interval | None) -> str:
+    """`+9.8 points [9.1, 10.5]`: a difference of shares, in percentage points."""
+    if each is None or not each.n or not math.isfinite(each.estimate):
+        return text.ABSENT
+    return units.percent_interval(each).replace(" %", " points")
+
+
+def reading(each: stats.Interval | None) -> str:
+    """What may be said of a difference of shares."""
+    if each is None:
+        return "not measured"
+    if each.n < 2:
+        return "one block: no interval"
+    if each.holds(0.0):
+        return f"{text.UNRESOLVED} ({span(each)})"
+    return "fewer" if each.estimate < 0 else "more"
+
+
+def span(each: stats.Interval) -> str:
+    """`-1.1 to +1.1 points`: the bounds of a difference of shares."""
+    return units.percent_span(each).replace(" %", " points")

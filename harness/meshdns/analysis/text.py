@@ -1,0 +1,135 @@
+"""How numbers of tables read: cells of a shown table, and the phrases of which answers are made."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from IPython.display import Markdown
+
+from meshdns.analysis import absent, stats
+from meshdns.core import units
+
+ABSENT = "–"  # not measured, or too few samples; never a zero
+
+
+def interval(each: stats.Interval | None, *, signed: bool = False) -> str:
+    """`143 ± 4 µs`; the estimate is in nanoseconds."""
+    return ABSENT if each is None or not each.n else units.interval(each, signed=signed)
+
+
+def microseconds(each: stats.Interval) -> str:
+    """`143 ± 4 µs`, in µs whatever the size: for columns that are compared by eye."""
+    return ABSENT if not each.n else units.interval(each, "µs")
+
+
+def percent(each: stats.Interval) -> str:
+    """`+3.1 % [2.0, 4.2]`; of nothing there is no share."""
+    return ABSENT if not each.n or not np.isfinite(each.estimate) else units.percent_interval(each)
+
+
+def word(difference: stats.Difference) -> str:
+    """`less` or `more`: the sign of the mean difference, and the only place that decides it."""
+    return "less" if difference.absolute.estimate < 0 else "more"
+
+
+def size(difference: stats.Difference) -> str:
+    """`61 % [58, 64] less` or `3.1 % [2.0, 4.2] more`; where the ratios of the blocks tell another story, that too.
+
+    Each block counts alike in the ratio, and by its slowness in the mean difference, so that the two can disagree.
+    """
+    said, relative = word(difference), difference.relative
+    sign = -1 if said == "less" else 1
+    if not np.isfinite(relative.estimate):
+        return f"{interval(turned(difference.absolute, sign))} {said}"
+    if sign * relative.estimate < 0:
+        beside = f"the mean of the blocks' ratios is {percent(relative)}"
+        return f"{interval(turned(difference.absolute, sign))} {said} ({beside})"
+    share = f"{units.percent_interval(turned(relative, sign)).lstrip('+')} {said}"
+    doubtful = difference.clear and relative.holds(0.0)
+    return f"{share} (clear in µs, not as a share)" if doubtful else share
+
+
+def turned(each: stats.Interval, sign: int) -> stats.Interval:
+    """The same told the other way round if `sign` is -1."""
+    low, high = sorted((sign * each.low, sign * each.high))
+    return stats.Interval(sign * each.estimate, low, high, each.n, each.confidence)
+
+
+UNRESOLVED = "not resolved"  # how the reading of a difference begins whose sign the data do not tell
+TWIN = "the noise floor"  # reading of an arm against its equal: what they differ by is noise, whatever it is
+CLEAR = ("less", "more")  # readings that tell a difference
+
+
+def reading(difference: stats.Difference | None, floor: stats.NoiseFloor | None) -> str:
+    """What may be said of a difference: the one place that decides it, for tables, sentences and claims alike."""
+    if difference is None:
+        return "not measured"
+    if difference.absolute.n < 2:
+        return "one block: no interval"
+    span = units.span(difference.absolute)
+    if not difference.clear:
+        return f"{UNRESOLVED} ({span})"
+    if floor is not None and floor.hides(difference):
+        told = units.duration(floor.absolute) if floor.hides_duration(difference) else units.percent(floor.relative)
+        return f"{UNRESOLVED} ({span}; noise floor {told})"
+    return word(difference)
+
+
+class Shown(pd.DataFrame):
+    """A table that a notebook shows whole: pandas would cut long sentences and long tables."""
+
+    def _repr_html_(self) -> str:
+        with pd.option_context("display.max_colwidth", None):
+            return self.to_html(border=0)
+
+
+def shown(table: pd.DataFrame, made_of: pd.DataFrame | None = None) -> Shown | absent.Absent:
+    """The table as people read it: intervals with units, differences in µs and in %, no columns of raw values.
+
+    Without a row it says whether that was not measured, as the table knows or what it was made of, or nothing is there.
+    """
+    if table.empty:
+        missing = absent.known(table if made_of is None else made_of)
+        return absent.Absent(missing) if missing else Shown({"": ["nothing to list"]}, index=[""])
+    out: dict[str, Any] = {}
+    for name, values in table.items():
+        kinds = {type(value) for value in values} - {type(None)}
+        if kinds == {np.ndarray}:
+            continue
+        if kinds == {stats.Difference}:
+            out[f"{name}, µs"] = [ABSENT if each is None else interval(each.absolute, signed=True) for each in values]
+            out[f"{name}, %"] = [ABSENT if each is None else percent(each.relative) for each in values]
+        else:
+            out[str(name)] = [_cell(value) for value in values]
+    return Shown(out, index=[""] * len(table))  # row numbers would read as data
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, stats.Interval):
+        return microseconds(value)
+    if value is None or value is pd.NaT or (isinstance(value, float) and np.isnan(value)):
+        return ABSENT
+    if isinstance(value, float):
+        return f"{value:.0f}" if value.is_integer() else units.number(value)
+    return value
+
+
+def said(sentences: Sequence[str]) -> Markdown:
+    """Sentences as paragraphs of a page; what they quote of stored runs is text, neither HTML nor a link."""
+    words = (re.sub(r"[\\<]|(?<=\])\(|(?<=:)/(?=/)", r"\\\g<0>", each) for each in sentences if each)
+    return Markdown("\n\n".join(words))  # type: ignore[no-untyped-call]
+
+
+def blocks(n: int) -> str:
+    """`20 blocks`."""
+    return f"{n} block{'s' * (n != 1)}"
+
+
+def listed(names: Iterable[str], last: str = "and") -> str:
+    """`a, b and c`."""
+    *front, end = [*names] or [""]
+    return f" {last} ".join([*filter(None, [", ".join(front)]), end])

@@ -1,0 +1,265 @@
+"""What applies to traffic: DestinationRule, PeerAuthentication, Sidecar (istio.io reference pages of these names)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from meshdns.istio.fields import HEADER_STEP, Field, Fields, is_header, is_label
+from meshdns.istio.kinds import MAX_PORT, exported, once
+from meshdns.istio.resources import (
+    Balancer,
+    ClientTls,
+    ConsistentHash,
+    DestinationRule,
+    Meta,
+    MtlsMode,
+    Outlier,
+    PeerAuthentication,
+    Pool,
+    Sidecar,
+    Subset,
+    TrafficPolicy,
+    fqdn,
+)
+
+MAX_COUNT = 2**31 - 1  # the API's int32
+MAX_SNI = 255  # Envoy's limit of a server name
+MAX_RING = 8 * 1024 * 1024  # Envoy's limit of a hash ring
+MAX_MAGLEV = 5_000_011  # Envoy's limit of a Maglev table, which is a prime number
+_TLS_MODES = ("DISABLE", "SIMPLE", "ISTIO_MUTUAL")
+_SIMPLE = ("UNSPECIFIED", "LEAST_REQUEST", "LEAST_CONN", "ROUND_ROBIN", "RANDOM", "PASSTHROUGH")
+_SNI = re.compile(rf"[!-~]{{1,{MAX_SNI}}}")
+_PORT = re.compile(r"[1-9][0-9]{0,4}")
+_HASH_KEYS = ("httpHeaderName", "httpCookie", "useSourceIp", "httpQueryParameterName")
+
+
+# ---- DestinationRule
+
+
+def destination_rule(meta: Meta, top: Fields) -> DestinationRule:
+    """Load balancing, connection pools, outlier detection, TLS, and subsets by label."""
+    with top.within("spec") as spec:
+        exported(spec)
+        host, items = spec.need("host"), spec.each("subsets")
+        policy = spec.get("trafficPolicy")
+        subsets = tuple(_subset(item) for item in items)
+        once(((one.name, item) for one, item in zip(subsets, items, strict=True)), "the subset")
+        return DestinationRule(
+            meta,
+            host=fqdn(host.host(), meta.namespace) if host else "",
+            policy=_policy(policy) if policy else TrafficPolicy(),
+            subsets=subsets,
+        )
+
+
+def _subset(item: Field) -> Subset:
+    with item.fields() as fields:
+        name, policy = fields.need("name"), fields.get("trafficPolicy")
+        text = name.text() if name else ""
+        if name and text and not is_label(text):
+            name.fault(f"{text!r} is not a subset name", "use lower-case letters, digits and dashes")
+        return Subset(text, fields.labels("labels"), _policy(policy) if policy else TrafficPolicy())
+
+
+def _policy(field: Field, *, of_port: bool = False) -> TrafficPolicy:
+    with field.fields() as fields:
+        ports: list[tuple[int, TrafficPolicy]] = []
+        if of_port:
+            fields.ignore("port")  # read by the caller
+        else:
+            items = fields.each("portLevelSettings")
+            ports = [(_port(item), _policy(item, of_port=True)) for item in items]
+            once(((number, item) for (number, _), item in zip(ports, items, strict=True)), "the port")
+        balancer, pool = fields.get("loadBalancer"), fields.get("connectionPool")
+        outlier, tls = fields.get("outlierDetection"), fields.get("tls")
+        if not (balancer or pool or outlier or tls or ports):
+            field.fault("the policy is empty", "give at least one of its fields")
+        return TrafficPolicy(
+            balancer=_balancer(balancer) if balancer else None,
+            pool=_pool(pool) if pool else None,
+            outlier=_outlier(outlier) if outlier else None,
+            tls=_tls(tls) if tls else None,
+            ports=tuple(sorted(ports, key=lambda pair: pair[0])),
+        )
+
+
+def _port(item: Field) -> int:
+    data = item.value.data
+    if not isinstance(data, dict) or "port" not in data:
+        item.fault("the field port is missing", "give port.number")
+        return 1
+    port = Field(data["port"], f"{item.path}.port", item.document, item.faults)
+    with port.fields() as fields:
+        number = fields.need("number")
+        return number.integer(1, MAX_PORT) if number else 1
+
+
+def _balancer(field: Field) -> Balancer:
+    with field.fields() as fields:
+        simple, hashed = fields.get("simple"), fields.get("consistentHash")
+        if (simple is None) == (hashed is None):
+            field.fault("the load balancer is not clear", "give either simple or consistentHash")
+        word = simple.choice(_SIMPLE) if simple else ""
+        word = {"UNSPECIFIED": "", "LEAST_CONN": "LEAST_REQUEST"}.get(word, word)  # the old name of the same policy
+        return Balancer(word, _hash(hashed) if hashed else None)
+
+
+def _hash(field: Field) -> ConsistentHash:
+    with field.fields() as fields:
+        header, cookie, source, query = (fields.get(key) for key in _HASH_KEYS)
+        if sum(one is not None for one in (header, cookie, source, query)) != 1:
+            field.fault("the hash key is not clear", f"give one of {', '.join(_HASH_KEYS)}")
+        ring, size = _hash_table(fields)
+        if header:
+            return ConsistentHash("header", _named(header, is_header), ring_size=ring, maglev_size=size)
+        if query:
+            return ConsistentHash("query", _named(query, _is_parameter), ring_size=ring, maglev_size=size)
+        if source and not source.boolean() and source.value.data is False:
+            source.fault("nothing is hashed then", "set it to true, or hash something else")
+        if not cookie:
+            return ConsistentHash("source-ip", ring_size=ring, maglev_size=size)
+        with cookie.fields() as parts:
+            name, ttl, path = parts.need("name"), parts.get("ttl"), parts.get("path")
+            text = _named(name, _is_token) if name else ""
+            found = _named(path, _is_path) if path else ""
+            life_ms = ttl.duration_ms(zero=True) if ttl else None
+            return ConsistentHash("cookie", text, life_ms, found, ring, size)
+
+
+def _named(field: Field, fits: Callable[[str], bool]) -> str:
+    """A name that a request can have; the proxy would refuse an empty one, and never find others."""
+    text = field.text()
+    if not fits(text) and isinstance(field.value.data, str):
+        field.fault(f"{text!r} is nothing that a request can have here", HEADER_STEP)
+    return text
+
+
+def _is_token(text: str) -> bool:
+    return is_header(text) and not text.startswith(":")
+
+
+def _is_parameter(text: str) -> bool:
+    return re.fullmatch(r"[^\s\x00-\x20&=#\x7f]+", text) is not None
+
+
+def _is_path(text: str) -> bool:
+    return re.fullmatch(r"/[^;\x00-\x20\x7f]*", text) is not None
+
+
+def _hash_table(fields: Fields) -> tuple[int, int]:
+    """Least ring size and Maglev table size, 0 where not given."""
+    ring = fields.integer("minimumRingSize", 1, MAX_RING) or 0  # the older place of the same number
+    with fields.within("ringHash") as given:
+        ring = given.integer("minimumRingSize", 1, MAX_RING) or ring
+    maglev = fields.get("maglev")
+    if maglev is None:
+        return ring, 0
+    if ring:
+        maglev.fault("both a hash ring and Maglev are given", "keep one")
+    with maglev.fields() as given:
+        size = given.integer("tableSize", 2, MAX_MAGLEV) or 65537  # Envoy's default
+        if any(size % divisor == 0 for divisor in range(2, int(size**0.5) + 1)):
+            maglev.fault(f"the table size {size} is not a prime number", "give a prime, such as 65537")
+    return 0, size
+
+
+def _pool(field: Field) -> Pool:
+    with field.fields() as fields:
+        if not fields.data:
+            field.fault("the connection pool is empty", "give tcp or http")
+        with fields.within("tcp") as tcp, fields.within("http") as http:
+            return Pool(
+                max_connections=tcp.integer("maxConnections", 1, MAX_COUNT),
+                connect_timeout_ms=tcp.duration_ms("connectTimeout"),
+                tcp_idle_timeout_ms=tcp.duration_ms("idleTimeout"),
+                max_connection_duration_ms=tcp.duration_ms("maxConnectionDuration"),
+                max_pending_requests=http.integer("http1MaxPendingRequests", 0, MAX_COUNT),
+                max_requests=http.integer("http2MaxRequests", 0, MAX_COUNT),
+                max_requests_per_connection=http.integer("maxRequestsPerConnection", 0, MAX_COUNT),
+                max_retries=http.integer("maxRetries", 0, MAX_COUNT),
+                http_idle_timeout_ms=http.duration_ms("idleTimeout"),
+            )
+
+
+def _outlier(field: Field) -> Outlier:
+    with field.fields() as fields:
+        split, local = fields.boolean("splitExternalLocalOriginErrors"), fields.get("consecutiveLocalOriginFailures")
+        count = local.integer(0, MAX_COUNT) if local else None
+        if local and count and not split:
+            local.fault("local failures are not counted apart", "set splitExternalLocalOriginErrors to true")
+        return Outlier(
+            consecutive_5xx=fields.integer("consecutive5xxErrors", 0, MAX_COUNT),
+            consecutive_gateway=fields.integer("consecutiveGatewayErrors", 0, MAX_COUNT),
+            consecutive_local=count,
+            split_local=split,
+            interval_ms=fields.duration_ms("interval"),
+            base_ejection_ms=fields.duration_ms("baseEjectionTime"),
+            max_ejection_percent=fields.integer("maxEjectionPercent", 0, 100),
+            min_health_percent=fields.integer("minHealthPercent", 0, 100),
+        )
+
+
+def _tls(field: Field) -> ClientTls:
+    with field.fields() as fields:
+        mode, sni = _tls_mode(fields.get("mode")), fields.get("sni")
+        text = sni.text() if sni else ""
+        if sni and text and not _SNI.fullmatch(text):
+            shown = text if len(text) <= MAX_SNI else f"{text[:20]}… ({len(text)} characters)"
+            sni.fault(f"{shown!r} is not a server name", f"use up to {MAX_SNI} letters, digits, dots and dashes")
+        return ClientTls(mode, text)
+
+
+def _tls_mode(field: Field | None) -> str:
+    """MUTUAL would take certificate files of the user's from the sidecar's disk, and there are none."""
+    if field and field.value.data == "MUTUAL":
+        fact = "MUTUAL is not supported here: it needs a certificate of your own in the sidecar's container"
+        field.fault(fact, f"supported: {', '.join(_TLS_MODES)}, which is MUTUAL with the mesh's own certificates")
+        return _TLS_MODES[0]
+    return field.choice(_TLS_MODES) if field else _TLS_MODES[0]
+
+
+# ---- PeerAuthentication, Sidecar
+
+
+def peer_authentication(meta: Meta, top: Fields) -> PeerAuthentication:
+    """A port's own mode needs a selector: ports are those of a workload."""
+    with top.within("spec") as spec:
+        with spec.within("selector") as selector:
+            labels = selector.labels("matchLabels")
+        mode, ports = _mode(spec), spec.get("portLevelMtls")
+        found: list[tuple[int, MtlsMode]] = []
+        data = ports.value.data if ports else None
+        if ports and not isinstance(data, dict):
+            ports.fault("this is not a mapping of port numbers")
+        for key, field in ports.children(data) if ports and isinstance(data, dict) else ():
+            number = int(key) if _PORT.fullmatch(key) else 0
+            if not 1 <= number <= MAX_PORT:
+                field.fault(f"{key} is not a port", f"give 1 to {MAX_PORT}")
+            with field.fields() as one:
+                found.append((number, _word(one)))
+        if ports and not labels:
+            ports.fault("a mode per port needs a selector", "give selector.matchLabels")
+        return PeerAuthentication(meta, labels, mode, tuple(sorted(found)))
+
+
+def _mode(spec: Fields) -> MtlsMode:
+    with spec.within("mtls") as mtls:
+        return _word(mtls)
+
+
+def _word(fields: Fields) -> MtlsMode:
+    return MtlsMode(fields.choice("mode", tuple(MtlsMode)))
+
+
+def sidecar(meta: Meta, top: Fields) -> Sidecar:
+    """Only what is done with unknown destinations; which services a sidecar knows cannot be limited here."""
+    with top.within("spec") as spec:
+        with spec.within("workloadSelector") as selector:
+            labels = selector.labels("labels")
+        policy = spec.need("outboundTrafficPolicy")
+        if policy is None:
+            return Sidecar(meta, labels)
+        with policy.fields() as fields:
+            mode = fields.need("mode")
+            return Sidecar(meta, labels, mode.choice(("ALLOW_ANY", "REGISTRY_ONLY")) if mode else "ALLOW_ANY")

@@ -1,0 +1,139 @@
+"""Files and folders of YAML to `Resources`, or every fault at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from meshdns.istio import coherence, documents, fields, kinds, policies, resources, routes
+from meshdns.istio.documents import Document
+from meshdns.istio.faults import Fault, Place, refuse
+from meshdns.istio.fields import Field, Fields
+from meshdns.istio.resources import Meta, Resource, Resources
+
+SUFFIXES = (".yaml", ".yml")
+ISTIO = ("networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3")
+_READERS: dict[str, tuple[tuple[str, ...], Callable[[Meta, Fields], Resource]]] = {
+    "Service": (("v1",), kinds.service),
+    "EndpointSlice": (("discovery.k8s.io/v1",), kinds.endpoint_slice),
+    "Pod": (("v1",), kinds.pod),
+    "ServiceEntry": (ISTIO, kinds.service_entry),
+    "VirtualService": (ISTIO, routes.virtual_service),
+    "DestinationRule": (ISTIO, policies.destination_rule),
+    "PeerAuthentication": (("security.istio.io/v1", "security.istio.io/v1beta1"), policies.peer_authentication),
+    "Sidecar": (ISTIO, policies.sidecar),
+}
+# What an API server adds to a stored object; it says nothing about the mesh.
+_TTL = "external-dns.alpha.kubernetes.io/ttl"
+# What the injector writes down of itself; every Pod with a sidecar has them.
+_INJECTED = ("sidecar.istio.io/status", "istio.io/rev")
+_SERVER_FIELDS = (
+    "uid", "resourceVersion", "generation", "managedFields", "selfLink", "ownerReferences", "generateName",
+    "finalizers", "deletionTimestamp", "deletionGracePeriodSeconds",
+)  # fmt: skip
+
+
+def read(paths: Sequence[Path]) -> Resources:
+    """The resources of files, and of every YAML file in folders and below; InputError names every fault."""
+    texts: dict[str, str] = {}
+    faults: list[Fault] = []
+    for path in dict.fromkeys(file for given in paths for file in _files(given, faults)):
+        try:
+            texts[str(path)] = path.read_text(encoding="utf-8-sig")  # a byte-order mark is no content
+        except UnicodeDecodeError as error:
+            faults.append(Fault(Place(str(path)), "", f"not UTF-8 text at byte {error.start}"))
+        except OSError as error:
+            faults.append(Fault(Place(str(path)), "", f"cannot be read: {error.strerror}"))
+    return _parse(texts, faults)
+
+
+def parse(texts: Mapping[str, str]) -> Resources:
+    """The resources of YAML texts, each under the name that messages use for it; InputError names every fault."""
+    return _parse(texts, [])
+
+
+def _parse(texts: Mapping[str, str], faults: list[Fault]) -> Resources:
+    found: list[Resource] = []
+    for file, text in texts.items():
+        for document in documents.parse(text, file, faults):
+            found += _resources(Field(document.root, "", document, faults), document, faults)
+    coherence.names(found, faults)
+    refuse(faults)  # what stands across resources means something only when each of them is sound
+    everything = resources.collect(found)
+    coherence.check(everything, faults)
+    refuse(faults)
+    return everything
+
+
+def _files(path: Path, faults: list[Fault]) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    found = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+    if not found:
+        faults.append(Fault(Place(str(path)), "", "the folder holds no YAML file", f"name one ending in {SUFFIXES[0]}"))
+    return found
+
+
+def _resources(field: Field, document: Document, faults: list[Fault]) -> list[Resource]:
+    data = field.value.data
+    if isinstance(data, dict) and "kind" in data and data["kind"].data == "List":
+        with field.fields() as top:
+            top.ignore("kind", "metadata")
+            top.choice("apiVersion", ("v1",))
+            return [one for item in top.each("items") for one in _resources(item, document, faults)]
+    found = _resource(field)
+    return [found] if found else []
+
+
+def _resource(field: Field) -> Resource | None:
+    with field.fields() as top:
+        kind_field, version = top.need("kind"), top.need("apiVersion")
+        top.ignore("metadata", "status")
+        kind = kind_field.text() if kind_field else ""
+        if kind not in _READERS:
+            top.ignore(*top.data)
+            if kind_field and kind:
+                kind_field.fault(f"the kind {kind} is not supported", f"supported: {', '.join(_READERS)}, List")
+            return None
+        versions, reader = _READERS[kind]
+        if version:
+            version.choice(versions)
+        return reader(_meta(kind, top), top)
+
+
+def _meta(kind: str, top: Fields) -> Meta:
+    with top.within("metadata") as meta:
+        name, namespace = meta.need("name"), meta.get("namespace")
+        text = name.text() if name else ""
+        if name and text and not (fields.is_label(text) if kind == "Service" else fields.is_host(text)):
+            name.fault(f"{text!r} is not a name", "use lower-case letters, digits and dashes")
+        where = namespace.text() if namespace else "default"
+        if namespace and where and not fields.is_label(where):
+            namespace.fault(f"{where!r} is not a name", "use lower-case letters, digits and dashes")
+        meta.ignore(*_SERVER_FIELDS)
+        ttl_s = _annotations(meta)
+        created = meta.get("creationTimestamp")
+        made_s = created.time_s() if created else 0
+        return Meta(kind, where, text, made_s, meta.labels("labels"), ttl_s, top.at.place, top.at.path)
+
+
+def _annotations(meta: Fields) -> int:
+    """The records' time to live, as external-dns has it said; other notes change nothing.
+
+    Those that would steer Istio are not silently dropped.
+    """
+    field = meta.get("annotations")
+    if field is None:
+        return 0
+    found = 0
+    field.labels()
+    data = field.value.data
+    for key, child in field.children(data) if isinstance(data, dict) else ():
+        if key.partition("/")[0].endswith("istio.io") and key not in _INJECTED:
+            child.fault("Istio's annotations are not supported", "remove it")
+        if key == _TTL:
+            text = child.text()
+            found = int(text) if text.isascii() and text.isdigit() else 0
+            if not 0 < found < 2**31:
+                child.fault(f"{text!r} is not a time to live", "write seconds as text, e.g. '30'")
+    return found

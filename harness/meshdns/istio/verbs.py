@@ -1,0 +1,87 @@
+"""`meshdns validate` and `meshdns explain`: their options, and what they print. Neither needs a testbed."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from meshdns import ROOT
+from meshdns.core import errors
+from meshdns.istio import explain, outbound, reader, registry, vips
+from meshdns.istio.registry import Registry
+from meshdns.istio.resources import Resources
+from meshdns.lab import topology
+
+MESH = ROOT / "compose" / "mesh"
+
+
+def validate_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `validate`."""
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="YAML files, or folders of them")
+
+
+def validate(options: argparse.Namespace) -> int:
+    """Print what was read, and which services lose their listener; InputError names every fault."""
+    given = reader.read(options.files)
+    counts = Counter(one.meta.kind for one in given)
+    shown = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    print(f"valid: {shown or 'nothing in it'}")
+    model = build(given, vips.Allocation())
+    for mode, dns_proxy in (("mode 1", False), ("mode 2", True)):
+        for one in outbound.build(model, outbound.Client("default", dns_proxy=dns_proxy)).conflicts:
+            print(f"note: in {mode}, {one.loser} loses listener {one.listener} to {one.winner}: {one.why}")
+    for where, cluster in _missing(model):
+        print(f"note: sidecars in {where} have no cluster {cluster}, so what is routed there fails; a DestinationRule "
+              "in the namespace of its host is seen by all")  # fmt: skip
+    return 0
+
+
+def _missing(model: Registry) -> Iterator[tuple[str, str]]:
+    """Where routes lead to a cluster that is not there: a namespace with rules of its own, or any without."""
+    ruled = {rule.meta.namespace for rule in model.rules}
+    for namespace in (*sorted(ruled), ""):  # no namespace is called so
+        client = outbound.Client(namespace)
+        for cluster in outbound.dangling(outbound.build(model, client)):
+            yield (f"namespace {namespace}" if namespace else "any other namespace"), cluster
+
+
+def explain_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `explain`."""
+    parser.add_argument("target", metavar="HOST[:PORT]", help="a name as an application writes it, or an address")
+    parser.add_argument("--arm", required=True, help=f"the client's arm: {', '.join(topology.ARMS)}")
+    parser.add_argument("--mesh", type=Path, default=MESH, metavar="FOLDER", help="the YAML (default: compose/mesh)")
+    parser.add_argument("--virtual-ips", type=Path, metavar="FILE",
+                        help="those in force: a control plane's /status page, or its virtual-ips.json (default: as a "
+                        "new control plane would give them)")  # fmt: skip
+
+
+def explain_verb(options: argparse.Namespace) -> int:
+    """Print which way the name takes."""
+    host, port = target(options.target)
+    allocation = vips.load(options.virtual_ips) if options.virtual_ips else vips.Allocation()
+    model = build(reader.read([options.mesh]), allocation)
+    found = explain.explain(model, host, port, options.arm)
+    print("\n".join(explain.lines(found)))
+    if not options.virtual_ips and {one.virtual_ip for one in model.services} & set(found.lookup.addresses):
+        print("\nthe virtual IP is the one that a new control plane would give; --virtual-ips takes those in force")
+    return 0
+
+
+def target(text: str) -> tuple[str, int | None]:
+    """Host and port of HOST[:PORT]; an IPv6 address with a port stands in brackets."""
+    host, colon, number = text.rpartition(":")
+    if text.startswith("[") and text.endswith("]"):
+        return text[1:-1], None
+    if not colon or (":" in host and not host.startswith("[")):
+        return text, None
+    if not (number.isascii() and number.isdigit() and len(number) <= 5 and 1 <= int(number) <= 65535):
+        raise errors.InputError(f"{number!r} is not a port", place=text, step="give 1 to 65535, e.g. web.shop:80")
+    return host.strip("[]"), int(number)
+
+
+def build(given: Resources, allocation: vips.Allocation) -> Registry:
+    """The model with virtual IPs for all that want one."""
+    addresses = vips.assign(allocation, vips.wanted(given), vips.reserved(given)).addresses
+    return registry.build(given, addresses)

@@ -1,0 +1,101 @@
+"""The conditions a trial asks for, brought about before it and taken back after the run.
+
+Each is remembered, so that two trials under the same conditions cost nothing in between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from typing import Self
+
+from meshdns.core import errors
+from meshdns.lab import topology
+from meshdns.lab.compose.channel import Channel
+from meshdns.lab.compose.testbed import Ended, Testbed
+from meshdns.lab.plane import Plane
+from meshdns.measure.plan import Cell
+
+ASK_TIMEOUT_S = 30
+DRAIN_S = 1.5  # the queues that an overload before this one has left are empty again
+
+
+class Conditions:
+    """The name server's delay, the mesh's policy, and per pod: extra rules, interception, the sidecar."""
+
+    def __init__(self, bed: Testbed, observers: Mapping[str, Channel]) -> None:
+        self._bed, self._observers = bed, observers
+        self.plane = Plane(bed, observers["observer"]) if "governed" in bed.groups else None
+        self._delay_ms = -1.0  # unknown: a resumed run may find any
+        self._extra: dict[str, int] = {}
+        self._open: dict[str, bool] = {}
+        self._down: dict[str, bool] = {}
+
+    def prepare(self, cell: Cell) -> bool:
+        """The testbed is as the cell wants it; whether anything had to change for that. Raises TestbedError."""
+        before = self._known()
+        if cell.dns_delay_ms != self._delay_ms:
+            self._bed.set_dns_delay(cell.dns_delay_ms)
+            self._delay_ms = cell.dns_delay_ms
+        if self.plane:
+            self.plane.govern(cell.policy)
+        if cell.fault == "overload":
+            time.sleep(DRAIN_S)
+        client = topology.ARMS.get(cell.arm)
+        if client is not None and client.sidecar:
+            self._set_extra(client, cell.extra_rules)
+            self._set_intercepted(client, cell.intercepted)
+            self._set_sidecar(client, cell.sidecar == "up")
+        return self._known() != before
+
+    def _known(self) -> tuple[object, ...]:
+        policy = self.plane.policy if self.plane else ""
+        return self._delay_ms, dict(self._extra), dict(self._open), dict(self._down), policy
+
+    def ended(self) -> Ended:
+        """Services that are not up because a trial wants it so, or were not."""
+        sidecars = {f"{pod}-envoy" for pod, down in self._down.items() if down}
+        ever = {f"{pod}-envoy" for pod in self._down}
+        plane = self.plane.ended if self.plane else Ended()
+        return Ended(plane.now | sidecars, plane.ever | ever)
+
+    def settle(self) -> None:
+        """Everything is as it was found."""
+        if self._delay_ms > 0:
+            self._bed.set_dns_delay(0.0)
+            self._delay_ms = 0.0
+        if self.plane:
+            self.plane.govern("none")
+        for pod in self._extra.keys() | self._open.keys() | self._down.keys():
+            client = next(each for each in topology.CLIENTS if each.pod == pod)
+            self._set_extra(client, 0)
+            self._set_intercepted(client, True)
+            self._set_sidecar(client, True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, errors.LostPartError):
+            return  # what is broken is not settled, but started anew
+        with contextlib.suppress(errors.MeshdnsError):  # a testbed that is gone needs no settling
+            self.settle()
+
+    def _set_extra(self, client: topology.ClientPod, count: int) -> None:
+        if count != self._extra.get(client.pod, 0):
+            self._tell(client, {"op": "extra_rules", "count": count, "mechanism": client.mechanism})
+            self._extra[client.pod] = count
+
+    def _set_intercepted(self, client: topology.ClientPod, wanted: bool) -> None:
+        if wanted == self._open.get(client.pod, False):
+            self._tell(client, {"op": "interception", "on": wanted})
+            self._open[client.pod] = not wanted
+
+    def _set_sidecar(self, client: topology.ClientPod, up: bool) -> None:
+        if up == self._down.get(client.pod, False):
+            self._bed.set_sidecar(client, self._observers, up=up)
+            self._down[client.pod] = not up
+
+    def _tell(self, client: topology.ClientPod, request: dict[str, object]) -> None:
+        self._observers[client.pod].ask(request, ASK_TIMEOUT_S)

@@ -1,0 +1,499 @@
+"""A plan: TOML in, randomised blocks of cells out.
+
+Experiment: factors with their levels, crossed into cells. Block: every cell due in it, once, in random order. The
+recorded seed gives the same order again. Keys that do not exist are refused; so are levels that cannot be measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import random
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from meshdns.core import errors
+from meshdns.lab import topology
+
+PLANS = Path(__file__).parents[1] / "plans"
+BODY_SIZES = (0, 1024, 16384, 131072, 1048576)  # files in the web image
+MAX_SECONDS = 24 * 3600  # a plan that runs for longer is a typing error
+MAX_CELLS = 10_000  # in a block: their number is stored in 16 bits, and an invalid cell is measured up to three times
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}")  # the beginning of a run's name, on every file system
+
+# What one request of a closed loop takes, rounded from the cells of data/sample (two CPUs): for expectations only.
+_LOOKUP_S, _LIBC_S, _REQUEST_S, _GOVERNED_S = 0.0001, 0.0007, 0.0003, 0.0009
+_SLOW_S = 0.035  # the fault slow: one replica in three takes 100 ms
+_RULER_START_S = 0.1  # another program starts, and writes down what it saw
+_NOWHERE = ("unroutable", "virtual")  # answers that lead to nobody: each request waits until its time is out
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of factor levels. What does not apply is "none", 0 or false, never absent."""
+
+    experiment: str
+    arm: str
+    backend: str = "none"
+    kind: str = "lookup"
+    lookup: str = "wire"
+    name_kind: str = "fqdn"
+    qtype: str = "A"
+    ndots: int = 5
+    connection: str = "none"
+    arrival: str = "constant"
+    rate_hz: float = 0.0
+    concurrency: int = 1
+    dns_delay_ms: float = 0.0
+    body_bytes: int = 0
+    wait: str = "spin"
+    tool: str = "agent"
+    null_delay_us: float = 0.0
+    tls: bool = False
+    extra_rules: int = 0  # that match nothing, before those that capture
+    answer: str = "none"  # what the name is answered with, where that is the question
+    intercepted: bool = True
+    sidecar: str = "up"
+    policy: str = "none"  # what the mesh's configuration says beyond the services themselves
+    fault: str = "none"  # of the replicas
+    change: str = "none"  # of the replicas or their records, while the load runs
+
+    def state(self) -> tuple[str, int, bool, str, str]:
+        """What must be brought about before this cell can be measured."""
+        own = self.arm if self.answer != "none" else ""
+        return own, self.extra_rules, self.intercepted, self.sidecar, self.policy
+
+    @property
+    def governed(self) -> bool:
+        """About what the control plane configures: what becomes of the requests is the question."""
+        return self.backend != "none" and topology.BACKENDS[self.backend].governed
+
+    @property
+    def answered_in_pod(self) -> bool:
+        """A DNS proxy in the pod knows the name: the cluster DNS is not asked."""
+        return self.arm in topology.ARMS and topology.ARMS[self.arm].dns_proxy and self.name_kind in ("fqdn", "short")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A cell and how long it is measured; the bounds are hard, so that load always ends by itself."""
+
+    cell: Cell
+    count: int  # requests recorded
+    warmup: int  # requests before recording
+    timeout_ms: int  # per request
+    capture: bool  # packets are captured beside the agent's own clock
+
+    def seconds(self) -> float:
+        """Expected duration of the load with its warm-up, for the progress bar and `--dry-run`."""
+        request_s, rate_hz = self._request_s(), self.cell.rate_hz
+        load_s = self.count / rate_hz if rate_hz else self.count * request_s
+        return load_s + self.warmup * request_s + (_RULER_START_S if self.cell.tool != "agent" else 0)
+
+    def _request_s(self) -> float:
+        """Expected duration of one request in a closed loop, as warm-ups are."""
+        cell = self.cell
+        if cell.answer in _NOWHERE and (cell.sidecar == "up" or not cell.intercepted):
+            return self.timeout_ms / 1000
+        if cell.fault == "slow":
+            return _SLOW_S
+        spent_s = cell.null_delay_us / 1e6
+        if not cell.answered_in_pod:
+            spent_s += cell.dns_delay_ms / 1000
+        if cell.lookup == "getaddrinfo":
+            return spent_s + _LIBC_S
+        if cell.kind == "lookup":
+            return spent_s + _LOOKUP_S
+        return spent_s + (_GOVERNED_S if cell.governed else _REQUEST_S)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Factors (each a level or a list of levels) and load of one experiment of the plan."""
+
+    name: str
+    arm: tuple[str, ...]
+    kind: str = "lookup"
+    backend: tuple[str, ...] = ("none",)
+    lookup: tuple[str, ...] = ("wire",)
+    name_kind: tuple[str, ...] = ("fqdn",)
+    qtype: tuple[str, ...] = ("A",)
+    ndots: tuple[int, ...] = (5,)
+    connection: tuple[str, ...] = ("none",)
+    arrival: tuple[str, ...] = ("constant",)
+    rate_hz: tuple[float, ...] = (0.0,)
+    concurrency: tuple[int, ...] = (1,)
+    dns_delay_ms: tuple[float, ...] = (0.0,)
+    body_bytes: tuple[int, ...] = (0,)
+    wait: tuple[str, ...] = ("spin",)
+    tool: tuple[str, ...] = ("agent",)
+    null_delay_us: tuple[float, ...] = (0.0,)
+    tls: tuple[bool, ...] = (False,)
+    extra_rules: tuple[int, ...] = (0,)
+    answer: tuple[str, ...] = ("none",)
+    intercepted: tuple[bool, ...] = (True,)
+    sidecar: tuple[str, ...] = ("up",)
+    policy: tuple[str, ...] = ("none",)
+    fault: tuple[str, ...] = ("none",)
+    change: tuple[str, ...] = ("none",)
+    count: int = 200
+    warmup: int = 20
+    timeout_ms: int = 2000
+    every: int = 1  # measured in every k-th block
+    capture: bool = False
+    series: str = (
+        ""  # the experiment this one belongs to, where one table of factors cannot say it; its own name if empty
+    )
+
+    def cells(self) -> list[Cell]:
+        """All combinations, in the order the factors are written."""
+        factors = [f.name for f in dataclasses.fields(Cell) if f.name not in ("experiment", "kind")]
+        levels = [getattr(self, name) for name in factors]
+        return [
+            Cell(experiment=self.series or self.name, kind=self.kind, **dict(zip(factors, combination, strict=True)))
+            for combination in itertools.product(*levels)
+        ]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure."""
+
+    name: str
+    question: str
+    seed: int
+    blocks: int
+    experiments: tuple[Experiment, ...]
+
+    def block(self, number: int) -> list[Trial]:
+        """The trials of one block, in the order in which they run.
+
+        Cells with the same upstream delay stand together, since changing it disturbs most, and so do those of one
+        experiment, since a machine's noise changes within a second and what is compared should share it; within it,
+        cells that need the same state of a pod. The order of all of these, and of the cells of each, is random.
+        """
+        rng = random.Random(f"{self.seed}/{number}")  # noqa: S311  an experiment's order, not a secret
+        trials = [
+            Trial(cell, e.count, e.warmup, e.timeout_ms, e.capture)
+            for e in self.experiments
+            if number % e.every == 0
+            for cell in e.cells()
+        ]
+        rng.shuffle(trials)
+        delays = sorted({trial.cell.dns_delay_ms for trial in trials})
+        rng.shuffle(delays)
+        names = sorted({trial.cell.experiment for trial in trials})
+        rng.shuffle(names)
+        states = sorted({trial.cell.state() for trial in trials})
+        rng.shuffle(states)
+        return sorted(
+            trials,
+            key=lambda t: (
+                delays.index(t.cell.dns_delay_ms),
+                names.index(t.cell.experiment),
+                states.index(t.cell.state()),
+            ),
+        )
+
+    def groups(self) -> frozenset[topology.Group]:
+        """The groups of pods that are needed beside the core."""
+        cells = [cell for experiment in self.experiments for cell in experiment.cells()]
+        pods = [topology.ARMS[cell.arm].group for cell in cells if cell.arm != "null"]
+        replicas = {
+            name for cell in cells if cell.backend != "none" for name in topology.BACKENDS[cell.backend].replicas
+        }
+        pods += [server.group for server in topology.MESHED if server.pod in replicas]
+        pods += ["governed" for cell in cells if cell.governed]
+        return frozenset(pods) - {"core"}
+
+    def seconds(self) -> float:
+        """Expected duration of all load."""
+        return sum(trial.seconds() for number in range(self.blocks) for trial in self.block(number))
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON; `from_json` reads it back."""
+        tree = dataclasses.asdict(self)
+        return {"experiment": tree.pop("experiments"), **tree}
+
+
+ALLOWED: dict[str, tuple[Any, ...]] = {
+    "arm": (*topology.ARMS, "null"),
+    "kind": ("lookup", "request"),
+    "backend": (*topology.BACKENDS, "none"),
+    "lookup": ("none", "wire", "getaddrinfo"),
+    "name_kind": ("fqdn", "short", "external", "absent"),
+    "qtype": ("A", "AAAA", "A+AAAA"),
+    "connection": ("new", "keepalive", "none"),
+    "arrival": ("closed", "constant", "poisson"),
+    "wait": ("spin", "block"),
+    "tool": ("agent", "h2load", "dnsperf"),
+    "body_bytes": BODY_SIZES,
+    "answer": (*topology.ANSWERS, "none"),
+    "sidecar": ("up", "down"),
+    "policy": (*topology.POLICIES, "none"),
+    "fault": (*topology.FAULTS, "none"),
+    "change": (*topology.CHANGES, "none"),
+    "ndots": tuple(range(16)),  # resolv.conf(5): capped at 15
+}
+BOUNDS: dict[str, tuple[float, float]] = {
+    "rate_hz": (0, 20_000),
+    "concurrency": (1, 1000),
+    "dns_delay_ms": (0, 1000),
+    "null_delay_us": (0, 10_000),
+    "extra_rules": (0, 10_000),
+    "count": (1, 1_000_000),
+    "warmup": (0, 100_000),
+    "timeout_ms": (1, 60_000),
+    "every": (1, 1000),
+    "blocks": (1, 1000),
+    "seed": (0, 2**63 - 1),
+}
+
+
+def _refuse(place: str, fact: str, step: str) -> errors.InputError:
+    return errors.InputError(fact, place=place, step=step)
+
+
+def _scalar(place: str, key: str, value: Any, kind: type) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise _refuse(place, f"{key} is {value!r}", f"give a {kind.__name__}")
+    if key in ALLOWED and value not in ALLOWED[key]:
+        raise _refuse(place, f"{key} is {value!r}", f"choose from {', '.join(map(str, ALLOWED[key]))}")
+    low, high = BOUNDS.get(key, (None, None))
+    if low is not None and high is not None and not low <= value <= high:  # type: ignore[operator]
+        raise _refuse(place, f"{key} is {value}", f"give a number from {low:g} to {high:g}")
+    return value
+
+
+def _levels(place: str, key: str, value: Any, kind: type) -> tuple[Any, ...]:
+    values = value if isinstance(value, list | tuple) else [value]
+    if not values:
+        raise _refuse(place, f"{key} has no levels", "give at least one")
+    levels = tuple(_scalar(place, key, one, kind) for one in values)
+    if len(set(levels)) != len(levels):
+        raise _refuse(place, f"{key} names a level twice", "leave one of them out")
+    return levels
+
+
+def _known(place: str, table: dict[str, Any], known: set[str]) -> None:
+    unknown = sorted(set(table) - known)
+    if unknown:
+        raise _refuse(place, f"unknown key {', '.join(unknown)}", f"known keys are {', '.join(sorted(known))}")
+
+
+def _experiment(place: str, table: dict[str, Any]) -> Experiment:
+    hints = get_type_hints(Experiment)
+    _known(place, table, set(hints))
+    for key in ("name", "arm"):
+        if key not in table:
+            raise _refuse(place, f"{key} is missing", "add it")
+    place = f"{place} {table['name']!r}"
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        hint = hints[key]
+        inner = getattr(hint, "__args__", None)
+        values[key] = _levels(place, key, value, inner[0]) if inner else _scalar(place, key, value, hint)
+    experiment = Experiment(**values)
+    crossed = math.prod(len(value) for value in values.values() if isinstance(value, tuple))
+    if crossed > MAX_CELLS:
+        raise _refuse(place, f"its levels make {crossed} cells", f"leave levels out: a block holds {MAX_CELLS} at most")
+    for cell in experiment.cells():
+        _measurable(place, cell)
+    return experiment
+
+
+def _measurable(place: str, cell: Cell) -> None:
+    """Refuse combinations that have no meaning, rather than measure something else."""
+    arm, request = cell.arm, cell.kind == "request"
+    checks = [
+        (not request or cell.connection != "none", "a request needs connection new or keepalive"),
+        (request or cell.connection != "new", "a lookup has connection none, or keepalive to use one socket for all"),
+        (request == (cell.backend != "none"), "a request needs a backend, a lookup has none"),
+        (request or cell.lookup != "none", "a lookup needs lookup wire or getaddrinfo"),
+        (arm != "ip" or (request and cell.lookup == "none"), "the arm ip knows addresses: kind request, lookup none"),
+        (arm in ("ip", "null") or cell.lookup != "none", "every arm but ip reaches its backend by name"),
+        (arm != "ip" or cell.backend != "static", "static is a way for a sidecar to know its endpoints"),
+        (not request or cell.name_kind in ("fqdn", "short"), "requests go to names of the cluster: fqdn or short"),
+        ((cell.rate_hz > 0) == (cell.arrival != "closed"), "open loops need rate_hz above 0, closed loops have none"),
+        (
+            cell.lookup != "getaddrinfo" or (cell.arrival == "closed" and cell.concurrency == 1),
+            "getaddrinfo blocks its caller: arrival closed, concurrency 1",
+        ),
+        (cell.lookup != "getaddrinfo" or cell.wait == "block", "getaddrinfo waits in the C library: wait block"),
+        (cell.lookup == "none" or not request or "A" in cell.qtype.split("+"), "a request needs an IPv4 address: A"),
+        (request or not (cell.body_bytes or cell.tls), "a lookup has neither body_bytes nor tls"),
+        (
+            cell.lookup != "getaddrinfo" or request or cell.connection == "none",
+            "getaddrinfo has sockets of its own: a lookup by it has connection none",
+        ),
+        (arm == "null" or cell.null_delay_us == 0, "null_delay_us belongs to the arm null"),
+        (
+            arm != "null" or (not request and cell.lookup == "wire" and cell.backend == "none"),
+            "the arm null is the calibration target: kind lookup, lookup wire, no backend",
+        ),
+        (
+            arm != "null" or (cell.name_kind == "fqdn" and not cell.dns_delay_ms),
+            "the calibration target asks no DNS server: name_kind fqdn, no dns_delay_ms",
+        ),
+        *_ruler_checks(cell),
+        (not cell.backend.startswith("in-") or arm == "ip", "one replica alone is called by its address: arm ip"),
+        *_pod_checks(cell),
+    ]
+    for holds, rule in checks:
+        if not holds:
+            raise _refuse(f"{place} {cell.arm}", rule, "change the factor or split the experiment")
+
+
+def _ruler_checks(cell: Cell) -> list[tuple[bool, str]]:
+    """Rules for what other people's rulers can measure, as (holds, rule)."""
+    kept = cell.connection == "keepalive" and cell.arm not in ("ip", "null")
+    return [
+        (cell.tool == "agent" or cell.arrival == "closed", "other rulers run closed loops"),
+        (
+            cell.tool != "h2load" or (cell.kind == "request" and kept and not cell.tls and cell.fault == "none"),
+            "h2load asks a Service: kind request, connection keepalive, no tls, no fault, neither arm ip nor null",
+        ),
+        (
+            cell.tool != "dnsperf"
+            or (cell.kind == "lookup" and kept and cell.lookup == "wire" and cell.name_kind == "fqdn"),
+            "dnsperf asks by wire: kind lookup, connection keepalive, lookup wire, name_kind fqdn, not arm null",
+        ),
+        (cell.tool != "dnsperf" or "+" not in cell.qtype, "dnsperf asks for one type: qtype A or AAAA"),
+    ]
+
+
+def _pod_checks(cell: Cell) -> list[tuple[bool, str]]:
+    """Rules for what is done to a pod, as (holds, rule)."""
+    client = topology.ARMS.get(cell.arm)
+    asked = cell.answer != "none"
+    return [
+        (not asked or cell.arm in topology.ANSWERING, f"answers are tried in {' and '.join(topology.ANSWERING)}"),
+        (
+            not asked or (cell.kind == "request" and cell.connection == "new" and cell.lookup == "wire"),
+            "an answer is tried by kind request, connection new, lookup wire",
+        ),
+        (asked or (cell.intercepted and cell.sidecar == "up"), "only trials of answers take a pod's sidecar away"),
+        (cell.extra_rules == 0 or (client is not None and client.sidecar), "extra_rules need an arm that captures"),
+        *_mesh_checks(cell, client),
+    ]
+
+
+def _mesh_checks(cell: Cell, client: topology.ClientPod | None) -> list[tuple[bool, str]]:
+    """Rules for what the control plane configures, as (holds, rule)."""
+    mode = client is not None and client.governed
+    in_shop = cell.backend in ("shop", "shop-dead")
+    return [
+        (
+            not cell.governed or mode or cell.arm == "plain",
+            "backends of the control plane are called by plain or its arms",
+        ),
+        (cell.governed or not mode, "arms of the control plane call its backends"),
+        (
+            cell.governed or cell.policy == cell.change == "none",
+            "policy and change are of the control plane's backends",
+        ),
+        (cell.fault == "none" or in_shop, "fault is of the backends shop and shop-dead"),
+        (
+            (cell.fault == "dead") == (cell.backend == "shop-dead"),
+            "the fault dead is the backend shop-dead, and it alone",
+        ),
+        (cell.change == "none" or cell.arrival != "closed", "a change happens under a load with a rate"),
+        (
+            not cell.governed or (not cell.tls and cell.lookup == "wire"),
+            "the control plane's backends: no tls, lookup wire",
+        ),
+    ]
+
+
+def parse(text: str, place: str) -> Plan:
+    """The plan in `text`; `place` names it in messages. Raises InputError."""
+    try:
+        return from_json(tomllib.loads(text), place)
+    except tomllib.TOMLDecodeError as error:
+        raise _refuse(place, f"not TOML ({error})", "mend the line it names") from None
+    except ValueError:  # Python's own, for the digits of an integer
+        raise _refuse(place, "holds an integer of thousands of digits", "give a smaller one") from None
+    except RecursionError:  # of tomllib, or of the text of a value that a message shows
+        raise _refuse(place, "nested too deeply to be a plan", "remove what no plan needs") from None
+
+
+def from_json(document: dict[str, Any], place: str) -> Plan:
+    """A plan from its TOML or JSON tree. Raises InputError."""
+    document = dict(document)
+    tables = document.pop("experiment", [])
+    _known(place, document, {"name", "question", "seed", "blocks"})
+    for key in ("name", "seed", "blocks"):
+        if key not in document:
+            raise _refuse(place, f"{key} is missing", "add it")
+    name = _scalar(place, "name", document["name"], str)
+    if not NAME.fullmatch(name):
+        step = "use at most 100 letters (A to Z), digits and hyphens: it names folders"
+        raise _refuse(place, f"name is {name!r}", step)
+    if not isinstance(tables, list | tuple) or not tables or not all(isinstance(one, dict) for one in tables):
+        raise _refuse(place, "there is no experiment", "add an [[experiment]] table")
+    experiments = tuple(_experiment(f"{place} experiment {i}", dict(t)) for i, t in enumerate(tables, 1))
+    names = [experiment.name for experiment in experiments]
+    if len(set(names)) != len(names):
+        raise _refuse(place, "two experiments have one name", "rename one")
+    plan = Plan(
+        name=name,
+        question=_scalar(place, "question", document.get("question", ""), str),
+        seed=_scalar(place, "seed", document["seed"], int),
+        blocks=_scalar(place, "blocks", document["blocks"], int),
+        experiments=experiments,
+    )
+    empty = next((n for n in range(plan.blocks) if all(n % e.every for e in experiments)), None)
+    if empty is not None:
+        fact = f"block {empty} would be empty: every experiment has every above 1"
+        raise _refuse(place, fact, "leave every out of one of them")
+    _once(plan, place)
+    if plan.seconds() > MAX_SECONDS:
+        raise _refuse(place, f"the load would take {plan.seconds() / 3600:.3g} hours", "lower count or blocks")
+    return plan
+
+
+def _once(what: Plan, place: str) -> None:
+    """Refuses cells that two experiments name, since their samples would count as one cell's, and too many in all."""
+    first: dict[Cell, str] = {}
+    for experiment in what.experiments:
+        for cell in experiment.cells():
+            if cell in first:
+                fact = f"experiments {first[cell]!r} and {experiment.name!r} hold the same cell of {cell.arm}"
+                raise _refuse(place, fact, "leave it out of one, or give them another series")
+            first[cell] = experiment.name
+    if len(first) > MAX_CELLS:
+        step = f"leave levels out: a block holds {MAX_CELLS} at most"
+        raise _refuse(place, f"its levels make {len(first)} cells", step)
+
+
+def shipped() -> list[str]:
+    """Names of the plans that come with the package."""
+    return sorted(path.stem for path in PLANS.glob("*.toml"))
+
+
+def measuring(experiment: str) -> list[str]:
+    """Names of the shipped plans that hold an experiment, whole or as a series of parts."""
+    return [
+        name for name in shipped() if any((each.series or each.name) == experiment for each in find(name).experiments)
+    ]
+
+
+def find(name: str) -> Plan:
+    """A shipped plan by name, or a plan file by path. Raises InputError."""
+    path = PLANS / f"{name}.toml" if name in shipped() else Path(name)
+    step = f"use {', '.join(shipped())}, or a path to a TOML file"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise _refuse(name, "no such plan", step) from None
+    except UnicodeDecodeError:
+        raise _refuse(name, "is not TOML (it is not UTF-8)", step) from None
+    except OSError as error:
+        raise _refuse(name, f"cannot be read ({error.strerror})", step) from None
+    return parse(text, str(path))

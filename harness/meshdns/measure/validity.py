@@ -1,0 +1,175 @@
+"""Whether a trial measured what it says: load offered, answers right, path taken.
+
+A trial that did not is kept, marked invalid with the reasons, and never averaged in. All counts are exact: the testbed
+carries no other traffic, so the components must agree with the client to the packet.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from meshdns.lab import topology
+from meshdns.measure.plan import Cell, Trial
+from meshdns.store.samples import CellRecord
+
+LATE_NS = 10_000_000  # a request that starts this much after its due time was not offered when the plan said
+LATE_SHARE = 0.01  # more late starts than this and the load is another one than planned
+STOLEN_SHARE = 0.05  # a spinning agent that loses more than this of its CPU is not a clock
+NOERROR, NXDOMAIN = 0, 3
+Counts = Mapping[str, float]
+_SHOWN = 3  # kinds of reasons that a summary names
+
+
+def reasons(trial: Trial, table: pa.Table, counts: Counts, agent: Mapping[str, Any], nets: topology.Nets) -> list[str]:
+    """Why the trial is not valid; empty if it is."""
+    cell = trial.cell
+    found = list(_offered(trial, table, agent))
+    if cell.governed:  # what becomes of the requests is the question
+        return found
+    if cell.answer != "none":  # what becomes of the request is the question; only the lookup has a right answer
+        return [*found, *_answered(cell, table, nets)]
+    found += _answers(cell, table, nets)
+    if cell.tool == "agent" and cell.arm != "null":
+        found += _path(trial, counts, agent)
+    return found
+
+
+def summary(records: Sequence[CellRecord]) -> str:
+    """How many trials were not valid, and mostly why: a line for a person."""
+    invalid = [each for each in records if not each.valid]
+    line = f"{len(invalid)} of {len(records)} trials invalid ({round(100 * len(invalid) / len(records), 1):g} %)"
+    if not invalid:
+        return line
+    kinds = Counter(kind for each in invalid for kind in sorted({_kind(reason) for reason in each.reasons}))
+    [(arm, most)] = Counter(str(each.parameters["arm"]) for each in invalid).most_common(1)
+    line += f", mostly: {', '.join(f'{kind} ({count})' for kind, count in kinds.most_common(_SHOWN))}"
+    return f"{line}; {most} of them in arm {arm}" if 2 * most > len(invalid) else line
+
+
+def _kind(reason: str) -> str:
+    """A reason without what is of one trial only: counts, and what was wrong in place of the right."""
+    text = re.sub(r"^\d+ of \d+ requests: ", "", reason)
+    return text.partition(":")[0] if text.startswith("wrong ") else re.split(r":? (?:for )?-?\d", text)[0]
+
+
+def _offered(trial: Trial, table: pa.Table, agent: Mapping[str, Any]) -> Iterator[str]:
+    if table.num_rows != trial.count:
+        yield f"load not offered: {table.num_rows} of {trial.count} requests were made"
+    if not table.num_rows:
+        return
+    lag_ns = table.column("start_ns").to_numpy() - table.column("due_ns").to_numpy()
+    late = int((lag_ns > LATE_NS).sum())
+    if late > LATE_SHARE * table.num_rows:
+        yield f"load not offered: {late} of {table.num_rows} requests started more than {LATE_NS // 10**6} ms late"
+    if agent.get("wall_ns") and agent.get("gap_ns", 0) > STOLEN_SHARE * agent["wall_ns"]:
+        yield f"the agent lost its CPU for {agent['gap_ns'] / agent['wall_ns']:.0%} of the time"
+
+
+def _answers(cell: Cell, table: pa.Table, nets: topology.Nets) -> Iterator[str]:
+    failed = pc.value_counts(
+        pc.filter(table.column("outcome"), pc.not_equal(table.column("outcome").cast(pa.string()), "ok"))
+    )
+    for entry in failed.to_pylist():
+        yield f"{entry['counts']} of {table.num_rows} requests: {entry['values']}"
+    if cell.tool != "agent" or cell.arm == "null":
+        return
+    ok = table.filter(pc.equal(table.column("outcome").cast(pa.string()), "ok"))
+    expected: dict[str, set[Any]] = {
+        "address": _addresses(cell, nets),
+        "rcode": _rcodes(cell),
+        "status": {200} if cell.kind == "request" else {0},
+        "replica": _replicas(cell),
+        "bytes": {cell.body_bytes} if cell.kind == "request" else {0},
+    }
+    for column, right in expected.items():
+        seen = set(pc.unique(ok.column(column)).to_pylist())
+        if wrong := sorted(map(str, seen - right)):
+            yield f"wrong {column}: {', '.join(wrong[:3])}"
+
+
+def _answered(cell: Cell, table: pa.Table, nets: topology.Nets) -> Iterator[str]:
+    right = topology.ANSWERS[cell.answer].of(nets, topology.ARMS[cell.arm])
+    if wrong := set(pc.unique(table.column("address")).to_pylist()) - {right}:
+        yield f"wrong address: {', '.join(sorted(map(str, wrong)))}, expected {right}"
+
+
+def _addresses(cell: Cell, nets: topology.Nets) -> set[str]:
+    service = topology.BACKENDS.get(cell.backend, topology.WEB)
+    if cell.name_kind == "absent" or cell.qtype == "AAAA":
+        return {""}
+    if cell.name_kind == "external":
+        return {f"{nets.world}.80"}
+    if cell.arm == "ip":
+        return {nets.pod(service.hosts[0])}
+    virtual = topology.ARMS[cell.arm].dns_proxy
+    return {service.virtual_ip if virtual else service.cluster_ip}
+
+
+def _rcodes(cell: Cell) -> set[int]:
+    """Envoy's dns_filter answers NXDOMAIN for a known name without that type; the cluster DNS answers NODATA."""
+    if cell.lookup in ("none", "getaddrinfo") or cell.connection == "keepalive":
+        return {-1, NOERROR, NXDOMAIN} if cell.lookup == "getaddrinfo" else {-1, NOERROR}
+    if cell.name_kind == "absent":
+        return {NXDOMAIN}
+    return {NOERROR, NXDOMAIN} if cell.qtype == "AAAA" else {NOERROR}
+
+
+def _replicas(cell: Cell) -> set[str]:
+    if cell.kind == "lookup":
+        return {""}
+    return set(topology.BACKENDS[cell.backend].replicas)
+
+
+def _path(trial: Trial, counts: Counts, agent: Mapping[str, Any]) -> Iterator[str]:
+    """Every pair that must be equal, as (what, counted, expected)."""
+    cell, client = trial.cell, topology.ARMS[trial.cell.arm]
+    warm = agent.get("warmup", {})
+    requests = trial.count + trial.warmup if cell.kind == "request" else 0
+    connections = agent.get("connections_opened", 0) + warm.get("connections_opened", 0)
+    asked = counts.get("pod/rule/dns_client", 0)
+    pairs: list[tuple[str, float, float]] = [
+        ("packets that escaped to a virtual address", counts.get("pod/rule/escaped_vip", 0), 0),
+        ("packets that escaped to a ClusterIP", counts.get("pod/rule/escaped_clusterip", 0), 0),
+    ]
+    if cell.lookup != "getaddrinfo":
+        queries = agent.get("queries_sent", 0) + warm.get("queries_sent", 0)
+        pairs.append(("DNS packets of the client, against its own count", asked, queries))
+    elif asked == 0:
+        yield "getaddrinfo sent no DNS query"
+    forwarded = counts.get("pod/rule/dns_proxy", 0)
+    reaching = forwarded if client.dns_proxy else asked + forwarded
+    pairs.append(("queries at the cluster DNS, against those sent to it", counts.get("dnsdist/from_pod", 0), reaching))
+    if client.dns_proxy:
+        pairs.append(("queries at the DNS proxy, against the client's", counts.get("pod/dnsproxy/queries", 0), asked))
+    if requests:
+        pairs += _request_path(cell, client, counts, requests, connections)
+    for what, counted, expected in pairs:
+        if not np.isclose(counted, expected):
+            yield f"path not taken: {what}: {counted:g}, expected {expected:g}"
+
+
+def _request_path(
+    cell: Cell, client: topology.ClientPod, counts: Counts, requests: int, connections: int
+) -> list[tuple[str, float, float]]:
+    pairs: list[tuple[str, float, float]] = [("requests at the servers", counts.get("servers/nginx_rq", 0), requests)]
+    if topology.BACKENDS[cell.backend].meshed and not cell.tls:
+        pairs.append(("requests at the servers' sidecars", counts.get("servers/envoy_rq", 0), requests))
+    if client.sidecar:
+        pairs += [
+            ("connections redirected to the sidecar", counts.get("pod/rule/redirect_tcp", 0), connections),
+            ("connections passed through unrouted", counts.get("pod/envoy/passthrough_cx", 0), 0),
+        ]
+        if not cell.tls:
+            pairs.append(("requests in the sidecar", counts.get("pod/envoy/cluster_rq", 0), requests))
+    elif cell.arm != "ip":
+        pairs.append(
+            ("connections translated from the ClusterIP", counts.get("pod/rule/clusterip_tcp", 0), connections)
+        )
+    return pairs

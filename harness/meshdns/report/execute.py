@@ -1,0 +1,185 @@
+"""Notebooks in, executed notebooks out, two at a time.
+
+papermill runs each in a kernel, which is a process of its own; here a thread waits for it. The kernels are told their
+working directory directly, because papermill's way changes that of this process.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill  # type: ignore[import-untyped]
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
+
+from meshdns.core import errors
+
+Progress = Callable[[str, int, int], None]  # what happens, notebooks done, notebooks in all
+
+AT_ONCE = 2  # a kernel imports pandas and seaborn on a core of its own; more would wait for the two cores we promise
+CELL_TIMEOUT_S = 120  # the bar is 15 s for a whole notebook: this one hangs
+START_TIMEOUT_S = 120  # a cold disk under load
+# The retina picture is sharp on paper and on a phone; the PDF goes beside the page. No history file: kernels share it.
+KERNEL_ARGUMENTS = (
+    "--InlineBackend.figure_formats={'retina','pdf'}",
+    "--HistoryManager.enabled=False",
+    "--IPKernelApp.log_level=40",  # its warning that loopback is not encrypted is for other users
+)
+KERNEL_ENVIRONMENT = {
+    "SOURCE_DATE_EPOCH": "0",  # matplotlib dates its PDFs by it: the same data give the same bytes
+    "PYTHONHASHSEED": "0",  # nor may the order of a set show
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # a debugger's warning on Python 3.11
+}
+TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a notebook, as its tagged cell declares it."""
+
+    name: str
+    type_name: str  # "float", or "" where none was written
+    default: str  # as written
+    help: str
+
+
+def execute(
+    notebooks: Sequence[Path], parameters: Mapping[str, object], progress: Progress
+) -> list[nbformat.NotebookNode]:
+    """The notebooks with their outputs, in the order given. Raises InputError, ReportError."""
+    declared = {notebook: _declared(notebook) for notebook in notebooks}
+    check_declared(declared, parameters)
+    executed: dict[Path, nbformat.NotebookNode] = {}
+    with _threads() as (pool, abandoned):
+        running: dict[Future[nbformat.NotebookNode], Path] = {}
+        for notebook, known in declared.items():
+            own = {each.name: parameters[each.name] for each in known if each.name in parameters}
+            running[pool.submit(_execute_one, notebook, own, abandoned)] = notebook
+        progress("running notebooks", 0, len(notebooks))
+        for future in as_completed(running):
+            executed[running[future]] = future.result()
+            progress(f"ran {running[future].stem}", len(executed), len(notebooks))
+    return [executed[notebook] for notebook in notebooks]
+
+
+def check(notebooks: Sequence[Path], parameters: Mapping[str, object]) -> None:
+    """Raises InputError unless the parameters are those of the notebooks."""
+    check_declared({notebook: _declared(notebook) for notebook in notebooks}, parameters)
+
+
+def check_declared(declared: Mapping[Path, Sequence[Parameter]], given: Mapping[str, object]) -> None:
+    """Every name is declared by at least one notebook, with that type, and every notebook takes `runs`."""
+    known = {each.name: each for parameters in declared.values() for each in parameters}
+    if unknown := sorted(set(given) - {*known, "runs"}):
+        names, free = ", ".join(map(repr, unknown)), ", ".join(name for name in known if name != "runs")
+        step = f"use {free}" if free else "leave it out"
+        raise errors.InputError(f"no notebook of this report takes {names}", place="parameters", step=step)
+    for notebook, parameters in declared.items():
+        if "runs" not in {each.name for each in parameters}:
+            step = "declare `runs: str` in the cell tagged parameters"
+            raise errors.InputError("does not take the parameter 'runs'", place=notebook.name, step=step)
+    for name in known.keys() & given:
+        value, wanted = given[name], known[name].type_name
+        if wanted in TYPES and (not isinstance(value, TYPES[wanted]) or (wanted != "bool" and isinstance(value, bool))):
+            raise errors.InputError(f"{name} is {value!r}", place="parameters", step=f"give a {wanted}")
+
+
+class _AbandonedError(Exception):
+    """Another notebook failed, or the person has had enough."""
+
+
+@contextmanager
+def _threads() -> Iterator[tuple[ThreadPoolExecutor, threading.Event]]:
+    """Threads that start no further cell once the block has failed; the user's start-up files stay out."""
+    before = dict(os.environ)
+    abandoned = threading.Event()
+    with tempfile.TemporaryDirectory(prefix="meshdns-ipython-") as profile:
+        os.environ.update(KERNEL_ENVIRONMENT | {"IPYTHONDIR": profile})  # nbclient has no way to hand it over
+        pool = ThreadPoolExecutor(AT_ONCE)
+        try:
+            yield pool, abandoned
+        except BaseException:
+            abandoned.set()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def _declared(notebook: Path) -> list[Parameter]:
+    try:
+        found: dict[str, dict[str, Any]] = papermill.inspect_notebook(notebook)
+    except Exception as problem:  # noqa: BLE001  papermill names neither its own nor nbformat's exceptions
+        step = "is it a Jupyter notebook?"
+        raise errors.InputError(f"cannot be read ({type(problem).__name__})", place=str(notebook), step=step) from None
+    return [
+        Parameter(name, str(each["inferred_type_name"]), str(each["default"]), str(each["help"]))
+        for name, each in found.items()
+    ]
+
+
+def _execute_one(notebook: Path, parameters: Mapping[str, object], abandoned: threading.Event) -> nbformat.NotebookNode:
+    """The executed notebook. Raises InputError, ReportError."""
+
+    def stop_if_abandoned(**_: object) -> None:
+        if abandoned.is_set():
+            raise _AbandonedError
+
+    try:
+        executed: nbformat.NotebookNode = papermill.execute_notebook(
+            notebook,
+            None,
+            parameters=dict(parameters),
+            resources={"metadata": {"path": str(notebook.parent)}},
+            kernel_name="python3",  # the one of this environment, whatever the author's was called
+            progress_bar=False,
+            start_timeout=START_TIMEOUT_S,
+            execution_timeout=CELL_TIMEOUT_S,
+            extra_arguments=list(KERNEL_ARGUMENTS),
+            on_cell_start=stop_if_abandoned,
+            shutdown_kernel="immediate",  # nothing to save in it; the polite way takes a second
+        )
+    except papermill.PapermillExecutionError as problem:
+        place = f"{notebook.name}, cell {_tag(notebook, problem.cell_index)}"
+        fact = _message(problem.ename, problem.evalue)
+        if problem.ename == errors.InputError.__name__:  # a parameter's value, which only the notebook understands
+            raise errors.InputError(fact, place=place) from None
+        raise errors.ReportError(fact, place=place, step=_step(notebook)) from None
+    except CellTimeoutError:
+        fact = f"a cell took longer than {CELL_TIMEOUT_S} s"
+        raise errors.ReportError(fact, place=notebook.name, step=_step(notebook)) from None
+    except (DeadKernelError, RuntimeError) as problem:
+        fact = f"its kernel died ({type(problem).__name__})"
+        raise errors.ReportError(fact, place=notebook.name, step="is there enough memory?") from None
+    return executed
+
+
+def _step(notebook: Path) -> str:
+    return f"open {notebook.name} with `make lab` to see more"
+
+
+def _message(name: str, value: str) -> str:
+    """What the exception says, without colours, in one line; its name where it says nothing or is a plain mistake."""
+    line = " ".join(str(value).split())
+    ours = {each.__name__ for each in errors.MeshdnsError.__subclasses__()} | {"AssertionError"}
+    return line if line and name in ours else f"{name}: {line}".rstrip(": ")
+
+
+def _tag(notebook: Path, index: int) -> str:
+    """The tag of the cell papermill means: it inserted one after the cell tagged parameters."""
+    cells = nbformat.read(notebook, as_version=4).cells  # type: ignore[no-untyped-call]
+    tags = [cell.metadata.get("tags", []) for cell in cells]
+    at = next((place for place, each in enumerate(tags) if "parameters" in each), len(tags))
+    if index > at:
+        index -= 1
+    found = tags[index] if index < len(tags) else []
+    return repr(found[0]) if found else str(index + 1)

@@ -1,0 +1,217 @@
+"""The record: one row per request, one CellRecord per cell.
+
+Columns, types, meaning and the schema's version are defined here. `check` refuses rows that cannot have happened.
+Nothing here reads or writes files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from meshdns.core import errors
+
+# History of the stored format (run.json, NNNN.json and NNNN.parquet share one number):
+#   1  first version
+SCHEMA_VERSION = 1
+
+# Instants of one CLOCK_MONOTONIC in the order in which they pass. Each is the end of its phase; a phase that did not
+# happen has no length. `due_ns` is apart: it is when the plan wanted the request to start.
+INSTANTS = ("start_ns", "dns_ns", "connect_ns", "tls_ns", "first_byte_ns", "end_ns")
+
+OUTCOMES = (
+    "ok",
+    "timeout",
+    "dns_error",
+    "connect_error",
+    "tls_error",
+    "http_error",
+    "reset",
+    "bad_answer",
+)
+
+# due = t0 + k/rate is rounded to nanoseconds and the agent spins on that value; earlier than this is a wrong clock.
+DUE_TOLERANCE_NS = 1_000
+
+_TEXT = pa.dictionary(pa.int32(), pa.string())
+
+SCHEMA = pa.schema(
+    [
+        pa.field("cell", pa.int16(), nullable=False),  # index into the block's cells
+        pa.field("seq", pa.int32(), nullable=False),  # request number in the cell, unique there
+        pa.field("due_ns", pa.int64(), nullable=False),  # planned start; equals start_ns in a closed loop
+        pa.field("start_ns", pa.int64(), nullable=False),  # actual start
+        pa.field("dns_ns", pa.int64(), nullable=False),  # answer known
+        pa.field("connect_ns", pa.int64(), nullable=False),  # TCP connected
+        pa.field("tls_ns", pa.int64(), nullable=False),  # TLS established
+        pa.field("first_byte_ns", pa.int64(), nullable=False),  # first byte of the response
+        pa.field("end_ns", pa.int64(), nullable=False),  # all done, or the moment of failure
+        pa.field("outcome", _TEXT, nullable=False),  # one of OUTCOMES
+        pa.field("rcode", pa.int8(), nullable=False),  # DNS RCODE; -1: no DNS
+        pa.field("status", pa.int16(), nullable=False),  # HTTP status; 0: none
+        pa.field("queries", pa.int16(), nullable=False),  # DNS queries the agent sent; -1: unknown (getaddrinfo)
+        pa.field("address", _TEXT, nullable=False),  # answered address; "": none
+        pa.field("replica", _TEXT, nullable=False),  # server that answered; "": none
+        pa.field("bytes", pa.int32(), nullable=False),  # body bytes received
+        pa.field("local_port", pa.int32(), nullable=False),  # source port (TCP, for lookups UDP); 0: unknown
+        pa.field(
+            "wire_dns_ns", pa.int64(), nullable=False
+        ),  # between packets on the client pod's interface; -1: not captured
+        pa.field("wire_total_ns", pa.int64(), nullable=False),  # same, first to last packet of the request
+    ]
+)
+
+# Smallest and largest value of the columns that are not instants.
+_RANGES = {
+    "cell": (0, 2**15 - 1),
+    "seq": (0, 2**31 - 1),
+    "rcode": (-1, 23),  # 23 is the largest RCODE assigned (BADCOOKIE)
+    "status": (0, 599),
+    "queries": (-1, 2**15 - 1),
+    "bytes": (0, 2**31 - 1),
+    "local_port": (0, 65_535),
+    "wire_dns_ns": (-1, 2**63 - 1),
+    "wire_total_ns": (-1, 2**63 - 1),
+}
+
+Parameter = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class CellRecord:
+    """What was measured around the samples of one cell."""
+
+    cell: int  # index in the block
+    parameters: dict[str, Parameter]  # factor levels, flat
+    valid: bool  # False: keep, but do not draw conclusions from it
+    reasons: list[str]  # why it is not valid
+    offered: int  # requests that the plan asked for
+    started_ns: int  # monotonic instant of the first due request
+    wall_s: float  # time from first due request to last answer
+    counters: dict[str, int | float] = field(default_factory=dict)  # "<source>/<counter>" -> after minus before
+    cpu_us: dict[str, float] = field(default_factory=dict)  # container -> CPU time spent
+    memory_bytes: dict[str, int] = field(default_factory=dict)  # container -> memory in use at the end
+    agent: dict[str, Any] = field(default_factory=dict)  # facts of the agent: JSON tree
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as a JSON object."""
+        return {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+
+    @classmethod
+    def from_json(cls, value: object, place: str = "cell record") -> Self:
+        """The record in a JSON object; missing, unknown and ill-typed keys are refused."""
+        record = strict_object(value, _CELL_TYPES, place)
+        for key, types in _CELL_MAPS.items():
+            for name, entry in record[key].items():
+                _require(entry, types, f"{key}.{name}", place)
+        for reason in record["reasons"]:
+            _require(reason, (str,), "reasons", place)
+        return cls(**record)
+
+
+_NUMBER = (int, float)
+_CELL_TYPES: dict[str, tuple[type, ...]] = {
+    "cell": (int,),
+    "parameters": (dict,),
+    "valid": (bool,),
+    "reasons": (list,),
+    "offered": (int,),
+    "started_ns": (int,),
+    "wall_s": _NUMBER,
+    "counters": (dict,),
+    "cpu_us": (dict,),
+    "memory_bytes": (dict,),
+    "agent": (dict,),
+}
+_CELL_MAPS: dict[str, tuple[type, ...]] = {
+    "parameters": (str, int, float, bool),
+    "counters": _NUMBER,
+    "cpu_us": _NUMBER,
+    "memory_bytes": (int,),
+}
+
+
+def strict_object(value: object, types: dict[str, tuple[type, ...]], place: str) -> dict[str, Any]:
+    """The JSON object, once it has exactly the keys of `types`, each of one of its types."""
+    if not isinstance(value, dict):
+        raise errors.DataError(f"expected a JSON object, found {type(value).__name__}", place=place)
+    if missing := sorted(types.keys() - value.keys()):
+        raise errors.DataError(f"lacks {', '.join(missing)}", place=place, step="the file is not whole; measure again")
+    if unknown := sorted(map(str, value.keys() - types.keys())):
+        raise errors.DataError(
+            f"has unknown keys {', '.join(unknown)}", place=place, step="read it with a newer meshdns"
+        )
+    for key, allowed in types.items():
+        _require(value[key], allowed, key, place)
+    return value
+
+
+def _require(value: object, types: tuple[type, ...], key: str, place: str) -> None:
+    is_stray_bool = isinstance(value, bool) and bool not in types  # bool is an int to isinstance
+    if is_stray_bool or not isinstance(value, types):
+        expected = " or ".join(each.__name__ for each in types)
+        raise errors.DataError(f"{key} is {value!r}, expected {expected}", place=place)
+
+
+def table(columns: dict[str, Any]) -> pa.Table:
+    """A table of this schema from arrays or lists, one per column."""
+    if set(columns) != set(SCHEMA.names):
+        raise errors.DataError(_column_fact(list(columns)), place="samples")
+    try:
+        return pa.table({each.name: pa.array(columns[each.name]).cast(each.type) for each in SCHEMA}, schema=SCHEMA)
+    except (pa.ArrowException, ValueError, TypeError, OverflowError) as problem:
+        raise errors.DataError(f"a column does not have its type ({problem})", place="samples") from problem
+
+
+def check(samples: pa.Table, place: str = "samples") -> None:
+    """Nothing, once every row could have happened; DataError for the first that could not."""
+    check_columns(samples.schema, place)
+    for name in SCHEMA.names:
+        if samples.column(name).null_count:
+            raise errors.DataError(f"{name} has {samples.column(name).null_count} empty values", place=place)
+    _check_outcomes(samples, place)
+    for name, (low, high) in _RANGES.items():
+        values = samples.column(name).to_numpy()
+        _refuse((values < low) | (values > high), samples, f"{name} is outside {low}..{high}", place)
+    instants = [samples.column(name).to_numpy() for name in INSTANTS]
+    due_ns = samples.column("due_ns").to_numpy()
+    _refuse(instants[0] < due_ns - DUE_TOLERANCE_NS, samples, "start_ns is before due_ns", place)
+    for before, after, earlier, later in zip(INSTANTS[:-1], INSTANTS[1:], instants[:-1], instants[1:], strict=True):
+        _refuse(later < earlier, samples, f"{after} is before {before}", place)
+    keys = samples.column("cell").to_numpy().astype(np.int64) << 32 | samples.column("seq").to_numpy()
+    if np.any(np.diff(keys) <= 0) and len(np.unique(keys)) != len(keys):  # rows in order need no second look
+        raise errors.DataError("two rows have the same cell and seq", place=place)
+
+
+def check_columns(schema: pa.Schema, place: str = "samples") -> None:
+    """Nothing, once the schema is this one, whatever the order of columns."""
+    if set(schema.names) != set(SCHEMA.names) or len(schema.names) != len(SCHEMA.names):
+        raise errors.DataError(_column_fact(schema.names), place=place, step="not samples, or of another version")
+    for each in SCHEMA:
+        found = schema.field(each.name).type
+        if found != each.type:
+            raise errors.DataError(f"column {each.name} is {found}, expected {each.type}", place=place)
+
+
+def _column_fact(names: list[str]) -> str:
+    missing, unknown = sorted(set(SCHEMA.names) - set(names)), sorted(set(names) - set(SCHEMA.names))
+    facts = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
+    return f"wrong columns: {' and '.join(facts) or 'one occurs twice'}"
+
+
+def _check_outcomes(samples: pa.Table, place: str) -> None:
+    present = pc.unique(samples.column("outcome").cast(pa.string())).to_pylist()
+    if unknown := sorted(set(present) - set(OUTCOMES)):
+        raise errors.DataError(f"unknown outcome {unknown[0]!r}; known: {', '.join(OUTCOMES)}", place=place)
+
+
+def _refuse(bad: np.ndarray[Any, np.dtype[np.bool_]], samples: pa.Table, fact: str, place: str) -> None:
+    if bad.any():
+        row = samples.slice(int(bad.argmax()), 1)
+        cell, seq = row.column("cell")[0].as_py(), row.column("seq")[0].as_py()
+        raise errors.DataError(f"{fact} in {int(bad.sum())} rows, first in cell {cell} seq {seq}", place=place)

@@ -1,0 +1,98 @@
+"""Claims about what a mode costs and who notices it: C6, C13, C16."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from meshdns.analysis import stats, text
+from meshdns.studies import lookups
+from meshdns.studies.claims.verdict import (
+    COST,
+    DEPENDS,
+    NAMES,
+    REFUTED,
+    SUPPORTED,
+    UNDECIDED,
+    Verdict,
+    both,
+    unmeasured,
+)
+
+
+def resolving_cost(
+    found: stats.Difference | None, floor: stats.NoiseFloor | None, row: dict[str, Any] | None = None
+) -> Verdict:
+    """C6: STRICT_DNS against endpoints that are known, same replicas."""
+    if found is None or found.absolute.n < 2:
+        return unmeasured("C6", "needs mode 1 with both kinds of endpoints in two blocks")
+    numbers = f"STRICT_DNS minus known endpoints {both(found)} (p50, {text.blocks(found.absolute.n)})"
+    if row is not None and row["requests"]:
+        numbers += f"; {row['re-resolutions']} re-resolutions in {row['requests']} requests"
+    reading = text.reading(found, floor)
+    if reading == "more":
+        return Verdict("C6", SUPPORTED, "requests take longer where the sidecar resolves the endpoints", numbers, COST)
+    seen = "requests take even less" if reading == "less" else f"the difference is {reading}"
+    because = f"in steady state {seen}: the sidecar resolves in the background; "
+    because += "a cold or slow cluster DNS is not measured"
+    return Verdict("C6", UNDECIDED, because, numbers, COST)
+
+
+def choice(new: pd.DataFrame, kept: pd.DataFrame) -> Verdict:
+    """C13: only the word performance is decided here, new connections and kept ones apart."""
+    fresh, open_ = _change(new), _change(kept)
+    if fresh is None:
+        return unmeasured("C13", "needs requests in both modes")
+    found = fresh["p50"]
+    numbers = f"mode 2 minus mode 1, new connection {both(found)}"
+    numbers += "" if open_ is None else f", kept alive {both(open_['p50'])}"
+    numbers += f" (p50, {text.blocks(found.absolute.n)})"
+    rest = "compatibility, simplicity and control are not measured yet"
+    if fresh["reading"] == "more":
+        return Verdict("C13", REFUTED, f"mode 2 is the slower one on new connections; {rest}", numbers, COST)
+    if fresh["reading"] != "less":
+        return Verdict("C13", UNDECIDED, f"new connections: {fresh['reading']}; {rest}", numbers, COST)
+    if open_ is None or open_["reading"] not in text.CLEAR:
+        kept_alive = (
+            "kept ones are not measured" if open_ is None else f"on kept ones the difference is {open_['reading']}"
+        )
+        because = f"mode 2 is faster on new connections; {kept_alive}; {rest}"
+        return Verdict("C13", UNDECIDED, because, numbers, COST)
+    because = (
+        f"on what is weighed: mode 2 is faster, new and kept alive; {rest}"
+        if open_["reading"] == "less"
+        else f"on the connection: mode 2 is faster where every request resolves its name, slower on kept ones; {rest}"
+    )
+    return Verdict("C13", DEPENDS, because, numbers, COST)
+
+
+def _change(changes: pd.DataFrame) -> dict[Any, Any] | None:
+    if changes.empty:
+        return None
+    for what in ("mode 2 for mode 1, both sidecars", "mode 2 for mode 1, client only"):
+        if found := changes[changes["change"] == what].to_dict("records"):
+            return found[0]
+    return None
+
+
+def transparency(codes: pd.DataFrame, path: pd.DataFrame) -> Verdict:
+    """C16: the same program ran in every arm; whether it could tell is asked by AAAA for an A-only name."""
+    plain = lookups.aaaa(codes, "plain") if len(codes) else ""
+    modes = {arm: lookups.aaaa(codes, arm) for arm in ("mode1", *lookups.PROXIED)} if len(codes) else {}
+    told = {arm: answer for arm, answer in modes.items() if answer and answer != plain}
+    if not plain or not any(modes.values()):
+        return unmeasured("C16", "needs AAAA lookups with and without a mesh")
+    numbers = ", ".join(f"{arm} {answer}" for arm, answer in {"plain": plain, **modes}.items() if answer)
+    numbers = (
+        f"AAAA for an A-only name: {numbers}; {int(path['answers'].sum())} requests by the same program in all arms"
+    )
+    if told:
+        arms = " and ".join(told)
+        because = (
+            f"on what they look at: requests succeed unchanged, but an AAAA query is answered differently in {arms}"
+        )
+        return Verdict("C16", DEPENDS, because, numbers, NAMES)
+    return Verdict(
+        "C16", UNDECIDED, "the one program tried needs no change and sees no difference; others follow", numbers, NAMES
+    )

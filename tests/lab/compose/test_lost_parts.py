@@ -1,0 +1,177 @@
+"""Parts of a testbed that are lost while a run needs them: which is named, how it ended, and what is no loss."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from meshdns.core import errors
+from meshdns.lab.compose import testbed, watch
+from meshdns.lab.compose.testbed import Ended, Part
+from meshdns.measure import plan, run
+
+NOTHING = Ended()
+
+
+def part(service: str, state: str = "running", code: int | None = None) -> Part:
+    return Part(service, f"id of {service}", state, code, 0.0, "")
+
+
+WHOLE = [
+    part("client-plain"),
+    part("client-answers-envoy"),
+    part("client-mode1-rules", "exited", 0),
+    part("client-ebpf-loader", "exited", testbed.REFUSED),
+    part("tls", "exited", 0),
+    part("control-plane"),
+]
+
+
+class Bed:
+    """A testbed whose parts change between two looks."""
+
+    project = "meshdns"
+
+    def __init__(self) -> None:
+        self.now, self.endings = list(WHOLE), dict[str, Mapping[str, Any]]()
+        self.later: list[Part] | None = None  # what is seen from the look after the next one
+
+    def parts(self) -> list[Part]:
+        found, self.now = self.now, self.now if self.later is None else self.later
+        return found
+
+    def ends(self, service: str, state: str = "exited", code: int = 0, **ending: Any) -> None:
+        self.now = [replace(each, state=state, code=code) if each.service == service else each for each in self.now]
+        self.endings[service] = {"ExitCode": code, **ending}
+
+    def ending(self, part: Part) -> Mapping[str, Any]:
+        return self.endings.get(part.service, {})
+
+    def log_ends(self, service: str) -> str:
+        return f"its log ends: {service} says goodbye"
+
+
+@pytest.fixture
+def bed(monkeypatch: pytest.MonkeyPatch) -> Bed:
+    for wait in ("_LATE_S", "_STILL_S", "_PAUSE_S"):
+        monkeypatch.setattr(watch, wait, 0.01)
+    return Bed()
+
+
+def lost(bed: Bed, ends: Any, ended: Ended = NOTHING) -> str:
+    with pytest.raises(errors.LostPartError) as caught, watch.Watch(bed).during("in block 3", lambda: ended):  # type: ignore[arg-type]
+        ends()
+    assert caught.value.exit_code == 8
+    caught.value.go_on("go on with `meshdns run --resume x`")
+    assert str(caught.value).endswith("; go on with `meshdns run --resume x`")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("ending", "said"),
+    [
+        ({"code": 137, "OOMKilled": False}, "the container was killed by SIGKILL (exit code 137) in block 3"),
+        ({"code": 137, "OOMKilled": True}, "the container was killed for want of memory (exit code 137) in block 3"),
+        ({"code": 0}, "the container ended with exit code 0 in block 3"),
+        ({"code": 1}, "the container ended with exit code 1 in block 3"),
+        ({"state": "paused"}, "the container was paused in block 3"),
+    ],
+)
+def test_a_part_that_is_lost_is_named_with_how_it_ended_and_its_last_words(
+    bed: Bed, ending: dict[str, Any], said: str
+) -> None:
+    told = lost(bed, lambda: bed.ends("control-plane", **ending))
+    assert told.startswith(f"control-plane: {said}; its log ends: control-plane says goodbye; ")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [errors.TestbedError("its cgroup is gone"), ValueError("half an answer"), ConnectionResetError(104, "reset")],
+)
+def test_what_comes_of_a_lost_part_is_told_as_its_loss_though_it_is_listed_late(bed: Bed, error: Exception) -> None:
+    def breaks() -> None:
+        bed.later = [
+            replace(each, state="exited", code=137) if each.service == "client-plain" else each for each in WHOLE
+        ]
+        raise error
+
+    assert lost(bed, breaks).startswith("client-plain: the container was killed by SIGKILL")
+
+
+def test_a_part_that_was_started_anew_is_lost_unless_the_run_did_it(bed: Bed) -> None:
+    def renews() -> None:
+        bed.now = [
+            replace(each, began_s=time.time() + 60) if each.service == "control-plane" else each for each in WHOLE
+        ]
+
+    assert lost(bed, renews).startswith("control-plane: somebody started the container anew in block 3; ")
+    bed.now = list(WHOLE)
+    with watch.Watch(bed).during("in block 3", lambda: Ended(ever={"control-plane"})):  # type: ignore[arg-type]
+        renews()
+
+
+def test_the_first_that_ended_is_named_and_the_others_beside_it(bed: Bed) -> None:
+    def two() -> None:
+        bed.ends("client-plain", code=1, FinishedAt="2025-01-01T00:00:02Z")
+        bed.ends("control-plane", code=137, FinishedAt="2025-01-01T00:00:01Z")
+
+    assert (
+        "control-plane: the container was killed by SIGKILL (exit code 137) in block 3; lost too: client-plain; "
+        in lost(bed, two)
+    )
+
+
+@pytest.mark.parametrize(
+    ("where", "when"), [("_resolutions", "after the last block"), ("Conditions", "before the first block")]
+)
+def test_a_run_names_what_it_loses_outside_of_blocks_too(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str, when: str
+) -> None:
+    def loses(*_: object) -> None:
+        bed.ends("control-plane", code=1)
+        raise errors.TestbedError("the program in the container ended")
+
+    for name in ("_refused", "_known"):
+        monkeypatch.setattr(run, name, lambda *_: {})
+    for name in ("_require_some", "Session"):
+        monkeypatch.setattr(run, name, lambda *_, **__: None)
+    monkeypatch.setattr(run, "_block", lambda *_: iter(()))
+    monkeypatch.setattr(run, "Agents", lambda _: nullcontext())
+    monkeypatch.setattr(run, "Conditions", lambda *_: nullcontext(SimpleNamespace(ended=Ended)))
+    monkeypatch.setattr(run.counters, "Reader", lambda *_: None)
+    monkeypatch.setattr(Bed, "observers", lambda _: nullcontext({}), raising=False)
+    monkeypatch.setattr(run, where, loses)
+    short = replace(plan.find("quick"), blocks=2)
+    with pytest.raises(errors.LostPartError, match=f"^control-plane: .* exit code 1 {when}; "):
+        run.execute(short, bed, tmp_path, None)  # type: ignore[arg-type]
+
+
+def test_a_testbed_that_is_gone_was_removed_by_somebody(bed: Bed) -> None:
+    assert lost(bed, bed.now.clear).startswith("testbed meshdns: somebody removed it in block 3; ")
+    bed.now = list(WHOLE)
+    replaced = [replace(each, id=f"new {each.id}") for each in WHOLE]
+    assert "somebody removed it" in lost(bed, lambda: bed.now.__setitem__(slice(None), replaced))  # and started another
+    bed.now = list(WHOLE)
+    half_way = [replace(each, state="exited", code=137) for each in WHOLE[:4]]
+    assert "somebody removed it" in lost(bed, lambda: bed.now.__setitem__(slice(None), half_way))
+    bed.now = list(WHOLE)
+    assert lost(bed, lambda: bed.now.pop(0)).startswith("client-plain: somebody removed the container in block 3; ")
+
+
+def test_what_is_down_on_purpose_is_not_lost(bed: Bed) -> None:
+    with watch.Watch(bed).during("in block 3", lambda: Ended({"client-answers-envoy"})):  # type: ignore[arg-type]
+        bed.ends("client-answers-envoy", code=137)
+    with (
+        pytest.raises(errors.TestbedError, match="another reason"),
+        watch.Watch(bed).during("in block 3", lambda: Ended({"client-answers-envoy"})),
+    ):  # type: ignore[arg-type]
+        raise errors.TestbedError("another reason")
+    told = lost(bed, lambda: bed.ends("control-plane", code=1), Ended({"client-answers-envoy"}))
+    assert "client-answers-envoy" not in told

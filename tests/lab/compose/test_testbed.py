@@ -1,0 +1,166 @@
+"""The testbed's driver against an engine that dies or says no, and against signals."""
+
+import dataclasses
+import os
+import signal
+
+import docker
+import pytest
+import requests
+
+from meshdns.core import errors, process
+from meshdns.lab.compose import testbed
+from meshdns.lab.compose.testbed import Part, Testbed
+from meshdns.measure import facts
+
+
+class Dead:
+    """The SDK's client of an engine that has died: whatever is asked of it raises."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __getattr__(self, _: str) -> "Dead":
+        return self
+
+    def __call__(self, *_: object, **__: object) -> None:
+        raise self._error
+
+
+class Container(Dead):
+    """One that was listed, and then the engine died."""
+
+    labels, status = {"com.docker.compose.service": "client-ebpf-loader"}, "exited"
+    attrs = {"State": {"Status": "exited", "ExitCode": testbed.REFUSED}}  # noqa: RUF012
+
+    def reload(self) -> None:
+        return
+
+
+ASKED = {
+    "list containers": lambda bed: bed.containers(),
+    "is it up": lambda bed: bed.is_up(),
+    "status": lambda bed: bed.status(),
+    "networks": lambda bed: bed._refuse_busy_networks(),
+    "start": lambda bed: bed._start(lambda _: None),
+    "engine facts": facts._engine,
+    "image facts": facts._images,
+}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        requests.exceptions.ConnectionError("Connection aborted."),
+        requests.exceptions.ReadTimeout("timed out"),
+        docker.errors.DockerException("Error while fetching server API version"),
+        ConnectionResetError(104, "Connection reset by peer"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("ask", ASKED)
+def test_an_engine_that_dies_is_one_message_wherever_it_is_asked(ask, error, tmp_path):
+    bed = Testbed({"client": "meshdns/client:x"}, state=tmp_path / "state", _client=Dead(error))
+    with pytest.raises(
+        errors.TestbedError, match=f"container engine: it stopped answering .*; start it and {errors.AGAIN}"
+    ):
+        ASKED[ask](bed)
+
+
+def test_an_engine_that_dies_between_two_questions_is_told(tmp_path, monkeypatch):
+    dead = Dead(requests.exceptions.ConnectionError("Connection aborted."))
+    bed = Testbed({}, state=tmp_path / "state", _client=dead)
+    monkeypatch.setattr(bed, "containers", lambda: [Container(dead._error)])
+    with pytest.raises(errors.TestbedError, match="stopped answering"):
+        bed.refusals()
+    assert bed._last_words("client-ebpf-loader") == "see `meshdns logs client-ebpf-loader`"
+    with pytest.raises(errors.TestbedError, match="stopped answering"):
+        bed.kill("client-ebpf-loader")
+
+
+def test_what_the_engine_refuses_is_not_taken_for_its_end(tmp_path):
+    refusal = docker.errors.APIError("409 Client Error", explanation="container is paused")
+    bed = Testbed({"client": "meshdns/client:x"}, state=tmp_path / "state", _client=Dead(refusal))
+    with pytest.raises(errors.TestbedError, match="container is paused"):
+        bed.image_ids()
+
+
+def test_a_testbed_is_up_once_its_start_was_completed_from_this_checkout(tmp_path, monkeypatch):
+    bed = Testbed({}, state=tmp_path / "state")
+    bed._render()
+    parts = [Part(service, service, "running", None, 0.0, str(testbed.ROOT)) for service in bed._services()]
+    monkeypatch.setattr(bed, "parts", lambda: parts)
+    assert not bed.is_up()  # all run, and whoever started them was killed before they answered
+    (bed.state / testbed.READY).touch()
+    assert bed.is_up()
+    parts[-1] = dataclasses.replace(parts[-1], state="paused")
+    assert not bed.is_up()
+    parts[:] = [dataclasses.replace(part, state="running", folder="/another/checkout") for part in parts]
+    assert not bed.is_up()  # they have its keys and files
+
+
+@pytest.mark.parametrize(
+    ("listed", "words", "right"),
+    [
+        ({"State": "running", "Status": "Up 2 seconds"}, "running", True),
+        ({"State": "exited", "Status": "Exited (137) 2 seconds ago"}, "exited", False),
+        ({"State": "exited", "Status": "Exited (0) 2 seconds ago", "service": "client-mode1-rules"}, "done", True),
+        ({"State": "exited", "Status": "Exited (1) 2 seconds ago", "service": "client-mode1-rules"}, "exited", False),
+        ({"State": "exited", "Status": "Exited (0) 2 seconds ago"}, "exited", False),
+        ({"State": "exited", "Status": "Exited (3) 2 seconds ago", "service": "client-ebpf-loader"}, "refused", True),
+        ({"State": "restarting", "Status": "Restarting (1) 2 seconds ago"}, "restarting", False),
+    ],
+)
+def test_what_the_engine_lists_tells_whether_a_part_is_as_it_must_be(listed, words, right):
+    labels = {"service": listed.pop("service", "control-plane"), "project.working_dir": "/a/checkout/compose"}
+    named = {f"com.docker.compose.{name}": value for name, value in labels.items()}
+    part = testbed._part({"Id": "x", "Created": 1, "Labels": named, **listed})
+    assert (part.words, part.is_as_it_must_be, part.folder) == (words, right, "/a/checkout")
+
+
+@pytest.mark.parametrize(
+    ("status", "earliest_s"),
+    [
+        ("Up Less than a second", 2),
+        ("Up 1 second", 2),
+        ("Up 59 seconds (Paused)", 60),
+        ("Up About a minute", 120),
+        ("Up 3 minutes (healthy)", 240),
+        ("Up About an hour", None),
+        ("Up 2 weeks", None),
+        ("Exited (137) 2 seconds ago", None),
+    ],
+)
+def test_a_start_is_not_dated_later_than_it_was(monkeypatch, status, earliest_s):
+    monkeypatch.setattr(testbed.time, "time", lambda: 10_000.0)
+    assert testbed._began_s(status) == (10_000.0 - earliest_s if earliest_s else 0.0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_tidying_up_is_not_interrupted_and_afterwards_signals_mean_what_they_did(number):
+    arrived: list[int] = []
+    before = signal.signal(number, lambda received, _: arrived.append(received))
+    try:
+        with testbed._uninterrupted():
+            os.kill(os.getpid(), number)
+        assert arrived == []
+        os.kill(os.getpid(), number)
+        assert arrived == [number]
+    finally:
+        signal.signal(number, before)
+
+
+@pytest.mark.parametrize(
+    ("there", "step"), [([], "run `meshdns up`"), ([Container(OSError())], "`meshdns status` lists")]
+)
+def test_a_name_that_no_container_has_is_told_by_what_is_there(monkeypatch, there, step):
+    monkeypatch.setattr(Testbed, "containers", lambda _: there)
+    with pytest.raises(errors.TestbedError, match=f"^dns-bin: there is no such container; {step}"):
+        Testbed({}).container("dns-bin")
+
+
+def test_what_compose_cannot_do_is_told_with_a_next_step(tmp_path, monkeypatch):
+    failed = process.Finished(("docker",), 1, "", "Error response from daemon: No such container: 0123")
+    monkeypatch.setattr(process, "run", lambda *_, **__: failed)
+    with pytest.raises(errors.TestbedError, match=r"No such container: 0123; .*run the same command again"):
+        Testbed({}, state=tmp_path)._compose_up()

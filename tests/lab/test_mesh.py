@@ -1,0 +1,184 @@
+"""Names, rules, proxy configuration: pure functions, checked against the documents they follow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import dns.message
+import pytest
+import yaml
+
+from meshdns.istio import reader, registry
+from meshdns.lab import envoy, names, rules, topology
+from meshdns.lab.compose import rendering
+from meshdns.xds import api
+from meshdns.xds.compile import snapshot
+from meshdns.xds.node import parse
+
+COMPOSE = Path(__file__).parents[2] / "compose"
+NETS = topology.Nets()
+
+
+@pytest.mark.parametrize(
+    ("name", "ndots", "expected"),
+    [
+        ("web.shop.svc.cluster.local.", 5, ["web.shop.svc.cluster.local."]),
+        ("web", 5, ["web.shop.svc.cluster.local.", "web.svc.cluster.local.", "web.cluster.local.", "web."]),
+        ("web", 1, ["web.shop.svc.cluster.local.", "web.svc.cluster.local.", "web.cluster.local.", "web."]),
+        ("web", 0, ["web.", "web.shop.svc.cluster.local.", "web.svc.cluster.local.", "web.cluster.local."]),
+        (
+            "api.example.com", 5,
+            ["api.example.com.shop.svc.cluster.local.", "api.example.com.svc.cluster.local.",
+             "api.example.com.cluster.local.", "api.example.com."],
+        ),
+        (
+            "api.example.com", 2,
+            ["api.example.com.", "api.example.com.shop.svc.cluster.local.",
+             "api.example.com.svc.cluster.local.", "api.example.com.cluster.local."],
+        ),
+    ],
+)  # fmt: skip
+def test_candidates_follow_resolv_conf(name: str, ndots: int, expected: list[str]) -> None:
+    assert names.candidates(name, ndots) == expected
+
+
+def test_questions_are_recursive_queries_without_edns() -> None:
+    [[a, aaaa]] = names.wire("web.shop.svc.cluster.local.", "A+AAAA", 5)
+    first, second = (dns.message.from_wire(bytes.fromhex(text)) for text in (a, aaaa))
+    assert first.id == 0
+    assert first.edns == -1
+    assert str(first.question[0]) == "web.shop.svc.cluster.local. IN A"
+    assert str(second.question[0]) == "web.shop.svc.cluster.local. IN AAAA"
+
+
+def test_resolv_conf_holds_the_search_list_the_agent_uses() -> None:
+    text = (COMPOSE / "dns" / "resolv.conf").read_text()
+    assert f"search {' '.join(topology.SEARCH)}\n" in text
+    assert f"nameserver {topology.DNS_CLUSTER_IP}\n" in text
+
+
+def pod_rules(arm: str) -> list[str]:
+    files = rules.files(NETS, topology.ARMS[arm])
+    return [line for name in ("node", "iptables", "nftables") for line in files.get(name, "").splitlines()]
+
+
+def test_the_plain_pod_has_no_interception_and_mode_1_leaves_dns_alone() -> None:
+    assert not any("ISTIO" in line for line in pod_rules("plain"))
+    assert pod_rules("plain") == pod_rules("plain-aa")
+    assert not any("15053" in line for line in pod_rules("mode1"))
+
+
+def test_mode_2_adds_dns_capture_and_conntrack_zones_to_mode_1() -> None:
+    added = [line for line in pod_rules("mode2-envoy") if line not in pod_rules("mode1")]
+    assert any("--dport 53" in line and "REDIRECT --to-ports 15053" in line for line in added)
+    assert sum("CT --zone" in line for line in added) == 6
+
+
+def test_envoy_answers_a_governed_pod_alone_over_udp_and_leaves_tcp_to_the_cluster_dns() -> None:
+    governed = topology.ARMS["mode2-envoy-xds"]
+    ours, static = ({line for line in pod_rules(arm) if "15053" in line} for arm in (governed.arm, "mode2-envoy"))
+    assert ours == static != set()
+    services = yaml.safe_load(rendering.composition(COMPOSE, topology.GROUPS))["services"]
+    assert {f"{governed.pod}-envoy", f"{governed.pod}-app"} <= set(services)
+    assert f"{governed.pod}-dns" not in services
+    started = rendering.files(COMPOSE, NETS, rendering.new_secrets(), ())[f"{governed.pod}/envoy.json"]
+    node = parse(json.loads(started)["node"]["metadata"])
+    given = snapshot(registry.build(reader.read([COMPOSE / "mesh"]), {}), node)
+    asked = given[api.LISTENER]["dns_udp"]["address"]["socket_address"]
+    assert (asked["protocol"], asked["port_value"]) == ("UDP", topology.PORT_DNS)
+    [proxy] = given[api.LISTENER]["dns_tcp"]["filter_chains"][0]["filters"]
+    [there] = given[api.CLUSTER][proxy["typed_config"]["cluster"]]["load_assignment"]["endpoints"][0]["lb_endpoints"]
+    assert there["endpoint"]["address"]["socket_address"]["address"] == topology.DNS_CLUSTER_IP
+
+
+def test_the_mesh_knows_every_governed_pod_by_its_address() -> None:
+    known = {pod.meta.name: pod.address for pod in registry.build(reader.read([COMPOSE / "mesh"]), {}).workloads}
+    governed = [pod for pod in (*topology.CLIENTS, *topology.MESHED) if pod.governed]
+    assert {pod.pod: known.get(pod.pod) for pod in governed} == {pod.pod: NETS.pod(pod.host) for pod in governed}
+
+
+def test_our_capture_stands_before_the_engines_name_server_rule() -> None:
+    for arm, place in {"mode1": "-I OUTPUT 1 -j ISTIO_OUTPUT", "nftables": "hook output priority -101"}.items():
+        assert any(place in line for line in pod_rules(arm))
+
+
+@pytest.mark.parametrize("mechanism", topology.MECHANISMS)
+def test_every_mechanism_has_a_client_and_a_server_and_its_own_way_of_loading(mechanism: str) -> None:
+    alike = [client for client in topology.CLIENTS if client.mechanism == mechanism and client.dns == "agent"]
+    clients = [client for client in alike if not client.governed]
+    assert len(clients) == 1
+    applied = rules.files(NETS, clients[0])["apply"]
+    loaded = {"iptables": "rules/iptables", "nftables": "nft -f", "tproxy": "policy-routes", "ebpf": "ebpf --wait"}
+    assert loaded[mechanism] in applied
+    assert [server.mechanism for server in topology.MESHED if not server.governed].count(mechanism) == (
+        3 if mechanism == "iptables" else 1
+    )  # type: ignore[arg-type]
+
+
+def test_endpoints_are_drawn_with_equal_probability() -> None:
+    """1/3, then 1/2 of the rest, then all of the rest: as kube-proxy writes it."""
+    lines = [
+        line for line in pod_rules("plain") if f"-d {topology.WEB.cluster_ip}/32" in line and "--dport 80 " in line
+    ]
+    assert ["0.33333333" in lines[0], "0.50000000" in lines[1], "probability" in lines[2]] == [True, True, False]
+
+
+def listeners(sidecar: envoy.Sidecar) -> dict[str, Any]:
+    return {one["name"]: one for one in envoy.bootstrap(NETS, sidecar)["static_resources"]["listeners"]}
+
+
+def test_envoy_answers_dns_only_where_it_is_the_proxy_and_guards_its_own_ports() -> None:
+    for kind, answers in (("cluster", False), ("envoy", True), ("agent", False)):
+        found = listeners(envoy.Sidecar("x", outbound=True, dns=kind))  # type: ignore[arg-type]
+        assert ("dns_udp" in found) == answers
+        assert (f"{topology.WEB.virtual_ip}_80" in found) == (kind != "cluster")
+        for name, port in (("virtual_outbound", 15001), ("virtual_inbound", 15006)):
+            guard = found[name]["filter_chains"][0]
+            assert guard["filter_chain_match"] == {"destination_port": port}
+            assert guard["filters"][0]["typed_config"]["cluster"] == "blackhole"
+    unguarded = listeners(envoy.Sidecar("x", outbound=True, guarded=False))
+    assert not any("filter_chain_match" in chain for chain in unguarded["virtual_outbound"]["filter_chains"])
+
+
+@pytest.mark.parametrize("groups", [(), topology.GROUPS])
+def test_every_file_is_rendered_without_a_placeholder_left(groups: tuple[topology.Group, ...]) -> None:
+    files = rendering.files(COMPOSE, NETS, rendering.new_secrets(), groups)
+    for path, text in files.items():
+        assert "$pod_net" not in text, path
+        assert "$world_net" not in text, path
+        assert "$answers" not in text, path
+        assert "$update_key" not in text, path
+        if path.endswith(".json"):
+            json.loads(text)
+    moved = rendering.files(COMPOSE, topology.Nets("198.18.7", "198.19.7"), rendering.new_secrets(), groups)
+    assert not any("198.18.0." in text or "198.19.0." in text for text in moved.values())
+
+
+def test_a_pod_mounts_only_what_is_rendered_and_owns_a_namespace_that_others_join() -> None:
+    for groups in ((), topology.GROUPS):
+        services = yaml.safe_load(rendering.composition(COMPOSE, groups))["services"]
+        folders = {path.split("/")[0] for path in rendering.files(COMPOSE, NETS, rendering.new_secrets(), groups)}
+        for name, service in services.items():
+            for volume in service.get("volumes", []):
+                if str(volume).startswith("${MESHDNS_STATE}/"):
+                    assert volume.split("/")[1].split(":")[0] in folders, (name, volume)
+            mode = service.get("network_mode", "none")
+            assert mode == "none" or mode.removeprefix("service:") in services, name
+            assert set(service.get("depends_on", ())) <= set(services), name
+    assert {"client-ebpf", "web-tproxy"} <= set(services)
+
+
+@pytest.mark.parametrize(
+    ("pods", "world", "said"),
+    [
+        ("10.0.0", "198.19.0", "outside 198.18.0.0/15"),
+        ("198.18.0", "198.18.0", "are the same"),
+        ("198.18.400", "198.19.0", "not a network"),
+        ("198.18.7", "198.19.7", ""),
+    ],
+)
+def test_networks_stay_in_the_benchmarking_range(pods: str, world: str, said: str) -> None:
+    assert said in topology.Nets(pods, world).problem()
+    assert bool(topology.Nets(pods, world).problem()) == bool(said)

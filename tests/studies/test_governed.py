@@ -1,0 +1,168 @@
+"""Whether name table, cluster DNS and sidecars agree, told from facts where they do and where they do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import policies_world
+from meshdns import store
+from meshdns.istio import nametable, reader, records, registry, vips
+from meshdns.lab import topology
+from meshdns.studies import claims, governed
+from meshdns.xds import api
+from meshdns.xds.compile import snapshot
+from meshdns.xds.node import Node
+from policies_world import HOSTS, SHOP, VIRTUAL
+
+MESH = Path(__file__).parents[2] / "compose" / "mesh"
+
+
+def table(facts: dict[str, Any]) -> pd.DataFrame:
+    header = store.RunHeader("policies-1", {}, 1, "2026-01-01T00:00:00Z", 2, facts)
+    return governed.table(store.Runs(pd.DataFrame(), pd.DataFrame(), [header], []))
+
+
+def lacking(facts: dict[str, Any], host: str) -> str:
+    found = table(facts).set_index("name").loc[host]
+    assert found["agree"] == "NO"
+    return str(found["lacking"])
+
+
+def test_what_one_model_feeds_agrees() -> None:
+    found = table(policies_world.governed())
+    assert set(found["agree"]) == {"yes"}
+    kinds = dict(zip(found["name"], found["address"], strict=True))
+    assert kinds[SHOP] == "ClusterIP"
+    assert kinds["shop-headless.shop.svc.cluster.local"] == "pods"
+    assert kinds[HOSTS["redis"]] == "virtual"
+    assert "All 5 names" in governed.answer(found)
+    assert claims.one_model(found).verdict == claims.SUPPORTED
+    assert "3 have a virtual address" in claims.one_model(found).numbers
+
+
+def test_names_of_several_runs_are_counted_once() -> None:
+    facts = policies_world.governed()
+    headers = [store.RunHeader(f"run-{n}", {}, 1, "2026-01-01T00:00:00Z", 2, facts) for n in range(2)]
+    found = claims.one_model(governed.table(store.Runs(pd.DataFrame(), pd.DataFrame(), headers, [])))
+    assert found.numbers.startswith("5 of 5 names agree in 2 runs; 3 have a virtual address")
+
+
+def test_a_virtual_address_without_a_cluster_or_a_listener_is_found() -> None:
+    told = policies_world.governed()["governed"]
+    fewer = {pod: [each for each in names if "redis" not in each] for pod, names in told["clusters"].items()}
+    assert lacking(policies_world.governed(clusters=fewer), HOSTS["redis"]) == (
+        "client-mode1-xds: no cluster; client-mode2-xds: no cluster; client-mode2-envoy-xds: no cluster"
+    )
+    silent = {pod: [each for each in names if VIRTUAL["redis"] not in each] for pod, names in told["listeners"].items()}
+    facts = policies_world.governed(listeners=silent)
+    silent_ones = ("client-mode2-xds", "client-mode2-envoy-xds")
+    assert lacking(facts, HOSTS["redis"]) == "; ".join(
+        f"{each}: no listener for {VIRTUAL['redis']}:6000" for each in silent_ones
+    )
+    found = claims.one_model(table(facts))
+    assert found.verdict == claims.REFUTED
+    assert HOSTS["redis"] in found.because
+    assert f"1 disagree with the rest: {HOSTS['redis']}" in governed.answer(table(facts))
+
+
+@pytest.mark.parametrize(
+    ("records", "why"),
+    [({SHOP: ["10.96.1.99"]}, "the cluster DNS has other addresses"), ({}, "the cluster DNS has none")],
+)
+def test_records_that_differ_are_found(records: dict[str, list[str]], why: str) -> None:
+    assert lacking(policies_world.governed(records=records), SHOP) == why
+
+
+def test_names_are_the_same_with_and_without_their_final_dot() -> None:
+    told = policies_world.governed()["governed"]
+    dotted = {f"{name}.": found for name, found in told["records"].items()}
+    assert set(table(policies_world.governed(records=dotted))["agree"]) == {"yes"}
+
+
+def test_a_sidecars_own_configuration_serves_where_nothing_else_was_noted() -> None:
+    told = policies_world.governed()["governed"]
+    facts = policies_world.governed(clusters={}, listeners={})
+    assert governed.UNKNOWN in set(table(facts)["agree"])
+    assert claims.one_model(table(facts)).verdict == claims.UNDECIDED
+    assert "could not be compared" in governed.answer(table(facts))
+    dump = {
+        "configs": [
+            {"static_clusters": []},
+            {"dynamic_active_clusters": [{"cluster": {"name": name}} for name in told["clusters"]["client-mode2-xds"]]},
+            {
+                "dynamic_listeners": [
+                    *({"name": name, "active_state": {}} for name in told["listeners"]["client-mode2-xds"]),
+                    {"name": "warming", "warming_state": {}},
+                ]
+            },
+        ]
+    }
+    facts["envoy"] = {"client-mode2-xds": dump, "client-mode1": {"configs": []}}
+    found = table(facts)
+    assert set(found["agree"]) == {"yes"}
+    assert set(found["sidecars"]) == {1}
+
+
+def filtering(**other: list[str]) -> dict[str, Any]:
+    """Facts with the configuration of a sidecar whose DNS filter answers what the others do, but for these names."""
+    facts = policies_world.governed()
+    answers = {**facts["governed"]["names"], **{HOSTS[name]: ips for name, ips in other.items()}}
+    domains = [{"name": name, "endpoint": {"address_list": {"address": ips}}} for name, ips in answers.items() if ips]
+    config = {"typed_config": {"server_config": {"inline_dns_table": {"virtual_domains": domains}}}}
+    dns = {"name": "dns_udp", "active_state": {"listener": {"listener_filters": [config]}}}
+    return facts | {"envoy": {"client-mode2-envoy-xds": {"configs": [{"dynamic_listeners": [dns]}]}}}
+
+
+def test_a_dns_filter_was_told_what_the_other_proxies_were() -> None:
+    found = table(filtering())
+    assert set(found["agree"]) == {"yes"}
+    assert set(found["DNS filters"]) == {1}
+    assert governed.answer(found).endswith("; Envoy's DNS filter was told the same.")
+    assert "filter" not in governed.answer(table(policies_world.governed()))
+    other = "client-mode2-envoy-xds: its DNS filter has other addresses"
+    assert lacking(filtering(redis=["240.240.0.9"]), HOSTS["redis"]) == other
+    assert lacking(filtering(redis=[]), HOSTS["redis"]) == "client-mode2-envoy-xds: its DNS filter has not this name"
+    assert claims.one_model(table(filtering(redis=[]))).verdict == claims.REFUTED
+
+
+def test_runs_without_a_control_plane_have_nothing_to_say() -> None:
+    found = table({})
+    assert found.empty
+    assert governed.answer(found) == ""
+    assert claims.one_model(found).verdict == claims.UNMEASURED
+
+
+def shipped(*, dns: topology.Dns = "agent") -> dict[str, Any]:
+    """Facts as the control plane would make them of the mesh in compose/mesh, for one sidecar."""
+    given = reader.read([MESH])
+    virtual = vips.assign(vips.Allocation(), vips.wanted(given), vips.reserved(given)).addresses
+    whole = registry.build(given, virtual)
+    found = snapshot(whole, Node("client", topology.NAMESPACE, "198.18.0.54", dns=dns))
+    held: dict[str, list[str]] = {}
+    for each in records.build(whole):
+        if each.rtype == "A":
+            held.setdefault(each.name, []).append(each.data)
+    return {
+        "governed": {
+            "names": {host: list(name.ips) for host, name in nametable.build(whole).items()},
+            "records": held,
+            "clusters": {"client": list(found[api.CLUSTER])},
+            "listeners": {"client": list(found[api.LISTENER])},
+        }
+    }
+
+
+def test_the_shipped_mesh_agrees_with_itself() -> None:
+    found = table(shipped()).set_index("name")
+    assert found.loc[found["agree"] != "yes", "lacking"].to_dict() == {}
+    assert {"virtual", "ClusterIP", "pods"} <= set(found["address"])
+    for name in ("api", "postgres", "redis"):
+        assert found.loc[topology.BACKENDS[name].fqdn, "address"] == "virtual"
+
+
+def test_a_sidecar_without_the_virtual_addresses_of_two_services_on_one_port_still_has_a_listener_for_it() -> None:
+    assert set(table(shipped(dns="cluster"))["agree"]) == {"yes"}

@@ -1,0 +1,108 @@
+"""Who is served under each policy of the servers, in worlds that keep it and that do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import measured
+import policies_world
+from meshdns import store
+from meshdns.studies import claims, mtls, policies
+from policies_world import World
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> store.Runs:
+    return policies_world.runs(tmp_path_factory.mktemp("usual"), blocks=3)
+
+
+def cell(table: pd.DataFrame, policy: str, arm: str) -> str:
+    found = mtls.rows(table, policy, arm)
+    assert len(found) == 1
+    return f"{found[0]['outcome']}, {found[0]['means']}"
+
+
+def test_strict_refuses_plain_text_and_permissive_takes_it(usual: store.Runs) -> None:
+    table = mtls.matrix(usual)
+    assert cell(table, "strict", "plain") == "refused, by the server's sidecar"
+    assert cell(table, "permissive", "plain") == "served, no TLS handshake"
+    assert cell(table, "disable", "mode1-xds") == "served, no TLS handshake"
+    for arm in policies.MODES:
+        assert cell(table, "strict", arm) == cell(table, "permissive", arm) == "served, mutual TLS"
+    refused = mtls.rows(table, "strict", "plain")[0]
+    assert (refused["requests"], refused["served"], refused["failed as"]) == (60, 0, "60 reset")
+    assert refused["closed without a chain"] == 75  # the warm-up too
+    assert refused["at the application"] == 0
+
+
+def test_connections_that_stood_already_are_not_called_plain(tmp_path: Path) -> None:
+    table = mtls.matrix(policies_world.runs(tmp_path, World(reused=True), blocks=2))
+    assert cell(table, "strict", "mode1-xds") == "served, no TLS handshake"
+
+
+def test_outcomes_that_differ_are_counted(usual: store.Runs) -> None:
+    whole = usual.samples
+    first = (whole["experiment"] == "mtls") & (whole["policy"] == "strict") & (whole["arm"] == "plain")
+    first &= whole["seq"] < 2
+    changed = whole.assign(outcome=whole["outcome"].astype(str).where(~first, "ok"))
+    table = mtls.matrix(store.Runs(changed, usual.cells, usual.headers, usual.notes))
+    assert cell(table, "strict", "plain") == "6 of 60 served, no TLS handshake, by the server's sidecar"
+    silent = whole.assign(outcome=whole["outcome"].astype(str).where(whole["outcome"] != "reset", "timeout"))
+    table = mtls.matrix(store.Runs(silent, usual.cells, usual.headers, usual.notes))
+    assert mtls.rows(table, "strict", "plain")[0]["outcome"] == "lost"
+
+
+def test_the_grid_has_a_row_per_client_and_a_column_per_policy(usual: store.Runs) -> None:
+    grid = mtls.grid(mtls.matrix(usual))
+    assert list(grid.columns) == list(mtls.WANTED)
+    assert list(grid.index) == [mtls.MEANINGS[arm] for arm in policies.ARMS]
+    assert list(grid.index)[2:] == ["sidecar, mode 2 by the agent's proxy", "sidecar, mode 2 by Envoy's DNS filter"]
+    assert grid.loc["no sidecar", "strict"] == "refused\nby the server's sidecar"
+
+
+def test_the_answer_follows_the_data(usual: store.Runs, tmp_path: Path) -> None:
+    said = mtls.answer(mtls.matrix(usual))
+    assert "strict: plain refused by the server's sidecar; mode1-xds, mode2-xds and mode2-envoy-xds served (mut" in said
+    open_ = mtls.answer(mtls.matrix(policies_world.runs(tmp_path, World(guarded=False), blocks=2)))
+    assert "mutual TLS strict: plain served (no TLS handshake)" in open_
+
+
+def test_the_claim_holds_where_strict_is_strict(usual: store.Runs) -> None:
+    found = claims.strict_mtls(mtls.matrix(usual))
+    assert found.verdict == claims.SUPPORTED
+    assert "0 of 60 served in plain (75 connections closed, 0 mutual TLS)" in found.numbers
+
+
+def test_the_claim_is_refuted_by_strict_servers_that_serve_and_permissive_ones_that_do_not(
+    usual: store.Runs, tmp_path: Path
+) -> None:
+    open_ = mtls.matrix(policies_world.runs(tmp_path, World(guarded=False), blocks=2))
+    assert claims.strict_mtls(open_).verdict == claims.REFUTED
+    table = mtls.matrix(usual)
+    direct = (table["policy"] == "permissive") & (table["arm"] == "plain")
+    closed = table.assign(outcome=table["outcome"].where(~direct, "refused"), served=table["served"].where(~direct, 0))
+    assert claims.strict_mtls(closed).verdict == claims.REFUTED
+
+
+def test_the_claim_is_undecided_where_clients_with_a_sidecar_fail_or_nobody_saw_who_refused(usual: store.Runs) -> None:
+    table = mtls.matrix(usual)
+    meshed = (table["policy"] == "strict") & (table["arm"] == "mode2-xds")
+    some = table.assign(outcome=table["outcome"].where(~meshed, "59 of 60 served"))
+    assert claims.strict_mtls(some).verdict == claims.UNDECIDED
+    unseen = table.assign(**{"closed without a chain": 0})
+    assert claims.strict_mtls(unseen).verdict == claims.UNDECIDED
+    assert cell(mtls.matrix(usual).assign(means="x"), "strict", "plain") == "refused, x"
+    lacking = table[table["policy"] != "permissive"]
+    assert claims.strict_mtls(lacking).verdict == claims.UNMEASURED
+
+
+def test_runs_without_it_have_nothing_to_say(tmp_path: Path) -> None:
+    table = mtls.matrix(measured.runs(tmp_path, blocks=2))
+    assert table.empty
+    assert mtls.answer(table) == ""
+    assert mtls.grid(table).empty
+    assert mtls.shown(table).empty
+    assert claims.strict_mtls(table).verdict == claims.UNMEASURED

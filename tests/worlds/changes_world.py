@@ -1,0 +1,247 @@
+"""Runs in which endpoints change under a load, in a world that follows as fast as a test chooses.
+
+A replica that has ended refuses; one that is unready serves on. Until a way to know endpoints has followed, requests go
+to those of before; a kept connection stays with its replica where the way says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from meshdns import store
+from meshdns.measure import plan
+from meshdns.store import samples
+
+BEFORE = ("shop-1", "shop-2", "shop-3")
+WAYS = {
+    "shop": "EDS",
+    "shop-headless": "ORIGINAL_DST",
+    "shop-dns": "STRICT_DNS",
+    "shop-dns-30": "STRICT_DNS, TTL 30 s",
+}
+PLAIN = {"shop": "ClusterIP", "shop-headless": "client's DNS"}
+# change: added, removed, s until the removed one ends
+CHANGES: dict[str, tuple[tuple[str, ...], tuple[str, ...], float]] = {
+    "up": (("shop-4",), (), math.inf),
+    "down": ((), ("shop-1",), 2.0),
+    "replace": (("shop-4",), ("shop-1",), 0.0),
+    "unready": ((), ("shop-1",), math.inf),
+    "crash": ((), ("shop-1",), 0.0),
+    "gone": ((), (), math.inf),
+    "rotate": ((), (), math.inf),
+    "unrelated": ((), (), math.inf),
+}
+AT, SECONDS, PROBE_S, TOOK_NS, OPEN = 0.25, 8.0, 0.5, 30_000_000, 6  # AT: share of the load before the change
+
+
+@dataclass(frozen=True)
+class World:
+    """What is true; s from the change."""
+
+    follows: dict[str, float] = field(
+        default_factory=lambda: {
+            "EDS": 0.6,
+            "ORIGINAL_DST": 0.9,
+            "STRICT_DNS": 3.0,
+            "STRICT_DNS, TTL 30 s": 15.0,
+            "ClusterIP": math.inf,
+            "client's DNS": 0.9,
+        }
+    )
+    sticks: tuple[str, ...] = ("ORIGINAL_DST", "ClusterIP", "client's DNS")  # what is kept stays with its replica
+    unreached: tuple[str, ...] = ()  # what is added gets nothing
+    refused: tuple[str, int] = ("connect_error", 0)  # outcome and status of a request to a replica that has ended
+    retried: bool = False  # such a request goes to another replica at once
+    fails: dict[str, float] = field(  # when requests fail without the record, by arm
+        default_factory=lambda: {"mode1-xds": 1.0, "mode1-getaddrinfo": 1.5, "mode1-hickory": math.inf}
+    )
+    broken_before: int = 0  # requests per cell that fail before the change
+    early: bool = False  # what is added serves already before
+    told: bool = True  # cells tell of their change
+    invalid: float = 0.0  # share of cells
+    noise: float = 0.02  # of how fast is followed
+    rate_hz: float = 100.0
+    handshakes: bool = True  # new connections by mutual TLS are made all the time
+
+
+def runs(root: Path, world: World | None = None, blocks: int = 4, seed: int = 1) -> store.Runs:
+    """Stored and loaded again."""
+    return store.load(build(root, world, blocks, seed))
+
+
+def build(root: Path, world: World | None = None, blocks: int = 4, seed: int = 1, name: str = "") -> Path:
+    """The finished folder of a run of the shipped plan `name`, or of one with every change in every arm."""
+    world = world or World()
+    made = dataclasses.replace(plan.find(name) if name else _plan(world), blocks=blocks)
+    header = store.RunHeader(f"change-{seed}", made.to_json(), seed, "2026-01-01T00:00:00Z", blocks, {})
+    writer = store.create(root, header)
+    for block in range(blocks):
+        begin_ns = (block + 1) * 10**15
+        tables, records = [], []
+        trials = [(cell, each.count) for each in made.experiments for cell in each.cells() if cell.change != "none"]
+        for n, (cell, count) in enumerate(trials):
+            rng = np.random.default_rng([seed, block, zlib.crc32(repr(cell).encode())])
+            table, record = _cell(world, (cell, count), n, begin_ns + n * 10**11, rng)
+            tables.append(table)
+            records.append(record)
+        whole = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+        writer.write_block(block, whole, records, "2026-01-01T00:00:00Z")
+    return writer.finish("2026-01-01T01:00:00Z")
+
+
+def _plan(world: World) -> plan.Plan:
+    usual: dict[str, Any] = {
+        "kind": "request",
+        "rate_hz": (world.rate_hz,),
+        "count": round(SECONDS * world.rate_hz),
+        "warmup": 0,
+    }
+    kept = ("new", "keepalive")
+    changes = tuple(name for name in CHANGES if name not in ("gone", "rotate", "unrelated"))
+    meshed = plan.Experiment(
+        "change-meshed",
+        ("mode1-xds", "mode2-xds", "mode2-envoy-xds"),
+        backend=tuple(way for way in WAYS if way != "shop-dns-30"),
+        connection=kept,
+        change=changes,
+        series="change",
+        **usual,
+    )
+    plain = dataclasses.replace(meshed, name="change-plain", arm=("plain",), backend=tuple(PLAIN))
+    gone = dataclasses.replace(
+        meshed,
+        name="gone",
+        arm=tuple(world.fails),
+        backend=("shop-dns",),
+        connection=("new",),
+        change=("gone",),
+        series="",
+    )
+    return plan.Plan("change", "", 1, 1, (meshed, plain, gone))
+
+
+@dataclass
+class _Requests:
+    """The columns that differ between requests, as they are decided."""
+
+    at_s: Any  # start, from the change
+    replica: Any
+    port: Any
+    outcome: Any
+    status: Any
+
+
+def _cell(
+    world: World, trial: tuple[plan.Cell, int], index: int, begin_ns: int, rng: np.random.Generator
+) -> tuple[pa.Table, samples.CellRecord]:
+    cell, n = trial
+    at_ns = begin_ns + round(AT * n / cell.rate_hz * 1e9)
+    due = begin_ns + (np.arange(n) / cell.rate_hz * 1e9).astype(np.int64)
+    start = due + rng.integers(1_000, 5_000, n)
+    added, removed, _ = CHANGES[cell.change]
+    at_s = (start - at_ns) / 1e9
+    port = 20_000 + np.arange(n) if cell.connection == "new" else 50_000 + np.arange(n) % OPEN
+    made = _Requests(at_s, np.full(n, "", object), port, np.full(n, "ok", object), np.full(n, 200))
+    if cell.change == "gone":
+        made.replica[:] = rng.choice(BEFORE, n)
+        _fail(made, at_s >= world.fails[cell.arm] * rng.lognormal(0, world.noise), "http_error", 503)
+    else:
+        _served(world, cell, made, rng)
+    if world.early and added:
+        made.replica[:5] = added[0]
+    _fail(made, np.arange(n) < world.broken_before, "timeout", 0)
+    took = rng.integers(500_000, 1_500_000, n)
+    ok = made.outcome == "ok"
+    columns = {
+        "cell": np.full(n, index),
+        "seq": np.arange(n),
+        "due_ns": due,
+        "start_ns": start,
+        **{name: start + took * part // 10 for part, name in enumerate(samples.INSTANTS[1:-1], 1)},
+        "end_ns": start + took,
+        "outcome": pa.array(made.outcome.tolist()).dictionary_encode(),
+        "rcode": np.zeros(n),
+        "status": made.status,
+        "queries": np.ones(n),
+        "address": pa.array(["10.96.1.30"] * n).dictionary_encode(),
+        "replica": pa.array(made.replica.tolist()).dictionary_encode(),
+        "bytes": np.zeros(n),
+        "local_port": made.port,
+        "wire_dns_ns": np.full(n, -1),
+        "wire_total_ns": np.full(n, -1),
+    }
+    told = {
+        "at_ns": at_ns,
+        "done_ns": at_ns + TOOK_NS,
+        "added": list(added),
+        "removed": list(removed),
+        "probe_period_s": PROBE_S,
+    }
+    if not added and not removed:
+        told["mutual_tls"] = float((at_s >= 0).sum()) / 10 * world.handshakes
+    valid = bool(rng.random() >= world.invalid)
+    record = samples.CellRecord(
+        index,
+        dataclasses.asdict(cell),
+        valid,
+        [] if valid else ["load not offered: made so"],
+        n,
+        begin_ns,
+        n / cell.rate_hz,
+        {"servers/nginx_rq": int(ok.sum())},
+        agent={"change": told} if world.told else {},
+    )
+    return samples.table(columns), record
+
+
+def _served(world: World, cell: plan.Cell, made: _Requests, rng: np.random.Generator) -> None:
+    """Who serves each request, and which fail."""
+    added, removed, ends_s = CHANGES[cell.change]
+    way = (PLAIN if cell.arm == "plain" else WAYS)[cell.backend]
+    follows_s = world.follows[way] * rng.lognormal(0, world.noise)
+    n = len(made.at_s)
+    later = [each for each in BEFORE if each not in removed]
+    later += [] if way in world.unreached else list(added)
+    # Evenly within any six requests, as a balancer would, but not by turns: connections take turns too.
+    turn = rng.permuted(np.tile(np.arange(6), (n // 6 + 1, 1)), axis=1).ravel()[:n]
+    chosen = np.where(made.at_s < follows_s, np.array(BEFORE)[turn % 3], np.array(later)[turn % len(later)]).astype(
+        object
+    )
+    if cell.connection == "keepalive" and way in world.sticks:
+        _stick(made, chosen, removed, ends_s)
+    made.replica[:] = chosen
+    dead = np.isin(chosen, removed) & (made.at_s >= ends_s)
+    if world.retried:
+        made.replica[dead] = "shop-2"
+    else:
+        _fail(made, dead, *world.refused)
+
+
+def _stick(made: _Requests, chosen: Any, removed: tuple[str, ...], ends_s: float) -> None:
+    """Each connection keeps the replica of its first request; what has ended makes the client open another."""
+    for one in range(OPEN):
+        mine = np.arange(one, len(chosen), OPEN)
+        first = BEFORE[one % 3]
+        if first not in removed or math.isinf(ends_s):
+            chosen[mine] = first
+            continue
+        chosen[mine[made.at_s[mine] < ends_s]] = first
+        after = mine[made.at_s[mine] >= ends_s]
+        alive = after[1:][~np.isin(chosen[after[1:]], removed)]
+        if len(after):
+            chosen[after[0]] = first  # finds its connection reset
+        if len(alive):
+            chosen[after[after > alive[0]]] = chosen[alive[0]]
+            made.port[after[after >= alive[0]]] += 1_000
+
+
+def _fail(made: _Requests, which: Any, outcome: str, status: int) -> None:
+    made.outcome[which], made.status[which], made.replica[which] = outcome, status, ""

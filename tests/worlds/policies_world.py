@@ -1,0 +1,349 @@
+"""Runs about what passing a sidecar buys, in a world that keeps or breaks its promises as a test chooses.
+
+Requests are drawn: a replica is chosen, the fault strikes or not, and where a sidecar has a policy it does its work.
+Counters follow from what was drawn, the warm-up included. Cells are those of the plan below.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from meshdns import store
+from meshdns.lab import topology
+from meshdns.measure import plan
+from meshdns.store import samples
+
+PLAN = """
+name = "policies"
+seed = 1
+blocks = 8
+
+[[experiment]]
+name = "faults"
+kind = "request"
+arm = ["plain", "mode1-xds", "mode2-xds", "mode2-envoy-xds"]
+backend = "shop"
+connection = "new"
+arrival = "closed"
+fault = ["fail30", "slow"]
+count = 120
+warmup = 10
+
+[[experiment]]
+name = "faults-retries"
+series = "faults"
+kind = "request"
+arm = ["mode1-xds", "mode2-xds", "mode2-envoy-xds"]
+backend = "shop"
+connection = "new"
+arrival = "closed"
+fault = "fail30"
+policy = ["retries", "outlier"]
+count = 120
+warmup = 10
+
+[[experiment]]
+name = "faults-timeouts"
+series = "faults"
+kind = "request"
+arm = ["mode1-xds", "mode2-xds", "mode2-envoy-xds"]
+backend = "shop"
+connection = "new"
+arrival = "closed"
+fault = "slow"
+policy = "timeouts"
+count = 120
+warmup = 10
+
+[[experiment]]
+name = "faults-dead"
+series = "faults"
+kind = "request"
+arm = ["plain", "mode1-xds", "mode2-xds", "mode2-envoy-xds"]
+backend = "shop-dead"
+connection = "new"
+arrival = "closed"
+fault = "dead"
+count = 120
+warmup = 10
+
+[[experiment]]
+name = "faults-overload"
+series = "faults"
+kind = "request"
+arm = ["plain", "mode1-xds", "mode2-xds", "mode2-envoy-xds"]
+backend = "shop"
+connection = "new"
+rate_hz = 450.0
+fault = "overload"
+count = 120
+warmup = 10
+
+[[experiment]]
+name = "faults-breaker"
+series = "faults"
+kind = "request"
+arm = ["mode1-xds", "mode2-xds", "mode2-envoy-xds"]
+backend = "shop"
+connection = "new"
+rate_hz = 450.0
+fault = "overload"
+policy = "breaker"
+count = 120
+warmup = 10
+
+[[experiment]]
+name = "split"
+kind = "request"
+arm = ["mode1-xds", "mode2-xds", "mode2-envoy-xds"]
+backend = "shop"
+connection = "new"
+arrival = "closed"
+policy = "split"
+count = 300
+warmup = 10
+
+[[experiment]]
+name = "split-plain"
+series = "split"
+kind = "request"
+arm = "plain"
+backend = "shop"
+connection = "new"
+arrival = "closed"
+count = 300
+warmup = 10
+
+[[experiment]]
+name = "mtls"
+kind = "request"
+arm = ["plain", "mode1-xds", "mode2-xds", "mode2-envoy-xds"]
+backend = "shop"
+connection = "new"
+arrival = "closed"
+policy = ["strict", "permissive", "disable"]
+count = 20
+warmup = 5
+
+[[experiment]]
+name = "external"
+kind = "request"
+arm = ["plain", "mode1-xds", "mode2-xds", "mode2-envoy-xds"]
+backend = ["api", "postgres", "redis"]
+connection = "new"
+arrival = "closed"
+count = 30
+warmup = 5
+"""
+REPLICAS = ("shop-1", "shop-2", "shop-3")
+REAL = {"api": "198.19.0.80", "postgres": "198.19.0.81", "redis": "198.19.0.82"}
+VIRTUAL = {"api": "240.240.0.1", "postgres": "240.240.0.2", "redis": "240.240.0.3"}
+HOSTS = {name: topology.BACKENDS[name].fqdn for name in REAL}
+SHOP = topology.SHOP.fqdn
+TRIES = {"none": 3, "retries": 4, "timeouts": 3}  # a sidecar alone tries connections again
+
+
+@dataclass(frozen=True)
+class World:
+    """What is true; durations in microseconds."""
+
+    fails: float = 0.3  # of shop-1's requests, under fail30
+    slow_us: float = 100_000.0
+    overload: float = 0.35  # of requests, answered with 503
+    retried: bool = True  # a policy is heeded
+    everywhere: bool = False  # also by clients without a sidecar
+    weight: float = 0.10  # of v2
+    plain_replicas: tuple[str, ...] = REPLICAS  # where ClusterIP leads to
+    guarded: bool = True  # strict means strict
+    reused: bool = False  # sidecars use connections again that stood before
+    first: dict[str, str] = field(default_factory=lambda: {"mode1-xds": "postgres"})  # takes all on the shared port
+    api: float = 1.0  # share of the requests that sidecars serve
+    around: bool = False  # sidecars pass the external name on as an unknown address
+    invalid: float = 0.0  # share of cells
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def runs(root: Path, world: World | None = None, blocks: int = 8, seed: int = 1) -> store.Runs:
+    """Stored and loaded again."""
+    return store.load(build(root, world, blocks, seed))
+
+
+def build(
+    root: Path, world: World | None = None, blocks: int = 8, seed: int = 1, asked: plan.Plan | None = None
+) -> Path:
+    """The finished folder of a run of the plan above, or of another."""
+    world = world or World()
+    asked = dataclasses.replace(asked or plan.parse(PLAN, "policies_world"), blocks=blocks)
+    experiments = tuple(dataclasses.replace(each, every=1) for each in asked.experiments)
+    asked = dataclasses.replace(asked, experiments=experiments)
+    header = store.RunHeader(f"policies-{seed}", asked.to_json(), seed, "2026-01-01T00:00:00Z", blocks, world.facts)
+    writer = store.create(root, header)
+    for block in range(blocks):
+        made = [_cell(world, trial, n, block, seed) for n, trial in enumerate(asked.block(block))]
+        table = pa.concat_tables([each for each, _ in made]).unify_dictionaries().combine_chunks()
+        writer.write_block(block, table, [record for _, record in made], "2026-01-01T00:00:00Z")
+    return writer.finish("2026-01-01T00:08:00Z")
+
+
+def governed(**changed: Any) -> dict[str, Any]:
+    """Facts of a control plane whose name table, records and sidecars agree."""
+    names = {SHOP: ["10.96.1.30"], "shop-headless.shop.svc.cluster.local": ["198.18.0.72", "198.18.0.71"]}
+    names |= {HOSTS[name]: [VIRTUAL[name]] for name in VIRTUAL}
+    clusters = [f"outbound|80||{SHOP}", f"outbound|80||{HOSTS['api']}", "passthrough"]
+    clusters += [f"outbound|6000||{HOSTS[name]}" for name in ("postgres", "redis")]
+    listeners = {"client-mode1-xds": ["0.0.0.0_80", "0.0.0.0_6000"]}
+    virtual = ["0.0.0.0_80", *(f"{VIRTUAL[name]}_6000" for name in ("postgres", "redis"))]
+    listeners |= dict.fromkeys(("client-mode2-xds", "client-mode2-envoy-xds"), virtual)
+    records = {SHOP: ["10.96.1.30"], "shop-headless.shop.svc.cluster.local": ["198.18.0.71", "198.18.0.72"]}
+    told = {"names": names, "records": records, "clusters": dict.fromkeys(listeners, clusters), "listeners": listeners}
+    return {"governed": told | changed}
+
+
+@dataclass
+class _Request:
+    """What became of one."""
+
+    outcome: str = "ok"
+    status: int = 200
+    replica: str = ""
+    address: str = "10.96.1.30"
+    us: float = 700.0
+
+
+def _cell(world: World, trial: plan.Trial, index: int, block: int, seed: int) -> tuple[pa.Table, samples.CellRecord]:
+    cell = trial.cell
+    rng = np.random.default_rng([seed, block, zlib.crc32(repr(cell).encode())])
+    counters: Counter[str] = Counter()
+    made = [_request(world, cell, rng, counters) for _ in range(trial.count + trial.warmup)]
+    if world.reused:
+        counters.pop("servers/mtls_cx", None)
+    valid = bool(rng.random() >= world.invalid)
+    begin_ns = (block + 1) * 10**12 + index * 10**10
+    table = _table(made[trial.warmup :], index, begin_ns, rng)
+    record = samples.CellRecord(
+        index,
+        dataclasses.asdict(cell),
+        valid,
+        [] if valid else ["load not offered: made so"],
+        trial.count,
+        begin_ns,
+        1.0,
+        {name: float(count) for name, count in counters.items() if count},
+    )
+    return table, record
+
+
+def _table(made: list[_Request], index: int, begin_ns: int, rng: np.random.Generator) -> pa.Table:
+    n = len(made)
+    total = (np.array([each.us for each in made]) * rng.lognormal(0, 0.05, n) * 1_000).astype(np.int64)
+    start = begin_ns + np.cumsum(total + 300) - (total + 300)
+    end = start + total
+    text = {name: pa.array([getattr(each, name) for each in made]) for name in ("outcome", "address", "replica")}
+    return samples.table(
+        {
+            "cell": np.full(n, index),
+            "seq": np.arange(n),
+            "due_ns": start,
+            "start_ns": start,
+            "dns_ns": start,
+            "connect_ns": start,
+            "tls_ns": start,
+            "first_byte_ns": end,
+            "end_ns": end,
+            **{name: values.dictionary_encode() for name, values in text.items()},
+            "rcode": np.zeros(n, np.int8),
+            "status": np.array([each.status for each in made]),
+            "queries": np.ones(n, np.int16),
+            "bytes": np.zeros(n, np.int32),
+            "local_port": np.full(n, 40_000),
+            "wire_dns_ns": np.full(n, -1),
+            "wire_total_ns": np.full(n, -1),
+        }
+    )
+
+
+def _request(world: World, cell: plan.Cell, rng: np.random.Generator, counters: Counter[str]) -> _Request:
+    sidecar = topology.ARMS[cell.arm].sidecar
+    if cell.backend in REAL:
+        return _outside(world, cell, rng, counters)
+    if cell.experiment == "mtls" and not _let_in(world, cell, counters):
+        return _Request("reset", 0)
+    if not sidecar and not world.everywhere:
+        return _tried(world, cell, rng, counters, world.plain_replicas)
+    counters["pod/envoy/cluster_rq"] += sidecar
+    if cell.fault == "overload" and cell.policy == "breaker" and world.retried and rng.random() < 0.3:
+        counters["pod/envoy/breaker_overflow"] += 1
+        return _Request("http_error", 503)
+    return _through(world, cell, rng, counters)
+
+
+def _through(world: World, cell: plan.Cell, rng: np.random.Generator, counters: Counter[str]) -> _Request:
+    """A sidecar's tries, as its policy has them."""
+    among = REPLICAS
+    if cell.policy == "split":
+        among = ("shop-3",) if rng.random() < world.weight else ("shop-1", "shop-2")
+    if cell.policy == "outlier" and world.retried and counters["servers/nginx_rq"] > 20:
+        counters["pod/envoy/ejections"] = max(counters["pod/envoy/ejections"], 1)
+        among = ("shop-2", "shop-3")
+    spent, found = 0.0, _Request()
+    for attempt in range(TRIES.get(cell.policy, 3) if world.retried else 1):
+        counters["pod/envoy/retries"] += attempt > 0
+        counters["pod/envoy/tries"] += 1
+        found = _tried(world, cell, rng, counters, among)
+        late = world.retried and cell.policy == "timeouts" and found.us > 25_000
+        counters["pod/envoy/per_try_timeout"] += late
+        again = late or found.outcome == "connect_error" or (found.status == 503 and cell.policy == "retries")
+        spent += min(found.us, 25_000.0) if late else found.us
+        if not again:
+            counters["pod/envoy/retry_success"] += attempt > 0
+            break
+        among = tuple(each for each in among if each != found.replica)
+    return dataclasses.replace(found, us=spent)
+
+
+def _tried(
+    world: World, cell: plan.Cell, rng: np.random.Generator, counters: Counter[str], among: tuple[str, ...]
+) -> _Request:
+    """One try on one replica."""
+    dead = cell.fault == "dead" and rng.random() < 1 / (len(among) + 1)
+    if dead:
+        return _Request("connect_error", 0)
+    replica = str(rng.choice(among))
+    counters["servers/nginx_rq"] += 1
+    if cell.fault == "overload" and rng.random() < world.overload:
+        return _Request("http_error", 503, replica, us=900_000.0)
+    failed = cell.fault == "fail30" and replica == "shop-1" and rng.random() < world.fails
+    slow = world.slow_us if cell.fault == "slow" and replica == "shop-1" else 0.0
+    return _Request("http_error" if failed else "ok", 503 if failed else 200, replica, us=700.0 + slow)
+
+
+def _let_in(world: World, cell: plan.Cell, counters: Counter[str]) -> bool:
+    """Whether the servers' sidecars take the connection."""
+    encrypted = topology.ARMS[cell.arm].sidecar and cell.policy != "disable"
+    counters["servers/mtls_cx"] += encrypted
+    if encrypted or cell.policy != "strict" or not world.guarded:
+        return True
+    counters["servers/no_chain"] += 1
+    return False
+
+
+def _outside(world: World, cell: plan.Cell, rng: np.random.Generator, counters: Counter[str]) -> _Request:
+    """A service of the world."""
+    client, name = topology.ARMS[cell.arm], cell.backend
+    address = VIRTUAL[name] if client.dns_proxy else REAL[name]
+    if name == "api":
+        counters["pod/envoy/passthrough_cx"] += client.sidecar and world.around
+        counters["pod/envoy/cluster_rq"] += client.sidecar and not world.around
+        served = not client.sidecar or rng.random() < world.api
+        return _Request("ok" if served else "http_error", 200 if served else 503, "world-web" * served, address)
+    counters["pod/envoy/cluster_cx"] += client.sidecar
+    server = world.first.get(cell.arm, name)
+    return _Request("ok" if server == name else "bad_answer", 0, server, address)
