@@ -24,6 +24,7 @@ from meshdns.core import errors
 from meshdns.lab.compose import locks, testbed
 from meshdns.measure import plan, run
 from meshdns.store import samples
+from shipped import WORLD
 
 ROOT = Path(__file__).parents[1]
 
@@ -338,7 +339,7 @@ def test_what_ends_a_run_says_how_to_go_on(
     assert cli.main(["run"]) == code
     assert bed.asked == [("down",)]
     said, go_on = capsys.readouterr().err, f"go on with `meshdns run --resume {tmp_path}/quick-x.partial`"
-    assert (f"1 of {plan.find('quick').blocks} blocks are stored; {go_on}\n" in said) == begun
+    assert (f"1 of {plan.find('quick', WORLD).blocks} blocks are stored; {go_on}\n" in said) == begun
     if code != cli.INTERRUPTED:
         last = said.splitlines()[-1]
         assert last.endswith(go_on if begun else errors.AGAIN)
@@ -386,8 +387,8 @@ def test_a_report_is_named_by_its_runs_however_they_are_given(
 def test_a_resumed_runs_dry_run_counts_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    what = plan.find("quick")
-    writer = store.create(tmp_path, store.RunHeader("r", what.to_json(), what.seed, "now", what.blocks))
+    what = plan.find("quick", WORLD)
+    writer = store.create(tmp_path, store.RunHeader("r", what.to_json(), what.seed, "now", what.blocks), WORLD)
     for number in range(what.blocks - 2):
         writer.write_block(number, samples.SCHEMA.empty_table(), [], "now")
     assert cli.main(["run", "--dry-run", "--resume", str(writer.path)]) == 0

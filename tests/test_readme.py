@@ -18,6 +18,7 @@ import pytest
 import fresh
 from meshdns import cli
 from meshdns.measure import plan, run
+from shipped import WORLD
 
 ROOT = fresh.ROOT
 TEXT = (ROOT / "README.md").read_text()
@@ -237,7 +238,7 @@ def test_what_is_not_executed_is_by_something_else() -> None:
 
 def test_the_times_of_the_plans_are_those_of_the_dry_run() -> None:
     said = dict(re.findall(r"^\| `(\w+)` \|.*\| (\d+) minutes \|$", TEXT, re.MULTILINE))
-    plans = {name: plan.find(name) for name in plan.shipped()}
+    plans = {name: plan.find(name, WORLD) for name in plan.shipped()}
     assert {name: int(minutes) for name, minutes in said.items()} == {
         name: round(run.seconds(what, range(what.blocks)) / 60) for name, what in plans.items()
     }

@@ -10,6 +10,7 @@ import pytest
 from meshdns import store
 from meshdns.measure import plan
 from meshdns.store import samples
+from shipped import WORLD
 
 ROOT = Path(__file__).parents[1]
 SAMPLE, PLANS = ROOT / "data" / "sample", ROOT / "data" / "plans"
@@ -28,11 +29,11 @@ def test_it_is_small_and_of_todays_schema(sample: store.Runs) -> None:
 
 
 def test_it_was_recorded_by_the_plans_beside_it_and_from_what_is_committed(sample: store.Runs) -> None:
-    plans = {each.name: each for each in map(plan.find, map(str, PLANS.glob("*.toml")))}
+    plans = {each.name: each for each in (plan.find(str(path), WORLD) for path in PLANS.glob("*.toml"))}
     recorded = [json.loads(path.read_text()) for path in SAMPLE.glob("*/run.json")]
     assert {each["plan"]["name"] for each in recorded} == plans.keys()
     for each in recorded:
-        assert plan.from_json(each["plan"], each["name"]) == plans[each["plan"]["name"]]
+        assert plan.from_json(each["plan"], each["name"], WORLD) == plans[each["plan"]["name"]]
         assert not each["facts"]["versions"]["commit"].endswith("-dirty"), each["name"]
 
 

@@ -16,7 +16,7 @@ from meshdns import ROOT
 from meshdns.core import errors
 
 if TYPE_CHECKING:
-    from meshdns.lab import topology
+    from meshdns.core.world import Nets, World
     from meshdns.lab.compose.testbed import Testbed
     from meshdns.measure.plan import Plan
 
@@ -120,6 +120,12 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(verb=action, needs=needs, instead=instead)
         return sub
 
+    def world(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        sub.add_argument("--world", type=Path, action="append", default=[], metavar="FILE",
+                         help="manifests of the pods and Services, a file or a folder, also several times (default: "
+                         "compose/worlds)")  # fmt: skip
+        return sub
+
     def force(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
         sub.add_argument("--force", action="store_true", help="also while somebody uses the testbed or measures here")
         return sub
@@ -127,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     verb("doctor", _doctor, "what is there, what is missing, and the command that mends it")
     one = verb("engine", _engine, "find or install the container engine, build the images")
     one.add_argument("--browser", action="store_true", help="chromium and its driver instead (for the tests)")
-    force(verb("up", _up, "start the testbed and wait until it answers"))
+    force(world(verb("up", _up, "start the testbed and wait until it answers")))
     verb("status", _status, "a table of the testbed's containers")
     one = verb("logs", _logs, "a container's log")
     one.add_argument("service", nargs="?", help="as in `meshdns status`; all if left out")
@@ -136,17 +142,16 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("command", nargs=argparse.REMAINDER)
     force(verb("down", _down, "remove the testbed"))
     one = verb("run", _run, "measure a plan; prints the run's folder", lambda o: "" if o.dry_run else _testbed(o))
-    _plan_options(force(one))
+    _plan_options(force(world(one)))
     one.add_argument("--dry-run", action="store_true", help="print the time it will take and the first block")
-    one = force(verb("trace", _trace, "one request: what every hop saw of it"))
+    one = force(world(verb("trace", _trace, "one request: what every hop saw of it")))
     one.add_argument("url", help="http://HOST[:PORT]/PATH or https://…, as an application in the pod would ask")
     one.add_argument("--arm", default="mode1", help="the client pod that asks (default: mode1)")
     one.add_argument("--json", action="store_true", help="the whole observation instead of a table")
     _standalone(verb)
     one = verb("report", _report, "measure a plan, or take stored runs, and publish the notebooks as HTML",
                lambda _: NOTEBOOKS.name)  # fmt: skip
-    force(one)
-    what = _plan_options(one)
+    what = _plan_options(force(world(one)))
     what.add_argument("--runs", type=Path, help="publish these stored runs instead of measuring (no engine needed)")
     one.add_argument("--out", type=Path, default=REPORTS, help="folder for reports (default: reports/)")
     one.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
@@ -204,11 +209,11 @@ def _engine(options: argparse.Namespace) -> int:
     return 0
 
 
-def _nets() -> topology.Nets:
-    from meshdns.lab import topology
+def _nets() -> Nets:
+    from meshdns.core.world import Nets
 
-    default = topology.Nets()
-    return topology.Nets(os.environ.get("MESHDNS_PODS", default.pods), os.environ.get("MESHDNS_WORLD", default.world))
+    default = Nets()
+    return Nets(os.environ.get("MESHDNS_PODS", default.pods), os.environ.get("MESHDNS_WORLD", default.world))
 
 
 def _project() -> str:
@@ -225,18 +230,25 @@ def _project() -> str:
     return project
 
 
-def _bed(build: bool = False, groups: Iterable[topology.Group] = ()) -> Testbed:
-    """The testbed; images only where containers may be started."""
+def _world(options: argparse.Namespace) -> World:
+    """What the testbed is made of: the files that are named, else what comes with the project."""
+    from meshdns.lab import world
+
+    return world.read(options.world) if options.world else world.shipped()
+
+
+def _bed(world: World | None = None, groups: Iterable[str] = ()) -> Testbed:
+    """The testbed; without a world the one that is there, of which nothing is started."""
     from meshdns.lab.compose import engine, testbed
 
     nets, project = _nets(), _project()
     state = testbed.state_of(project)
-    if not build:
+    if world is None:
         engine.find()
-        return testbed.Testbed({}, nets, project, state)
+        return testbed.Testbed({}, nets, project, state, world=testbed.world_of(state))
     testbed.require_nets(nets)
     engine.ensure(say)
-    return testbed.Testbed(engine.images(say).tags, nets, project, state, frozenset(groups))
+    return testbed.Testbed(engine.images(say).tags, nets, project, state, frozenset(groups), world)
 
 
 def _used(bed: Testbed, options: argparse.Namespace, what: str = "") -> contextlib.AbstractContextManager[None]:
@@ -245,9 +257,8 @@ def _used(bed: Testbed, options: argparse.Namespace, what: str = "") -> contextl
 
 
 def _up(options: argparse.Namespace) -> int:
-    from meshdns.lab import topology
-
-    bed = _bed(build=True, groups=topology.GROUPS)
+    world = _world(options)
+    bed = _bed(world, world.groups)
     with _used(bed, options):
         bed.up(say)
     say("the testbed is up; `meshdns status` shows it, `meshdns down` removes it")
@@ -267,7 +278,7 @@ def _status(_: argparse.Namespace) -> int:
     print(tabulate([(r.pod, r.container, r.state, r.address, r.intercepted) for r in rows], heads, tablefmt="plain"))
     if any(row.container == "control-plane" for row in rows):
         with bed.channel("observer", ["python3", "-m", "observer"]) as observer:
-            print("", *plane.summary(plane.Plane(bed, observer).status()), sep="\n")
+            print("", *plane.summary(plane.Plane(bed, observer).status(), bed.world), sep="\n")
     return 0
 
 
@@ -308,18 +319,18 @@ def _run(options: argparse.Namespace) -> int:
 def _trace(options: argparse.Namespace) -> int:
     import json
 
-    from meshdns.lab import topology
     from meshdns.measure import run, trace
     from meshdns.studies import hops
 
     trace.Target.parse(options.url)
-    if options.arm not in topology.ARMS:
-        raise errors.InputError("no such arm", place=options.arm, step=f"choose from {', '.join(topology.ARMS)}")
-    bed = _bed(build=True, groups={topology.ARMS[options.arm].group})
+    world = _world(options)
+    if options.arm not in world.arms:
+        raise errors.InputError("no such arm", place=options.arm, step=f"choose from {', '.join(world.arms)}")
+    bed = _bed(world, {world.arms[options.arm].group})
     with _used(bed, options), _standing(bed, keep=False), bed.observers() as observers, run.Agents(bed) as agents:
         agent = agents.of(options.arm, 5)
         seen = trace.observe(bed, observers, agent, options.arm, options.url).to_json()
-    print(json.dumps(seen, indent=1) if options.json else hops.text(seen))
+    print(json.dumps(seen, indent=1) if options.json else hops.text(seen, world))
     return 0
 
 
@@ -330,12 +341,12 @@ def _plan(options: argparse.Namespace) -> tuple[Plan, list[int]]:
 
     if options.resume:
         unfinished = store.resume(options.resume)
-        what = plan.from_json(unfinished.header.plan, str(options.resume))
+        what = plan.from_json(unfinished.header.plan, str(options.resume), store.world(options.resume))
         if (unfinished.header.blocks, unfinished.header.seed) != (what.blocks, what.seed):
             place = str(options.resume / "run.json")
             raise errors.DataError("its blocks or seed are not those of its plan", place=place, step="measure again")
         return what, unfinished.missing()
-    what = plan.find(options.plan)
+    what = plan.find(options.plan, _world(options))
     return what, list(range(what.blocks))
 
 
@@ -360,7 +371,7 @@ def _measure(what: Plan, blocks: Sequence[int], options: argparse.Namespace) -> 
 
     store.require_writable(options.resume or RUNS)
     with _measuring(options, what):
-        bed = _bed(build=True, groups=what.groups())
+        bed = _bed(what.world, what.groups())
         with _used(bed, options, f", plan {what.name}"):
             return _execute(what, blocks, bed, options)
 

@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 import measured
 import traces
 from meshdns.analysis import diagrams
-from meshdns.lab import topology
 from meshdns.studies import answers, hops, transfers
+from shipped import WORLD
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def drawn() -> tuple[Axes, Axes]:
 
 def test_each_message_is_an_arrow_and_time_runs_down() -> None:
     left, _ = drawn()
-    path = transfers.read(traces.mode1(*traces.ABSENT))
+    path = transfers.read(traces.mode1(*traces.ABSENT), WORLD)
     assert len(arrows(left)) == sum(len(row.hop.messages) for row in path.rows())
     heights = [y for y, _, _ in arrows(left)]
     assert heights == sorted(heights)
@@ -66,7 +66,7 @@ def test_both_modes_are_side_by_side_with_their_lifelines_and_rewritten_addresse
 def test_arrows_from_pod_to_pod_are_thick() -> None:
     for ax, arm in zip(drawn(), (traces.mode1(*traces.ABSENT), traces.mode2(*traces.ABSENT)), strict=True):
         widths = [each.arrow_patch.get_linewidth() for each in ax.texts if getattr(each, "arrowprops", None)]
-        leaving = [not row.hop.inside for row in transfers.read(arm).rows() for _ in row.hop.messages]
+        leaving = [not row.hop.inside for row in transfers.read(arm, WORLD).rows() for _ in row.hop.messages]
         assert widths.count(max(widths)) == sum(leaving)
         assert 0 < sum(leaving) < len(widths)
 
@@ -80,20 +80,20 @@ def test_requests_point_one_way_and_responses_the_other() -> None:
 
 
 def test_failed_requests_are_drawn_to_where_they_ended() -> None:
-    lost, refused = (diagrams.sequence({path.arm: path}, path.arm).axes[0] for path in map(
-        transfers.read, (traces.lost(), traces.refused())))  # fmt: skip
+    lost, refused = (diagrams.sequence({path.arm: path}, path.arm).axes[0] for path in (
+        transfers.read(traces.lost(), WORLD), transfers.read(traces.refused(), WORLD)))  # fmt: skip
     assert "nothing comes back" in words(lost)
     assert "nobody" in words(lost)
     assert "refused (1)" in words(refused)
 
 
 def test_a_loop_is_drawn_once() -> None:
-    ax = diagrams.sequence({"unguarded": transfers.read(traces.loop(40))}, "unguarded").axes[0]
+    ax = diagrams.sequence({"unguarded": transfers.read(traces.loop(40), WORLD)}, "unguarded").axes[0]
     assert any(each.startswith("39 × ") for each in words(ax))
 
 
 def test_an_arm_that_was_not_traced_says_so() -> None:
-    left, right = diagrams.sequence({"mode1": transfers.read(traces.mode1())}, "mode1", "mode2-agent").axes
+    left, right = diagrams.sequence({"mode1": transfers.read(traces.mode1(), WORLD)}, "mode1", "mode2-agent").axes
     assert "not traced in these runs" in words(right)
     assert "not traced in these runs" not in words(left)
 
@@ -123,7 +123,7 @@ def test_the_notebook_draws_runs_that_hold_both_traces_and_answers(tmp_path: Pat
         space["runs"] = str(folder)
     sequence, grid, second = (plt.figure(number) for number in plt.get_fignums())
     assert [ax.get_title(loc="left") for ax in sequence.axes] == ["mode1", "mode2-agent"]
-    assert len(grid.axes[0].patches) == 4 * (len(topology.ANSWERS) + 2)
+    assert len(grid.axes[0].patches) == 4 * (len(WORLD.answers) + 2)
     assert len(second.axes[0].patches) == 28
     assert "not measured" not in hops.answer(space["paths"]) + answers.answer(space["matrix"])
 

@@ -49,12 +49,12 @@ from participants import CLIENTS, HEADLESS, PATIENCE_S, Client, Plane, mesh, nam
 import dnsproxy
 import meshdns
 from meshdns.istio import reader, registry, vips
-from meshdns.lab.topology import PORT_DNS, Dns
+from meshdns.lab.ports import PORT_DNS
 from meshdns.measure import facts
 from meshdns.xds import api
 from meshdns.xds.compile import Compiler, Snapshot
 from meshdns.xds.encoding import CDS, EDS, LDS, RDS, SDS, SHORT, Encoder
-from meshdns.xds.node import Node
+from meshdns.xds.node import Dns, Node
 
 MODES: dict[str, Dns] = {"mode1": "cluster", "mode2-agent": "agent", "mode2-envoy": "envoy"}
 COUNTS = (10, 100, 1000, 10_000)

@@ -33,10 +33,10 @@ from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf import json_format
 
 import dnsproxy
-from meshdns.lab.topology import PORT_ADMIN, PORT_DNS, PORT_INBOUND, PORT_OUTBOUND, PORT_STATS, Dns
+from meshdns.lab.ports import PORT_ADMIN, PORT_DNS, PORT_INBOUND, PORT_OUTBOUND, PORT_STATS
 from meshdns.xds import api, bootstrap
 from meshdns.xds.encoding import CDS, EDS, LDS, RDS, SDS
-from meshdns.xds.node import Choices, Node
+from meshdns.xds.node import Choices, Dns, Node
 from meshdns.xds.server import SERVICE
 
 CLIENTS, NAMESPACES = 8, 4

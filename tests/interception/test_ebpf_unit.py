@@ -15,11 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meshdns.core.world import Nets
 from meshdns.interception.ebpf import __main__ as command
 from meshdns.interception.ebpf import cgroups, libbpf, loader, settings
 from meshdns.interception.options import Options, from_json
 from meshdns.interception.refusal import Refusal
-from meshdns.lab import rules, topology
+from meshdns.lab import rules
+from shipped import WORLD
 
 SOURCE = (Path(loader.__file__).parent / "mesh.bpf.c").read_text()
 SIZES = {"__u64": 8, "__u32": 4, "__u16": 2, "__u8": 1}
@@ -162,10 +164,10 @@ def test_what_the_programs_cannot_honour_is_refused(values: dict[str, Any], said
 
 
 def test_the_testbeds_loaders_get_the_options_of_their_pods() -> None:
-    pods = [pod for pod in (*topology.CLIENTS, *topology.MESHED) if pod.mechanism == "ebpf"]
+    pods = [pod for pod in (*WORLD.clients, *WORLD.meshed) if pod.mechanism == "ebpf"]
     assert len(pods) == 2
     for pod in pods:
-        found = rules.files(topology.Nets("198.18.0", "198.19.0"), pod)["options.json"]
+        found = rules.files(WORLD, Nets("198.18.0", "198.19.0"), pod)["options.json"]
         assert from_json(json.loads(found), "options.json") == rules.options(pod)
 
 

@@ -15,35 +15,38 @@ from test_model_registry import rule as destination_rule
 import generators
 from generators import document
 from meshdns.core import errors
+from meshdns.core.world import Nets
 from meshdns.istio import explain, reader, records, verbs, vips
 from meshdns.istio.registry import Registry
-from meshdns.lab import topology
+from meshdns.istio.resources import Resources
+from meshdns.lab.compose import rendering
+from shipped import WORLD
 
 COMPOSE = Path(__file__).parents[2] / "compose"
 
 
 @pytest.fixture(scope="module")
 def mesh() -> Registry:
-    return verbs.build(reader.read([COMPOSE / "mesh"]), vips.Allocation())
+    return verbs.build(reader.read([COMPOSE / "worlds"]), vips.Allocation())
 
 
 def test_the_yaml_and_the_testbed_are_one_mesh(mesh: Registry) -> None:
-    nets = topology.Nets()
-    for given_ in topology.SERVICES:
+    nets = Nets()
+    for given_ in WORLD.static:
         [found] = mesh.of(given_.fqdn)
         assert found.addresses == (given_.cluster_ip,)
         assert [(one.number, one.target) for one in found.ports] == [(80, 8080), (443, 8443)]
         assert [one.address for one in found.endpoints] == [nets.pod(host) for host in given_.hosts]
         assert {one.sidecar for one in found.endpoints} == {given_.backend != "plain"}
         if given_.headless:
-            [twin] = mesh.of(f"{given_.headless}.{topology.SEARCH[0]}")
+            [twin] = mesh.of(f"{given_.headless}.{WORLD.search[0]}")
             assert twin.headless
             assert twin.endpoints == found.endpoints
-    assert mesh.of(topology.EXTERNAL_NAME)[0].external
+    assert mesh.of(WORLD.external_name)[0].external
 
 
 def test_the_records_of_the_zone_file_are_the_models(mesh: Registry) -> None:
-    text = (COMPOSE / "dns" / "cluster.local.zone").read_text().replace("$pod_net", topology.Nets().pods)
+    text = rendering.files(WORLD, COMPOSE, Nets(), rendering.new_secrets(), ())["dns-bind/cluster.local.zone"]
     # Those of other Services come by update from the control plane.
     written = {(f"{name}.cluster.local.", data) for name, data in re.findall(r"^(\S+\.svc)\s+IN A\s+(\S+)", text, re.M)}
     of_services = {(one.name, one.data) for one in records.build(mesh) if one.rtype == "A" and one.name.count(".") == 5}
@@ -51,52 +54,56 @@ def test_the_records_of_the_zone_file_are_the_models(mesh: Registry) -> None:
     assert written == {(name, data) for name, data in of_services if name in names}
 
 
-def told(mesh: Registry, target: str, arm: str) -> str:
-    return "\n".join(explain.lines(explain.explain(mesh, *verbs.target(target), arm)))
+def caller(mode: str) -> explain.Caller:
+    return verbs.caller(Resources(), None, "shop", mode)
+
+
+def told(mesh: Registry, target: str, mode: str) -> str:
+    return "\n".join(explain.lines(explain.explain(mesh, *verbs.target(target), caller(mode))))
 
 
 @pytest.mark.parametrize(
-    ("target", "arm", "said"),
+    ("target", "mode", "said"),
     [
-        ("web:80", "plain", ["web.shop.svc.cluster.local. is answered by the cluster DNS: A 10.96.1.10",
+        ("web:80", "none", ["web.shop.svc.cluster.local. is answered by the cluster DNS: A 10.96.1.10",
                              "translated to one of 198.18.0.21:8080, 198.18.0.22:8080"]),
-        ("web.shop:80", "mode1", ["web.shop.shop.svc.cluster.local. does not exist", "listener 0.0.0.0_80 takes it",
+        ("web.shop:80", "1", ["web.shop.shop.svc.cluster.local. does not exist", "listener 0.0.0.0_80 takes it",
                                   "host web.shop.svc.cluster.local:80", "198.18.0.21:8080 (web-1, mutual"]),
-        ("web:443", "mode1", ["listener 10.96.1.10_443 takes it", "outbound|443||web.shop.svc.cluster.local"]),
-        ("legacy:80", "mode2-envoy", ["the sidecar's DNS proxy: A 10.96.1.20", "198.18.0.31:8080 (legacy-1, plain"]),
-        ("legacy.shop:80", "mode2-agent", ["legacy.shop.shop.svc.cluster.local. is answered by the sidecar's DNS "
+        ("web:443", "1", ["listener 10.96.1.10_443 takes it", "outbound|443||web.shop.svc.cluster.local"]),
+        ("legacy:80", "2-envoy", ["the sidecar's DNS proxy: A 10.96.1.20", "198.18.0.31:8080 (legacy-1, plain"]),
+        ("legacy.shop:80", "2", ["legacy.shop.shop.svc.cluster.local. is answered by the sidecar's DNS "
                                            "proxy: CNAME legacy.shop., A 10.96.1.20"]),
-        ("legacy.shop.:80", "mode2-agent", ["legacy.shop. is answered by the sidecar's DNS proxy: A 10.96.1.20"]),
-        ("legacy:80", "mode2-agent", ["legacy.shop.svc.cluster.local. is answered by the sidecar's DNS proxy: A"]),
-        ("api.example.com:80", "mode1", ["forwarded to the world's DNS", "virtual host api.example.com:80",
+        ("legacy.shop.:80", "2", ["legacy.shop. is answered by the sidecar's DNS proxy: A 10.96.1.20"]),
+        ("legacy:80", "2", ["legacy.shop.svc.cluster.local. is answered by the sidecar's DNS proxy: A"]),
+        ("api.example.com:80", "1", ["forwarded to the world's DNS", "virtual host api.example.com:80",
                                          "the sidecar resolves the name itself"]),
-        ("api.example.com", "mode2-agent", ["api.example.com.shop.svc.cluster.local. is answered by the sidecar's DNS "
+        ("api.example.com", "2", ["api.example.com.shop.svc.cluster.local. is answered by the sidecar's DNS "
                                             "proxy: CNAME api.example.com., A 240.240.0.1", "port 80"]),
-        ("api.example.com.", "mode2-envoy", ["api.example.com. is answered by the sidecar's DNS proxy: A 240.240.0.1"]),
-        ("absent.shop.svc.cluster.local.:80", "mode1", ["the lookup fails", "no address to connect to"]),
-        ("web-headless:8443", "mode1", ["listener 198.18.0.21_8443 takes it", "very address that the client resolved"]),
-        ("1.2.3.4:99", "mode2-envoy", ["nothing is looked up", "virtualOutbound itself takes", "PassthroughCluster"]),
-        ("10.96.1.10:99", "plain", ["has no port 99", "the connection is lost"]),
+        ("api.example.com.", "2-envoy", ["api.example.com. is answered by the sidecar's DNS proxy: A 240.240.0.1"]),
+        ("absent.shop.svc.cluster.local.:80", "1", ["the lookup fails", "no address to connect to"]),
+        ("web-headless:8443", "1", ["listener 198.18.0.21_8443 takes it", "very address that the client resolved"]),
+        ("1.2.3.4:99", "2-envoy", ["nothing is looked up", "virtualOutbound itself takes", "PassthroughCluster"]),
+        ("10.96.1.10:99", "none", ["has no port 99", "the connection is lost"]),
         # a Service in the namespace is called as the namespace is
-        ("web.shop", "mode2-agent", ["port 80\n", "port 443\n  listener 10.96.1.10_443 takes it"]),
-        ("198-18-0-71.shop-headless", "mode1", ["virtual host shop-headless.shop.svc.cluster.local:8080"]),
+        ("web.shop", "2", ["port 80\n", "port 443\n  listener 10.96.1.10_443 takes it"]),
+        ("198-18-0-71.shop-headless", "1", ["virtual host shop-headless.shop.svc.cluster.local:8080"]),
         # addresses that no virtual host has
-        ("198.18.0.31:8080", "mode1", ["table 8080 has no virtual host for 198.18.0.31, so it goes to Passthrough"]),
-        ("240.240.0.1:80", "mode1", ["no virtual host for 240.240.0.1, so it goes to PassthroughCluster"]),
+        ("198.18.0.31:8080", "1", ["table 8080 has no virtual host for 198.18.0.31, so it goes to Passthrough"]),
+        ("240.240.0.1:80", "1", ["no virtual host for 240.240.0.1, so it goes to PassthroughCluster"]),
         ("240.240.0.1:80", "mode2-xds", ["virtual host api.example.com:80 (Host: 240.240.0.1)"]),
         ("240.240.0.4:6000", "answers-mode2", ["listener 240.240.0.4_6000 takes it"]),
         # what the sidecar's listeners do not see
-        ("127.0.0.1:80", "mode1", ["stays inside the pod, where nothing is captured", "straight to 127.0.0.1:80"]),
-        ("127.0.0.1:80", "plain", ["straight to 127.0.0.1:80"]),
-        ("[2001:db8::1]:80", "mode1", ["IPv6 is not captured", "straight to [2001:db8::1]:80"]),
-        ("kube-dns.kube-system", "mode1", ["listener 10.96.0.10_53 takes it"]),
-        ("kube-dns.kube-system", "mode2-agent", ["port 53\n  whatever has this port is captured as DNS"]),
-        ("1.2.3.4:15001", "mode1", ["port 15001 is the sidecar's own", "BlackHoleCluster"]),
+        ("127.0.0.1:80", "1", ["stays inside the pod, where nothing is captured", "straight to 127.0.0.1:80"]),
+        ("127.0.0.1:80", "none", ["straight to 127.0.0.1:80"]),
+        ("[2001:db8::1]:80", "1", ["IPv6 is not captured", "straight to [2001:db8::1]:80"]),
+        ("kube-dns.kube-system", "1", ["listener 10.96.0.10_53 takes it"]),
+        ("kube-dns.kube-system", "2", ["port 53\n  whatever has this port is captured as DNS"]),
+        ("1.2.3.4:15001", "1", ["port 15001 is the sidecar's own", "BlackHoleCluster"]),
         ("1.2.3.4:15001", "unguarded", ["PassthroughCluster"]),
     ],
 )  # fmt: skip
-def test_the_testbeds_own_names_are_explained(mesh: Registry, target: str, arm: str, said: list[str]) -> None:
-    text = told(mesh, target, arm)
+def test_the_testbeds_own_names_are_explained(mesh: Registry, target: str, mode: str, said: list[str]) -> None:
+    text = told(mesh, target, mode)
     for part in said:
         assert part in text
 
@@ -104,8 +111,8 @@ def test_the_testbeds_own_names_are_explained(mesh: Registry, target: str, arm: 
 def test_udp_is_not_the_sidecars() -> None:
     log = document("Service", "v1", "shop", "log", spec={
         "clusterIP": "10.96.7.7", "ports": [{"name": "syslog", "port": 514, "protocol": "UDP"}]})  # fmt: skip
-    assert "UDP is not captured" in told(build(log), "log", "mode1")
-    assert "UDP is not captured" not in told(build(log), "log", "plain")
+    assert "UDP is not captured" in told(build(log), "log", "1")
+    assert "UDP is not captured" not in told(build(log), "log", "none")
 
 
 def test_a_sidecar_resource_may_select_the_arms_pod() -> None:
@@ -117,7 +124,7 @@ def test_a_sidecar_resource_may_select_the_arms_pod() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "rule", "plain", "meshed"),
+    ("mode", "rule", "none", "meshed"),
     [
         ("PERMISSIVE", "", "", "mutual TLS, its sidecar is PERMISSIVE)"),
         ("STRICT", "", "is STRICT: plain text is refused", "mutual TLS, its sidecar is STRICT)"),
@@ -130,49 +137,49 @@ def test_who_is_let_in_follows_from_what_both_sides_say(mode: str, rule: str, pl
     pod = document("Pod", "v1", "shop", "p", labels={"security.istio.io/tlsMode": "istio"}, status={"podIP": "1.2.3.4"})
     more = [destination_rule("shop", "r", "web", trafficPolicy={"tls": {"mode": rule}})] if rule else []
     model = build(service(), piece({"addresses": ["1.2.3.4"]}), pod, peer("shop", "default", mode), *more)
-    assert ("refused" in told(model, "web:80", "plain")) == bool(plain)
-    assert plain in told(model, "web:80", "plain")
-    assert meshed in told(model, "web:80", "mode1")
+    assert ("refused" in told(model, "web:80", "none")) == bool(plain)
+    assert plain in told(model, "web:80", "none")
+    assert meshed in told(model, "web:80", "1")
 
 
 def test_a_wildcard_covers_names_at_any_depth_but_not_its_own() -> None:
     wild = entry("w", "*.example.net", resolution="NONE", addresses=["10.1.0.1"])
     model = build(wild)
     assert "a.b.example.net. is answered by the sidecar's DNS proxy: A 10.1.0.1" in told(
-        model, "a.b.example.net.:5432", "mode2-envoy"
+        model, "a.b.example.net.:5432", "2-envoy"
     )
-    assert "forwarded to the world's DNS" in told(model, "example.net.:5432", "mode2-envoy")
+    assert "forwarded to the world's DNS" in told(model, "example.net.:5432", "2-envoy")
     # The agent names the wildcard itself as the alias, a name that no stub resolver can take for the one it asked.
-    assert "CNAME *.example.net., A 10.1.0.1" in told(model, "a.example.net:5432", "mode2-agent")
+    assert "CNAME *.example.net., A 10.1.0.1" in told(model, "a.example.net:5432", "2")
 
 
 def test_the_loser_of_a_port_is_told_where_its_bytes_go() -> None:
     model = build(entry("a", "db.example.com"), entry("b", "cache.example.com"))
-    text = told(model, "db.example.com:5432", "mode1")
+    text = told(model, "db.example.com:5432", "1")
     assert "conflict on 0.0.0.0_5432: db.example.com loses to cache.example.com" in text
     assert "the bytes meant for db.example.com go to cache.example.com" in text
-    way = explain.explain(model, "db.example.com", 5432, "mode1").ways[0]
+    way = explain.explain(model, "db.example.com", 5432, caller("1")).ways[0]
     assert way.clusters == (("outbound|5432||cache.example.com", 100),)
-    right = explain.explain(model, "db.example.com", 5432, "mode2-agent").ways[0]
+    right = explain.explain(model, "db.example.com", 5432, caller("2")).ways[0]
     assert right.clusters == (("outbound|5432||db.example.com", 100),)
-    assert "conflict" not in told(model, "db.example.com:5432", "mode2-agent")
+    assert "conflict" not in told(model, "db.example.com:5432", "2")
 
 
 @pytest.mark.parametrize(
-    ("target", "arm", "said"),
+    ("target", "mode", "said"),
     [
-        ("web:80", "mode3", "there is no arm mode3; choose from ip, plain"),
-        ("we b:80", "mode1", "'we b' is neither a host name nor an IP address"),
-        ("web:0", "mode1", "web:0: '0' is not a port"),
-        ("web:99999", "mode1", "is not a port"),
-        ("web:http", "mode1", "is not a port"),
-        ("2001:db8::1", "mode1", "name one: [2001:db8::1]:80"),
-        ("nobody.example.com", "mode1", "so its ports are not known; name one: nobody.example.com:80"),
+        ("web:80", "mode3", "there is no mode mode3; choose from ip, plain"),
+        ("we b:80", "1", "'we b' is neither a host name nor an IP address"),
+        ("web:0", "1", "web:0: '0' is not a port"),
+        ("web:99999", "1", "is not a port"),
+        ("web:http", "1", "is not a port"),
+        ("2001:db8::1", "1", "name one: [2001:db8::1]:80"),
+        ("nobody.example.com", "1", "so its ports are not known; name one: nobody.example.com:80"),
     ],
 )
-def test_a_question_that_cannot_be_answered_is_refused(mesh: Registry, target: str, arm: str, said: str) -> None:
+def test_a_question_that_cannot_be_answered_is_refused(mesh: Registry, target: str, mode: str, said: str) -> None:
     with pytest.raises(errors.InputError) as caught:
-        told(mesh, target, arm)
+        told(mesh, target, mode)
     assert said in str(caught.value)
 
 
@@ -210,20 +217,20 @@ def test_explain_takes_a_folder_and_the_virtual_ips_that_were_given(
     (tmp_path / "mine.yaml").write_text(generators.text([entry("a", "db.example.com")]))
     state = tmp_path / "vips.json"
     vips.save(state, vips.Allocation({"shop/a/db.example.com": "240.240.9.9"}, "240.240.9.9"))
-    arguments = ["explain", "db.example.com:5432", "--arm", "mode2-agent", "--mesh", str(tmp_path)]
+    arguments = ["explain", "db.example.com:5432", "--mode", "2", "--namespace", "shop", "--mesh", str(tmp_path)]
     assert verbs.explain_verb(options([*arguments, "--virtual-ips", str(state)])) == 0
     assert "listener 240.240.9.9_5432" in capsys.readouterr().out
 
 
 @settings(max_examples=30, deadline=None)
-@given(generators.meshes(), st.sampled_from(list(topology.ARMS)), st.sampled_from((None, 80, 443, 9999)))
-def test_every_host_can_be_explained_from_every_arm(
-    mesh: list[generators.Document], arm: str, port: int | None
+@given(generators.meshes(), st.sampled_from(list(verbs.MODES)), st.sampled_from((None, 80, 443, 9999)))
+def test_every_host_can_be_explained_in_every_mode(
+    mesh: list[generators.Document], mode: str, port: int | None
 ) -> None:
     model = build(*mesh)
     for one in model.services:
         host = one.host.replace("*", "x")
-        found = explain.explain(model, host, port, arm)
+        found = explain.explain(model, host, port, caller(mode))
         assert explain.lines(found)
         for way in found.ways:
             assert way.lines

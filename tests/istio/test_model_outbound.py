@@ -323,7 +323,7 @@ def test_a_host_that_only_a_wildcard_covers_has_routes_of_its_own_before_the_wil
     assert (mine.name, mine.timeout_ms, mine.clusters) == ("mine", 2000, (("outbound|80||*.example.net", 100),))
     [rest] = found["*.example.net", "*.example.net:80"]
     assert rest.timeout_ms is None
-    said = "\n".join(explain.lines(explain.explain(model, "a.example.net", 80, "mode1")))
+    said = "\n".join(explain.lines(explain.explain(model, "a.example.net", 80, explain.Caller("x", "shop"))))
     assert "virtual host a.example.net:80" in said
     assert "VirtualService shop/v routes it" in said
 

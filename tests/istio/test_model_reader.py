@@ -20,7 +20,7 @@ from meshdns.istio import documents, reader
 from meshdns.istio.faults import Fault
 from meshdns.istio.resources import Protocol, Resolution, Resources
 
-MESH = Path(__file__).parents[2] / "compose" / "mesh"
+MESH = Path(__file__).parents[2] / "compose" / "worlds"
 
 SERVICE = """apiVersion: v1
 kind: Service

@@ -10,15 +10,18 @@ import dns.message
 import pytest
 import yaml
 
+from meshdns.core import resolver
+from meshdns.core.world import Nets, Pod
 from meshdns.istio import reader, registry
-from meshdns.lab import envoy, names, rules, topology
+from meshdns.lab import envoy, ports, rules
 from meshdns.lab.compose import rendering
 from meshdns.xds import api
 from meshdns.xds.compile import snapshot
 from meshdns.xds.node import parse
+from shipped import WORLD
 
 COMPOSE = Path(__file__).parents[2] / "compose"
-NETS = topology.Nets()
+NETS = Nets()
 
 
 @pytest.mark.parametrize(
@@ -41,11 +44,11 @@ NETS = topology.Nets()
     ],
 )  # fmt: skip
 def test_candidates_follow_resolv_conf(name: str, ndots: int, expected: list[str]) -> None:
-    assert names.candidates(name, ndots) == expected
+    assert resolver.candidates(name, ndots, WORLD.search) == expected
 
 
 def test_questions_are_recursive_queries_without_edns() -> None:
-    [[a, aaaa]] = names.wire("web.shop.svc.cluster.local.", "A+AAAA", 5)
+    [[a, aaaa]] = resolver.wire("web.shop.svc.cluster.local.", "A+AAAA", 5, WORLD.search)
     first, second = (dns.message.from_wire(bytes.fromhex(text)) for text in (a, aaaa))
     assert first.id == 0
     assert first.edns == -1
@@ -54,13 +57,13 @@ def test_questions_are_recursive_queries_without_edns() -> None:
 
 
 def test_resolv_conf_holds_the_search_list_the_agent_uses() -> None:
-    text = (COMPOSE / "dns" / "resolv.conf").read_text()
-    assert f"search {' '.join(topology.SEARCH)}\n" in text
-    assert f"nameserver {topology.DNS_CLUSTER_IP}\n" in text
+    text = rendering.files(WORLD, COMPOSE, NETS, rendering.new_secrets(), ())["resolv.conf"]
+    assert f"search {' '.join(WORLD.search)}\n" in text
+    assert f"nameserver {WORLD.dns_cluster_ip}\n" in text
 
 
 def pod_rules(arm: str) -> list[str]:
-    files = rules.files(NETS, topology.ARMS[arm])
+    files = rules.files(WORLD, NETS, WORLD.arms[arm])
     return [line for name in ("node", "iptables", "nftables") for line in files.get(name, "").splitlines()]
 
 
@@ -77,25 +80,25 @@ def test_mode_2_adds_dns_capture_and_conntrack_zones_to_mode_1() -> None:
 
 
 def test_envoy_answers_a_governed_pod_alone_over_udp_and_leaves_tcp_to_the_cluster_dns() -> None:
-    governed = topology.ARMS["mode2-envoy-xds"]
+    governed = WORLD.arms["mode2-envoy-xds"]
     ours, static = ({line for line in pod_rules(arm) if "15053" in line} for arm in (governed.arm, "mode2-envoy"))
     assert ours == static != set()
-    services = yaml.safe_load(rendering.composition(COMPOSE, topology.GROUPS))["services"]
+    services = yaml.safe_load(rendering.composition(WORLD, COMPOSE, WORLD.groups))["services"]
     assert {f"{governed.pod}-envoy", f"{governed.pod}-app"} <= set(services)
     assert f"{governed.pod}-dns" not in services
-    started = rendering.files(COMPOSE, NETS, rendering.new_secrets(), ())[f"{governed.pod}/envoy.json"]
+    started = rendering.files(WORLD, COMPOSE, NETS, rendering.new_secrets(), ())[f"{governed.pod}/envoy.json"]
     node = parse(json.loads(started)["node"]["metadata"])
-    given = snapshot(registry.build(reader.read([COMPOSE / "mesh"]), {}), node)
+    given = snapshot(registry.build(reader.read([COMPOSE / "worlds"]), {}), node)
     asked = given[api.LISTENER]["dns_udp"]["address"]["socket_address"]
-    assert (asked["protocol"], asked["port_value"]) == ("UDP", topology.PORT_DNS)
+    assert (asked["protocol"], asked["port_value"]) == ("UDP", ports.PORT_DNS)
     [proxy] = given[api.LISTENER]["dns_tcp"]["filter_chains"][0]["filters"]
     [there] = given[api.CLUSTER][proxy["typed_config"]["cluster"]]["load_assignment"]["endpoints"][0]["lb_endpoints"]
-    assert there["endpoint"]["address"]["socket_address"]["address"] == topology.DNS_CLUSTER_IP
+    assert there["endpoint"]["address"]["socket_address"]["address"] == WORLD.dns_cluster_ip
 
 
 def test_the_mesh_knows_every_governed_pod_by_its_address() -> None:
-    known = {pod.meta.name: pod.address for pod in registry.build(reader.read([COMPOSE / "mesh"]), {}).workloads}
-    governed = [pod for pod in (*topology.CLIENTS, *topology.MESHED) if pod.governed]
+    known = {pod.meta.name: pod.address for pod in registry.build(reader.read([COMPOSE / "worlds"]), {}).workloads}
+    governed = [pod for pod in (*WORLD.clients, *WORLD.meshed) if pod.governed]
     assert {pod.pod: known.get(pod.pod) for pod in governed} == {pod.pod: NETS.pod(pod.host) for pod in governed}
 
 
@@ -104,15 +107,15 @@ def test_our_capture_stands_before_the_engines_name_server_rule() -> None:
         assert any(place in line for line in pod_rules(arm))
 
 
-@pytest.mark.parametrize("mechanism", topology.MECHANISMS)
+@pytest.mark.parametrize("mechanism", ["iptables", "nftables", "tproxy", "ebpf"])
 def test_every_mechanism_has_a_client_and_a_server_and_its_own_way_of_loading(mechanism: str) -> None:
-    alike = [client for client in topology.CLIENTS if client.mechanism == mechanism and client.dns == "agent"]
+    alike = [client for client in WORLD.clients if client.mechanism == mechanism and client.dns == "agent"]
     clients = [client for client in alike if not client.governed]
     assert len(clients) == 1
-    applied = rules.files(NETS, clients[0])["apply"]
+    applied = rules.files(WORLD, NETS, clients[0])["apply"]
     loaded = {"iptables": "rules/iptables", "nftables": "nft -f", "tproxy": "policy-routes", "ebpf": "ebpf --wait"}
     assert loaded[mechanism] in applied
-    assert [server.mechanism for server in topology.MESHED if not server.governed].count(mechanism) == (
+    assert [server.mechanism for server in WORLD.meshed if not server.governed].count(mechanism) == (
         3 if mechanism == "iptables" else 1
     )  # type: ignore[arg-type]
 
@@ -120,46 +123,48 @@ def test_every_mechanism_has_a_client_and_a_server_and_its_own_way_of_loading(me
 def test_endpoints_are_drawn_with_equal_probability() -> None:
     """1/3, then 1/2 of the rest, then all of the rest: as kube-proxy writes it."""
     lines = [
-        line for line in pod_rules("plain") if f"-d {topology.WEB.cluster_ip}/32" in line and "--dport 80 " in line
+        line
+        for line in pod_rules("plain")
+        if f"-d {WORLD.backends['meshed'].cluster_ip}/32" in line and "--dport 80 " in line
     ]
     assert ["0.33333333" in lines[0], "0.50000000" in lines[1], "probability" in lines[2]] == [True, True, False]
 
 
-def listeners(sidecar: envoy.Sidecar) -> dict[str, Any]:
-    return {one["name"]: one for one in envoy.bootstrap(NETS, sidecar)["static_resources"]["listeners"]}
+def listeners(**sidecar: Any) -> dict[str, Any]:
+    pod = Pod("x", 99, "client", arm="x", sidecar=True, **sidecar)
+    return {one["name"]: one for one in envoy.bootstrap(WORLD, NETS, pod)["static_resources"]["listeners"]}
 
 
 def test_envoy_answers_dns_only_where_it_is_the_proxy_and_guards_its_own_ports() -> None:
     for kind, answers in (("cluster", False), ("envoy", True), ("agent", False)):
-        found = listeners(envoy.Sidecar("x", outbound=True, dns=kind))  # type: ignore[arg-type]
+        found = listeners(dns=kind)
         assert ("dns_udp" in found) == answers
-        assert (f"{topology.WEB.virtual_ip}_80" in found) == (kind != "cluster")
+        assert (f"{WORLD.backends['meshed'].virtual_ip}_80" in found) == (kind != "cluster")
         for name, port in (("virtual_outbound", 15001), ("virtual_inbound", 15006)):
             guard = found[name]["filter_chains"][0]
             assert guard["filter_chain_match"] == {"destination_port": port}
             assert guard["filters"][0]["typed_config"]["cluster"] == "blackhole"
-    unguarded = listeners(envoy.Sidecar("x", outbound=True, guarded=False))
+    unguarded = listeners(guarded=False)
     assert not any("filter_chain_match" in chain for chain in unguarded["virtual_outbound"]["filter_chains"])
 
 
-@pytest.mark.parametrize("groups", [(), topology.GROUPS])
-def test_every_file_is_rendered_without_a_placeholder_left(groups: tuple[topology.Group, ...]) -> None:
-    files = rendering.files(COMPOSE, NETS, rendering.new_secrets(), groups)
+@pytest.mark.parametrize("groups", [(), WORLD.groups])
+def test_every_file_is_rendered_without_a_placeholder_left(groups: tuple[str, ...]) -> None:
+    files = rendering.files(WORLD, COMPOSE, NETS, rendering.new_secrets(), groups)
     for path, text in files.items():
-        assert "$pod_net" not in text, path
-        assert "$world_net" not in text, path
-        assert "$answers" not in text, path
-        assert "$update_key" not in text, path
+        assert path == "compose.yaml" or "$" not in text.replace("$TTL", ""), path
         if path.endswith(".json"):
             json.loads(text)
-    moved = rendering.files(COMPOSE, topology.Nets("198.18.7", "198.19.7"), rendering.new_secrets(), groups)
-    assert not any("198.18.0." in text or "198.19.0." in text for text in moved.values())
+    moved = rendering.files(WORLD, COMPOSE, Nets("198.18.7", "198.19.7"), rendering.new_secrets(), groups)
+    assert not any("198.18.0." in text or "198.19.0." in text for path, text in moved.items() if path != "world.json")
 
 
 def test_a_pod_mounts_only_what_is_rendered_and_owns_a_namespace_that_others_join() -> None:
-    for groups in ((), topology.GROUPS):
-        services = yaml.safe_load(rendering.composition(COMPOSE, groups))["services"]
-        folders = {path.split("/")[0] for path in rendering.files(COMPOSE, NETS, rendering.new_secrets(), groups)}
+    for groups in ((), WORLD.groups):
+        services = yaml.safe_load(rendering.composition(WORLD, COMPOSE, groups))["services"]
+        folders = {
+            path.split("/")[0] for path in rendering.files(WORLD, COMPOSE, NETS, rendering.new_secrets(), groups)
+        }
         for name, service in services.items():
             for volume in service.get("volumes", []):
                 if str(volume).startswith("${MESHDNS_STATE}/"):
@@ -180,5 +185,5 @@ def test_a_pod_mounts_only_what_is_rendered_and_owns_a_namespace_that_others_joi
     ],
 )
 def test_networks_stay_in_the_benchmarking_range(pods: str, world: str, said: str) -> None:
-    assert said in topology.Nets(pods, world).problem()
-    assert bool(topology.Nets(pods, world).problem()) == bool(said)
+    assert said in Nets(pods, world).problem()
+    assert bool(Nets(pods, world).problem()) == bool(said)

@@ -13,6 +13,7 @@ import pytest
 from meshdns.core import errors
 from meshdns.measure import counters
 from meshdns.measure.plan import Cell
+from shipped import WORLD
 
 BOTH = "4:memory:/docker/abc\n3:cpu,cpuacct:/docker/abc\n0::/docker/two\n"  # v1 hierarchies, and v2 beside them
 
@@ -21,7 +22,7 @@ def test_envoys_dns_filter_is_counted_whoever_configures_it() -> None:
     known = [f"dns_filter.mesh.{name}" for name in ("downstream_rx_queries", "external_a_record_queries")]
     known += ["dns_filter.mesh.external_aaaa_record_queries"]
     for arm in ("mode2-envoy", "mode2-envoy-xds"):
-        page = counters._local_pages(Cell("lookup", arm))["envoy"]["url"]
+        page = counters._local_pages(Cell("lookup", arm), WORLD.arms[arm])["envoy"]["url"]
         wanted = urllib.parse.unquote(page.rpartition("&filter=")[2])
         told = [{"name": name, "value": n} for n, name in enumerate(known, 4) if re.search(wanted, name)]
         found = counters._envoy(json.dumps({"stats": told}))

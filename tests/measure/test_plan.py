@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from meshdns.core import errors
 from meshdns.measure import plan
+from shipped import WORLD
 
 MINIMAL = """
 name = "p"
@@ -27,7 +28,7 @@ rate_hz = 100.0
 
 def refused(text: str) -> str:
     with pytest.raises(errors.InputError) as caught:
-        plan.parse(text, "my.toml")
+        plan.parse(text, "my.toml", WORLD)
     message = str(caught.value)
     assert message.startswith("my.toml")
     return message
@@ -35,16 +36,16 @@ def refused(text: str) -> str:
 
 @pytest.mark.parametrize("name", plan.shipped())
 def test_shipped_plans_are_measurable_and_bounded(name: str) -> None:
-    what = plan.find(name)
+    what = plan.find(name, WORLD)
     assert what.blocks >= 15  # fewer pairs than that and the report is not worth publishing
     arms = {trial.cell.arm for trial in what.block(0)}
     assert {"plain", "plain-aa"} <= arms  # no plan without its noise floor
-    assert plan.from_json(json.loads(json.dumps(what.to_json())), "again") == what
+    assert plan.from_json(json.loads(json.dumps(what.to_json())), "again", WORLD) == what
 
 
 @pytest.mark.parametrize("name", ["quick", "standard"])
 def test_nothing_that_is_compared_has_fewer_than_fifteen_blocks(name: str) -> None:
-    what = plan.find(name)
+    what = plan.find(name, WORLD)
     # Other people's rulers start a program for each cell, and are no arms.
     compared = [each for each in what.experiments if not each.name.startswith("card-ruler")]
     assert {each.name: -(-what.blocks // each.every) for each in compared if what.blocks <= 14 * each.every} == {}
@@ -52,7 +53,7 @@ def test_nothing_that_is_compared_has_fewer_than_fifteen_blocks(name: str) -> No
 
 @pytest.mark.parametrize("name", ["quick", "standard"])
 def test_what_is_compared_has_a_twin_and_a_line_has_three_delays(name: str) -> None:
-    what = plan.find(name)
+    what = plan.find(name, WORLD)
     for experiment in ("lookup", "request", "keepalive", "open", "names", "delay"):
         cells = [cell for each in what.experiments for cell in each.cells() if cell.experiment == experiment]
         assert "plain-aa" in {cell.arm for cell in cells}, experiment
@@ -61,7 +62,7 @@ def test_what_is_compared_has_a_twin_and_a_line_has_three_delays(name: str) -> N
 
 
 def test_a_block_holds_every_cell_once_in_an_order_that_the_seed_decides() -> None:
-    what = plan.find("quick")
+    what = plan.find("quick", WORLD)
     first, again = what.block(3), what.block(3)
     assert first == again
     assert len({trial.cell for trial in first}) == len(first)
@@ -71,13 +72,13 @@ def test_a_block_holds_every_cell_once_in_an_order_that_the_seed_decides() -> No
 
 
 def test_cells_with_one_upstream_delay_stand_together() -> None:
-    delays = [trial.cell.dns_delay_ms for trial in plan.find("quick").block(0)]
+    delays = [trial.cell.dns_delay_ms for trial in plan.find("quick", WORLD).block(0)]
     changes = sum(a != b for a, b in itertools.pairwise(delays))
     assert changes == len(set(delays)) - 1
 
 
 def test_cells_that_are_compared_stand_together_in_an_order_of_their_own() -> None:
-    what = plan.find("quick")
+    what = plan.find("quick", WORLD)
     orders = set()
     for number in range(1, 9):
         # Delays change least often, so what sweeps them stands apart.
@@ -143,8 +144,8 @@ def test_a_plan_without_experiments_is_refused() -> None:
 
 def test_experiments_that_are_due_now_and_then_fill_every_block_together() -> None:
     table = MINIMAL[MINIMAL.index("[[experiment]]") :].replace('"lookup"', '"other"') + "every = 2\n"
-    assert [len(plan.parse(MINIMAL + table, "x").block(n)) for n in (0, 1)] == [4, 2]
-    assert plan.parse(MINIMAL.replace("blocks = 2", "blocks = 1") + "every = 9\n", "x").block(0)
+    assert [len(plan.parse(MINIMAL + table, "x", WORLD).block(n)) for n in (0, 1)] == [4, 2]
+    assert plan.parse(MINIMAL.replace("blocks = 2", "blocks = 1") + "every = 9\n", "x", WORLD).block(0)
 
 
 def test_two_experiments_of_one_name_are_refused() -> None:
@@ -159,13 +160,13 @@ def test_one_cell_in_two_experiments_of_a_series_is_refused() -> None:
 
 def test_a_missing_file_names_the_plans_there_are() -> None:
     with pytest.raises(errors.InputError, match="use change, interception, policies, quick, standard, or a path"):
-        plan.find("no-such-plan")
+        plan.find("no-such-plan", WORLD)
 
 
 @pytest.mark.parametrize("path", ["/dev/null/x", "x" * 5000, "/"])
 def test_a_path_that_cannot_be_read_is_bad_input(path: str) -> None:
     with pytest.raises(errors.InputError, match="cannot be read"):
-        plan.find(path)
+        plan.find(path, WORLD)
 
 
 _VALUES = st.recursive(
@@ -185,7 +186,7 @@ def test_any_value_anywhere_is_a_plan_or_an_input_error(key: str, value: object)
         key: value,
     }
     try:
-        plan.from_json(document, "x")
+        plan.from_json(document, "x", WORLD)
     except errors.InputError:
         return
 
@@ -194,7 +195,7 @@ def test_any_value_anywhere_is_a_plan_or_an_input_error(key: str, value: object)
 def test_any_value_in_an_experiment_is_a_plan_or_an_input_error(key: str, value: object) -> None:
     experiment = {"name": "lookup", "arm": "plain", "rate_hz": 1.0, key: value}
     try:
-        what = plan.from_json({"name": "p", "seed": 1, "blocks": 1, "experiment": [experiment]}, "x")
+        what = plan.from_json({"name": "p", "seed": 1, "blocks": 1, "experiment": [experiment]}, "x", WORLD)
     except errors.InputError:
         return
     assert what.block(0)

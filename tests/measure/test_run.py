@@ -13,9 +13,9 @@ import pytest
 
 from meshdns import store
 from meshdns.core import errors
-from meshdns.lab import topology
 from meshdns.measure import facts, plan, run
 from meshdns.store import samples
+from shipped import WORLD
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample"
 PLAN = """
@@ -39,13 +39,13 @@ KNOWN: dict[str, Any] = {
 
 @pytest.fixture
 def what() -> plan.Plan:
-    return plan.parse(PLAN, "p")
+    return plan.parse(PLAN, "p", WORLD)
 
 
 @pytest.fixture
 def unfinished(what: plan.Plan, tmp_path: Path) -> Path:
     header = store.RunHeader("r", what.to_json(), what.seed, "now", what.blocks, KNOWN)
-    return store.create(tmp_path, header).path
+    return store.create(tmp_path, header, WORLD).path
 
 
 def test_an_unfinished_run_is_resumed_under_what_it_was_begun_with(unfinished: Path, what: plan.Plan) -> None:
@@ -55,15 +55,15 @@ def test_an_unfinished_run_is_resumed_under_what_it_was_begun_with(unfinished: P
 def test_a_run_keeps_the_configuration_of_what_it_asks_once() -> None:
     dump = {"configs": [{"bootstrap": {"admin": {}, "node": {"extensions": []}, "static_resources": {"clusters": []}}}]}
     observer: Any = SimpleNamespace(ask=lambda *_: ({"pages": [json.dumps(dump)]}, b""))
-    bed: Any = SimpleNamespace(clients=lambda: topology.CLIENTS)
+    bed: Any = SimpleNamespace(clients=lambda: WORLD.clients)
     arms = {"plain", "mode1", "answers", "mode2-envoy-xds"}  # `answers` is configured as `mode1`
-    found = facts._config_dumps(bed, dict.fromkeys([client.pod for client in topology.CLIENTS], observer), arms)
+    found = facts._config_dumps(bed, dict.fromkeys([client.pod for client in WORLD.clients], observer), arms)
     assert list(found) == ["client-mode1", "client-mode2-envoy-xds"]
     assert found["client-mode1"] == {"configs": [{"bootstrap": {"admin": {}, "node": {}}}]}
 
 
 def test_a_resumed_run_does_not_mix_plans_machines_or_images(unfinished: Path, what: plan.Plan) -> None:
-    other = plan.parse(PLAN.replace("seed = 1", "seed = 2"), "p")
+    other = plan.parse(PLAN.replace("seed = 1", "seed = 2"), "p", WORLD)
     with pytest.raises(errors.InputError, match="a run of another plan"):
         run._resumed(unfinished, other, KNOWN)
     elsewhere = KNOWN | {"machine": {"machine_id_hash": "there", "boot_id_hash": "b"}}
@@ -79,7 +79,7 @@ def test_a_resumed_run_does_not_mix_plans_machines_or_images(unfinished: Path, w
 
 
 def test_a_block_that_this_machine_allows_nothing_of_is_stored_empty(tmp_path: Path) -> None:
-    writer = store.create(tmp_path, store.RunHeader("r", {}, 1, "now", 2))
+    writer = store.create(tmp_path, store.RunHeader("r", {}, 1, "now", 2), WORLD)
     writer.write_block(0, run._joined([]), [], "now")
     record = samples.CellRecord(0, {"arm": "plain"}, True, [], 1, 0, 1.0)
     writer.write_block(1, run._joined([run.Measured(_sample(), record)]), [record], "now")
@@ -100,14 +100,14 @@ def test_a_plan_of_which_nothing_is_allowed_is_told_with_the_reason(what: plan.P
 
 
 def test_blocks_that_are_stored_take_no_more_time() -> None:
-    what = plan.find("quick")
-    assert run.seconds(what, [5]) == sum(run.trial_seconds(t, None) for t in what.block(5))
+    what = plan.find("quick", WORLD)
+    assert run.seconds(what, [5]) == sum(run.trial_seconds(t, None, WORLD) for t in what.block(5))
     assert run.seconds(what, range(what.blocks)) > 2 * run.seconds(what, range(60, what.blocks))
 
 
 @pytest.mark.parametrize("folder", sorted(SAMPLE.glob("*-*")), ids=lambda folder: folder.name)
 def test_the_expected_duration_is_near_that_of_the_recorded_runs(folder: Path) -> None:
     header = store.load(folder).headers[0]
-    what = plan.from_json(header.plan, folder.name)
+    what = plan.from_json(header.plan, folder.name, WORLD)
     took = datetime.fromisoformat(str(header.finished)) - datetime.fromisoformat(header.created)
     assert 0.5 < run.seconds(what, range(what.blocks)) / took.total_seconds() < 2  # machines differ by as much

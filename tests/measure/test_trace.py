@@ -13,12 +13,13 @@ import pyarrow as pa
 import pytest
 from test_capture import frame, pcap
 
-from meshdns.lab import topology
+from meshdns.core.world import Nets
 from meshdns.measure import jobs, trace
+from shipped import WORLD
 
 CLIENT, SERVER, SIDECAR = "198.18.0.44", "198.18.0.21", "127.0.0.1"
 REMEMBERED = 2  # questions to any observer for which a connection that was reset is still known
-MECHANISMS = {each.pod: each.mechanism for each in topology.CLIENTS}
+MECHANISMS = {each.pod: each.mechanism for each in WORLD.clients}
 
 
 def entry(source: str, asked: tuple[str, int], reached: tuple[str, int], port: int) -> str:
@@ -68,7 +69,7 @@ class World:
     def attached(self, pod: str) -> Iterator[Observer]:
         yield Observer(self, pod)
 
-    nets = topology.Nets()
+    nets, world = Nets(), WORLD
 
 
 @dataclass
@@ -120,7 +121,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def observe(arm: str = "mode1", standing: dict[str, list[str]] | None = None) -> trace.Trace:
     world = World(standing or {})
-    pod = topology.ARMS[arm].pod
+    pod = WORLD.arms[arm].pod
     found = trace.observe(world, {pod: Observer(world, pod)}, Agent(world), arm, "http://web/")  # type: ignore[arg-type,dict-item]
     json.dumps(found.to_json())
     return found

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from meshdns.lab import topology
+from meshdns.core.world import Nets
 from meshdns.measure import validity
 from meshdns.measure.plan import Cell, Trial
 from meshdns.store import samples
+from shipped import WORLD
 
-NETS = topology.Nets()
+NETS = Nets()
+ADDRESS = WORLD.backends["plain"].cluster_ip
 COUNT, WARMUP = 20, 3
 ALL = COUNT + WARMUP
 
@@ -31,7 +33,7 @@ def table(**columns: Any) -> Any:
         "cell": np.zeros(COUNT), "seq": np.arange(COUNT), "due_ns": start, "start_ns": start, "dns_ns": start + 1,
         "connect_ns": start + 2, "tls_ns": start + 2, "first_byte_ns": start + 3, "end_ns": start + 4,
         "outcome": ["ok"] * COUNT, "rcode": np.zeros(COUNT), "status": np.full(COUNT, 200),
-        "queries": np.ones(COUNT), "address": [topology.LEGACY.cluster_ip] * COUNT, "replica": ["legacy-1"] * COUNT,
+        "queries": np.ones(COUNT), "address": [ADDRESS] * COUNT, "replica": ["legacy-1"] * COUNT,
         "bytes": np.full(COUNT, 1024), "local_port": np.arange(COUNT), "wire_dns_ns": np.full(COUNT, -1),
         "wire_total_ns": np.full(COUNT, -1),
     }  # fmt: skip
@@ -53,12 +55,12 @@ MODE2 = {
 
 
 def judge(what: Trial, rows: Any, counts: dict[str, float], **agent: Any) -> list[str]:
-    return validity.reasons(what, rows, counts, {**AGENT, **agent}, NETS)
+    return validity.reasons(what, rows, counts, {**AGENT, **agent}, world=WORLD, nets=NETS)
 
 
 def test_what_agrees_is_valid() -> None:
     assert judge(trial(), table(), PLAIN) == []
-    virtual = table(address=[topology.LEGACY.virtual_ip] * COUNT)
+    virtual = table(address=[WORLD.backends["plain"].virtual_ip] * COUNT)
     assert judge(trial("mode2-envoy"), virtual, MODE2) == []
 
 
@@ -70,7 +72,7 @@ def test_each_counter_that_disagrees_makes_the_trial_invalid(counter: str) -> No
 
 @pytest.mark.parametrize("counter", [key for key in MODE2 if key != "pod/rule/dns_proxy"])
 def test_each_counter_of_mode_2_counts(counter: str) -> None:
-    virtual = table(address=[topology.LEGACY.virtual_ip] * COUNT)
+    virtual = table(address=[WORLD.backends["plain"].virtual_ip] * COUNT)
     assert judge(trial("mode2-envoy"), virtual, {**MODE2, counter: MODE2[counter] + 1})
 
 
@@ -83,7 +85,7 @@ def test_escaped_packets_make_the_trial_invalid() -> None:
     [
         ({"status": np.full(COUNT, 503)}, "wrong status: 503"),
         ({"outcome": ["ok"] * 18 + ["timeout"] * 2}, "2 of 20 requests: timeout"),
-        ({"address": [topology.LEGACY.virtual_ip] * COUNT}, "wrong address: 240.240.0.20"),
+        ({"address": [WORLD.backends["plain"].virtual_ip] * COUNT}, "wrong address: 240.240.0.20"),
         ({"replica": ["web-1"] * COUNT}, "wrong replica: web-1"),
         ({"bytes": np.full(COUNT, 12)}, "wrong bytes: 12"),
         ({"rcode": np.full(COUNT, 3)}, "wrong rcode: 3"),

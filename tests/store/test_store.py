@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import json
 import os
@@ -20,6 +21,7 @@ import synthetic
 from meshdns import store
 from meshdns.core import errors
 from meshdns.store import samples
+from shipped import WORLD
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +80,7 @@ def test_any_possible_table_comes_back_as_it_went(rows: list[Any], counters: dic
     table = samples.table({name: list(value) if isinstance(value, range) else value for name, value in columns.items()})
     records = [samples.CellRecord(cell, {"arm": f"a{cell}"}, True, [], 1, 0, 1.0, counters) for cell in range(3)]
     with tempfile.TemporaryDirectory() as root:
-        writer = store.create(Path(root), store.RunHeader("r", {"ü": [None, 1]}, 1, "now", 1))
+        writer = store.create(Path(root), store.RunHeader("r", {"ü": [None, 1]}, 1, "now", 1), WORLD)
         writer.write_block(0, table, records, "now")
         runs = store.load(writer.finish("later"))
     assert runs.cells["counters"].to_list() == [counters] * 3
@@ -214,7 +216,7 @@ def test_nothing_is_overwritten_and_nothing_impossible_is_stored(tmp_path: Path)
     assert files(writer.path) == before
     for name in (synthetic.NAME, "../escape", ".hidden", "x.partial"):
         with pytest.raises(errors.InputError):
-            store.create(tmp_path, store.RunHeader(name, {}, 1, "now", 1))
+            store.create(tmp_path, store.RunHeader(name, {}, 1, "now", 1), WORLD)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
@@ -280,12 +282,12 @@ def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        store.create(tmp_path, store.RunHeader("r", {}, 1, "now", 1))
+        store.create(tmp_path, store.RunHeader("r", {}, 1, "now", 1), WORLD)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_runs_with_other_parameters_are_not_mixed(run: Path) -> None:
-    writer = store.create(run.parent, store.RunHeader("zz", {}, 1, "now", 1))
+    writer = store.create(run.parent, store.RunHeader("zz", {}, 1, "now", 1), WORLD)
     record = samples.CellRecord(0, {"arm": "ip"}, True, [], 1, 0, 1.0)
     writer.write_block(0, samples.SCHEMA.empty_table(), [record], "now")
     writer.finish("later")
@@ -294,7 +296,7 @@ def test_runs_with_other_parameters_are_not_mixed(run: Path) -> None:
 
 
 def test_a_run_whose_header_is_of_another_is_told_before_anything_is_measured(tmp_path: Path) -> None:
-    writer = store.create(tmp_path, store.RunHeader("r", {}, 1, "now", 1))
+    writer = store.create(tmp_path, store.RunHeader("r", {}, 1, "now", 1), WORLD)
     path = writer.path / "run.json"
     path.write_text(path.read_text().replace('"r"', '"../elsewhere"'))
     with pytest.raises(errors.DataError, match=r"says that the run is '\.\./elsewhere'"):
@@ -306,8 +308,31 @@ def test_a_run_whose_header_is_of_another_is_told_before_anything_is_measured(tm
 
 
 def test_the_records_of_an_unfinished_run_are_read_without_its_samples(tmp_path: Path) -> None:
-    writer = store.create(tmp_path, store.RunHeader("r", {}, 1, "now", 3))
+    writer = store.create(tmp_path, store.RunHeader("r", {}, 1, "now", 3), WORLD)
     record = samples.CellRecord(0, {"arm": "plain"}, False, ["a reason"], 1, 0, 1.0)
     writer.write_block(1, samples.SCHEMA.empty_table(), [record], "now")
     (writer.path / "blocks" / "0002.json").touch()  # half written
     assert store.records(writer.path) == [record]
+
+
+def test_a_run_without_its_world_is_of_an_older_meshdns(run: Path) -> None:
+    (run / "world.json").unlink()
+    with pytest.raises(errors.DataError, match=r"world.json: is missing: the run is of an older meshdns; read it with"):
+        store.load(run)
+    (run / "world.json").write_text('{"pods": 1}')
+    with pytest.raises(errors.DataError, match=r"world.json: is no world of this meshdns"):
+        store.load(run)
+
+
+def test_runs_of_different_worlds_are_read_apart(run: Path, tmp_path: Path) -> None:
+    """Each understands its own arms; one name for two different pods is refused."""
+    arms = WORLD.arms | {"mode1": dataclasses.replace(WORLD.arms["mode1"], mechanism="nftables")}
+    other = dataclasses.replace(WORLD, pods=tuple(arms.get(pod.arm, pod) for pod in WORLD.pods))
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy / run.name)
+    (copy / run.name / "world.json").write_text(json.dumps(other.to_json()))
+    assert store.load(copy).world.arms["mode1"].mechanism == "nftables"
+    header = json.loads((copy / run.name / "run.json").read_text())
+    (copy / run.name / "run.json").write_text(json.dumps(header | {"name": "other"}))
+    with pytest.raises(errors.DataError, match="client-mode1 is not the same in it as in"):
+        store.load([run, copy / run.name])

@@ -8,8 +8,8 @@ import pytest
 import traces
 from meshdns import store
 from meshdns.core import errors
-from meshdns.lab import topology
 from meshdns.studies import answers
+from shipped import WORLD
 from traces import Cell
 
 
@@ -88,7 +88,7 @@ def test_the_grid_has_words_for_every_answer_and_a_dash_for_what_was_not_tried(u
     grid = answers.grid(answers.matrix(usual))
     assert list(grid.columns) == ["captured, sidecar up", "captured, sidecar down", "not captured, sidecar up",
                                   "not captured, sidecar down"]  # fmt: skip
-    assert len(grid) == len(topology.ANSWERS) + 2
+    assert len(grid) == len(WORLD.answers) + 2
     assert grid.loc["a ClusterIP", "captured, sidecar down"] == "refused\nat the sidecar's port"
     assert grid.loc["the sidecar's port at 127.0.0.1, no guard", "captured, sidecar down"] == "–"
 
@@ -99,11 +99,11 @@ def test_each_modes_sidecar_has_a_grid_of_its_own(usual: store.Runs) -> None:
     assert second.loc["a virtual IP", "captured, sidecar up"] == "proxied"
     assert second.loc["a virtual IP", "captured, sidecar down"] == "refused\nat the sidecar's port"
     assert first.loc["a ServiceEntry's address", "captured, sidecar up"] == "proxied"
-    assert {answers.mode(arm) for arm in topology.ANSWERING} == set(answers.SIDECARS)
+    assert {answers.mode(arm) for arm in WORLD.answering} == set(answers.SIDECARS)
 
 
 def test_every_answer_of_the_testbed_has_a_meaning_and_a_side() -> None:
-    assert set(answers.MEANINGS) == set(topology.ANSWERS) == {*answers.AWAY, *answers.HOME}
+    assert set(answers.MEANINGS) == set(WORLD.answers) == {*answers.AWAY, *answers.HOME}
 
 
 def test_the_answer_follows_the_data(usual: store.Runs) -> None:
@@ -133,6 +133,7 @@ def test_runs_without_the_matrix_say_how_to_measure_it() -> None:
         traces.answered(Cell("pod")).cells.iloc[:0],
         [],
         [],
+        WORLD,
     )
     matrix = answers.matrix(runs)
     assert matrix.empty

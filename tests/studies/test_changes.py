@@ -25,10 +25,12 @@ from changes_world import World
 from meshdns import store
 from meshdns.analysis import absent, figures, gates, stats, text
 from meshdns.core import errors
-from meshdns.lab import plane, topology
+from meshdns.core.world import Nets
+from meshdns.lab import plane
 from meshdns.measure import counters, plan
 from meshdns.studies import changes, claims
 from meshdns.studies.changes import Change, Load, Spell
+from shipped import WORLD
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "05-following-change.ipynb"
 RATE_HZ = 100.0
@@ -366,9 +368,9 @@ def test_an_unrelated_service_comes_and_goes(tmp_path: Path, monkeypatch: pytest
         return {"configuration": {"number": 7 + path.exists(), "error": "", "fault": ""}}
 
     monkeypatch.setattr(plane.Plane, "status", status)
-    monkeypatch.setattr(plane, "unsettled", lambda _: iter(()))
+    monkeypatch.setattr(plane, "unsettled", lambda *_: iter(()))
     monkeypatch.setattr("time.sleep", lambda _: there.append(path.exists()))
-    bed: Any = SimpleNamespace(state=tmp_path, nets=topology.Nets())
+    bed: Any = SimpleNamespace(state=tmp_path, nets=Nets(), world=WORLD)
     plane.Plane(bed, bed).change("unrelated")
     assert there == [True]
     assert not path.exists()
@@ -377,14 +379,14 @@ def test_an_unrelated_service_comes_and_goes(tmp_path: Path, monkeypatch: pytest
 
 def test_servers_are_counted_where_replicas_stay() -> None:
     reader = object.__new__(counters.Reader)
-    reader._testbed = SimpleNamespace(nets=topology.Nets())  # type: ignore[assignment]
+    reader._testbed, reader._world = SimpleNamespace(nets=Nets()), WORLD  # type: ignore[assignment]
     counted = {
         change: set(reader._servers(plan.Cell("unnoticed", "mode2-xds", "shop", change=change)))
-        for change in topology.CHANGES
+        for change in plan.CHANGES
     }
     stays = {f"shop-{n}/governed" for n in (1, 2, 3)}
     gone = {"up", "down", "replace", "unready", "crash"}
-    assert counted == {change: set() if change in gone else stays for change in topology.CHANGES}
+    assert counted == {change: set() if change in gone else stays for change in plan.CHANGES}
 
 
 def test_failures_have_their_kind_and_retries_leave_none(usual: store.Runs, world: Callable[..., store.Runs]) -> None:

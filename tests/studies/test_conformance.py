@@ -10,6 +10,7 @@ import pandas as pd
 from meshdns import store
 from meshdns.analysis import text
 from meshdns.studies import conformance
+from shipped import WORLD
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample"
 
@@ -24,7 +25,7 @@ def runs(*asked: tuple[str, dict[str, list[dict[str, Any]]]]) -> store.Runs:
     headers = [
         store.RunHeader(f"run-{n}", {}, 1, created, 1, {"conformance": rows}) for n, (created, rows) in enumerate(asked)
     ]
-    return store.Runs(pd.DataFrame(), pd.DataFrame(), headers, [])
+    return store.Runs(pd.DataFrame(), pd.DataFrame(), headers, [], WORLD)
 
 
 def test_each_proxy_is_shown_as_the_last_run_that_asked_it_saw_it() -> None:

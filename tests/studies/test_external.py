@@ -13,6 +13,7 @@ import policies_world
 from meshdns import store
 from meshdns.studies import claims, external, policies
 from policies_world import World
+from shipped import WORLD
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_addresses_are_told_as_real_or_virtual(usual: store.Runs) -> None:
     kinds = {arm: row(table, "api", arm)["answered"] for arm in policies.ARMS}
     assert kinds == {"plain": "real", "mode1-xds": "real", "mode2-xds": "virtual", "mode2-envoy-xds": "virtual"}
     assert row(table, "redis", "mode2-xds")["addresses"] == "240.240.0.3"
-    assert external.kind("198.18.0.71") == external.REAL
+    assert external.kind("198.18.0.71", WORLD) == external.REAL
 
 
 def test_the_sidecars_counts_hold_the_warm_up_and_are_absent_without_one(usual: store.Runs) -> None:

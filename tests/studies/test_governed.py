@@ -11,19 +11,19 @@ import pytest
 import policies_world
 from meshdns import store
 from meshdns.istio import nametable, reader, records, registry, vips
-from meshdns.lab import topology
 from meshdns.studies import claims, governed
 from meshdns.xds import api
 from meshdns.xds.compile import snapshot
 from meshdns.xds.node import Node
 from policies_world import HOSTS, SHOP, VIRTUAL
+from shipped import WORLD
 
-MESH = Path(__file__).parents[2] / "compose" / "mesh"
+MESH = Path(__file__).parents[2] / "compose" / "worlds"
 
 
 def table(facts: dict[str, Any]) -> pd.DataFrame:
     header = store.RunHeader("policies-1", {}, 1, "2026-01-01T00:00:00Z", 2, facts)
-    return governed.table(store.Runs(pd.DataFrame(), pd.DataFrame(), [header], []))
+    return governed.table(store.Runs(pd.DataFrame(), pd.DataFrame(), [header], [], WORLD))
 
 
 def lacking(facts: dict[str, Any], host: str) -> str:
@@ -47,7 +47,7 @@ def test_what_one_model_feeds_agrees() -> None:
 def test_names_of_several_runs_are_counted_once() -> None:
     facts = policies_world.governed()
     headers = [store.RunHeader(f"run-{n}", {}, 1, "2026-01-01T00:00:00Z", 2, facts) for n in range(2)]
-    found = claims.one_model(governed.table(store.Runs(pd.DataFrame(), pd.DataFrame(), headers, [])))
+    found = claims.one_model(governed.table(store.Runs(pd.DataFrame(), pd.DataFrame(), headers, [], WORLD)))
     assert found.numbers.startswith("5 of 5 names agree in 2 runs; 3 have a virtual address")
 
 
@@ -136,12 +136,12 @@ def test_runs_without_a_control_plane_have_nothing_to_say() -> None:
     assert claims.one_model(found).verdict == claims.UNMEASURED
 
 
-def shipped(*, dns: topology.Dns = "agent") -> dict[str, Any]:
+def shipped(*, dns: str = "agent") -> dict[str, Any]:
     """Facts as the control plane would make them of the mesh in compose/mesh, for one sidecar."""
     given = reader.read([MESH])
     virtual = vips.assign(vips.Allocation(), vips.wanted(given), vips.reserved(given)).addresses
     whole = registry.build(given, virtual)
-    found = snapshot(whole, Node("client", topology.NAMESPACE, "198.18.0.54", dns=dns))
+    found = snapshot(whole, Node("client", WORLD.namespace, "198.18.0.54", dns=dns))
     held: dict[str, list[str]] = {}
     for each in records.build(whole):
         if each.rtype == "A":
@@ -161,7 +161,7 @@ def test_the_shipped_mesh_agrees_with_itself() -> None:
     assert found.loc[found["agree"] != "yes", "lacking"].to_dict() == {}
     assert {"virtual", "ClusterIP", "pods"} <= set(found["address"])
     for name in ("api", "postgres", "redis"):
-        assert found.loc[topology.BACKENDS[name].fqdn, "address"] == "virtual"
+        assert found.loc[WORLD.backends[name].fqdn, "address"] == "virtual"
 
 
 def test_a_sidecar_without_the_virtual_addresses_of_two_services_on_one_port_still_has_a_listener_for_it() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import traces
 from meshdns.studies import hops, transfers
+from shipped import WORLD
 
 
 def route(path: transfers.Path, kind: str) -> list[tuple[str, str, str, str]]:
@@ -19,7 +20,7 @@ def route(path: transfers.Path, kind: str) -> list[tuple[str, str, str, str]]:
 
 
 def test_mode_1_asks_the_cluster_dns_and_passes_three_connections() -> None:
-    path = transfers.read(traces.mode1())
+    path = transfers.read(traces.mode1(), WORLD)
     assert route(path, "DNS") == [
         ("application", "dnsdist", "10.96.0.10:53", "198.18.0.10:53"),
         ("dnsdist", "BIND", "127.0.0.1:5300", "127.0.0.1:5300"),
@@ -39,7 +40,7 @@ def test_mode_1_asks_the_cluster_dns_and_passes_three_connections() -> None:
 
 
 def test_the_sidecars_own_lookup_is_shown_and_not_counted() -> None:
-    path = transfers.read(traces.mode1())
+    path = transfers.read(traces.mode1(), WORLD)
     own = [(each.source, each.said) for each in path.hops if each.own]
     assert own == [("sidecar", "web-headless.shop.svc.cluster.local. A?"),
                    ("dnsdist", "web-headless.shop.svc.cluster.local. A?")]  # fmt: skip
@@ -47,7 +48,7 @@ def test_the_sidecars_own_lookup_is_shown_and_not_counted() -> None:
 
 
 def test_packets_seen_twice_are_counted_once() -> None:
-    path = transfers.read(traces.mode1())
+    path = transfers.read(traces.mode1(), WORLD)
     _, proxy, server = path.of("TCP")
     assert [(each.what, each.packets, each.forward) for each in proxy.messages] == [
         ("connects", 3, True), ("requests", 1, True), ("responds", 1, False)]  # fmt: skip
@@ -57,7 +58,7 @@ def test_packets_seen_twice_are_counted_once() -> None:
 
 
 def test_mode_2_answers_inside_the_pod_and_ends_at_the_same_port() -> None:
-    path = transfers.read(traces.mode2())
+    path = transfers.read(traces.mode2(), WORLD)
     assert route(path, "DNS") == [("application", "DNS proxy", "10.96.0.10:53", "127.0.0.1:15053")]
     assert route(path, "TCP")[0] == ("application", "sidecar", "240.240.0.10:80", "127.0.0.1:15001")
     total = hops.totals(path)
@@ -70,7 +71,7 @@ def test_mode_2_answers_inside_the_pod_and_ends_at_the_same_port() -> None:
 
 
 def test_names_of_the_search_list_are_told_once_and_counted_each() -> None:
-    one, two = transfers.read(traces.mode1(*traces.ABSENT)), transfers.read(traces.mode2(*traces.ABSENT))
+    one, two = transfers.read(traces.mode1(*traces.ABSENT), WORLD), transfers.read(traces.mode2(*traces.ABSENT), WORLD)
     assert [(row.times, row.hop.target) for row in one.rows()][:4] == [
         (3, "dnsdist"),
         (3, "BIND"),
@@ -85,7 +86,7 @@ def test_names_of_the_search_list_are_told_once_and_counted_each() -> None:
 
 
 def test_without_a_mesh_the_call_is_direct_and_others_questions_are_left_out() -> None:
-    path = transfers.read(traces.direct())
+    path = transfers.read(traces.direct(), WORLD)
     assert route(path, "TCP") == [("application", "server", "10.96.1.20:80", traces.LEGACY)]
     assert len(path.of("DNS")) == 2
 
@@ -95,13 +96,15 @@ def test_capture_that_leaves_no_entry_is_told_by_what_the_application_knows() ->
     pod = "client-mode2-agent"
     plain = [line.replace("dst=240.240.0.10", "dst=127.0.0.1").replace("dport=80", "dport=15001") for line in
              trace["tracked"][pod] if " tcp " in line]  # fmt: skip
-    path = transfers.read(trace | {"tracked": {pod: plain}})  # as with eBPF, whose entry has the new address alone
+    path = transfers.read(
+        trace | {"tracked": {pod: plain}}, WORLD
+    )  # as with eBPF, whose entry has the new address alone
     assert route(path, "DNS")[0][2:] == ("10.96.0.10:53", "127.0.0.1:15053")
     assert route(path, "TCP")[0][2:] == ("240.240.0.10:80", "127.0.0.1:15001")
 
 
 def test_a_loop_is_one_row_with_its_rounds_and_the_guard_ends_it_at_once() -> None:
-    looped, guarded = transfers.read(traces.loop(40)), transfers.read(traces.loop(guarded=True))
+    looped, guarded = transfers.read(traces.loop(40), WORLD), transfers.read(traces.loop(guarded=True), WORLD)
     rows = [
         (row.times, row.hop.source, row.hop.target, row.hop.ending) for row in looped.rows() if row.hop.kind == "TCP"
     ]
@@ -119,37 +122,37 @@ def test_a_loop_is_one_row_with_its_rounds_and_the_guard_ends_it_at_once() -> No
     ],
 )
 def test_failed_connections_say_how(trace: dict[str, Any], target: str, ending: str, whats: list[str]) -> None:
-    hop = transfers.read(trace).of("TCP")[0]
+    hop = transfers.read(trace, WORLD).of("TCP")[0]
     assert (hop.target, hop.ending, [each.what for each in hop.messages]) == (target, ending, whats)
-    assert ending in hops.text(trace)
+    assert ending in hops.text(trace, WORLD)
 
 
 def test_names_that_fail_make_no_connection() -> None:
-    assert transfers.read(traces.unknown()).of("TCP") == []
-    assert transfers.read(traces.unknown()).hops[0].answer == "NXDOMAIN"
-    mute = transfers.read(traces.mute()).hops
+    assert transfers.read(traces.unknown(), WORLD).of("TCP") == []
+    assert transfers.read(traces.unknown(), WORLD).hops[0].answer == "NXDOMAIN"
+    mute = transfers.read(traces.mute(), WORLD).hops
     assert [(each.ending, each.packets) for each in mute] == [("lost", 2)]
 
 
 def test_tls_is_told_as_such() -> None:
-    hop = transfers.read(traces.mode1(says=("TLS handshake", "TLS data"))).of("TCP")[0]
+    hop = transfers.read(traces.mode1(says=("TLS handshake", "TLS data")), WORLD).of("TCP")[0]
     assert (hop.said, hop.answer) == ("TLS handshake", "TLS data")
 
 
 def test_last_words_of_an_older_connection_are_no_hop() -> None:
-    assert len(transfers.read(traces.mode1(kept=True)).hops) == len(transfers.read(traces.mode1()).hops)
+    assert len(transfers.read(traces.mode1(kept=True), WORLD).hops) == len(transfers.read(traces.mode1(), WORLD).hops)
 
 
 @given(st.integers(0, 10**6), st.integers(0, 30))
 def test_no_packet_of_a_connection_is_lost_or_counted_twice(seed: int, length: int) -> None:
     trace = traces.lost() | {"packets": traces.random_stages(seed, length)}
-    path = transfers.read(trace)
+    path = transfers.read(trace, WORLD)
     assert sum(hop.packets for hop in path.hops) == length + 1
     assert sum(hop.size for hop in path.hops) == sum(each["size"] for each in trace["packets"])
 
 
 def test_the_text_tells_everything_once() -> None:
-    lines = hops.text(traces.mode1(*traces.ABSENT)).splitlines()
+    lines = hops.text(traces.mode1(*traces.ABSENT), WORLD).splitlines()
     assert lines[0] == "GET http://web.shop.svc.cluster.local/ from client-mode1: ok, 200 from web-1, told 10.96.1.10"
     assert lines[1] == "dns 1.00 µs, connect 1.00 µs, tls 1.00 µs, first byte 1.00 µs, transfer 1.00 µs, total 5.00 µs"
     whole = "\n".join(lines)
@@ -206,8 +209,8 @@ def test_every_arm_has_a_row_of_what_each_part_saw() -> None:
 
 
 def test_older_traces_are_read_and_say_what_they_lack() -> None:
-    path = transfers.read(traces.older(traces.mode1()))
-    assert route(path, "TCP") == route(transfers.read(traces.mode1()), "TCP")
+    path = transfers.read(traces.older(traces.mode1()), WORLD)
+    assert route(path, "TCP") == route(transfers.read(traces.mode1(), WORLD), "TCP")
     row = hops.seen({"mode1": path}).iloc[0]
     assert row["rules that moved"] == "client: redirect_tcp 1; server: not recorded"
     assert row["conntrack, server's pod"] == "not recorded"
@@ -217,10 +220,10 @@ def test_older_traces_are_read_and_say_what_they_lack() -> None:
 def test_a_filter_chain_is_told_where_the_connection_stood_already_and_never_guessed() -> None:
     trace = traces.mode1()
     kept = {"listener.0.0.0.0_15006.http.inbound.downstream_rq_completed": 1, "http.inbound.downstream_rq_total": 1}
-    read = transfers.read(trace | {"proxies": trace["proxies"] | {"web-1": kept}})
+    read = transfers.read(trace | {"proxies": trace["proxies"] | {"web-1": kept}}, WORLD)
     assert (read.pods["web-1"].taken.listener, read.pods["web-1"].taken.chain) == ("0.0.0.0_15006", "inbound-http")
     shared = {"web-1": {"0.0.0.0_15006": {"inbound": ["mtls", "plaintext"]}}}
-    assert transfers.read(trace | {"chains": shared}).pods["web-1"].taken.chain == "mtls or plaintext"
+    assert transfers.read(trace | {"chains": shared}, WORLD).pods["web-1"].taken.chain == "mtls or plaintext"
 
 
 def test_the_table_has_a_row_per_hop_and_the_newest_run_wins() -> None:

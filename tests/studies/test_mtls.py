@@ -48,10 +48,10 @@ def test_outcomes_that_differ_are_counted(usual: store.Runs) -> None:
     first = (whole["experiment"] == "mtls") & (whole["policy"] == "strict") & (whole["arm"] == "plain")
     first &= whole["seq"] < 2
     changed = whole.assign(outcome=whole["outcome"].astype(str).where(~first, "ok"))
-    table = mtls.matrix(store.Runs(changed, usual.cells, usual.headers, usual.notes))
+    table = mtls.matrix(store.Runs(changed, usual.cells, usual.headers, usual.notes, usual.world))
     assert cell(table, "strict", "plain") == "6 of 60 served, no TLS handshake, by the server's sidecar"
     silent = whole.assign(outcome=whole["outcome"].astype(str).where(whole["outcome"] != "reset", "timeout"))
-    table = mtls.matrix(store.Runs(silent, usual.cells, usual.headers, usual.notes))
+    table = mtls.matrix(store.Runs(silent, usual.cells, usual.headers, usual.notes, usual.world))
     assert mtls.rows(table, "strict", "plain")[0]["outcome"] == "lost"
 
 

@@ -25,6 +25,7 @@ from meshdns.core import errors, units
 from meshdns.measure import counters, plan
 from meshdns.studies import claims, policies
 from policies_world import World
+from shipped import WORLD
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "04-what-the-sidecar-buys.ipynb"
 
@@ -462,7 +463,7 @@ def test_the_notebook_runs_on_any_run(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("_closed")
 @pytest.mark.parametrize("name", [each for each in plan.shipped() if each == "policies"])
 def test_the_notebook_runs_on_the_shipped_plan(tmp_path: Path, name: str) -> None:
-    asked = plan.find(name)
+    asked = plan.find(name, WORLD)
     short = replace(asked, experiments=tuple(replace(each, count=min(each.count, 150)) for each in asked.experiments))
     space = notebook(policies_world.build(tmp_path, World(facts=policies_world.governed()), blocks=2, asked=short))
     assert all(space["said"])
@@ -473,10 +474,10 @@ def test_the_notebook_runs_on_the_shipped_plan(tmp_path: Path, name: str) -> Non
 
 
 def test_the_kinds_of_fault_and_policy_all_have_a_name() -> None:
-    from meshdns.lab import topology
+    from meshdns.measure import plan
 
-    assert set(policies.FAULT) == {"none", *topology.FAULTS}
-    assert set(policies.ARMS) <= set(topology.ARMS)
+    assert set(policies.FAULT) == {"none", *plan.FAULTS}
+    assert set(policies.ARMS) <= set(WORLD.arms)
     assert cells.PROBABILITIES[1] == policies.TAIL
 
 

@@ -18,6 +18,7 @@ from meshdns import store
 from meshdns.analysis import cells, gates, provenance, stats, text
 from meshdns.core import errors, units
 from meshdns.studies import card, consistency, lookups, requests, ruler
+from shipped import WORLD
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def tiny(latencies: dict[tuple[int, str], list[float]], valid: dict[tuple[int, s
             rows.append(place | parameters | {"due_ns": 0, "start_ns": 1_000, "outcome": "ok"} | instants)
     header = store.RunHeader("r", {"experiment": [{"name": "lookup", "warmup": 3}]}, 1, "", 2)
     return store.Runs(
-        pd.DataFrame(rows), pd.DataFrame(found).assign(offered=5, counters=[{}] * len(found)), [header], []
+        pd.DataFrame(rows), pd.DataFrame(found).assign(offered=5, counters=[{}] * len(found)), [header], [], WORLD
     )
 
 

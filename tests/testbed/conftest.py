@@ -14,11 +14,11 @@ import pytest
 
 from meshdns import cli
 from meshdns.core.progress import Progress
-from meshdns.lab import topology
 from meshdns.lab.compose import engine, locks, testbed
 from meshdns.lab.compose.testbed import Testbed
 from meshdns.measure import counters, run
 from meshdns.measure.conditions import Conditions
+from shipped import WORLD
 
 OWN = {"MESHDNS_PROJECT": "meshdns-test", "MESHDNS_PODS": "198.18.76", "MESHDNS_WORLD": "198.19.76"}
 
@@ -40,7 +40,7 @@ def bed() -> Iterator[Testbed]:
         locks.machine().ask()  # tests on real containers would be seen in somebody's numbers
         engine.ensure(said.append)
         # With every pod, as the commands that tests start.
-        every = frozenset(topology.GROUPS)
+        every = frozenset(WORLD.groups)
         own = Testbed(engine.images(said.append).tags, nets, project, testbed.state_of(project), every)
         # The testbed's lock is for those commands to take; this one keeps the tests of two checkouts apart.
         with locks.testbed("tests", project).hold("tests of the testbed"):

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 import pytest
 
 from meshdns.core import process
-from meshdns.lab import plane, topology
+from meshdns.lab import plane
 from meshdns.lab.compose.testbed import Testbed
 from meshdns.measure import run
 from meshdns.measure.plan import Cell, Trial
+from shipped import WORLD
 
 MODES = ("mode1-xds", "mode2-xds", "mode2-envoy-xds")
 MODE2 = MODES[1:]
@@ -57,11 +58,11 @@ def until(holds: object, seconds: float = 15.0) -> bool:
 
 def test_sidecars_names_and_records_agree(governing: plane.Plane) -> None:
     told = governing.told()
-    assert list(plane.unsettled(told["status"])) == []
-    assert told["names"]["shop.shop.svc.cluster.local"] == [topology.SHOP.cluster_ip]
-    assert told["records"]["shop.shop.svc.cluster.local"] == [topology.SHOP.cluster_ip]
+    assert list(plane.unsettled(told["status"], WORLD)) == []
+    assert told["names"]["shop.shop.svc.cluster.local"] == [WORLD.backends["shop"].cluster_ip]
+    assert told["records"]["shop.shop.svc.cluster.local"] == [WORLD.backends["shop"].cluster_ip]
     assert sorted(told["records"]["shop-headless.shop.svc.cluster.local"]) == sorted(
-        governing.bed.nets.pod(host) for pod, host in topology.SHOP.replicas.items()
+        governing.bed.nets.pod(host) for pod, host in WORLD.backends["shop"].replicas.items()
     )
     virtual = [told["names"][f"{name}.example.com"] for name in ("api", "postgres", "redis")]
     assert all(address.startswith("240.240.") for [address] in virtual)
@@ -128,7 +129,7 @@ def test_a_name_told_to_the_agents_proxy_and_to_envoys_filter_is_answered_alike(
 ) -> None:
     told = governing.told()["names"]
     for backend in ("shop", "shop-headless", "api", "postgres"):
-        host = topology.BACKENDS[backend].fqdn
+        host = WORLD.backends[backend].fqdn
         for arm in MODE2:
             assert seen(session, trial(arm, backend, 60), "address") <= set(told[host]), (arm, host)
 
@@ -142,15 +143,15 @@ print(*(record.address for rrset in answer.answer for record in rrset))
 
 @pytest.mark.parametrize("arm", MODE2)
 def test_dns_over_tcp_is_answered_in_a_governed_pod(bed: Testbed, arm: str) -> None:
-    asked = ["python3", "-c", _OVER_TCP, topology.EXTERNAL_NAME, topology.DNS_CLUSTER_IP]
-    [address] = bed.within(topology.ARMS[arm].pod, "dnsproxy", asked, 15).split()
+    asked = ["python3", "-c", _OVER_TCP, WORLD.external_name, WORLD.dns_cluster_ip]
+    [address] = bed.within(WORLD.arms[arm].pod, "dnsproxy", asked, 15).split()
     # Envoy has no DNS filter for TCP: what it passes on gets the real address.
-    assert address.startswith("240.240." if topology.ARMS[arm].dns == "agent" else bed.nets.world)
+    assert address.startswith("240.240." if WORLD.arms[arm].dns == "agent" else bed.nets.world)
 
 
 def test_certificates_are_replaced_within_an_hour(governing: plane.Plane) -> None:
     held = governing.status()["certificates"]
-    assert held.keys() >= {f"{topology.NAMESPACE}/{topology.ARMS[arm].pod}" for arm in MODES}
+    assert held.keys() >= {f"{WORLD.namespace}/{WORLD.arms[arm].pod}" for arm in MODES}
     assert all(0 < one["ends"] - time.time() <= 3600 for one in held.values())
 
 
@@ -188,7 +189,7 @@ def test_what_cannot_be_used_changes_nothing_and_is_said(governing: plane.Plane,
     number = governing.status()["configuration"]["number"]
     with written(governing.bed, "apiVersion: v1\nkind: Service\nmetadata: {name: x}\nspec: {clusterIP: nonsense}\n"):
         assert until(lambda: "more.yaml" in governing.status()["configuration"]["error"])
-        shown = "\n".join(plane.summary(governing.status()))
+        shown = "\n".join(plane.summary(governing.status(), WORLD))
         assert "clusterIP" in shown
         assert "what was in force stays" in shown
         assert governing.status()["configuration"]["number"] == number
@@ -220,7 +221,7 @@ def test_without_the_control_plane_the_data_plane_keeps_what_it_has(
 
 def _settled(governing: plane.Plane) -> bool:
     with contextlib.suppress(Exception):
-        return not any(plane.unsettled(governing.status()))
+        return not any(plane.unsettled(governing.status(), WORLD))
     return False
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from meshdns import cli, store
 from meshdns.core import errors, process
-from meshdns.lab import topology
+from meshdns.core.world import Nets
 from meshdns.lab.compose import engine, locks, testbed
 from meshdns.lab.compose.testbed import Testbed
 
@@ -220,7 +220,7 @@ def test_a_second_run_at_the_same_time_is_refused(bed: Testbed, plan_file: Path,
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Testbed]:
     """A testbed of another name, on other networks: for starts that are meant to fail."""
-    nets = topology.Nets("198.18.77", "198.19.77")
+    nets = Nets("198.18.77", "198.19.77")
     other = Testbed(engine.images(print).tags, nets, project="meshdns-fault", state=tmp_path / "x" / "state")
     with locks.testbed("tests", other.project).hold("tests of the testbed"):
         yield other
@@ -233,11 +233,11 @@ import sys
 from pathlib import Path
 from meshdns import cli
 from meshdns.lab.compose import engine
-from meshdns.lab import topology
+
 from meshdns.lab.compose.testbed import Testbed
 
 def bed(build=False, groups=()):
-    nets = topology.Nets("198.18.77", "198.19.77")
+    nets = Nets("198.18.77", "198.19.77")
     return Testbed(engine.images(cli.say).tags, nets, project="meshdns-fault", state=state, groups=frozenset(groups))
 
 state = Path(sys.argv[1])
@@ -372,7 +372,7 @@ def test_an_engine_that_dies_while_the_testbed_starts_is_told(small: Testbed, pl
 
 
 def test_a_busy_subnet_is_told_with_a_way_out(tmp_path: Path) -> None:
-    nets = topology.Nets("198.18.78", "198.19.78")  # not those of `small`: an earlier test's network may have been kept
+    nets = Nets("198.18.78", "198.19.78")  # not those of `small`: an earlier test's network may have been kept
     bed = Testbed(engine.images(print).tags, nets, project="meshdns-busy", state=tmp_path / "state")
     pool = {"Subnet": nets.cidrs()[0]}
     network = bed.client.api.create_network("meshdns-in-the-way", ipam={"Config": [pool]}, internal=True)

@@ -10,15 +10,17 @@ import dns.rcode
 import pytest
 
 from meshdns.core import process
-from meshdns.lab import topology
+from meshdns.core.world import Pod
+from meshdns.lab import ports
 from meshdns.lab.compose.testbed import Testbed
 from meshdns.measure import run, trace
 from meshdns.measure.plan import Cell, Trial
+from shipped import WORLD
 
 # Arms with a sidecar whose trials are judged by every counter; the ANSWERING ones are tried for what goes wrong.
 # Those that the control plane configures are tried in test_control_plane.
-STATIC = [client for client in topology.CLIENTS if not client.governed]
-SIDECARS = [client.arm for client in STATIC if client.sidecar and client.arm not in topology.ANSWERING]
+STATIC = [client for client in WORLD.clients if not client.governed]
+SIDECARS = [client.arm for client in STATIC if client.sidecar and client.arm not in WORLD.answering]
 PROXIED = [client.arm for client in STATIC if client.dns_proxy]
 NAMED = ["plain", "plain-aa", "mode1", *PROXIED]  # they resolve names
 
@@ -72,7 +74,7 @@ def test_lookups_are_valid_by_all_counters(session: run.Session, arm: str, name_
 
 @pytest.mark.parametrize(
     ("arm", "backend"),
-    [("ip", "plain"), ("ip", "meshed"), *(("ip", service.backend) for service in topology.INBOUND)]
+    [("ip", "plain"), ("ip", "meshed"), *(("ip", service.backend) for service in WORLD.inbound)]
     + [(arm, backend) for arm in ("plain", *SIDECARS) for backend in ("plain", "meshed")]
     + [(arm, "static") for arm in SIDECARS],
 )
@@ -154,7 +156,7 @@ def test_dns_over_tcp_answers(bed: Testbed, arm: str) -> None:
     answer = dns.message.from_wire(bytes.fromhex(said))
     assert answer.rcode() == dns.rcode.NOERROR
     # Envoy has no DNS filter for TCP: what it passes on gets the real address.
-    virtual = topology.ARMS[arm].dns == "agent"
+    virtual = WORLD.arms[arm].dns == "agent"
     assert ("240.240.0.10" if virtual else "10.96.1.10") in answer.answer[0].to_text()
 
 
@@ -164,7 +166,7 @@ def test_the_application_sees_a_real_or_a_virtual_address(bed: Testbed, arm: str
     assert in_app(bed, arm, program) == ("240.240.0.10" if arm in PROXIED else "10.96.1.10")
 
 
-@pytest.mark.parametrize("arm", [arm for arm in SIDECARS if topology.ARMS[arm].dns == "agent"])
+@pytest.mark.parametrize("arm", [arm for arm in SIDECARS if WORLD.arms[arm].dns == "agent"])
 @pytest.mark.parametrize("connection", ["new", "keepalive"])
 def test_rules_in_front_change_no_path_and_are_taken_away(session: run.Session, arm: str, connection: str) -> None:
     for count in (1000, 0):
@@ -216,7 +218,7 @@ def test_a_trace_shows_every_namespace_and_the_address_asked_for(bed: Testbed, a
     assert any("web.shop.svc.cluster.local. A?" in packet.says for packet in seen.packets)
     asked = "240.240.0.10" if arm in PROXIED else "10.96.1.10"
     assert seen.request["address"] == asked
-    if arm in SIDECARS and topology.ARMS[arm].mechanism in ("iptables", "nftables"):
+    if arm in SIDECARS and WORLD.arms[arm].mechanism in ("iptables", "nftables"):
         assert any(f"dst={asked} " in line and "sport=15001" in line for line in seen.tracked[f"client-{arm}"])
     if arm in SIDECARS:
         assert seen.chains[f"client-{arm}"][f"{asked}_80"] == {"out_web": ["web-http"]}
@@ -245,7 +247,7 @@ def test_an_address_without_a_listener_goes_nowhere_and_is_counted(bed: Testbed)
 
 @pytest.mark.parametrize("arm", SIDECARS)
 def test_a_connection_to_the_proxy_port_itself_does_not_loop(bed: Testbed, arm: str) -> None:
-    address = bed.nets.pod(topology.ARMS[arm].host)
+    address = bed.nets.pod(WORLD.arms[arm].host)
     for port in (15001, 15006):
         program = (
             f"import socket\ns = socket.create_connection(('{address}', {port}), timeout=3)\n"
@@ -253,14 +255,14 @@ def test_a_connection_to_the_proxy_port_itself_does_not_loop(bed: Testbed, arm: 
             "try: print(len(s.recv(100)))\nexcept ConnectionResetError: print(0)"
         )
         assert in_app(bed, arm, program) == "0"
-    page = {"url": f"http://127.0.0.1:{topology.PORT_ADMIN}/stats?format=json&filter=^server.total_connections$"}
+    page = {"url": f"http://127.0.0.1:{ports.PORT_ADMIN}/stats?format=json&filter=^server.total_connections$"}
     with bed.observers() as observers:
         reply = observers[f"client-{arm}"].ask({"op": "snapshot", "pages": [page]}, 10)[0]["pages"][0]
     assert json.loads(reply)["stats"][0]["value"] < 50  # a loop would hold hundreds
 
 
-@pytest.mark.parametrize("server", topology.MESHED, ids=lambda server: server.pod)
-def test_inbound_connections_to_meshed_replicas_pass_their_sidecar(bed: Testbed, server: topology.ServerPod) -> None:
+@pytest.mark.parametrize("server", WORLD.meshed, ids=lambda server: server.pod)
+def test_inbound_connections_to_meshed_replicas_pass_their_sidecar(bed: Testbed, server: Pod) -> None:
     host = bed.nets.pod(server.host)
     program = (
         f"import http.client as h\nc = h.HTTPConnection('{host}', 8080, timeout=3)\n"

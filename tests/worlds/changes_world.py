@@ -19,6 +19,7 @@ import pyarrow as pa
 from meshdns import store
 from meshdns.measure import plan
 from meshdns.store import samples
+from shipped import WORLD
 
 BEFORE = ("shop-1", "shop-2", "shop-3")
 WAYS = {
@@ -80,9 +81,9 @@ def runs(root: Path, world: World | None = None, blocks: int = 4, seed: int = 1)
 def build(root: Path, world: World | None = None, blocks: int = 4, seed: int = 1, name: str = "") -> Path:
     """The finished folder of a run of the shipped plan `name`, or of one with every change in every arm."""
     world = world or World()
-    made = dataclasses.replace(plan.find(name) if name else _plan(world), blocks=blocks)
+    made = dataclasses.replace(plan.find(name, WORLD) if name else _plan(world), blocks=blocks)
     header = store.RunHeader(f"change-{seed}", made.to_json(), seed, "2026-01-01T00:00:00Z", blocks, {})
-    writer = store.create(root, header)
+    writer = store.create(root, header, WORLD)
     for block in range(blocks):
         begin_ns = (block + 1) * 10**15
         tables, records = [], []
@@ -125,7 +126,7 @@ def _plan(world: World) -> plan.Plan:
         change=("gone",),
         series="",
     )
-    return plan.Plan("change", "", 1, 1, (meshed, plain, gone))
+    return plan.Plan("change", "", 1, 1, (meshed, plain, gone), WORLD)
 
 
 @dataclass

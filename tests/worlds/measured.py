@@ -16,9 +16,10 @@ import numpy as np
 import pyarrow as pa
 
 from meshdns import store
-from meshdns.lab import topology
+from meshdns.core.world import Nets
 from meshdns.measure import plan
 from meshdns.store import samples
+from shipped import WORLD
 
 ARMS = ("ip", "plain", "plain-aa", "mode1", "mode2-envoy", "mode2-agent")
 
@@ -68,12 +69,12 @@ def runs(root: Path, world: World | None = None, blocks: int = 8, seed: int = 1,
 
 def build(root: Path, world: World | None = None, blocks: int = 8, seed: int = 1, name: str = "quick") -> Path:
     """The finished folder of a run of the shipped plan `name`."""
-    asked = plan.find(name)
+    asked = plan.find(name, WORLD)
     # Every experiment in every block: fewer blocks give the same intervals.
     experiments = tuple(dataclasses.replace(each, every=1) for each in asked.experiments)
     asked = dataclasses.replace(asked, blocks=blocks, experiments=experiments)
     header = store.RunHeader(f"{name}-{seed}", asked.to_json(), seed, "2026-01-01T00:00:00Z", blocks, _facts())
-    writer = store.create(root, header)
+    writer = store.create(root, header, WORLD)
     for block in range(blocks):
         rng = np.random.default_rng([seed, block])
         trials = asked.block(block)
@@ -171,11 +172,11 @@ def _forwarded(cell: plan.Cell) -> bool:
 
 
 def _mode2(cell: plan.Cell) -> bool:
-    return cell.arm != "null" and topology.ARMS[cell.arm].dns_proxy
+    return cell.arm != "null" and WORLD.arms[cell.arm].dns_proxy
 
 
 def _sidecar(cell: plan.Cell) -> bool:
-    return cell.arm != "null" and topology.ARMS[cell.arm].sidecar
+    return cell.arm != "null" and WORLD.arms[cell.arm].sidecar
 
 
 def _dns(world: World, cell: plan.Cell) -> tuple[float, float]:
@@ -197,7 +198,7 @@ def _http(world: World, cell: plan.Cell) -> float:
     if cell.kind == "lookup":
         return 0.0
     client = world.sidecar if _sidecar(cell) else 0.0
-    server = world.server_sidecar if topology.BACKENDS[cell.backend].meshed else 0.0
+    server = world.server_sidecar if WORLD.backends[cell.backend].meshed else 0.0
     again = world.strict_dns if cell.arm == "mode1" and cell.backend == "meshed" else 0.0
     return 150.0 + client + server + again
 
@@ -227,9 +228,9 @@ def _address(cell: plan.Cell) -> str:
         return ""
     if cell.name_kind == "external":
         return "198.19.0.80"
-    service = topology.BACKENDS.get(cell.backend, topology.WEB)
+    service = WORLD.backends.get(cell.backend, WORLD.backends["meshed"])
     if cell.answer != "none":
-        return topology.ANSWERS[cell.answer].of(topology.Nets(), topology.ARMS[cell.arm])
+        return WORLD.answers[cell.answer].of(Nets(), WORLD.arms[cell.arm])
     return service.virtual_ip if _mode2(cell) else service.cluster_ip
 
 
@@ -263,9 +264,9 @@ def _cpu(cell: plan.Cell, made: int, rng: np.random.Generator) -> dict[str, floa
     pod = f"client-{cell.arm}"
     spent = {f"{pod}-app": 90.0, "dns-bind": 15.0 * _forwarded(cell), "dns-dnsdist": 10.0 * _forwarded(cell)}
     spent |= {f"{pod}-envoy": 250.0} if _sidecar(cell) else {}
-    spent |= {f"{pod}-dns": 20.0} if topology.ARMS[cell.arm].dns == "agent" else {}
+    spent |= {f"{pod}-dns": 20.0} if WORLD.arms[cell.arm].dns == "agent" else {}
     if cell.kind == "request":
-        service = topology.BACKENDS[cell.backend]
+        service = WORLD.backends[cell.backend]
         first = next(iter(service.replicas))
         pair = (f"{first}-app", f"{first}-envoy") if service.meshed else (first,)
         spent |= dict.fromkeys(pair, 60.0)

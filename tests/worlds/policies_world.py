@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 
 from meshdns import store
-from meshdns.lab import topology
 from meshdns.measure import plan
 from meshdns.store import samples
+from shipped import WORLD
 
 PLAN = """
 name = "policies"
@@ -146,8 +146,8 @@ warmup = 5
 REPLICAS = ("shop-1", "shop-2", "shop-3")
 REAL = {"api": "198.19.0.80", "postgres": "198.19.0.81", "redis": "198.19.0.82"}
 VIRTUAL = {"api": "240.240.0.1", "postgres": "240.240.0.2", "redis": "240.240.0.3"}
-HOSTS = {name: topology.BACKENDS[name].fqdn for name in REAL}
-SHOP = topology.SHOP.fqdn
+HOSTS = {name: WORLD.backends[name].fqdn for name in REAL}
+SHOP = WORLD.backends["shop"].fqdn
 TRIES = {"none": 3, "retries": 4, "timeouts": 3}  # a sidecar alone tries connections again
 
 
@@ -181,11 +181,11 @@ def build(
 ) -> Path:
     """The finished folder of a run of the plan above, or of another."""
     world = world or World()
-    asked = dataclasses.replace(asked or plan.parse(PLAN, "policies_world"), blocks=blocks)
+    asked = dataclasses.replace(asked or plan.parse(PLAN, "policies_world", WORLD), blocks=blocks)
     experiments = tuple(dataclasses.replace(each, every=1) for each in asked.experiments)
     asked = dataclasses.replace(asked, experiments=experiments)
     header = store.RunHeader(f"policies-{seed}", asked.to_json(), seed, "2026-01-01T00:00:00Z", blocks, world.facts)
-    writer = store.create(root, header)
+    writer = store.create(root, header, WORLD)
     for block in range(blocks):
         made = [_cell(world, trial, n, block, seed) for n, trial in enumerate(asked.block(block))]
         table = pa.concat_tables([each for each, _ in made]).unify_dictionaries().combine_chunks()
@@ -271,7 +271,7 @@ def _table(made: list[_Request], index: int, begin_ns: int, rng: np.random.Gener
 
 
 def _request(world: World, cell: plan.Cell, rng: np.random.Generator, counters: Counter[str]) -> _Request:
-    sidecar = topology.ARMS[cell.arm].sidecar
+    sidecar = WORLD.arms[cell.arm].sidecar
     if cell.backend in REAL:
         return _outside(world, cell, rng, counters)
     if cell.experiment == "mtls" and not _let_in(world, cell, counters):
@@ -327,7 +327,7 @@ def _tried(
 
 def _let_in(world: World, cell: plan.Cell, counters: Counter[str]) -> bool:
     """Whether the servers' sidecars take the connection."""
-    encrypted = topology.ARMS[cell.arm].sidecar and cell.policy != "disable"
+    encrypted = WORLD.arms[cell.arm].sidecar and cell.policy != "disable"
     counters["servers/mtls_cx"] += encrypted
     if encrypted or cell.policy != "strict" or not world.guarded:
         return True
@@ -337,7 +337,7 @@ def _let_in(world: World, cell: plan.Cell, counters: Counter[str]) -> bool:
 
 def _outside(world: World, cell: plan.Cell, rng: np.random.Generator, counters: Counter[str]) -> _Request:
     """A service of the world."""
-    client, name = topology.ARMS[cell.arm], cell.backend
+    client, name = WORLD.arms[cell.arm], cell.backend
     address = VIRTUAL[name] if client.dns_proxy else REAL[name]
     if name == "api":
         counters["pod/envoy/passthrough_cx"] += client.sidecar and world.around

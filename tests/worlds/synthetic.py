@@ -32,6 +32,7 @@ import pyarrow as pa
 from meshdns import store
 from meshdns.measure import plan
 from meshdns.store import samples
+from shipped import WORLD
 
 NAME = "synthetic-20260101T000000Z-5eed"
 ARMS = ("ip", "plain", "plain-aa", "mode1", "mode2-envoy")
@@ -125,7 +126,7 @@ def partial(
 ) -> store.RunWriter:
     """The same run with only the first `written` blocks, unfinished."""
     header = store.RunHeader(name, {"name": "synthetic"}, seed, "2026-01-01T00:00:00Z", blocks, _facts())
-    writer = store.create(root, header)
+    writer = store.create(root, header, WORLD)
     writer.log("synthetic")
     for block in range(written):
         table, records = make_block(block, samples_per_cell, seed)

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from meshdns import store
-from meshdns.lab import topology
+from meshdns.core.world import Nets, Pod
+from shipped import WORLD
 
 WEB, LEGACY = "198.18.0.21:8080", "198.18.0.31:8080"
 NAME = "web.shop.svc.cluster.local."
@@ -37,12 +38,12 @@ class Wire:
     proxies: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
-    def client(self) -> topology.ClientPod:
-        return topology.ARMS[self.arm]
+    def client(self) -> Pod:
+        return WORLD.arms[self.arm]
 
     @property
     def address(self) -> str:
-        return topology.Nets().pod(self.client.host)
+        return Nets().pod(self.client.host)
 
     def packet(self, places: tuple[str, ...], ends: tuple[str, str], flags: str = "", *, size: int = 0, says: str = "",
                protocol: str = "tcp") -> None:  # fmt: skip
@@ -248,7 +249,7 @@ def mute() -> dict[str, Any]:
 
 def older(trace: dict[str, Any]) -> dict[str, Any]:
     """The same as it was stored before servers' pods and filter chains were recorded."""
-    client = topology.ARMS[trace["arm"]].pod
+    client = WORLD.arms[trace["arm"]].pod
     kept = {name: part for name, part in trace.items() if name not in ("tracked", "chains")}
     return kept | {"translations": trace["tracked"][client], "rules": trace["rules"][client]}
 
@@ -260,7 +261,7 @@ def traced(*found: dict[str, Any], earlier: tuple[dict[str, Any], ...] = ()) -> 
         for n, some in enumerate((earlier, found))
         if some
     ]
-    return store.Runs(pd.DataFrame(), pd.DataFrame(), headers, [])
+    return store.Runs(pd.DataFrame(), pd.DataFrame(), headers, [], WORLD)
 
 
 # --- cells of the experiment `answers` ---
@@ -320,7 +321,7 @@ def answered(*cells: Cell, blocks: int = 2) -> store.Runs:
                 rows.append(place | {"outcome": "ok" if status else outcome, "status": status})
     header = store.RunHeader("r", {"experiment": [{"name": "answers", "warmup": 0}]}, 1, "", blocks)
     columns = ["run", "block", "cell", "experiment", "outcome", "status"]
-    return store.Runs(pd.DataFrame(rows, columns=columns), pd.DataFrame(found), [header], [])
+    return store.Runs(pd.DataFrame(rows, columns=columns), pd.DataFrame(found), [header], [], WORLD)
 
 
 def changed(*cells: Cell) -> store.Runs:

@@ -1,4 +1,4 @@
-"""Which way one name and port take from a client of an arm, and why.
+"""Which way one name and port take from a caller, and why.
 
 DNS first (which search expansion is answered, by whom, with what), then the listener that takes the connection, then
 route and cluster. What the model cannot know, the addresses that the world's DNS gives, is said to be so.
@@ -10,19 +10,39 @@ import ipaddress
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from meshdns.core import errors
+from meshdns.core import errors, resolver
 from meshdns.istio import nametable, outbound, records
-from meshdns.istio.fields import is_address, is_host
+from meshdns.istio.fields import Labels, is_address, is_host
 from meshdns.istio.outbound import Chain, Client, Listener, Outbound, RouteTable, VirtualHost, Weighted
 from meshdns.istio.registry import Discovery, Endpoint, Registry, Service
 from meshdns.istio.resources import DOMAIN, HttpMatch, StringMatch, TrafficPolicy
-from meshdns.lab import names, topology
-from meshdns.lab.topology import ClientPod
+from meshdns.lab import ports
 
 NDOTS = 5  # Kubernetes' resolv.conf
 DNS_PORT = 53
-_OWN_PORTS = (topology.PORT_OUTBOUND, topology.PORT_INBOUND)
+_OWN_PORTS = (ports.PORT_OUTBOUND, ports.PORT_INBOUND)
 Table = dict[str, nametable.Name]
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks."""
+
+    name: str
+    namespace: str = "default"
+    labels: Labels = ()  # a Sidecar resource may select it by them
+    sidecar: bool = True
+    dns: str = "cluster"  # who answers: the cluster DNS, Istio's `agent`, or `envoy` with its filter
+
+    @property
+    def dns_proxy(self) -> bool:
+        """Port 53 goes to a DNS proxy inside the pod."""
+        return self.dns != "cluster"
+
+    @property
+    def search(self) -> tuple[str, ...]:
+        """The search list of its resolv.conf."""
+        return f"{self.namespace}.svc.{DOMAIN}", f"svc.{DOMAIN}", DOMAIN
 
 
 @dataclass(frozen=True)
@@ -51,39 +71,29 @@ class Way:
 
 @dataclass(frozen=True)
 class Explanation:
-    """All that can be said of a name from one arm."""
+    """All that can be said of a name from one caller."""
 
-    arm: ClientPod
+    caller: Caller
     lookup: Lookup
     ways: tuple[Way, ...]
 
 
-def explain(registry: Registry, host: str, port: int | None, arm_name: str) -> Explanation:
+def explain(registry: Registry, host: str, port: int | None, caller: Caller) -> Explanation:
     """The way of `host` (a name as an application writes it, or an address) and of one port, or of all its ports."""
-    arm = topology.ARMS.get(arm_name)
-    if arm is None:
-        raise errors.InputError(f"there is no arm {arm_name}", step=f"choose from {', '.join(topology.ARMS)}")
     plain = host.removesuffix(".").lower()
     if not is_address(plain) and not is_host(plain):
         raise errors.InputError(f"{host!r} is neither a host name nor an IP address", step="try web.shop or 10.96.1.10")
-    client = _client(registry, arm)
-    lookup = _lookup(registry, host.lower(), arm, client)
-    known = _meant(registry, lookup, plain)
+    client = Client(caller.namespace, caller.labels, dns_proxy=caller.dns_proxy)
+    lookup = _lookup(registry, host.lower(), caller, client)
+    known = _meant(registry, lookup, plain, caller.search[0])
     numbers = [port] if port else sorted({one.number for service in known for one in service.ports})
     if not numbers:
         fact = f"{host} is no known service, so its ports are not known"
         raise errors.InputError(fact, step=f"name one: {_at(host, 80)}")
-    out = outbound.build(registry, client) if arm.sidecar else None
-    call = _Call(registry, arm, out, lookup, known, plain)
+    out = outbound.build(registry, client) if caller.sidecar else None
+    call = _Call(registry, caller, out, lookup, known, plain)
     ways = tuple(_way(call, number) for number in numbers)
-    return Explanation(arm, lookup, ways)
-
-
-def _client(registry: Registry, arm: ClientPod) -> Client:
-    """The arm's sidecar; a Sidecar resource may select its Pod, where the mesh has it."""
-    own = (topology.NAMESPACE, arm.pod)
-    labels = next((pod.meta.labels for pod in registry.workloads if (pod.meta.namespace, pod.meta.name) == own), ())
-    return Client(topology.NAMESPACE, labels, dns_proxy=arm.dns_proxy or arm.virtual_ips)
+    return Explanation(caller, lookup, ways)
 
 
 @dataclass(frozen=True)
@@ -91,7 +101,7 @@ class _Call:
     """What is the same for every port of a question."""
 
     registry: Registry
-    arm: ClientPod
+    caller: Caller
     out: Outbound | None  # None: there is no sidecar
     lookup: Lookup
     known: list[Service]  # services that are meant by the name
@@ -100,33 +110,33 @@ class _Call:
 
 def lines(what: Explanation) -> list[str]:
     """The explanation as text, one fact per line."""
-    found = [f"from {what.arm.arm}: {_arm_in_words(what.arm)}", *what.lookup.lines]
+    found = [f"from {what.caller.name}: {_caller_in_words(what.caller)}", *what.lookup.lines]
     for way in what.ways:
         found += ["", f"port {way.port}", *(f"  {line}" for line in way.lines)]
     return found
 
 
-def _arm_in_words(arm: ClientPod) -> str:
-    if not arm.sidecar:
+def _caller_in_words(caller: Caller) -> str:
+    if not caller.sidecar:
         return "no sidecar"
-    if not arm.dns_proxy:
+    if not caller.dns_proxy:
         return "TCP goes through the sidecar, DNS does not"
-    kind = "with the agent's short names" if arm.dns == "agent" else "Envoy's DNS filter, whole names only"
+    kind = "with the agent's short names" if caller.dns == "agent" else "Envoy's DNS filter, whole names only"
     return f"TCP and DNS go through the sidecar ({kind})"
 
 
 # ---- the name
 
 
-def _lookup(registry: Registry, host: str, arm: ClientPod, client: Client) -> Lookup:
+def _lookup(registry: Registry, host: str, caller: Caller, client: Client) -> Lookup:
     if is_address(host):
         return Lookup("", "nobody", (host,), lines=(f"{host} is an address, so nothing is looked up",))
     zone = _zone(registry)
-    table = nametable.build(registry) if arm.dns_proxy else {}
+    table = nametable.build(registry) if caller.dns_proxy else {}
     told: list[str] = []
-    for candidate in names.candidates(host, NDOTS):
+    for candidate in resolver.candidates(host, NDOTS, caller.search):
         name = candidate.removesuffix(".")
-        if found := _proxied(table, name, arm, client):
+        if found := _proxied(table, name, caller, client):
             alias, addresses = found
             via = f"CNAME {alias}., " if alias else ""
             said = f"{candidate} is answered by the sidecar's DNS proxy: {via}{_list(addresses)}"
@@ -150,18 +160,18 @@ def _zone(registry: Registry) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _proxied(table: Table, name: str, arm: ClientPod, client: Client) -> tuple[str, tuple[str, ...]] | None:
+def _proxied(table: Table, name: str, caller: Caller, client: Client) -> tuple[str, tuple[str, ...]] | None:
     """The addresses that the DNS proxy answers, and the alias (CNAME) through which it does; empty: none.
 
     Istio's agent knows shorter forms of Kubernetes' names, and every name of its own under the first search domain, as
     an alias: an application's first query is then the last.
     """
     known = {host: one.ips for host, one in table.items()}
-    own = f".{topology.SEARCH[0]}"
+    own = f".{caller.search[0]}"
     short = name.removesuffix(own)
-    if arm.dns == "agent":
+    if caller.dns == "agent":
         known |= {form: table[host].ips for form, host in _alternates(table, client).items() if form not in table}
-    for alias in ("", short) if arm.dns == "agent" and short != name else ("",):
+    for alias in ("", short) if caller.dns == "agent" and short != name else ("",):
         for one in (alias or name, *_wildcards(alias or name)):
             if one in known:
                 return (one if alias else ""), known[one]
@@ -195,9 +205,9 @@ def _list(addresses: tuple[str, ...]) -> str:
 # ---- the service that is meant
 
 
-def _meant(registry: Registry, lookup: Lookup, host: str) -> list[Service]:
+def _meant(registry: Registry, lookup: Lookup, host: str, own: str) -> list[Service]:
     """Services that the name, or else the address, belongs to."""
-    for name in (lookup.asked.removesuffix("."), host, host.removesuffix(f".{topology.SEARCH[0]}")):
+    for name in (lookup.asked.removesuffix("."), host, host.removesuffix(f".{own}")):
         if found := registry.of(name):
             return list(found)
         for one in _wildcards(name):
@@ -254,7 +264,7 @@ def _way(call: _Call, port: int) -> Way:
 def _beside(call: _Call, address: str, served: Service | None, port: int) -> Iterator[str]:
     """The way of what no listener of the sidecar's sees; empty: one does."""
     found = served.port(port) if served else None
-    if call.arm.dns_proxy and port == DNS_PORT:
+    if call.caller.dns_proxy and port == DNS_PORT:
         yield "whatever has this port is captured as DNS: the sidecar's DNS proxy takes it, at any address"
         return
     if call.out and found and found.transport == "UDP":
@@ -307,7 +317,7 @@ def _direct(registry: Registry, known: list[Service], address: str, port: int) -
 
 def _unlistened(call: _Call, out: Outbound, address: str, port: int) -> Iterator[str]:
     """The cluster, and why."""
-    if port in _OWN_PORTS and call.arm.guarded:
+    if port in _OWN_PORTS:
         yield outbound.BLACKHOLE
         yield f"port {port} is the sidecar's own, for what was captured: it goes to {outbound.BLACKHOLE}, it is closed"
         return

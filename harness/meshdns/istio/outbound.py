@@ -29,11 +29,11 @@ from meshdns.istio.resources import (
     TrafficPolicy,
     selects,
 )
-from meshdns.lab import topology
+from meshdns.lab import ports
 
 WILDCARD = "0.0.0.0"  # noqa: S104  not bound: the listener that takes a redirected connection to any address
 # Addresses of the sidecar's own listeners: the proxy takes no second one for an address, even where it is not bound.
-SIDECARS_OWN = {(WILDCARD, port) for port in (topology.PORT_OUTBOUND, topology.PORT_INBOUND, topology.PORT_STATS)}
+SIDECARS_OWN = {(WILDCARD, port) for port in (ports.PORT_OUTBOUND, ports.PORT_INBOUND, ports.PORT_STATS)}
 PASSTHROUGH, BLACKHOLE = "PassthroughCluster", "BlackHoleCluster"
 # Servers of these protocols speak first, so nothing else can share their port: looking at the first bytes would hang.
 _ALONE = (Protocol.MONGO, Protocol.MYSQL)

@@ -8,7 +8,7 @@ from pathlib import Path
 from meshdns.istio import coherence, documents, fields, kinds, policies, resources, routes
 from meshdns.istio.documents import Document
 from meshdns.istio.faults import Fault, Place, refuse
-from meshdns.istio.fields import Field, Fields
+from meshdns.istio.fields import Field, Fields, Labels
 from meshdns.istio.resources import Meta, Resource, Resources
 
 SUFFIXES = (".yaml", ".yml")
@@ -27,6 +27,9 @@ _READERS: dict[str, tuple[tuple[str, ...], Callable[[Meta, Fields], Resource]]] 
 _TTL = "external-dns.alpha.kubernetes.io/ttl"
 # What the injector writes down of itself; every Pod with a sidecar has them.
 _INJECTED = ("sidecar.istio.io/status", "istio.io/rev")
+INJECT, PROXY_CONFIG = "sidecar.istio.io/inject", "proxy.istio.io/config"
+_OF_PODS = (INJECT, PROXY_CONFIG, "sidecar.istio.io/interceptionMode")
+_PASSED_OVER = ("Namespace", "ConfigMap")  # of Kubernetes; what they say is not the mesh's
 _SERVER_FIELDS = (
     "uid", "resourceVersion", "generation", "managedFields", "selfLink", "ownerReferences", "generateName",
     "finalizers", "deletionTimestamp", "deletionGracePeriodSeconds",
@@ -90,6 +93,9 @@ def _resource(field: Field) -> Resource | None:
         kind_field, version = top.need("kind"), top.need("apiVersion")
         top.ignore("metadata", "status")
         kind = kind_field.text() if kind_field else ""
+        if kind in _PASSED_OVER:
+            top.ignore(*top.data)
+            return None
         if kind not in _READERS:
             top.ignore(*top.data)
             if kind_field and kind:
@@ -111,29 +117,29 @@ def _meta(kind: str, top: Fields) -> Meta:
         if namespace and where and not fields.is_label(where):
             namespace.fault(f"{where!r} is not a name", "use lower-case letters, digits and dashes")
         meta.ignore(*_SERVER_FIELDS)
-        ttl_s = _annotations(meta)
+        ttl_s, notes = _annotations(meta, kind)
         created = meta.get("creationTimestamp")
         made_s = created.time_s() if created else 0
-        return Meta(kind, where, text, made_s, meta.labels("labels"), ttl_s, top.at.place, top.at.path)
+        return Meta(kind, where, text, made_s, meta.labels("labels"), ttl_s, notes, top.at.place, top.at.path)
 
 
-def _annotations(meta: Fields) -> int:
-    """The records' time to live, as external-dns has it said; other notes change nothing.
+def _annotations(meta: Fields, kind: str) -> tuple[int, Labels]:
+    """The records' time to live, as external-dns has it said, and Istio's of a Pod; other notes change nothing.
 
     Those that would steer Istio are not silently dropped.
     """
     field = meta.get("annotations")
     if field is None:
-        return 0
-    found = 0
-    field.labels()
+        return 0, ()
+    found, honoured = 0, _OF_PODS if kind == "Pod" else ()
+    notes = field.labels()
     data = field.value.data
     for key, child in field.children(data) if isinstance(data, dict) else ():
-        if key.partition("/")[0].endswith("istio.io") and key not in _INJECTED:
+        if key.partition("/")[0].endswith("istio.io") and key not in (*_INJECTED, *honoured):
             child.fault("Istio's annotations are not supported", "remove it")
         if key == _TTL:
             text = child.text()
             found = int(text) if text.isascii() and text.isdigit() else 0
             if not 0 < found < 2**31:
                 child.fault(f"{text!r} is not a time to live", "write seconds as text, e.g. '30'")
-    return found
+    return found, tuple((key, value) for key, value in notes if key in honoured)

@@ -90,6 +90,7 @@ class Meta:
     created_s: int = 0  # metadata.creationTimestamp in seconds since 1970; 0: not said, older than any
     labels: Labels = ()
     record_ttl_s: int = 0  # of its DNS records; 0: the usual
+    annotations: Labels = ()  # Istio's, of those that are read
     place: Place = field(default=Place(""), compare=False)
     path: str = field(default="", compare=False)  # within its document, as `items[2]` of a List
 

@@ -12,9 +12,10 @@ from meshdns.core import errors
 from meshdns.istio import explain, outbound, reader, registry, vips
 from meshdns.istio.registry import Registry
 from meshdns.istio.resources import Resources
-from meshdns.lab import topology
 
-MESH = ROOT / "compose" / "mesh"
+MESH = ROOT / "compose" / "worlds"
+# Who answers DNS, as people call it: without a mesh, mode 1, mode 2.
+MODES = {"none": (False, "cluster"), "1": (True, "cluster"), "2": (True, "agent"), "2-envoy": (True, "envoy")}
 
 
 def validate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,8 +51,12 @@ def _missing(model: Registry) -> Iterator[tuple[str, str]]:
 def explain_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `explain`."""
     parser.add_argument("target", metavar="HOST[:PORT]", help="a name as an application writes it, or an address")
-    parser.add_argument("--arm", required=True, help=f"the client's arm: {', '.join(topology.ARMS)}")
-    parser.add_argument("--mesh", type=Path, default=MESH, metavar="FOLDER", help="the YAML (default: compose/mesh)")
+    parser.add_argument("--mode", choices=MODES,
+                        help="1: the cluster DNS answers, 2: Istio's DNS proxy, 2-envoy: Envoy's DNS filter; none: "
+                        "without a sidecar (default: what the pod's annotations say, else 1)")  # fmt: skip
+    parser.add_argument("--pod", metavar="[NAMESPACE/]NAME", help="the caller, one of the YAML's Pods")
+    parser.add_argument("--namespace", help="the caller's (default: that of the pod, or the only one of the YAML)")
+    parser.add_argument("--mesh", type=Path, default=MESH, metavar="FOLDER", help="the YAML (default: compose/worlds)")
     parser.add_argument("--virtual-ips", type=Path, metavar="FILE",
                         help="those in force: a control plane's /status page, or its virtual-ips.json (default: as a "
                         "new control plane would give them)")  # fmt: skip
@@ -61,12 +66,34 @@ def explain_verb(options: argparse.Namespace) -> int:
     """Print which way the name takes."""
     host, port = target(options.target)
     allocation = vips.load(options.virtual_ips) if options.virtual_ips else vips.Allocation()
-    model = build(reader.read([options.mesh]), allocation)
-    found = explain.explain(model, host, port, options.arm)
+    given = reader.read([options.mesh])
+    model = build(given, allocation)
+    found = explain.explain(model, host, port, caller(given, options.pod, options.namespace, options.mode))
     print("\n".join(explain.lines(found)))
     if not options.virtual_ips and {one.virtual_ip for one in model.services} & set(found.lookup.addresses):
         print("\nthe virtual IP is the one that a new control plane would give; --virtual-ips takes those in force")
     return 0
+
+
+def caller(given: Resources, pod: str | None, namespace: str | None, mode: str | None) -> explain.Caller:
+    """Who asks: a Pod of the YAML with its labels and annotations, or any pod of a namespace. Raises InputError."""
+    if pod is None:
+        spaces = {one.meta.namespace for one in given} - {"kube-system"}
+        where = namespace or (spaces.pop() if len(spaces) == 1 else "default")
+        sidecar, dns = MODES[mode or "1"]
+        return explain.Caller(f"a pod of namespace {where}", where, sidecar=sidecar, dns=dns)
+    space, _, name = pod.rpartition("/")
+    space = space or namespace or ""
+    found = [one for one in given.pods if one.meta.name == name and space in ("", one.meta.namespace)]
+    if len(found) != 1:
+        fact = f"there {'are several Pods' if found else 'is no Pod'} {pod}"
+        raise errors.InputError(fact, place="--pod", step="name one of the YAML, as NAMESPACE/NAME")
+    [meta] = [one.meta for one in found]
+    notes = dict(meta.annotations)
+    captured = "ISTIO_META_DNS_CAPTURE" in (config := notes.get(reader.PROXY_CONFIG, "")) and "true" in config
+    said = ("1", "2")[captured] if notes.get(reader.INJECT) != "false" else "none"
+    sidecar, dns = MODES[mode or said]
+    return explain.Caller(f"{meta.namespace}/{meta.name}", meta.namespace, meta.labels, sidecar=sidecar, dns=dns)
 
 
 def target(text: str) -> tuple[str, int | None]:

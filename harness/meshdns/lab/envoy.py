@@ -7,11 +7,11 @@ the cluster DNS, as Envoy has no DNS filter for TCP). Reference: Envoy v3 API.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-from meshdns.lab import names, topology
-from meshdns.lab.topology import PORT_ADMIN, PORT_DNS, PORT_INBOUND, PORT_OUTBOUND, PORT_STATS, Nets, Service
+from meshdns.core.world import Nets, Pod, Service, World
+from meshdns.lab import names
+from meshdns.lab.ports import PORT_ADMIN, PORT_DNS, PORT_INBOUND, PORT_OUTBOUND, PORT_STATS
 
 Json = dict[str, Any]
 _TYPE = "type.googleapis.com/envoy."
@@ -60,10 +60,10 @@ def _chain(name: str, filters: Json, destination_port: int = 0) -> Json:
     return {"name": name, **match, "filters": [filters]}
 
 
-def _capturing(name: str, port: int, chains: list[Json], sidecar: Sidecar, **more: Any) -> Json:
+def _capturing(name: str, port: int, chains: list[Json], pod: Pod, **more: Any) -> Json:
     """A listener for captured connections; one that was not captured (it names the port itself) goes nowhere."""
-    chains = [_chain("to-itself", _tcp_proxy("blackhole"), port), *chains] if sidecar.guarded else chains
-    more |= {"transparent": True} if sidecar.transparent else {}
+    chains = [_chain("to-itself", _tcp_proxy("blackhole"), port), *chains] if pod.guarded else chains
+    more |= {"transparent": True} if pod.mechanism == "tproxy" else {}  # with their addresses as they were
     return _listener(name, "0.0.0.0", port, chains, **more)  # noqa: S104  REDIRECT may target any address
 
 
@@ -77,13 +77,13 @@ def _service_listeners(service: Service, addresses: list[str]) -> list[Json]:
     ]
 
 
-def _resolver() -> Json:
+def _resolver(world: World) -> Json:
     """c-ares asking the cluster DNS by its ClusterIP, without search domains."""
     return {
         "name": "envoy.network.dns_resolver.cares",
         "typed_config": {
             "@type": f"{_TYPE}extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig",
-            "resolvers": [_address(topology.DNS_CLUSTER_IP, 53, "UDP")],
+            "resolvers": [_address(world.dns_cluster_ip, 53, "UDP")],
             "dns_resolver_options": {"no_default_search_domain": True},
         },
     }
@@ -94,7 +94,7 @@ def _endpoints(cluster: str, hosts: list[str], port: int) -> Json:
     return {"cluster_name": cluster, "endpoints": [{"lb_endpoints": members}]}
 
 
-def _service_cluster(nets: Nets, service: Service, suffix: str, port: int) -> Json:
+def _service_cluster(world: World, nets: Nets, service: Service, suffix: str, port: int) -> Json:
     """STRICT_DNS on the headless twin (Istio's settings for DNS clusters), or endpoints given statically."""
     name = f"{service.name}-{suffix}"
     base = {"name": name, "connect_timeout": CONNECT_TIMEOUT, "lb_policy": "LEAST_REQUEST"}
@@ -106,12 +106,12 @@ def _service_cluster(nets: Nets, service: Service, suffix: str, port: int) -> Js
         "dns_lookup_family": "V4_ONLY",
         "respect_dns_ttl": True,
         "dns_refresh_rate": "60s",
-        "typed_dns_resolver_config": _resolver(),
+        "typed_dns_resolver_config": _resolver(world),
     }
     return {
         **base,
         "cluster_type": {"name": "envoy.cluster.dns", "typed_config": strict_dns},
-        "load_assignment": _endpoints(name, [f"{service.headless}.{topology.SEARCH[0]}"], port),
+        "load_assignment": _endpoints(name, [f"{service.headless}.{world.search[0]}"], port),
     }
 
 
@@ -136,20 +136,20 @@ def _static(name: str, hosts: list[str], port: int) -> Json:
     }
 
 
-def _dns_table(nets: Nets) -> dict[str, list[str]]:
+def _dns_table(world: World, nets: Nets) -> dict[str, list[str]]:
     """Names that Envoy answers itself."""
-    services = {service.fqdn: [service.virtual_ip] for service in topology.SERVICES}
-    return services | {host.name: list(host.ips) for host in names.conformance_world(nets).hosts()}
+    services = {service.fqdn: [service.virtual_ip] for service in world.static}
+    return services | {host.name: list(host.ips) for host in names.conformance_world(world, nets).hosts()}
 
 
-def _dns_listeners(nets: Nets) -> list[Json]:
+def _dns_listeners(world: World, nets: Nets) -> list[Json]:
     domains = [
         {
             "name": name,
             "endpoint": {"address_list": {"address": addresses}},
             "answer_ttl": f"{DNS_ANSWER_TTL_S}s",
         }
-        for name, addresses in _dns_table(nets).items()
+        for name, addresses in _dns_table(world, nets).items()
     ]
     dns_filter = {
         "@type": f"{_TYPE}extensions.filters.udp.dns_filter.v3.DnsFilterConfig",
@@ -158,7 +158,7 @@ def _dns_listeners(nets: Nets) -> list[Json]:
         "client_config": {
             "resolver_timeout": "5s",
             "max_pending_lookups": 256,
-            "typed_dns_resolver_config": _resolver(),
+            "typed_dns_resolver_config": _resolver(world),
         },
     }
     udp = {
@@ -182,21 +182,8 @@ def _overload() -> Json:
     }
 
 
-@dataclass(frozen=True)
-class Sidecar:
-    """What tells one sidecar from another."""
-
-    node: str
-    outbound: bool = False  # a client pod's: it knows the services
-    dns: topology.Dns = "cluster"
-    guarded: bool = True
-    transparent: bool = False  # TPROXY hands connections over with their addresses as they were
-    virtual_ips: bool = False  # it knows them although no proxy in the pod answers them
-    entry: bool = False  # it knows the ServiceEntry whose address is tried as an answer
-
-
-def bootstrap(nets: Nets, sidecar: Sidecar) -> Json:
-    """The whole bootstrap of one sidecar."""
+def bootstrap(world: World, nets: Nets, pod: Pod) -> Json:
+    """The whole bootstrap of a pod's sidecar; a client's knows the services."""
     original_dst_filter = {
         "name": "envoy.filters.listener.original_dst",
         "typed_config": {"@type": f"{_TYPE}extensions.filters.listener.original_dst.v3.OriginalDst"},
@@ -206,7 +193,7 @@ def bootstrap(nets: Nets, sidecar: Sidecar) -> Json:
             "virtual_outbound",
             PORT_OUTBOUND,
             [_chain("passthrough", _tcp_proxy("passthrough"))],
-            sidecar,
+            pod,
             use_original_dst=True,
         ),
         _capturing(
@@ -216,7 +203,7 @@ def bootstrap(nets: Nets, sidecar: Sidecar) -> Json:
                 _chain("inbound-http", _http("inbound", "inbound"), 8080),
                 _chain("inbound-passthrough", _tcp_proxy("inbound_passthrough")),
             ],
-            sidecar,
+            pod,
             listener_filters=[original_dst_filter],
         ),
         _listener("stats", "0.0.0.0", PORT_STATS, [_chain("stats", _http("stats", "admin", "/stats"))]),  # noqa: S104
@@ -228,17 +215,20 @@ def bootstrap(nets: Nets, sidecar: Sidecar) -> Json:
         _static("admin", ["127.0.0.1"], PORT_ADMIN),
         {"name": "blackhole", "type": "STATIC", "connect_timeout": CONNECT_TIMEOUT},
     ]
-    for service in topology.SERVICES if sidecar.outbound else ():
-        virtual = sidecar.virtual_ips or sidecar.dns != "cluster"
+    for service in world.static if pod.arm else ():
+        virtual = pod.virtual_ips or pod.dns_proxy
         addresses = [service.cluster_ip, *([service.virtual_ip] if virtual else [])]
-        addresses += [topology.ENTRY_ADDRESS] if sidecar.entry and service is topology.LEGACY else []
+        addresses += [world.entry_address] if pod.answers and not service.meshed else []
         listeners += _service_listeners(service, addresses)
-        clusters += [_service_cluster(nets, service, "http", 8080), _service_cluster(nets, service, "tls", 8443)]
-    if sidecar.dns == "envoy":
-        listeners += _dns_listeners(nets)
-        clusters.append(_static("cluster_dns", [topology.DNS_CLUSTER_IP], 53))
+        clusters += [
+            _service_cluster(world, nets, service, suffix, port)
+            for suffix, port in zip(("http", "tls"), service.target_ports, strict=False)
+        ]
+    if pod.dns == "envoy":
+        listeners += _dns_listeners(world, nets)
+        clusters.append(_static("cluster_dns", [world.dns_cluster_ip], 53))
     return {
-        "node": {"id": sidecar.node, "cluster": "meshdns"},
+        "node": {"id": pod.pod, "cluster": "meshdns"},
         "admin": {"address": _address("127.0.0.1", PORT_ADMIN)},
         "static_resources": {"listeners": listeners, "clusters": clusters},
         "overload_manager": _overload(),

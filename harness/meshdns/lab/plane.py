@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from meshdns.core import errors, process
-from meshdns.lab import topology
+from meshdns.core.world import Nets, World
+from meshdns.lab import ports
+from meshdns.lab.compose import rendering
 from meshdns.lab.compose.channel import Channel
 from meshdns.lab.compose.testbed import COMPOSE, Ended, Testbed
 
@@ -23,7 +25,7 @@ STAY_S = 5.0  # of a Service that comes and goes
 _SHOWN = 5  # conflicts that `meshdns status` names
 POLICY, UNRELATED = "policy.yaml", "unrelated.yaml"
 _HEADLESS = "shop-headless.yaml"  # the Service whose records are removed
-_FAILING, _SPARE = "shop-1", topology.SPARE_POD
+_FAILING, _SPARE = "shop-1", "shop-4"
 # A Service that nobody calls.
 _OTHER = """
 apiVersion: v1
@@ -57,9 +59,14 @@ class Plane:
     policy: str = "none"
     ended: Ended = field(default_factory=Ended)  # by changes
 
+    @property
+    def world(self) -> World:
+        """What the testbed is made of."""
+        return self.bed.world
+
     def status(self) -> dict[str, Any]:
         """Its own page. Raises TestbedError."""
-        url = f"http://{self.bed.nets.pod(topology.PLANE_HOST)}:{topology.PORT_PLANE}/status"
+        url = f"http://{self.bed.nets.pod(self.world.named('control-plane').host)}:{ports.PORT_PLANE}/status"
         reply, _ = self.observer.ask({"op": "snapshot", "pages": [{"url": url, "timeout_s": 2}]}, ASK_TIMEOUT_S)
         if reply["pages"][0] is None:
             raise errors.TestbedError(
@@ -82,14 +89,17 @@ class Plane:
             shutil.copyfile(COMPOSE / "policies" / f"{policy}.yaml", fresh)
             fresh.replace(target)
         self.policy = policy
-        self._await(lambda status: status["configuration"]["number"] > before and not any(unsettled(status)))
+        self._await(lambda status: status["configuration"]["number"] > before and self._settled(status))
+
+    def _settled(self, status: Mapping[str, Any]) -> bool:
+        return not any(unsettled(status, self.world))
 
     def _await(self, holds: Callable[[dict[str, Any]], bool]) -> None:
         deadline = time.monotonic() + SETTLE_TIMEOUT_S
         while not holds(status := self.status()):
             wrong = status["configuration"]["error"] or status["configuration"]["fault"]
             if wrong or time.monotonic() > deadline:
-                fact = wrong or next(iter(unsettled(status)), "the configuration did not change")
+                fact = wrong or next(iter(unsettled(status, self.world)), "the configuration did not change")
                 raise errors.TestbedError(fact, place="control-plane", step="see `meshdns status`")
             time.sleep(0.05)
 
@@ -104,7 +114,7 @@ class Plane:
             "done_ns": time.monotonic_ns(),
             "added": list(added),
             "removed": list(removed),
-            "probe_period_s": topology.PROBE_PERIOD_S,
+            "probe_period_s": self.world.probe_period_s,
         }
 
     def _act(self, kind: str) -> int:
@@ -114,7 +124,7 @@ class Plane:
             self._edit(kind, changed=True)
             if kind == "unrelated":
                 time.sleep(STAY_S)
-                self._await(lambda status: status["configuration"]["number"] > before and not any(unsettled(status)))
+                self._await(lambda status: status["configuration"]["number"] > before and self._settled(status))
                 self._edit(kind, changed=False)
             return at_ns
         if kind == "rotate":
@@ -135,12 +145,12 @@ class Plane:
     def _edit(self, kind: str, *, changed: bool) -> None:
         """The file that the change is about is there, or is not."""
         name, removed = _EDITS[kind]
-        content = _OTHER if name == UNRELATED else (COMPOSE / "mesh" / name).read_text()
+        content = _OTHER if name == UNRELATED else rendering.mesh(self.world, Nets())[name]
         path = self.bed.state / "mesh" / name
         if changed == removed:
             path.unlink(missing_ok=True)
         else:
-            usual = topology.Nets().pods
+            usual = Nets().pods
             path.write_text(content.replace(f"{usual}.", f"{self.bed.nets.pods}."))
 
     def restore(self, kind: str) -> None:
@@ -154,17 +164,17 @@ class Plane:
             self._set_ready(pod, ready=True)
         for pod in EFFECTS[kind][0]:
             self._set_ready(pod, ready=False)
-        wanted = {pod.pod: pod.pod != _SPARE for pod in topology.MESHED if pod.governed}
-        self._await(lambda status: not any(unsettled(status)) and self._readiness(status) == wanted and _told(status))
+        wanted = {pod.pod: pod.ready for pod in self.world.meshed if pod.governed}
+        self._await(lambda status: self._settled(status) and self._readiness(status) == wanted and _told(status))
 
     def await_resolved(self, host: str, observer: Channel) -> None:
         """A pod's sidecar has resolved the usual replicas of a host again. Raises TestbedError.
 
         After NXDOMAIN c-ares leaves Envoy without a time to live: it asks again only after its refresh rate, a minute.
         """
-        port = topology.SHOP.target_ports[0]
-        usual = {f"{self.bed.nets.pod(each)}:{port}" for each in topology.SHOP.replicas.values()}
-        page = {"url": f"http://127.0.0.1:{topology.PORT_ADMIN}/clusters", "timeout_s": 2}
+        shop = self.world.backends["shop"]
+        usual = {f"{self.bed.nets.pod(each)}:{shop.target_ports[0]}" for each in shop.hosts}
+        page = {"url": f"http://127.0.0.1:{ports.PORT_ADMIN}/clusters", "timeout_s": 2}
         deadline = time.monotonic() + RESOLVE_TIMEOUT_S
         while True:
             reply, _ = observer.ask({"op": "snapshot", "pages": [page]}, ASK_TIMEOUT_S)
@@ -177,7 +187,7 @@ class Plane:
             time.sleep(0.2)
 
     def _readiness(self, status: Mapping[str, Any]) -> dict[str, bool]:
-        pods = {self.bed.nets.pod(pod.host): pod.pod for pod in topology.MESHED if pod.governed}
+        pods = {self.bed.nets.pod(pod.host): pod.pod for pod in self.world.meshed if pod.governed}
         return {pods[address]: one["ready"] for address, one in status["probes"].items() if address in pods}
 
     def _set_ready(self, pod: str, *, ready: bool) -> int:
@@ -202,14 +212,14 @@ class Plane:
 
         Envoy's DNS filter has its table in a listener, which is recorded with its configuration.
         """
-        proxy = next(client for client in topology.CLIENTS if client.governed and client.dns == "agent")
+        proxy = next(client for client in self.world.clients if client.governed and client.dns == "agent")
         table = process.run(
             "docker", "exec", self.bed.name(f"{proxy.pod}-dns"), "cat", "/etc/meshdns/names.json", timeout_s=30
         )
         if not table.ok:
             raise errors.TestbedError(f"its name table cannot be read ({table.last_lines(1)})", place=proxy.pod)
         names = {host: entry["ips"] for host, entry in json.loads(table.out)["table"].items()}
-        server = self.bed.nets.pod(topology.DNS_HOST)
+        server = self.bed.nets.pod(self.world.named("dns").host)
         said = self.bed.within("observer", "dnsproxy", ["python3", "-c", _TRANSFER, server], ASK_TIMEOUT_S)
         return {"names": names, "records": json.loads(said), "status": self.status()}
 
@@ -234,11 +244,10 @@ def _services(pod: str) -> tuple[str, ...]:
     return tuple(f"{pod}-{part}" for part in ("app", "envoy"))
 
 
-def unsettled(status: Mapping[str, Any]) -> Iterator[str]:
+def unsettled(status: Mapping[str, Any], world: World) -> Iterator[str]:
     """Sidecars that have not accepted what they are offered, and names that are not told, each with why."""
-    governed = [pod for pod in (*topology.CLIENTS, *topology.MESHED) if pod.governed and _has_sidecar(pod)]
-    for pod in governed:
-        name = f"{topology.NAMESPACE}/{pod.pod}"
+    for pod in (each for each in world.pods if each.governed):
+        name = f"{world.namespace}/{pod.pod}"
         node = status["nodes"].get(name)
         if not node or not node["connected"]:
             yield f"{name} is not connected"
@@ -254,17 +263,13 @@ def unsettled(status: Mapping[str, Any]) -> Iterator[str]:
         yield "new names are not told yet"
 
 
-def _has_sidecar(pod: topology.ClientPod | topology.ServerPod) -> bool:
-    return isinstance(pod, topology.ServerPod) or pod.sidecar
-
-
 def _told(status: Mapping[str, Any]) -> bool:
     """The cluster DNS holds what it should."""
     dns = status["dns"]
     return dns is None or (dns["held"] == dns["wanted"] and not dns["error"])
 
 
-def summary(status: Mapping[str, Any]) -> Iterator[str]:
+def summary(status: Mapping[str, Any], world: World) -> Iterator[str]:
     """What people want to know of it, a line each: what is in force, and whatever is not as it should be."""
     configuration = status["configuration"]
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(configuration["resources"].items()))
@@ -276,7 +281,7 @@ def summary(status: Mapping[str, Any]) -> Iterator[str]:
     if status["dns"] and status["dns"]["error"]:
         yield f"control plane: {status['dns']['error']}"
     yield from _conflicts(status["conflicts"])
-    waiting = list(unsettled(status))
+    waiting = list(unsettled(status, world))
     yield from waiting
     if not waiting:
         yield f"control plane: {len(status['nodes'])} sidecars have accepted all they were sent"

@@ -11,36 +11,34 @@ import dataclasses
 import json
 from collections.abc import Iterator
 
+from meshdns.core.world import Nets, Pod, World
 from meshdns.interception import iptables, nftables, routing
 from meshdns.interception.ebpf.settings import from_options
 from meshdns.interception.options import Options
 from meshdns.interception.ruleset import build
-from meshdns.lab import topology
-from meshdns.lab.topology import PORT_STATS, PORT_STATUS, PROXY_UID
+from meshdns.lab.ports import PORT_DNS, PORT_STATS, PORT_STATUS, PROXY_UID
 
 INBOUND_EXCLUDED = (PORT_STATUS, 15021, PORT_STATS)  # Istio's agent, readiness and statistics ports
-Pod = topology.ClientPod | topology.ServerPod
 
 
 def options(pod: Pod) -> Options:
     """What Istio asks of a sidecar's interception; port 53 too where the pod has a DNS proxy."""
-    dns_proxy = isinstance(pod, topology.ClientPod) and pod.dns_proxy
     return Options(
         inbound_ports_include="*",
         inbound_ports_exclude=",".join(map(str, INBOUND_EXCLUDED)),
         outbound_ip_ranges_include="*",
-        redirect_dns=dns_proxy,
-        capture_all_dns=dns_proxy,
+        redirect_dns=pod.dns_proxy,
+        capture_all_dns=pod.dns_proxy,
         inbound_interception_mode="TPROXY" if pod.mechanism == "tproxy" else "REDIRECT",
     )
 
 
-def files(nets: topology.Nets, pod: Pod) -> dict[str, str]:
+def files(world: World, nets: Nets, pod: Pod) -> dict[str, str]:
     """File of the pod's state folder -> content; `apply` is the script that loads the others."""
     # A replica's static sidecar calls nobody; one that is governed knows the whole mesh, and resolves names of it.
-    calls = pod.governed or isinstance(pod, topology.ClientPod)
-    found = {"node": _node(nets, pod), "routes": _routes(nets, pod)} if calls else {}
-    if isinstance(pod, topology.ServerPod) or pod.sidecar:
+    calls = pod.governed or bool(pod.arm)
+    found = {"node": _node(world, nets, pod), "routes": _routes(world, nets, pod)} if calls else {}
+    if pod.sidecar:
         found |= _interception(pod)
     commands = [line for name, line in _LOADED_BY.items() if name in found]
     if pod.mechanism == "ebpf":  # a loader that is refused says so itself; the rest of the testbed comes up
@@ -76,14 +74,14 @@ def _count(name: str) -> str:
     return f'-m comment --comment "meshdns:{name}"'
 
 
-def _cluster_ips(nets: topology.Nets) -> Iterator[str]:
+def _cluster_ips(world: World, nets: Nets) -> Iterator[str]:
     """kube-proxy's iptables mode: a chain per service, endpoints drawn with equal probability."""
     yield "-A OUTPUT -j KUBE-SERVICES"
     for protocol in ("udp", "tcp"):
-        match = f"-d {topology.DNS_CLUSTER_IP}/32 -p {protocol} --dport 53"
-        target = f"{nets.pod(topology.DNS_HOST)}:53"
+        match = f"-d {world.dns_cluster_ip}/32 -p {protocol} --dport 53"
+        target = f"{nets.pod(world.named('dns').host)}:53"
         yield f"-A KUBE-SERVICES {match} {_count(f'clusterip_dns_{protocol}')} -j DNAT --to-destination {target}"
-    for service in (*topology.SERVICES, topology.SHOP, topology.SHOP_DEAD):
+    for service in (each for each in world.services if each.cluster_ip):
         for port, target_port in zip(service.ports, service.target_ports, strict=True):
             match = f"-d {service.cluster_ip}/32 -p tcp --dport {port}"
             for left, host in zip(range(len(service.hosts), 0, -1), service.hosts, strict=True):
@@ -94,7 +92,7 @@ def _cluster_ips(nets: topology.Nets) -> Iterator[str]:
 
 def _dns_counts(pod: Pod) -> Iterator[str]:
     # Programs change the address before there is a packet; rules see the port that the application asked for.
-    asked = topology.PORT_DNS if pod.mechanism == "ebpf" else 53
+    asked = PORT_DNS if pod.mechanism == "ebpf" else 53
     for protocol in ("udp", "tcp"):
         syn, suffix = ("", "") if protocol == "udp" else (" --syn", "_tcp")
         client, proxy = f"! --uid-owner {PROXY_UID}", f"--uid-owner {PROXY_UID}"
@@ -102,30 +100,30 @@ def _dns_counts(pod: Pod) -> Iterator[str]:
         yield f"-A OUTPUT -p {protocol} --dport 53{syn} -m owner {proxy} {_count(f'dns_proxy{suffix}')}"
 
 
-def _escapes() -> Iterator[str]:
+def _escapes(world: World) -> Iterator[str]:
     """A packet that still has a virtual address when it leaves was not translated: counted, and it goes nowhere."""
     escapes = {
-        "escaped_clusterip": topology.CLUSTER_IPS,
-        "escaped_vip": topology.VIRTUAL_IPS,
-        "escaped_unroutable": topology.UNROUTABLE,
+        "escaped_clusterip": world.cluster_ips,
+        "escaped_vip": world.virtual_ips,
+        "escaped_unroutable": world.unroutable,
     }
     for name, cidr in escapes.items():
         yield f"-A POSTROUTING -d {cidr} ! -o lo {_count(name)} -j DROP"
 
 
-def _node(nets: topology.Nets, pod: Pod) -> str:
+def _node(world: World, nets: Nets, pod: Pod) -> str:
     """`iptables-restore --noflush` input."""
-    tables = {"raw": _dns_counts(pod), "mangle": _escapes(), "nat": _cluster_ips(nets)}
+    tables = {"raw": _dns_counts(pod), "mangle": _escapes(world), "nat": _cluster_ips(world, nets)}
     chains = {"nat": [":KUBE-SERVICES - [0:0]"]}
     lines = [line for name, rules in tables.items() for line in (f"*{name}", *chains.get(name, ()), *rules, "COMMIT")]
     return "\n".join(lines) + "\n"
 
 
-def _routes(nets: topology.Nets, pod: Pod) -> str:
+def _routes(world: World, nets: Nets, pod: Pod) -> str:
     """`ip -batch` input: the virtual ranges leave by the pod's ordinary interface, as a default route would have it.
 
     Not by `lo`: Istio's rule that leaves loopback traffic alone would then let every virtual address bypass the proxy.
     Not a blackhole: connect() would fail before any rule is asked.
     """
-    ranges = (topology.CLUSTER_IPS, topology.VIRTUAL_IPS, topology.UNROUTABLE)
+    ranges = (world.cluster_ips, world.virtual_ips, world.unroutable)
     return "".join(f"route replace {cidr} dev eth0 src {nets.pod(pod.host)}\n" for cidr in ranges)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Self
 
 from meshdns.core import errors
-from meshdns.lab import topology
+from meshdns.core.world import Pod
 from meshdns.lab.compose.channel import Channel
 from meshdns.lab.compose.testbed import Ended, Testbed
 from meshdns.lab.plane import Plane
@@ -26,7 +26,7 @@ class Conditions:
 
     def __init__(self, bed: Testbed, observers: Mapping[str, Channel]) -> None:
         self._bed, self._observers = bed, observers
-        self.plane = Plane(bed, observers["observer"]) if "governed" in bed.groups else None
+        self.plane = Plane(bed, observers["observer"]) if "xds" in bed.groups else None
         self._delay_ms = -1.0  # unknown: a resumed run may find any
         self._extra: dict[str, int] = {}
         self._open: dict[str, bool] = {}
@@ -42,7 +42,7 @@ class Conditions:
             self.plane.govern(cell.policy)
         if cell.fault == "overload":
             time.sleep(DRAIN_S)
-        client = topology.ARMS.get(cell.arm)
+        client = self._bed.world.arms.get(cell.arm)
         if client is not None and client.sidecar:
             self._set_extra(client, cell.extra_rules)
             self._set_intercepted(client, cell.intercepted)
@@ -68,7 +68,7 @@ class Conditions:
         if self.plane:
             self.plane.govern("none")
         for pod in self._extra.keys() | self._open.keys() | self._down.keys():
-            client = next(each for each in topology.CLIENTS if each.pod == pod)
+            client = self._bed.world.named(pod)
             self._set_extra(client, 0)
             self._set_intercepted(client, True)
             self._set_sidecar(client, True)
@@ -82,20 +82,20 @@ class Conditions:
         with contextlib.suppress(errors.MeshdnsError):  # a testbed that is gone needs no settling
             self.settle()
 
-    def _set_extra(self, client: topology.ClientPod, count: int) -> None:
+    def _set_extra(self, client: Pod, count: int) -> None:
         if count != self._extra.get(client.pod, 0):
             self._tell(client, {"op": "extra_rules", "count": count, "mechanism": client.mechanism})
             self._extra[client.pod] = count
 
-    def _set_intercepted(self, client: topology.ClientPod, wanted: bool) -> None:
+    def _set_intercepted(self, client: Pod, wanted: bool) -> None:
         if wanted == self._open.get(client.pod, False):
             self._tell(client, {"op": "interception", "on": wanted})
             self._open[client.pod] = not wanted
 
-    def _set_sidecar(self, client: topology.ClientPod, up: bool) -> None:
+    def _set_sidecar(self, client: Pod, up: bool) -> None:
         if up == self._down.get(client.pod, False):
             self._bed.set_sidecar(client, self._observers, up=up)
             self._down[client.pod] = not up
 
-    def _tell(self, client: topology.ClientPod, request: dict[str, object]) -> None:
+    def _tell(self, client: Pod, request: dict[str, object]) -> None:
         self._observers[client.pod].ask(request, ASK_TIMEOUT_S)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from meshdns.core import errors
-from meshdns.lab import topology
+from meshdns.core.world import Pod, Service, World
+from meshdns.lab import ports
 from meshdns.lab.compose import rendering
 from meshdns.lab.compose.channel import Channel
 from meshdns.lab.compose.testbed import Testbed
@@ -90,7 +91,7 @@ class Reader:
 
     def __init__(self, testbed: Testbed, observers: Mapping[str, Channel]) -> None:
         """Resolves every container's cgroup once: reading one later is opening two files."""
-        self._testbed, self._observers = testbed, observers
+        self._testbed, self._observers, self._world = testbed, observers, testbed.world
         self._dnsdist, self._bind = testbed.dnsdist_page(), testbed.bind_page()
         self._groups = {
             c.labels["com.docker.compose.service"]: _cgroup(c.attrs["State"]["Pid"])
@@ -102,10 +103,10 @@ class Reader:
         """For each cell all counters on its path, as totals since the containers started; all read at one moment."""
         measured = [cell for cell in cells if cell.arm != "null"]
         servers = {name: page for cell in measured for name, page in self._servers(cell).items()}
-        pods = {topology.ARMS[cell.arm].pod: cell for cell in measured}
+        pods = {self._world.arms[cell.arm].pod: cell for cell in measured}
         # Everybody is asked before anybody is awaited: they read at the same time.
         for pod, cell in pods.items():
-            self._observers[pod].send(_question(cell))
+            self._observers[pod].send(_question(cell, self._world))
         if measured:
             pages = [self._dnsdist, self._bind, *servers.values()]
             self._observers["observer"].send({"op": "snapshot", "pages": pages})
@@ -118,35 +119,35 @@ class Reader:
         return [self._of(cell, inside, outside) if cell in measured else {} for cell in cells]
 
     def _of(self, cell: Cell, inside: Mapping[str, Any], outside: Mapping[str, str]) -> Counts:
-        pod = topology.ARMS[cell.arm].pod
+        pod = self._world.arms[cell.arm].pod
         mine = {name: outside[name] for name in ("dns-dnsdist", "dns-bind", *self._servers(cell))}
-        return _inside(cell, inside[pod]) | _outside(pod, mine)
+        return _inside(cell, inside[pod], self._world) | _outside(pod, mine)
 
     def _servers(self, cell: Cell) -> dict[str, dict[str, Any]]:
         """Statistics pages of the replicas behind the cell's backend."""
-        service = topology.BACKENDS.get(cell.backend)
+        service = self._world.backends.get(cell.backend)
         pages: dict[str, dict[str, Any]] = {}
         if service and service.governed:
             return self._governed(cell, service)
         for replica, host in service.replicas.items() if service else ():
             base = f"http://{self._testbed.nets.pod(host)}"
-            pages[f"{replica}/nginx"] = {"url": f"{base}:{topology.PORT_STATUS}/status"}
+            pages[f"{replica}/nginx"] = {"url": f"{base}:{ports.PORT_STATUS}/status"}
             if service and service.meshed:
-                stats = f"{base}:{topology.PORT_STATS}/stats?format=json&filter=^{_INBOUND}$"
+                stats = f"{base}:{ports.PORT_STATS}/stats?format=json&filter=^{_INBOUND}$"
                 pages[f"{replica}/envoy"] = {"url": stats}
         return pages
 
-    def _governed(self, cell: Cell, service: topology.Service) -> dict[str, dict[str, Any]]:
+    def _governed(self, cell: Cell, service: Service) -> dict[str, dict[str, Any]]:
         """The replicas' sidecars; none where replicas come and go."""
         if any(EFFECTS.get(cell.change, ())):
             return {}
         pattern = _quoted("|".join(f"^{re.escape(name)}$" for name in _SERVED))
         return {
             f"{replica}/governed": {
-                "url": f"http://{self._testbed.nets.pod(host)}:{topology.PORT_STATS}/stats?format=json&filter={pattern}"
+                "url": f"http://{self._testbed.nets.pod(host)}:{ports.PORT_STATS}/stats?format=json&filter={pattern}"
             }
             for replica, host in service.replicas.items()
-            if replica != topology.DEAD_POD
+            if self._world.named(replica).sidecar
         }
 
     def encrypted(self, cell: Cell) -> float:
@@ -158,21 +159,22 @@ class Reader:
 
     def usage(self, cell: Cell) -> dict[str, Usage]:
         """CPU and memory of the containers on this cell's path; none where these come and go."""
-        if cell.answer != "none" or cell.governed:
+        if cell.answer != "none" or self._world.is_governed(cell.backend):
             return {}
-        return {service: group.read() for service, group in self._groups.items() if service in _on_path(cell)}
+        path = _on_path(cell, self._world)
+        return {service: group.read() for service, group in self._groups.items() if service in path}
 
 
-def _question(cell: Cell) -> dict[str, Any]:
-    client = topology.ARMS[cell.arm]
-    return {"op": "snapshot", "rules": client.mechanism, "pages": list(_local_pages(cell).values())}
+def _question(cell: Cell, world: World) -> dict[str, Any]:
+    client = world.arms[cell.arm]
+    return {"op": "snapshot", "rules": client.mechanism, "pages": list(_local_pages(cell, client).values())}
 
 
-def _inside(cell: Cell, reply: Mapping[str, Any]) -> Counts:
+def _inside(cell: Cell, reply: Mapping[str, Any], world: World) -> Counts:
     """Counters of the client's own pod."""
     found: Counts = {f"pod/rule/{name}": count for name, count in reply["rules"].items()}
     found["pod/conntrack/entries"] = reply["conntrack"]
-    for name, body in zip(_local_pages(cell), reply["pages"], strict=True):
+    for name, body in zip(_local_pages(cell, world.arms[cell.arm]), reply["pages"], strict=True):
         for key, count in _LOCAL[name](_page(f"client-{cell.arm} {name}", body)).items():
             found[f"pod/{key}"] = found.get(f"pod/{key}", 0) + count
     return found
@@ -187,26 +189,28 @@ def _outside(pod: str, bodies: dict[str, str]) -> Counts:
     return found
 
 
-def _on_path(cell: Cell) -> set[str]:
+def _on_path(cell: Cell, world: World) -> set[str]:
     """Compose services that a cell's traffic may pass."""
     if cell.arm == "null":
         return {"client-plain-app", "null-target"}
-    pod = topology.ARMS[cell.arm].pod
+    pod = world.arms[cell.arm].pod
     path = {f"{pod}-app", f"{pod}-envoy", f"{pod}-dns", "dns-dnsdist", "dns-bind", "world-dns"}
-    service = topology.BACKENDS.get(cell.backend)
+    service = world.backends.get(cell.backend)
     if service is None:
         return path
     parts = ("-app", "-envoy") if service.meshed else ("",)
     return path | {f"{replica}{part}" for replica in service.replicas for part in parts}
 
 
-def difference(cell: Cell, before: Counts, after: Counts) -> Counts:
+def difference(cell: Cell, before: Counts, after: Counts, world: World) -> Counts:
     """after - before, below zero where what counted is gone; conntrack entries are a level and stay as they are."""
     result = {key: after[key] - before.get(key, 0) for key in after}
     if "pod/conntrack/entries" in after:
         result["pod/conntrack/entries"] = after["pod/conntrack/entries"]
-    if "servers/nginx_rq" in result and not cell.governed:  # each nginx has also counted our own question
-        result["servers/nginx_rq"] -= len(topology.BACKENDS[cell.backend].replicas)
+    if "servers/nginx_rq" in result and not world.is_governed(
+        cell.backend
+    ):  # each nginx has also counted our own question
+        result["servers/nginx_rq"] -= len(world.backends[cell.backend].replicas)
     return result
 
 
@@ -216,21 +220,20 @@ def _page(place: str, body: str | None) -> str:
     return body
 
 
-def _local_pages(cell: Cell) -> dict[str, dict[str, Any]]:
+def _local_pages(cell: Cell, client: Pod) -> dict[str, dict[str, Any]]:
     """What the pod's own proxies and its loader count, each a page on its loopback; none where they are taken down."""
-    client = topology.ARMS[cell.arm]
     pages: dict[str, dict[str, Any]] = {}
     base = "http://127.0.0.1"
     if cell.sidecar != "up":
         return pages
     if client.sidecar:
         pages["envoy"] = {
-            "url": f"{base}:{topology.PORT_ADMIN}/stats?format=json&filter={_quoted(_FILTERS[client.governed])}"
+            "url": f"{base}:{ports.PORT_ADMIN}/stats?format=json&filter={_quoted(_FILTERS[client.governed])}"
         }
     if client.dns == "agent":
-        pages["dnsproxy"] = {"url": f"{base}:{topology.PORT_DNS_METRICS}/metrics"}
+        pages["dnsproxy"] = {"url": f"{base}:{ports.PORT_DNS_METRICS}/metrics"}
     if client.mechanism == "ebpf":
-        pages["loader"] = {"url": f"{base}:{topology.PORT_LOADER}/counters"}
+        pages["loader"] = {"url": f"{base}:{ports.PORT_LOADER}/counters"}
     return pages
 
 
@@ -268,7 +271,7 @@ _LOCAL: dict[str, Callable[[str], Counts]] = {"envoy": _envoy, "dnsproxy": _dnsp
 
 def _dnsdist(page: dict[str, Any], pod: str) -> Counts:
     matches = {rule["name"]: rule["matches"] for rule in page["rules"]}
-    total = sum(matches[rendering.pod_rule(client.pod)] for client in topology.CLIENTS)
+    total = sum(count for name, count in matches.items() if name.startswith(rendering.POD_RULE))
     return {"dnsdist/from_pod": matches[rendering.pod_rule(pod)], "dnsdist/queries": total}
 
 

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from meshdns.lab import names, topology
+from meshdns.core import resolver
+from meshdns.core.world import Nets, Service, World
+from meshdns.lab import names
 from meshdns.measure.plan import Cell, Trial
 from meshdns.store import samples
 
@@ -22,12 +24,12 @@ TCP_ANSWERS = {"postgres": ["53", "4e", "1503"], "redis": ["2b504f4e47", "2d4552
 NULL_NAME = "d{delay:g}.null."  # the calibration target busy-waits for the microseconds its question names
 
 
-def service_of(cell: Cell) -> topology.Service:
-    """The service a cell is about; lookups are of `web`."""
-    return topology.BACKENDS.get(cell.backend, topology.WEB)
+def service_of(cell: Cell, world: World) -> Service:
+    """The service a cell is about; lookups are of one."""
+    return world.backends.get(cell.backend, world.looked_up)
 
 
-def job(trial: Trial, nets: topology.Nets, seed: int) -> dict[str, Any]:
+def job(trial: Trial, world: World, nets: Nets, seed: int) -> dict[str, Any]:
     """The agent's job for one trial."""
     cell = trial.cell
     fields: dict[str, Any] = {
@@ -44,36 +46,36 @@ def job(trial: Trial, nets: topology.Nets, seed: int) -> dict[str, Any]:
         "count": trial.count,
         "warmup": trial.warmup,
         "timeout_ms": trial.timeout_ms,
-        "duration_limit_s": trial.seconds() * (OPEN_SLOWER if cell.rate_hz else CLOSED_SLOWER) + SLACK_S,
+        "duration_limit_s": trial.seconds(world) * (OPEN_SLOWER if cell.rate_hz else CLOSED_SLOWER) + SLACK_S,
         "wait": cell.wait,
         # An A-only name has no AAAA, an absent name no address: that is the answer, not a failure.
         "accept_nodata": cell.qtype == "AAAA",
         "accept_nxdomain": cell.name_kind == "absent" or cell.qtype == "AAAA",
     }
-    return fields | _lookup(cell, nets) | (_request(cell, nets) if cell.kind == "request" else {})
+    return fields | _lookup(cell, world, nets) | (_request(cell, world, nets) if cell.kind == "request" else {})
 
 
-def _lookup(cell: Cell, nets: topology.Nets) -> dict[str, Any]:
+def _lookup(cell: Cell, world: World, nets: Nets) -> dict[str, Any]:
+    server = [world.dns_cluster_ip, 53]
     if cell.arm == "null":
-        name = NULL_NAME.format(delay=cell.null_delay_us)
-        return {"wire": names.wire(name, cell.qtype, cell.ndots), "resolver": [nets.pod(topology.NULL_HOST), 53]}
-    if cell.answer != "none":
-        name = f"{topology.answer_name(cell.answer, topology.ARMS[cell.arm])}."
+        name, server = NULL_NAME.format(delay=cell.null_delay_us), [world.address(nets, "null-target"), 53]
+    elif cell.answer != "none":
+        name = f"{world.answer_name(cell.answer, world.arms[cell.arm])}."
     else:
-        name = names.application_name(cell.name_kind, service_of(cell))
-    if cell.lookup == "getaddrinfo":
+        name = names.application_name(world, cell.name_kind, service_of(cell, world))
+    if cell.lookup == "getaddrinfo" and cell.arm != "null":
         return {"name": name, "family": {"A": "inet", "AAAA": "inet6", "A+AAAA": "unspec"}[cell.qtype]}
-    if cell.lookup == "wire":
-        return {"wire": names.wire(name, cell.qtype, cell.ndots), "resolver": [topology.DNS_CLUSTER_IP, 53]}
+    if cell.lookup == "wire" or cell.arm == "null":
+        return {"wire": resolver.wire(name, cell.qtype, cell.ndots, world.search), "resolver": server}
     return {}
 
 
-def _request(cell: Cell, nets: topology.Nets) -> dict[str, Any]:
-    service = service_of(cell)
+def _request(cell: Cell, world: World, nets: Nets) -> dict[str, Any]:
+    service = service_of(cell, world)
     direct = cell.lookup == "none"  # the arm ip names a pod, and so the container's own port
     port = (service.target_ports if direct else service.ports)[cell.tls]
     if cell.answer != "none":
-        port = topology.ANSWERS[cell.answer].port
+        port = world.answers[cell.answer].port
     if service.name in TCP_ANSWERS:
         tcp = {"payload": TCP_PAYLOAD, "answers": TCP_ANSWERS}
         return {"address": "", "port": service.ports[0], "request": "", "tls": None, "tcp": tcp}

@@ -7,17 +7,19 @@ recorded seed gives the same order again. Keys that do not exist are refused; so
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import random
 import re
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from meshdns.core import errors
-from meshdns.lab import topology
+from meshdns.core.world import CORE, Pod, World
 
 PLANS = Path(__file__).parents[1] / "plans"
 BODY_SIZES = (0, 1024, 16384, 131072, 1048576)  # files in the web image
@@ -67,16 +69,6 @@ class Cell:
         own = self.arm if self.answer != "none" else ""
         return own, self.extra_rules, self.intercepted, self.sidecar, self.policy
 
-    @property
-    def governed(self) -> bool:
-        """About what the control plane configures: what becomes of the requests is the question."""
-        return self.backend != "none" and topology.BACKENDS[self.backend].governed
-
-    @property
-    def answered_in_pod(self) -> bool:
-        """A DNS proxy in the pod knows the name: the cluster DNS is not asked."""
-        return self.arm in topology.ARMS and topology.ARMS[self.arm].dns_proxy and self.name_kind in ("fqdn", "short")
-
 
 @dataclass(frozen=True)
 class Trial:
@@ -88,13 +80,13 @@ class Trial:
     timeout_ms: int  # per request
     capture: bool  # packets are captured beside the agent's own clock
 
-    def seconds(self) -> float:
+    def seconds(self, world: World) -> float:
         """Expected duration of the load with its warm-up, for the progress bar and `--dry-run`."""
-        request_s, rate_hz = self._request_s(), self.cell.rate_hz
+        request_s, rate_hz = self._request_s(world), self.cell.rate_hz
         load_s = self.count / rate_hz if rate_hz else self.count * request_s
         return load_s + self.warmup * request_s + (_RULER_START_S if self.cell.tool != "agent" else 0)
 
-    def _request_s(self) -> float:
+    def _request_s(self, world: World) -> float:
         """Expected duration of one request in a closed loop, as warm-ups are."""
         cell = self.cell
         if cell.answer in _NOWHERE and (cell.sidecar == "up" or not cell.intercepted):
@@ -102,13 +94,15 @@ class Trial:
         if cell.fault == "slow":
             return _SLOW_S
         spent_s = cell.null_delay_us / 1e6
-        if not cell.answered_in_pod:
+        arm = world.arms.get(cell.arm)
+        in_pod = arm is not None and arm.dns_proxy and cell.name_kind in ("fqdn", "short")  # a proxy knows the name
+        if not in_pod:
             spent_s += cell.dns_delay_ms / 1000
         if cell.lookup == "getaddrinfo":
             return spent_s + _LIBC_S
         if cell.kind == "lookup":
             return spent_s + _LOOKUP_S
-        return spent_s + (_GOVERNED_S if cell.governed else _REQUEST_S)
+        return spent_s + (_GOVERNED_S if world.is_governed(cell.backend) else _REQUEST_S)
 
 
 @dataclass(frozen=True)
@@ -168,6 +162,7 @@ class Plan:
     seed: int
     blocks: int
     experiments: tuple[Experiment, ...]
+    world: World = field(repr=False)
 
     def block(self, number: int) -> list[Trial]:
         """The trials of one block, in the order in which they run.
@@ -199,46 +194,54 @@ class Plan:
             ),
         )
 
-    def groups(self) -> frozenset[topology.Group]:
+    def groups(self) -> frozenset[str]:
         """The groups of pods that are needed beside the core."""
         cells = [cell for experiment in self.experiments for cell in experiment.cells()]
-        pods = [topology.ARMS[cell.arm].group for cell in cells if cell.arm != "null"]
-        replicas = {
-            name for cell in cells if cell.backend != "none" for name in topology.BACKENDS[cell.backend].replicas
-        }
-        pods += [server.group for server in topology.MESHED if server.pod in replicas]
-        pods += ["governed" for cell in cells if cell.governed]
-        return frozenset(pods) - {"core"}
+        services = [self.world.backends[cell.backend] for cell in cells if cell.backend != "none"]
+        pods = [self.world.arms[cell.arm] for cell in cells if cell.arm != "null"]
+        pods += [self.world.named(name) for service in services for name in service.replicas]
+        pods += [self.world.named(service.served_by) for service in services if service.served_by]
+        return frozenset(pod.group for pod in pods) - {CORE}
 
     def seconds(self) -> float:
         """Expected duration of all load."""
-        return sum(trial.seconds() for number in range(self.blocks) for trial in self.block(number))
+        return sum(trial.seconds(self.world) for number in range(self.blocks) for trial in self.block(number))
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON; `from_json` reads it back."""
-        tree = dataclasses.asdict(self)
-        return {"experiment": tree.pop("experiments"), **tree}
+        """As JSON; `from_json` reads it back. The world is stored beside it."""
+        experiments = [dataclasses.asdict(each) for each in self.experiments]
+        return {"experiment": experiments, "name": self.name, "question": self.question, "seed": self.seed,
+                "blocks": self.blocks}  # fmt: skip
 
 
-ALLOWED: dict[str, tuple[Any, ...]] = {
-    "arm": (*topology.ARMS, "null"),
-    "kind": ("lookup", "request"),
-    "backend": (*topology.BACKENDS, "none"),
-    "lookup": ("none", "wire", "getaddrinfo"),
-    "name_kind": ("fqdn", "short", "external", "absent"),
-    "qtype": ("A", "AAAA", "A+AAAA"),
-    "connection": ("new", "keepalive", "none"),
-    "arrival": ("closed", "constant", "poisson"),
-    "wait": ("spin", "block"),
-    "tool": ("agent", "h2load", "dnsperf"),
-    "body_bytes": BODY_SIZES,
-    "answer": (*topology.ANSWERS, "none"),
-    "sidecar": ("up", "down"),
-    "policy": (*topology.POLICIES, "none"),
-    "fault": (*topology.FAULTS, "none"),
-    "change": (*topology.CHANGES, "none"),
-    "ndots": tuple(range(16)),  # resolv.conf(5): capped at 15
-}
+FAULTS = ("fail30", "slow", "dead", "overload")
+POLICIES = ("retries", "timeouts", "outlier", "breaker", "split", "strict", "permissive", "disable", "reconnect")
+CHANGES = ("up", "down", "replace", "unready", "crash", "gone", "rotate", "unrelated")
+
+
+def _allowed(world: World) -> dict[str, tuple[Any, ...]]:
+    """Factor -> its levels, where these are few."""
+    return {
+        "arm": (*world.arms, "null"),
+        "kind": ("lookup", "request"),
+        "backend": (*world.backends, "none"),
+        "lookup": ("none", "wire", "getaddrinfo"),
+        "name_kind": ("fqdn", "short", "external", "absent"),
+        "qtype": ("A", "AAAA", "A+AAAA"),
+        "connection": ("new", "keepalive", "none"),
+        "arrival": ("closed", "constant", "poisson"),
+        "wait": ("spin", "block"),
+        "tool": ("agent", "h2load", "dnsperf"),
+        "body_bytes": BODY_SIZES,
+        "answer": (*world.answers, "none"),
+        "sidecar": ("up", "down"),
+        "policy": (*POLICIES, "none"),
+        "fault": (*FAULTS, "none"),
+        "change": (*CHANGES, "none"),
+        "ndots": tuple(range(16)),  # resolv.conf(5): capped at 15
+    }
+
+
 BOUNDS: dict[str, tuple[float, float]] = {
     "rate_hz": (0, 20_000),
     "concurrency": (1, 1000),
@@ -258,24 +261,24 @@ def _refuse(place: str, fact: str, step: str) -> errors.InputError:
     return errors.InputError(fact, place=place, step=step)
 
 
-def _scalar(place: str, key: str, value: Any, kind: type) -> Any:
+def _scalar(place: str, key: str, value: Any, kind: type, allowed: Mapping[str, tuple[Any, ...]]) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise _refuse(place, f"{key} is {value!r}", f"give a {kind.__name__}")
-    if key in ALLOWED and value not in ALLOWED[key]:
-        raise _refuse(place, f"{key} is {value!r}", f"choose from {', '.join(map(str, ALLOWED[key]))}")
+    if key in allowed and value not in allowed[key]:
+        raise _refuse(place, f"{key} is {value!r}", f"choose from {', '.join(map(str, allowed[key]))}")
     low, high = BOUNDS.get(key, (None, None))
     if low is not None and high is not None and not low <= value <= high:  # type: ignore[operator]
         raise _refuse(place, f"{key} is {value}", f"give a number from {low:g} to {high:g}")
     return value
 
 
-def _levels(place: str, key: str, value: Any, kind: type) -> tuple[Any, ...]:
+def _levels(place: str, key: str, value: Any, kind: type, allowed: Mapping[str, tuple[Any, ...]]) -> tuple[Any, ...]:
     values = value if isinstance(value, list | tuple) else [value]
     if not values:
         raise _refuse(place, f"{key} has no levels", "give at least one")
-    levels = tuple(_scalar(place, key, one, kind) for one in values)
+    levels = tuple(_scalar(place, key, one, kind, allowed) for one in values)
     if len(set(levels)) != len(levels):
         raise _refuse(place, f"{key} names a level twice", "leave one of them out")
     return levels
@@ -287,8 +290,8 @@ def _known(place: str, table: dict[str, Any], known: set[str]) -> None:
         raise _refuse(place, f"unknown key {', '.join(unknown)}", f"known keys are {', '.join(sorted(known))}")
 
 
-def _experiment(place: str, table: dict[str, Any]) -> Experiment:
-    hints = get_type_hints(Experiment)
+def _experiment(place: str, table: dict[str, Any], world: World) -> Experiment:
+    allowed, hints = _allowed(world), get_type_hints(Experiment)
     _known(place, table, set(hints))
     for key in ("name", "arm"):
         if key not in table:
@@ -298,19 +301,22 @@ def _experiment(place: str, table: dict[str, Any]) -> Experiment:
     for key, value in table.items():
         hint = hints[key]
         inner = getattr(hint, "__args__", None)
-        values[key] = _levels(place, key, value, inner[0]) if inner else _scalar(place, key, value, hint)
+        values[key] = (
+            _levels(place, key, value, inner[0], allowed) if inner else _scalar(place, key, value, hint, allowed)
+        )
     experiment = Experiment(**values)
     crossed = math.prod(len(value) for value in values.values() if isinstance(value, tuple))
     if crossed > MAX_CELLS:
         raise _refuse(place, f"its levels make {crossed} cells", f"leave levels out: a block holds {MAX_CELLS} at most")
     for cell in experiment.cells():
-        _measurable(place, cell)
+        _measurable(place, cell, world)
     return experiment
 
 
-def _measurable(place: str, cell: Cell) -> None:
+def _measurable(place: str, cell: Cell, world: World) -> None:
     """Refuse combinations that have no meaning, rather than measure something else."""
     arm, request = cell.arm, cell.kind == "request"
+    by_address = cell.backend in {each.backend for each in world.inbound}
     checks = [
         (not request or cell.connection != "none", "a request needs connection new or keepalive"),
         (request or cell.connection != "new", "a lookup has connection none, or keepalive to use one socket for all"),
@@ -342,8 +348,8 @@ def _measurable(place: str, cell: Cell) -> None:
             "the calibration target asks no DNS server: name_kind fqdn, no dns_delay_ms",
         ),
         *_ruler_checks(cell),
-        (not cell.backend.startswith("in-") or arm == "ip", "one replica alone is called by its address: arm ip"),
-        *_pod_checks(cell),
+        (arm == "ip" or not by_address, "one replica alone is called by its address: arm ip"),
+        *_pod_checks(cell, world),
     ]
     for holds, rule in checks:
         if not holds:
@@ -368,34 +374,34 @@ def _ruler_checks(cell: Cell) -> list[tuple[bool, str]]:
     ]
 
 
-def _pod_checks(cell: Cell) -> list[tuple[bool, str]]:
+def _pod_checks(cell: Cell, world: World) -> list[tuple[bool, str]]:
     """Rules for what is done to a pod, as (holds, rule)."""
-    client = topology.ARMS.get(cell.arm)
+    client = world.arms.get(cell.arm)
     asked = cell.answer != "none"
     return [
-        (not asked or cell.arm in topology.ANSWERING, f"answers are tried in {' and '.join(topology.ANSWERING)}"),
+        (not asked or cell.arm in world.answering, f"answers are tried in {' and '.join(world.answering)}"),
         (
             not asked or (cell.kind == "request" and cell.connection == "new" and cell.lookup == "wire"),
             "an answer is tried by kind request, connection new, lookup wire",
         ),
         (asked or (cell.intercepted and cell.sidecar == "up"), "only trials of answers take a pod's sidecar away"),
         (cell.extra_rules == 0 or (client is not None and client.sidecar), "extra_rules need an arm that captures"),
-        *_mesh_checks(cell, client),
+        *_mesh_checks(cell, client, governed=world.is_governed(cell.backend)),
     ]
 
 
-def _mesh_checks(cell: Cell, client: topology.ClientPod | None) -> list[tuple[bool, str]]:
+def _mesh_checks(cell: Cell, client: Pod | None, *, governed: bool) -> list[tuple[bool, str]]:
     """Rules for what the control plane configures, as (holds, rule)."""
     mode = client is not None and client.governed
     in_shop = cell.backend in ("shop", "shop-dead")
     return [
         (
-            not cell.governed or mode or cell.arm == "plain",
+            not governed or mode or cell.arm == "plain",
             "backends of the control plane are called by plain or its arms",
         ),
-        (cell.governed or not mode, "arms of the control plane call its backends"),
+        (governed or not mode, "arms of the control plane call its backends"),
         (
-            cell.governed or cell.policy == cell.change == "none",
+            governed or cell.policy == cell.change == "none",
             "policy and change are of the control plane's backends",
         ),
         (cell.fault == "none" or in_shop, "fault is of the backends shop and shop-dead"),
@@ -405,16 +411,16 @@ def _mesh_checks(cell: Cell, client: topology.ClientPod | None) -> list[tuple[bo
         ),
         (cell.change == "none" or cell.arrival != "closed", "a change happens under a load with a rate"),
         (
-            not cell.governed or (not cell.tls and cell.lookup == "wire"),
+            not governed or (not cell.tls and cell.lookup == "wire"),
             "the control plane's backends: no tls, lookup wire",
         ),
     ]
 
 
-def parse(text: str, place: str) -> Plan:
+def parse(text: str, place: str, world: World) -> Plan:
     """The plan in `text`; `place` names it in messages. Raises InputError."""
     try:
-        return from_json(tomllib.loads(text), place)
+        return from_json(tomllib.loads(text), place, world)
     except tomllib.TOMLDecodeError as error:
         raise _refuse(place, f"not TOML ({error})", "mend the line it names") from None
     except ValueError:  # Python's own, for the digits of an integer
@@ -423,7 +429,7 @@ def parse(text: str, place: str) -> Plan:
         raise _refuse(place, "nested too deeply to be a plan", "remove what no plan needs") from None
 
 
-def from_json(document: dict[str, Any], place: str) -> Plan:
+def from_json(document: dict[str, Any], place: str, world: World) -> Plan:
     """A plan from its TOML or JSON tree. Raises InputError."""
     document = dict(document)
     tables = document.pop("experiment", [])
@@ -431,22 +437,23 @@ def from_json(document: dict[str, Any], place: str) -> Plan:
     for key in ("name", "seed", "blocks"):
         if key not in document:
             raise _refuse(place, f"{key} is missing", "add it")
-    name = _scalar(place, "name", document["name"], str)
+    name = _scalar(place, "name", document["name"], str, {})
     if not NAME.fullmatch(name):
         step = "use at most 100 letters (A to Z), digits and hyphens: it names folders"
         raise _refuse(place, f"name is {name!r}", step)
     if not isinstance(tables, list | tuple) or not tables or not all(isinstance(one, dict) for one in tables):
         raise _refuse(place, "there is no experiment", "add an [[experiment]] table")
-    experiments = tuple(_experiment(f"{place} experiment {i}", dict(t)) for i, t in enumerate(tables, 1))
+    experiments = tuple(_experiment(f"{place} experiment {i}", dict(t), world) for i, t in enumerate(tables, 1))
     names = [experiment.name for experiment in experiments]
     if len(set(names)) != len(names):
         raise _refuse(place, "two experiments have one name", "rename one")
     plan = Plan(
         name=name,
-        question=_scalar(place, "question", document.get("question", ""), str),
-        seed=_scalar(place, "seed", document["seed"], int),
-        blocks=_scalar(place, "blocks", document["blocks"], int),
+        question=_scalar(place, "question", document.get("question", ""), str, {}),
+        seed=_scalar(place, "seed", document["seed"], int, {}),
+        blocks=_scalar(place, "blocks", document["blocks"], int, {}),
         experiments=experiments,
+        world=world,
     )
     empty = next((n for n in range(plan.blocks) if all(n % e.every for e in experiments)), None)
     if empty is not None:
@@ -477,14 +484,19 @@ def shipped() -> list[str]:
     return sorted(path.stem for path in PLANS.glob("*.toml"))
 
 
+@functools.cache
+def _series() -> dict[str, frozenset[str]]:
+    """Shipped plan -> the experiments that it holds, whole or as a series of parts."""
+    tables = {name: tomllib.loads((PLANS / f"{name}.toml").read_text())["experiment"] for name in shipped()}
+    return {name: frozenset(each.get("series") or each["name"] for each in held) for name, held in tables.items()}
+
+
 def measuring(experiment: str) -> list[str]:
     """Names of the shipped plans that hold an experiment, whole or as a series of parts."""
-    return [
-        name for name in shipped() if any((each.series or each.name) == experiment for each in find(name).experiments)
-    ]
+    return [name for name, held in _series().items() if experiment in held]
 
 
-def find(name: str) -> Plan:
+def find(name: str, world: World) -> Plan:
     """A shipped plan by name, or a plan file by path. Raises InputError."""
     path = PLANS / f"{name}.toml" if name in shipped() else Path(name)
     step = f"use {', '.join(shipped())}, or a path to a TOML file"
@@ -496,4 +508,4 @@ def find(name: str) -> Plan:
         raise _refuse(name, "is not TOML (it is not UTF-8)", step) from None
     except OSError as error:
         raise _refuse(name, f"cannot be read ({error.strerror})", step) from None
-    return parse(text, str(path))
+    return parse(text, str(path), world)

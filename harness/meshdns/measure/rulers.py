@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from meshdns.core import errors, process
-from meshdns.lab import topology
+from meshdns.core.world import World
 from meshdns.measure.jobs import service_of
 from meshdns.measure.plan import Trial
 from meshdns.store import samples
@@ -20,11 +20,11 @@ _RUN_TIME = re.compile(r"Run time \(s\):\s+([\d.]+)")
 _RCODES = {"NOERROR": 0, "FORMERR": 1, "SERVFAIL": 2, "NXDOMAIN": 3}
 
 
-def measure(index: int, trial: Trial, container: str) -> tuple[pa.Table, dict[str, Any]]:
+def measure(index: int, trial: Trial, world: World, container: str) -> tuple[pa.Table, dict[str, Any]]:
     """The ruler's own samples, and what Little's law needs. Raises TestbedError."""
     if trial.cell.tool == "h2load":
-        return _h2load(index, trial, container)
-    return _dnsperf(index, trial, container)
+        return _h2load(index, trial, world, container)
+    return _dnsperf(index, trial, world, container)
 
 
 def _run(container: str, script: str, tool: str) -> str:
@@ -34,10 +34,10 @@ def _run(container: str, script: str, tool: str) -> str:
     return done.out
 
 
-def _h2load(index: int, trial: Trial, container: str) -> tuple[pa.Table, dict[str, Any]]:
+def _h2load(index: int, trial: Trial, world: World, container: str) -> tuple[pa.Table, dict[str, Any]]:
     """h2load's request log: start (µs since the epoch), status, duration (µs)."""
     cell = trial.cell
-    url = f"http://{service_of(cell).cluster_ip}/bytes/{cell.body_bytes}"
+    url = f"http://{service_of(cell, world).cluster_ip}/bytes/{cell.body_bytes}"
     total = trial.warmup + trial.count
     log = "/tmp/h2load.log"  # noqa: S108  the container's own tmpfs
     script = (
@@ -51,12 +51,12 @@ def _h2load(index: int, trial: Trial, container: str) -> tuple[pa.Table, dict[st
     return _table(index, start_ns, duration_ns, outcome, status=rows[:, 1], rcode=np.full(len(rows), -1)), facts
 
 
-def _dnsperf(index: int, trial: Trial, container: str) -> tuple[pa.Table, dict[str, Any]]:
+def _dnsperf(index: int, trial: Trial, world: World, container: str) -> tuple[pa.Table, dict[str, Any]]:
     """dnsperf -v: rcode and duration per query, and the run time; it stamps no instants, so they are put end to end."""
-    name, total = f"{service_of(trial.cell).fqdn}. {trial.cell.qtype}", trial.warmup + trial.count
+    name, total = f"{service_of(trial.cell, world).fqdn}. {trial.cell.qtype}", trial.warmup + trial.count
     questions = "/tmp/dnsperf.txt"  # noqa: S108  the container's own tmpfs
     at_once = trial.cell.concurrency
-    ask = f"dnsperf -s {topology.DNS_CLUSTER_IP} -d {questions} -n 1 -T 1 -c {at_once} -q {at_once} -v"
+    ask = f"dnsperf -s {world.dns_cluster_ip} -d {questions} -n 1 -T 1 -c {at_once} -q {at_once} -v"
     said = _run(container, f"yes '{name}' | head -n {total} > {questions}; {ask}", "dnsperf")
     found = _QUERY.findall(said)
     run_time = _RUN_TIME.search(said)

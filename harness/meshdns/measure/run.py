@@ -25,7 +25,8 @@ import pyarrow as pa
 from meshdns import store
 from meshdns.core import errors
 from meshdns.core.progress import Progress
-from meshdns.lab import plane, topology
+from meshdns.core.world import World
+from meshdns.lab import plane
 from meshdns.lab.compose.channel import Channel
 from meshdns.lab.compose.testbed import Testbed
 from meshdns.lab.compose.watch import Watch
@@ -37,7 +38,7 @@ from meshdns.store import samples
 AGENT = ["python3", "-m", "agent"]
 ANSWER_SLACK_S = 30  # beyond the load's own limit: sending the columns through the engine
 _MODES = {"mode1", "mode2-agent"}  # traced whatever the plan asks: their paths are what the two modes are
-TRACED = f"http://{topology.WEB.name}/bytes/1024"  # as a neighbour asks; both sidecars, where there are any
+TRACED = "http://{service}/bytes/1024"  # as a neighbour asks; both sidecars, where there are any
 CONFORMANCE_TIMEOUT_S = 60  # some fifty questions, most answered at once
 ATTEMPTS = 3  # measurements of one cell in one block, until one is valid
 CHANGE_AT = 0.25  # of a load's duration
@@ -50,17 +51,17 @@ OVERHEAD_S, POLICY_S, RESTORE_S = 0.018, 0.4, 2.0
 def seconds(what: Plan, blocks: Iterable[int]) -> float:
     """Expected duration of measuring these blocks of a plan."""
     return sum(
-        trial_seconds(trial, before)
+        trial_seconds(trial, before, what.world)
         for number in blocks
         for before, trial in itertools.pairwise([None, *what.block(number)])
         if trial is not None
     )
 
 
-def trial_seconds(trial: Trial, before: Trial | None) -> float:
+def trial_seconds(trial: Trial, before: Trial | None, world: World) -> float:
     """Expected duration of a trial after the one before it in its block."""
     cell = trial.cell
-    expected_s = trial.seconds() + OVERHEAD_S
+    expected_s = trial.seconds(world) + OVERHEAD_S
     if before is not None and before.cell.policy != cell.policy:
         expected_s += POLICY_S
     if cell.fault == "overload":
@@ -85,7 +86,7 @@ def execute(what: Plan, bed: Testbed, root: Path, progress: Progress, resume: Pa
             known = _known(what, bed, observers, agents, refused)
             conditions = stack.enter_context(Conditions(bed, observers))
             reader = counters.Reader(bed, observers)
-        writer = _resumed(resume, what, known) if resume else store.create(root, _header(what, known))
+        writer = _resumed(resume, what, known) if resume else store.create(root, _header(what, known), what.world)
         session = Session(bed, agents, observers, reader, conditions, progress=progress)
         for number in writer.missing():
             started = _now()
@@ -106,7 +107,7 @@ def _known(
 ) -> dict[str, Any]:
     """The facts of a run: what was true before its first block."""
     known = facts.gather(bed, observers, _arms(what) | _MODES)
-    if "governed" in bed.groups:
+    if "xds" in bed.groups:
         known["governed"] = plane.Plane(bed, observers["observer"]).told()
     known |= {"traces": _traces(bed, observers, agents, what, refused), "refused": refused}
     known["conformance"] = _conformance(bed, what)
@@ -124,7 +125,7 @@ def _refused(bed: Testbed) -> dict[str, str]:
     """Arms and backends whose way of capturing is not allowed on this machine -> why."""
     pods = bed.refusals()
     arms = {client.arm: pods[client.pod] for client in bed.clients() if client.pod in pods}
-    return arms | {each.backend: pods[each.name] for each in topology.INBOUND if each.name in pods}
+    return arms | {each.backend: pods[each.name] for each in bed.world.inbound if each.name in pods}
 
 
 def _require_some(what: Plan, refused: Mapping[str, str]) -> None:
@@ -151,13 +152,13 @@ def _traces(
     bed: Testbed, observers: Mapping[str, Channel], agents: Agents, what: Plan, refused: Mapping[str, str]
 ) -> dict[str, Any]:
     """One request of each arm that resolves names, observed at every hop: arm -> trace."""
-    arms = _arms(what)
+    arms, url = _arms(what), TRACED.format(service=bed.world.looked_up.name)
     return {
-        client.arm: trace.observe(bed, observers, agents.of(client.arm, 5), client.arm, TRACED).to_json()
+        client.arm: trace.observe(bed, observers, agents.of(client.arm, 5), client.arm, url).to_json()
         for client in bed.clients()
         if client.arm in arms | _MODES
         and not client.governed
-        and client.arm not in ("ip", "plain-aa", *topology.ANSWERING, *refused)
+        and client.arm not in ("ip", "plain-aa", *bed.world.answering, *refused)
     }
 
 
@@ -171,8 +172,8 @@ def _resolutions(reader: counters.Reader) -> dict[str, Any]:
 def _conformance(bed: Testbed, what: Plan) -> dict[str, Any]:
     """How the DNS proxies of mode 2 answer the conformance suite, asked as an application asks: arm -> rows."""
     arms = _arms(what)
-    suite = ["python3", "-m", "dnsproxy.conformance", "--world", "/state/world.json"]
-    suite += ["--server", f"{topology.DNS_CLUSTER_IP}:53", "--timeout-s", "1"]
+    suite = ["python3", "-m", "dnsproxy.conformance", "--world", "/state/conformance.json"]
+    suite += ["--server", f"{bed.world.dns_cluster_ip}:53", "--timeout-s", "1"]
     return {
         client.arm: json.loads(bed.within(client.pod, "dnsproxy", suite, CONFORMANCE_TIMEOUT_S))
         for client in bed.clients()
@@ -229,7 +230,7 @@ def _header(what: Plan, known: dict[str, Any]) -> store.RunHeader:
 def _resumed(path: Path, what: Plan, known: dict[str, Any]) -> store.RunWriter:
     """The unfinished run, if it is of this plan and of this machine."""
     writer = store.resume(path)
-    if plan.from_json(writer.header.plan, str(path)) != what:
+    if plan.from_json(writer.header.plan, str(path), what.world) != what:
         raise errors.InputError(
             f"is a run of another plan ({writer.header.plan.get('name')})", place=str(path), step="give its own plan"
         )
@@ -269,7 +270,7 @@ class Agents:
         """The agent in an arm's client container."""
         key = ("plain" if arm == "null" else arm, ndots)  # the calibration target needs no pod of its own
         if key not in self._channels:
-            service = f"{topology.ARMS[key[0]].pod}-app"
+            service = f"{self._bed.world.arms[key[0]].pod}-app"
             self._channels[key] = self._bed.channel(service, AGENT, {"RES_OPTIONS": f"ndots:{ndots}"})
             self._channels[key].ask({"kind": "ping"}, ANSWER_SLACK_S)
         return self._channels[key]
@@ -311,7 +312,7 @@ class Session:
         *,
         progress: Progress,
     ) -> None:
-        self._bed, self._agents, self._observers = bed, agents, observers
+        self._bed, self._agents, self._observers, self._world = bed, agents, observers, bed.world
         self._reader, self._conditions, self._progress = reader, conditions, progress
         self._medians: dict[str, float] = {}
         self._read: dict[Cell, counters.Counts] = {}  # at the end of the last trial, for it and for the one to follow
@@ -335,8 +336,8 @@ class Session:
         read = [cell] if alone or following is None else [cell, following]
         self._read = dict(zip(read, self._reader.counts(*read), strict=True))
         after = self._read[cell]
-        counts = counters.difference(cell, before, after)
-        reasons = validity.reasons(trial, load.table, counts, load.agent, self._bed.nets)
+        counts = counters.difference(cell, before, after, self._world)
+        reasons = validity.reasons(trial, load.table, counts, load.agent, world=self._world, nets=self._bed.nets)
         record = samples.CellRecord(
             cell=index,
             parameters=_parameters(cell),
@@ -356,15 +357,17 @@ class Session:
     def done(self, trial: Trial, before: Trial | None) -> None:
         """The bar moves on by a trial, however often it was measured, and shows how the medians stand."""
         note = ", ".join(f"{name} {value:.0f} µs" for name, value in sorted(self._medians.items()))
-        self._progress.advance(trial_seconds(trial, before), note)
+        self._progress.advance(trial_seconds(trial, before, self._world), note)
 
     def _load(self, index: int, trial: Trial, seed: int) -> _Load:
         cell = trial.cell
         if cell.tool != "agent":
-            table, known = rulers.measure(index, trial, self._bed.name(f"{topology.ARMS[cell.arm].pod}-app"))
+            table, known = rulers.measure(
+                index, trial, self._world, self._bed.name(f"{self._world.arms[cell.arm].pod}-app")
+            )
             return _Load(table, known)
         agent = self._agents.of(cell.arm, cell.ndots)
-        job = jobs.job(trial, self._bed.nets, seed)
+        job = jobs.job(trial, self._world, self._bed.nets, seed)
         limit_s = job["duration_limit_s"] + trial.timeout_ms / 1000 + ANSWER_SLACK_S
         with self._captured(trial) as captured, self._changing(trial) as changed:
             header, body = agent.ask(job, limit_s)
@@ -374,9 +377,9 @@ class Session:
     def _await_usual(self, cell: Cell, governed: plane.Plane) -> None:
         """What an earlier trial changed is forgotten by name tables, and by sidecars that resolve names themselves."""
         time.sleep(FORGET_S)
-        if cell.backend in topology.RESOLVED:
-            observer = self._observers[topology.ARMS[cell.arm].pod]
-            governed.await_resolved(topology.BACKENDS[cell.backend].fqdn, observer)
+        service = self._world.backends[cell.backend]
+        if service.resolved:
+            governed.await_resolved(service.fqdn, self._observers[self._world.arms[cell.arm].pod])
 
     @contextlib.contextmanager
     def _changing(self, trial: Trial) -> Iterator[dict[str, Any]]:
@@ -397,7 +400,7 @@ class Session:
             except errors.MeshdnsError as error:
                 failed.append(error)
 
-        timer = threading.Timer(trial.seconds() * CHANGE_AT, act)
+        timer = threading.Timer(trial.seconds(self._world) * CHANGE_AT, act)
         timer.start()
         try:
             yield changed
@@ -417,7 +420,7 @@ class Session:
             yield None
             return
         # The calibration target is asked from the plain pod.
-        client = topology.ARMS["plain" if trial.cell.arm == "null" else trial.cell.arm]
+        client = self._bed.world.arms["plain" if trial.cell.arm == "null" else trial.cell.arm]
         observer = self._observers[client.pod]
         observer.ask({"op": "capture", "interfaces": ["eth0"], "ports": [53, 8080, 8443]}, ANSWER_SLACK_S)
         captured = _Capture(self._bed.nets.pod(client.host))

@@ -20,8 +20,9 @@ import dns.exception
 import dns.message
 import dns.rcode
 
-from meshdns.core import errors
-from meshdns.lab import names, topology
+from meshdns.core import errors, resolver
+from meshdns.core.world import Pod, World
+from meshdns.lab import ports
 from meshdns.lab.compose.channel import Channel
 from meshdns.lab.compose.testbed import Testbed
 from meshdns.measure import capture, jobs
@@ -56,15 +57,15 @@ class Target:
             raise errors.InputError("names no host", place=url, step="give http://HOST[:PORT]/PATH")
         return cls(parts.scheme, parts.hostname, port, parts.path or "/")
 
-    def job(self) -> dict[str, Any]:
+    def job(self, world: World) -> dict[str, Any]:
         """One request of the load agent, as an application in the pod would make it."""
         head = f"GET {self.path} HTTP/1.1\r\nHost: {self.host}\r\nUser-Agent: meshdns\r\nConnection: close\r\n\r\n"
         tls = {"server_name": self.host, "cafile": jobs.TLS_CERTIFICATE} if self.scheme == "https" else None
         return {
             "kind": "request",
             "lookup": "wire",
-            "wire": names.wire(self.host, "A", 5),
-            "resolver": [topology.DNS_CLUSTER_IP, 53],
+            "wire": resolver.wire(self.host, "A", 5, world.search),
+            "resolver": [world.dns_cluster_ip, 53],
             "port": self.port,
             "request": head,
             "tls": tls,
@@ -114,25 +115,25 @@ class Trace:
 
 def observe(bed: Testbed, observers: Mapping[str, Channel], agent: Channel, arm: str, url: str) -> Trace:
     """Trace one request from an arm's client. Raises InputError and TestbedError."""
-    target, client = Target.parse(url), topology.ARMS[arm]
+    target, client = Target.parse(url), bed.world.arms[arm]
     with contextlib.ExitStack() as stack:
         watched = {client.pod: observers[client.pod]}
-        for pod in _namespaces(target):
+        for pod in _namespaces(target, bed.world):
             watched[pod] = stack.enter_context(bed.attached(pod))
         chains = {pod: _chains(dump) for pod, channel in watched.items() if (dump := _page(channel, "config_dump"))}
-        before = {pod: _counted(pod, channel) for pod, channel in watched.items()}
+        before = {pod: _counted(bed.world.named(pod), channel) for pod, channel in watched.items()}
         for channel in watched.values():
             channel.ask({"op": "capture", "interfaces": list(INTERFACES), "size": FRAME_BYTES}, ANSWER_SLACK_S)
-        header, body = agent.ask(target.job(), ANSWER_SLACK_S)
+        header, body = agent.ask(target.job(bed.world), ANSWER_SLACK_S)
         # At once: the kernel forgets a connection that was reset after ten seconds, and all else may take as long.
         entries = {pod: _tracked(channel) for pod, channel in watched.items()}
         packets = list(_packets({pod: _captured(channel) for pod, channel in watched.items()}))
-        after = {pod: _counted(pod, channel) for pod, channel in watched.items()}
+        after = {pod: _counted(bed.world.named(pod), channel) for pod, channel in watched.items()}
     moved = {pod: _moved(before[pod].proxy, counted.proxy) for pod, counted in after.items() if counted.proxy}
     return Trace(
         arm,
         url,
-        pods={pod: _address(bed, pod) for pod in watched},
+        pods={pod: bed.nets.pod(bed.world.named(pod).host) for pod in watched},
         request=jobs.table(0, header, body).to_pylist()[0],
         packets=packets,
         tracked={pod: _used(pod, lines, packets) for pod, lines in entries.items()},
@@ -142,15 +143,10 @@ def observe(bed: Testbed, observers: Mapping[str, Channel], agent: Channel, arm:
     )
 
 
-def _namespaces(target: Target) -> list[str]:
+def _namespaces(target: Target, world: World) -> list[str]:
     """Pods beside the client's whose packets are worth watching: the name server's and those behind the name."""
-    service = next((each for each in topology.SERVICES if target.host.split(".")[0] == each.name), None)
+    service = next((each for each in world.static if target.host.split(".")[0] == each.name), None)
     return ["dns", *(service.replicas if service else ())]
-
-
-def _address(bed: Testbed, pod: str) -> str:
-    hosts = {client.pod: client.host for client in topology.CLIENTS} | {each.pod: each.host for each in topology.MESHED}
-    return bed.nets.pod({**hosts, **topology.LEGACY_PODS, "dns": topology.DNS_HOST}[pod])
 
 
 @dataclass(frozen=True)
@@ -161,20 +157,16 @@ class _Counted:
     proxy: dict[str, float]  # empty without an Envoy
 
 
-_MECHANISMS = {each.pod: each.mechanism for each in (*topology.CLIENTS, *topology.MESHED)}
-
-
-def _counted(pod: str, channel: Channel) -> _Counted:
-    mechanism = _MECHANISMS.get(pod, "iptables")
-    rules = channel.ask({"op": "snapshot", "rules": mechanism}, ANSWER_SLACK_S)[0]["rules"]
-    if mechanism == "ebpf":  # its programs count what rules count elsewhere, by the same names
-        loader = _page(channel, "counters", topology.PORT_LOADER) or {"counters": {}}
+def _counted(pod: Pod, channel: Channel) -> _Counted:
+    rules = channel.ask({"op": "snapshot", "rules": pod.mechanism}, ANSWER_SLACK_S)[0]["rules"]
+    if pod.mechanism == "ebpf":  # its programs count what rules count elsewhere, by the same names
+        loader = _page(channel, "counters", ports.PORT_LOADER) or {"counters": {}}
         rules |= {name: rules.get(name, 0) + count for name, count in loader["counters"].items()}
     page = _page(channel, "stats?format=json&usedonly") or {"stats": []}
     return _Counted(rules, {each["name"]: each["value"] for each in page["stats"] if "value" in each})
 
 
-def _page(channel: Channel, path: str, port: int = topology.PORT_ADMIN) -> Any:
+def _page(channel: Channel, path: str, port: int = ports.PORT_ADMIN) -> Any:
     """A JSON page on the pod's loopback; None where nobody answers."""
     page = {"url": f"http://127.0.0.1:{port}/{path}"}
     body = channel.ask({"op": "snapshot", "pages": [page]}, ANSWER_SLACK_S)[0]["pages"][0]
@@ -268,15 +260,15 @@ def _packets(seen: Mapping[str, Mapping[str, bytes]]) -> Iterator[Seen]:
 
 
 # Pages that observers read, name servers' consoles: never part of an application's request.
-_OBSERVERS = {topology.PORT_ADMIN, topology.PORT_STATS, topology.PORT_STATUS, topology.PORT_DNS_METRICS,
-              topology.PORT_LOADER, 5199, 8053, 8083}  # fmt: skip
+_OBSERVERS = {ports.PORT_ADMIN, ports.PORT_STATS, ports.PORT_STATUS, ports.PORT_DNS_METRICS,
+              ports.PORT_LOADER, 5199, 8053, 8083}  # fmt: skip
 
 
 def _said(frame: capture.Frame) -> str:
     """DNS question and answer, the first line of HTTP, TLS as such."""
     if not frame.payload:
         return ""
-    if {53, 5300, topology.PORT_DNS} & {frame.source_port, frame.target_port}:
+    if {53, 5300, ports.PORT_DNS} & {frame.source_port, frame.target_port}:
         return _dns(frame.payload if frame.protocol == _UDP else frame.payload[2:])
     if frame.payload[:1] in (b"\x16", b"\x17"):
         return "TLS handshake" if frame.payload[:1] == b"\x16" else "TLS data"

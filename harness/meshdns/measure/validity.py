@@ -11,11 +11,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from meshdns.lab import topology
+from meshdns.core.world import Nets, Pod, World
 from meshdns.measure.plan import Cell, Trial
 from meshdns.store.samples import CellRecord
 
@@ -27,17 +26,19 @@ Counts = Mapping[str, float]
 _SHOWN = 3  # kinds of reasons that a summary names
 
 
-def reasons(trial: Trial, table: pa.Table, counts: Counts, agent: Mapping[str, Any], nets: topology.Nets) -> list[str]:
+def reasons(
+    trial: Trial, table: pa.Table, counts: Counts, agent: Mapping[str, Any], *, world: World, nets: Nets
+) -> list[str]:
     """Why the trial is not valid; empty if it is."""
     cell = trial.cell
     found = list(_offered(trial, table, agent))
-    if cell.governed:  # what becomes of the requests is the question
+    if world.is_governed(cell.backend):  # what becomes of the requests is the question
         return found
     if cell.answer != "none":  # what becomes of the request is the question; only the lookup has a right answer
-        return [*found, *_answered(cell, table, nets)]
-    found += _answers(cell, table, nets)
+        return [*found, *_answered(cell, table, world, nets)]
+    found += _answers(cell, table, world, nets)
     if cell.tool == "agent" and cell.arm != "null":
-        found += _path(trial, counts, agent)
+        found += _path(trial, counts, agent, world)
     return found
 
 
@@ -72,7 +73,7 @@ def _offered(trial: Trial, table: pa.Table, agent: Mapping[str, Any]) -> Iterato
         yield f"the agent lost its CPU for {agent['gap_ns'] / agent['wall_ns']:.0%} of the time"
 
 
-def _answers(cell: Cell, table: pa.Table, nets: topology.Nets) -> Iterator[str]:
+def _answers(cell: Cell, table: pa.Table, world: World, nets: Nets) -> Iterator[str]:
     failed = pc.value_counts(
         pc.filter(table.column("outcome"), pc.not_equal(table.column("outcome").cast(pa.string()), "ok"))
     )
@@ -82,10 +83,10 @@ def _answers(cell: Cell, table: pa.Table, nets: topology.Nets) -> Iterator[str]:
         return
     ok = table.filter(pc.equal(table.column("outcome").cast(pa.string()), "ok"))
     expected: dict[str, set[Any]] = {
-        "address": _addresses(cell, nets),
+        "address": _addresses(cell, world, nets),
         "rcode": _rcodes(cell),
         "status": {200} if cell.kind == "request" else {0},
-        "replica": _replicas(cell),
+        "replica": set(world.backends[cell.backend].replicas) if cell.kind == "request" else {""},
         "bytes": {cell.body_bytes} if cell.kind == "request" else {0},
     }
     for column, right in expected.items():
@@ -94,21 +95,22 @@ def _answers(cell: Cell, table: pa.Table, nets: topology.Nets) -> Iterator[str]:
             yield f"wrong {column}: {', '.join(wrong[:3])}"
 
 
-def _answered(cell: Cell, table: pa.Table, nets: topology.Nets) -> Iterator[str]:
-    right = topology.ANSWERS[cell.answer].of(nets, topology.ARMS[cell.arm])
+def _answered(cell: Cell, table: pa.Table, world: World, nets: Nets) -> Iterator[str]:
+    right = world.answers[cell.answer].of(nets, world.arms[cell.arm])
     if wrong := set(pc.unique(table.column("address")).to_pylist()) - {right}:
         yield f"wrong address: {', '.join(sorted(map(str, wrong)))}, expected {right}"
 
 
-def _addresses(cell: Cell, nets: topology.Nets) -> set[str]:
-    service = topology.BACKENDS.get(cell.backend, topology.WEB)
+def _addresses(cell: Cell, world: World, nets: Nets) -> set[str]:
+    service = world.backends.get(cell.backend, world.looked_up)
     if cell.name_kind == "absent" or cell.qtype == "AAAA":
         return {""}
     if cell.name_kind == "external":
-        return {f"{nets.world}.80"}
+        entry = next(each for each in world.services if each.host == world.external_name)
+        return {world.address(nets, entry.served_by)}
     if cell.arm == "ip":
         return {nets.pod(service.hosts[0])}
-    virtual = topology.ARMS[cell.arm].dns_proxy
+    virtual = world.arms[cell.arm].dns_proxy
     return {service.virtual_ip if virtual else service.cluster_ip}
 
 
@@ -121,15 +123,9 @@ def _rcodes(cell: Cell) -> set[int]:
     return {NOERROR, NXDOMAIN} if cell.qtype == "AAAA" else {NOERROR}
 
 
-def _replicas(cell: Cell) -> set[str]:
-    if cell.kind == "lookup":
-        return {""}
-    return set(topology.BACKENDS[cell.backend].replicas)
-
-
-def _path(trial: Trial, counts: Counts, agent: Mapping[str, Any]) -> Iterator[str]:
+def _path(trial: Trial, counts: Counts, agent: Mapping[str, Any], world: World) -> Iterator[str]:
     """Every pair that must be equal, as (what, counted, expected)."""
-    cell, client = trial.cell, topology.ARMS[trial.cell.arm]
+    cell, client = trial.cell, world.arms[trial.cell.arm]
     warm = agent.get("warmup", {})
     requests = trial.count + trial.warmup if cell.kind == "request" else 0
     connections = agent.get("connections_opened", 0) + warm.get("connections_opened", 0)
@@ -149,17 +145,18 @@ def _path(trial: Trial, counts: Counts, agent: Mapping[str, Any]) -> Iterator[st
     if client.dns_proxy:
         pairs.append(("queries at the DNS proxy, against the client's", counts.get("pod/dnsproxy/queries", 0), asked))
     if requests:
-        pairs += _request_path(cell, client, counts, requests, connections)
+        meshed = world.backends[cell.backend].meshed
+        pairs += _request_path(cell, client, counts, requests, connections, meshed=meshed)
     for what, counted, expected in pairs:
-        if not np.isclose(counted, expected):
+        if counted != expected:  # to the packet: counters are whole numbers
             yield f"path not taken: {what}: {counted:g}, expected {expected:g}"
 
 
 def _request_path(
-    cell: Cell, client: topology.ClientPod, counts: Counts, requests: int, connections: int
+    cell: Cell, client: Pod, counts: Counts, requests: int, connections: int, *, meshed: bool
 ) -> list[tuple[str, float, float]]:
     pairs: list[tuple[str, float, float]] = [("requests at the servers", counts.get("servers/nginx_rq", 0), requests)]
-    if topology.BACKENDS[cell.backend].meshed and not cell.tls:
+    if meshed and not cell.tls:
         pairs.append(("requests at the servers' sidecars", counts.get("servers/envoy_rq", 0), requests))
     if client.sidecar:
         pairs += [

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from meshdns.core import errors
+from meshdns.core.world import World
 from meshdns.store import samples
 
 PARTIAL = ".partial"  # suffix of a run that is not finished
@@ -84,6 +85,7 @@ class Runs:
     cells: pd.DataFrame  # a row per cell: run, block, parameters, valid, reasons, offered, ..., dicts in the last four
     headers: list[RunHeader]  # in the order of their names
     notes: list[str]  # what was left out, and why
+    world: World  # of all runs together
 
 
 class RunWriter:
@@ -140,13 +142,14 @@ class RunWriter:
             log.write(f"{datetime.now(UTC).isoformat(timespec='milliseconds')} {line}\n")
 
 
-def create(root: Path, header: RunHeader) -> RunWriter:
-    """A new folder <root>/<name>.partial with run.json and no blocks."""
+def create(root: Path, header: RunHeader, made_in: World) -> RunWriter:
+    """A new folder <root>/<name>.partial with run.json, world.json and no blocks."""
     if not RUN_NAME.fullmatch(header.name) or header.name.endswith(PARTIAL):
         raise errors.InputError(f"{header.name!r} cannot name a run", step="use letters, digits, '-', '_' and '.'")
     RunHeader.from_json(header.to_json(), place=header.name)
     path = Path(root) / f"{header.name}{PARTIAL}"
     encoded = _json_bytes(header.to_json(), path / "run.json")
+    described = _json_bytes(made_in.to_json(), path / "world.json")
     for taken in (path, path.with_name(header.name)):
         if taken.exists():
             raise errors.InputError(
@@ -155,9 +158,11 @@ def create(root: Path, header: RunHeader) -> RunWriter:
     with _storage(path):
         (path / "blocks").mkdir(parents=True)
     try:
+        _write(path / "world.json", described)
         _write(path / "run.json", encoded)
     except BaseException:  # an interrupt too: a folder without run.json is of no use to anybody
         with contextlib.suppress(OSError):
+            (path / "world.json").unlink(missing_ok=True)
             (path / "blocks").rmdir()
             path.rmdir()
         raise
@@ -184,6 +189,20 @@ def resume(path: Path | str) -> RunWriter:
     for block in _present(folder, header):  # a damaged one is told now, not after hours of measuring the others
         _decode(_open_block(folder, header.name, block))
     return RunWriter(folder, header)
+
+
+def world(folder: Path) -> World:
+    """What the run's testbed was made of. Raises DataError."""
+    place = folder / "world.json"
+    if not place.exists():
+        step = "read it with the meshdns that wrote it (run.json has its commit), or measure again"
+        raise errors.DataError("is missing: the run is of an older meshdns", place=str(place), step=step)
+    tree = _read_json(place)
+    try:
+        return World.from_json(tree)  # type: ignore[arg-type]  # of another form it raises
+    except (TypeError, KeyError, AttributeError) as problem:
+        step = "read it with the meshdns that wrote it (run.json has its commit)"
+        raise errors.DataError(f"is no world of this meshdns ({problem})", place=str(place), step=step) from None
 
 
 def stored(folder: Path) -> list[int]:
@@ -233,10 +252,28 @@ def load(path: str | Path | Iterable[str | Path]) -> Runs:
         )
     if not blocks:
         raise errors.DataError("holds no complete block", place=", ".join(map(str, folders)), step="resume the run")
-    return Runs(_samples_frame(blocks), _cells_frame(blocks), headers, notes)
+    whole = _together({header.name: world(folder) for header, folder in zip(headers, folders, strict=True)})
+    return Runs(_samples_frame(blocks), _cells_frame(blocks), headers, notes, whole)
 
 
 # --- reading ---
+
+
+def _together(worlds: Mapping[str, World]) -> World:
+    """One world of all: what has one name in several runs must be the same in them. Raises DataError."""
+    first, *others = worlds
+    whole = worlds[first]
+    for name in others:
+        pods = {pod.pod: pod for pod in whole.pods}
+        services = {service.host: service for service in whole.services}
+        other = worlds[name]
+        differing = [each.pod for each in other.pods if pods.setdefault(each.pod, each) != each]
+        differing += [each.name for each in other.services if services.setdefault(each.host, each) != each]
+        if differing:
+            fact = f"{', '.join(differing)} is not the same in it as in {first}"
+            raise errors.DataError(fact, place=name, step="report the runs apart")
+        whole = replace(whole, pods=tuple(pods.values()), services=tuple(services.values()))
+    return whole
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,13 @@ import pandas as pd
 from meshdns import store
 from meshdns.analysis import absent, cells, provenance, text
 from meshdns.core import errors
-from meshdns.lab import topology
 
 EXPERIMENT = "answers"
-GUARDED, UNGUARDED, MODE2 = topology.ANSWERING  # mode 1's sidecar, with its loop guard and without; mode 2's
+GUARDED, UNGUARDED, MODE2 = (
+    "answers",
+    "unguarded",
+    "answers-mode2",
+)  # mode 1's sidecar, with its loop guard and without; mode 2's
 SIDECARS = {"mode 1": (GUARDED, UNGUARDED), "mode 2": (MODE2,)}
 OUTCOMES = ("proxied", "direct", "looped", "refused", "lost")
 LEVELS = ["answer", "arm", "intercepted", "sidecar"]
@@ -85,7 +88,7 @@ def matrix(runs: store.Runs) -> pd.DataFrame:
     names = [*LEVELS, "requests", "200", *_CLIENT, *COUNTS, *OUTCOMES]
     per_cell = pd.concat([per_cell, _outcomes(per_cell)], axis=1)[names]
     table = per_cell.groupby(LEVELS, observed=True).sum().astype(int).reset_index()
-    table = _ordered(table)
+    table = _ordered(runs, table)
     words = [_word(row) for row in table.to_dict("records")]
     stops = [_stopped(row) for row in table.to_dict("records")]
     table = table.assign(outcome=words, stopped=stops)[[*LEVELS, "outcome", "stopped", *names[len(LEVELS) :]]]
@@ -131,10 +134,10 @@ def _outcomes(per_cell: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _ordered(table: pd.DataFrame) -> pd.DataFrame:
+def _ordered(runs: store.Runs, table: pd.DataFrame) -> pd.DataFrame:
     ranks: dict[str, list[Any]] = {
-        "answer": list(topology.ANSWERS),
-        "arm": list(topology.ANSWERING),
+        "answer": list(runs.world.answers),
+        "arm": list(runs.world.answering),
         "intercepted": [True, False],
         "sidecar": ["up", "down"],
     }

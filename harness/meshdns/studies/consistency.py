@@ -14,7 +14,6 @@ from scipy import stats as scipy_stats
 from meshdns import store
 from meshdns.analysis import cells, gates, stats, text
 from meshdns.core import units
-from meshdns.lab import topology
 from meshdns.measure import plan
 from meshdns.studies import lookups, requests, ruler
 
@@ -30,7 +29,7 @@ def conservation(runs: store.Runs) -> list[gates.Row]:
     """Queries at client, proxy and cluster DNS; requests at client, sidecars and servers; in rejected cells too."""
     every = cells.select(runs, tool="agent", rejected=True)
     # Of these, what becomes of a request is the question.
-    asked = [name for name, service in topology.BACKENDS.items() if service.governed]
+    asked = [name for name, service in runs.world.backends.items() if service.governed]
     every = every[(every["answer"] == "none") & ~every["backend"].isin(asked) & (every["arm"] != "null")]
     dns = every[every["lookup"] != "none"].reset_index(drop=True)
     served = every[every["kind"] == "request"].reset_index(drop=True)
@@ -38,7 +37,7 @@ def conservation(runs: store.Runs) -> list[gates.Row]:
     served = served[_answered(runs, served) == served["offered"]].reset_index(drop=True)
     unserved = np.abs(cells.counter(served, "servers/nginx_rq") - cells.asked(runs, served))
     return [
-        _residual_row("conservation: DNS queries", dns, _dns_residual(dns)),
+        _residual_row("conservation: DNS queries", dns, _dns_residual(runs, dns)),
         _residual_row("conservation: requests at the servers", served, unserved),
         _rejected_row(every),
     ]
@@ -49,9 +48,9 @@ def _answered(runs: store.Runs, chosen: pd.DataFrame) -> NDArray[np.int64]:
     return np.bincount(position, minlength=len(chosen))
 
 
-def _dns_residual(chosen: pd.DataFrame) -> NDArray[np.float64]:
+def _dns_residual(runs: store.Runs, chosen: pd.DataFrame) -> NDArray[np.float64]:
     counts = {name: cells.counter(chosen, counter) for name, counter in lookups.COUNTERS.items()}
-    proxied = np.array([topology.ARMS[str(arm)].dns_proxy for arm in chosen["arm"]], dtype=bool)
+    proxied = np.array([runs.world.arms[str(arm)].dns_proxy for arm in chosen["arm"]], dtype=bool)
     return lookups.disagreement(counts, proxied)
 
 
@@ -145,7 +144,9 @@ def _open_loop(runs: store.Runs) -> gates.Row:
     """In the middle of the cells, those that arrive must spend as much time as is seen: else work piles up."""
     item, gate = "Little's law, open loop", f"residual under {units.percent(ruler.LITTLE)}"
     chosen = cells.select(runs, tool="agent")
-    governed = [name for name, service in topology.BACKENDS.items() if service.governed]  # overload is a question there
+    governed = [
+        name for name, service in runs.world.backends.items() if service.governed
+    ]  # overload is a question there
     chosen = chosen[(chosen["arrival"] != "closed") & ~chosen["backend"].isin(governed)].reset_index(drop=True)
     rows, position = cells.requests_of(runs, chosen)
     spans = pd.DataFrame({"start": rows["start_ns"].to_numpy(), "end": rows["end_ns"].to_numpy()})

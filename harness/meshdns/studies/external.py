@@ -15,7 +15,7 @@ import pandas as pd
 
 from meshdns import store
 from meshdns.analysis import absent, cells, shares, text
-from meshdns.lab import topology
+from meshdns.core.world import World
 from meshdns.studies import policies
 
 API, TCP = "api", ("postgres", "redis")
@@ -24,7 +24,8 @@ REAL, VIRTUAL = "real", "virtual"
 _LEVEL = ["backend", "arm"]
 _TABLE = [
     "row", *_LEVEL, "blocks", "connections", "answered", "addresses", "right", "wrong", "none", "right share",
-    "answered by", "requests made", "in the sidecar", "passed through", "values",
+    "answered by", "requests made", "in the sidecar", "passed through", "values", "service",
+    "captured",
 ]  # fmt: skip
 
 
@@ -44,11 +45,11 @@ def table(runs: store.Runs) -> pd.DataFrame:
     )
     rows = []
     for backend in BACKENDS:
-        for arm in [name for name in topology.ARMS if name in set(chosen["arm"])]:
+        for arm in [name for name in runs.world.arms if name in set(chosen["arm"])]:
             cells_of = chosen[(chosen["backend"] == backend) & (chosen["arm"] == arm)]
             requests = tried[(tried["backend"] == backend) & (tried["arm"] == arm)]
             if len(requests):
-                rows.append(_row(backend, arm, cells_of, requests))
+                rows.append(_row(runs.world, backend, arm, cells_of, requests))
     return pd.DataFrame(rows, columns=_TABLE)
 
 
@@ -77,18 +78,20 @@ def _inside(chosen: pd.DataFrame) -> cells.Values:
     return np.asarray(np.where(chosen["backend"] == API, requests, connections), dtype=float)
 
 
-def _row(backend: str, arm: str, cells_of: pd.DataFrame, requests: pd.DataFrame) -> dict[str, Any]:
+def _row(world: World, backend: str, arm: str, cells_of: pd.DataFrame, requests: pd.DataFrame) -> dict[str, Any]:
     per_block = requests.groupby(cells.BLOCK, observed=True)["right"].agg(["sum", "size"])
     answered = [each for each in requests["address"].unique() if each]
     right, wrong = int(requests["right"].sum()), int(requests["wrong"].sum())
     by = requests.loc[requests["replica"] != "", "replica"].value_counts()
     return {
-        "row": f"{backend} ({'HTTP' if backend == API else f'TCP, port {topology.PORT_EXTERNAL}'})",
+        "row": f"{backend} ({'HTTP' if backend == API else f'TCP, port {world.backends[backend].ports[0]}'})",
         "backend": backend,
         "arm": arm,
+        "service": world.backends[backend],
+        "captured": world.arms[arm].sidecar,
         "blocks": len(per_block),
         "connections": len(requests),
-        "answered": " and ".join(dict.fromkeys(map(kind, answered))) or text.ABSENT,
+        "answered": " and ".join(dict.fromkeys(kind(each, world) for each in answered)) or text.ABSENT,
         "addresses": ", ".join(sorted(answered)) or text.ABSENT,
         "right": right,
         "wrong": wrong,
@@ -102,17 +105,18 @@ def _row(backend: str, arm: str, cells_of: pd.DataFrame, requests: pd.DataFrame)
     }
 
 
-def kind(address: str) -> str:
+def kind(address: str, world: World) -> str:
     """Whether the address is one that only sidecars know."""
-    return VIRTUAL if ipaddress.ip_address(address) in ipaddress.ip_network(topology.VIRTUAL_IPS) else REAL
+    return VIRTUAL if ipaddress.ip_address(address) in ipaddress.ip_network(world.virtual_ips) else REAL
 
 
 def shown(found: pd.DataFrame) -> pd.DataFrame:
     """For people."""
-    out = policies.in_percent(found.drop(columns=["row", "values"]))
-    sidecar = [topology.ARMS[arm].sidecar for arm in found["arm"]]
+    out = policies.in_percent(found.drop(columns=["row", "values", "service", "captured"]))
     for name in ("in the sidecar", "passed through"):
-        out[name] = [str(count) if has else text.ABSENT for count, has in zip(out[name], sidecar, strict=True)]
+        out[name] = [
+            str(count) if has else text.ABSENT for count, has in zip(out[name], found["captured"], strict=True)
+        ]
     return out
 
 
@@ -143,7 +147,7 @@ def _http(found: list[dict[Any, Any]]) -> str:
     took = [f"{row['in the sidecar']} of {row['requests made']} in {row['arm']}" for row in sidecars]
     rest = f"; through the sidecar's route for it went {text.listed(took)}" if took else ""
     return (
-        f"{topology.EXTERNAL_NAME} is answered {text.listed(said)}; of its requests {text.listed(served)} were "
+        f"{found[0]['service'].host} is answered {text.listed(said)}; of its requests {text.listed(served)} were "
         f"served{rest}."
     )
 
@@ -155,7 +159,7 @@ def _tcp(found: list[dict[Any, Any]]) -> str:
     for arm in dict.fromkeys(row["arm"] for row in found):
         told = [f"{row['backend']} {_reached(row)}" for row in found if row["arm"] == arm]
         said.append(f"in {arm} {text.listed(told)}")
-    services = f"Of connections to two TCP services on port {topology.PORT_EXTERNAL} the right server answered"
+    services = f"Of connections to two TCP services on port {found[0]['service'].ports[0]} the right server answered"
     return f"{services}: {'; '.join(said)}."
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from meshdns import store
 from meshdns.analysis import absent, provenance, text
-from meshdns.lab import topology
+from meshdns.core.world import World
 from meshdns.studies import external
 
 FACTS = "governed"
@@ -33,11 +33,11 @@ def table(runs: store.Runs) -> pd.DataFrame:
         facts = provenance.branch(header.facts, FACTS)
         names, records = provenance.branch(facts, "names"), provenance.branch(facts, "records")
         recorded = {str(name).rstrip("."): sorted(map(str, found)) for name, found in records.items()}
-        clusters, listeners = (_by_sidecar(header.facts, name) for name in ("clusters", "listeners"))
-        filters = _filters(header.facts)
+        clusters, listeners = (_by_sidecar(header.facts, name, runs.world) for name in ("clusters", "listeners"))
+        filters = _filters(header.facts, runs.world)
         for name, ips in names.items():
             host, told = str(name).rstrip("."), sorted(map(str, ips))
-            row = _row(host, told, recorded.get(host, []), clusters, listeners)
+            row = _row(host, told, recorded.get(host, []), clusters, listeners, world=runs.world)
             rows.append({"run": header.name} | _compared(row, host, told, filters))
     return absent.knowing(pd.DataFrame(rows, columns=_TABLE), (absent.GOVERNED,))
 
@@ -45,17 +45,17 @@ def table(runs: store.Runs) -> pd.DataFrame:
 Sidecars = dict[str, Collection[str]]
 
 
-def _by_sidecar(facts: dict[str, Any], kind: str) -> Sidecars:
+def _by_sidecar(facts: dict[str, Any], kind: str, world: World) -> Sidecars:
     """Names of the clusters or listeners of each sidecar: as they were noted, or as its own configuration has them."""
     if noted := provenance.branch(provenance.branch(facts, FACTS), kind):
         return {str(sidecar): {str(each) for each in found} for sidecar, found in noted.items()}
-    return {pod: set(_dumped(dump, kind)) for pod, dump in _dumps(facts).items()}
+    return {pod: set(_dumped(dump, kind)) for pod, dump in _dumps(facts, world).items()}
 
 
-def _dumps(facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _dumps(facts: dict[str, Any], world: World) -> dict[str, dict[str, Any]]:
     """Envoy's /config_dump of each governed client whose configuration was recorded."""
     dumps = provenance.branch(facts, "envoy")
-    return {client.pod: dumps[client.pod] for client in topology.CLIENTS if client.governed and dumps.get(client.pod)}
+    return {client.pod: dumps[client.pod] for client in world.clients if client.governed and dumps.get(client.pod)}
 
 
 def _dumped(dump: dict[str, Any], kind: str) -> Iterator[str]:
@@ -71,9 +71,9 @@ def _dumped(dump: dict[str, Any], kind: str) -> Iterator[str]:
 Answers = dict[str, list[str]]  # host -> addresses
 
 
-def _filters(facts: dict[str, Any]) -> dict[str, Answers]:
+def _filters(facts: dict[str, Any], world: World) -> dict[str, Answers]:
     """What each sidecar answers that has a DNS filter."""
-    found = {pod: list(_domains(dump)) for pod, dump in _dumps(facts).items()}
+    found = {pod: list(_domains(dump)) for pod, dump in _dumps(facts, world).items()}
     return {
         pod: {str(each["name"]).rstrip("."): sorted(each["endpoint"]["address_list"]["address"]) for each in domains}
         for pod, domains in found.items()
@@ -90,8 +90,10 @@ def _domains(dump: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 yield from table.get("virtual_domains", [])
 
 
-def _row(host: str, told: list[str], recorded: list[str], clusters: Sidecars, listeners: Sidecars) -> dict[str, Any]:
-    virtual = [each for each in told if external.kind(each) == external.VIRTUAL]
+def _row(
+    host: str, told: list[str], recorded: list[str], clusters: Sidecars, listeners: Sidecars, *, world: World
+) -> dict[str, Any]:
+    virtual = [each for each in told if external.kind(each, world) == external.VIRTUAL]
     lacking = [
         f"{sidecar}: {what}"
         for sidecar in clusters
@@ -105,7 +107,7 @@ def _row(host: str, told: list[str], recorded: list[str], clusters: Sidecars, li
         lacking = [] if told == recorded else [why]
     return {
         "name": host,
-        "address": _kind(told),
+        "address": _kind(told, world),
         "answered by DNS proxies": ", ".join(told),
         "in the cluster DNS": ", ".join(recorded) or text.ABSENT,
         "sidecars": len(clusters),
@@ -128,11 +130,11 @@ def _compared(row: dict[str, Any], host: str, told: list[str], filters: dict[str
     return compared | {"agree": "NO", "lacking": "; ".join([*before, *other])}
 
 
-def _kind(told: list[str]) -> str:
+def _kind(told: list[str], world: World) -> str:
     """In a word."""
-    if any(external.kind(each) == external.VIRTUAL for each in told):
+    if any(external.kind(each, world) == external.VIRTUAL for each in told):
         return external.VIRTUAL
-    network = ipaddress.ip_network(topology.CLUSTER_IPS)
+    network = ipaddress.ip_network(world.cluster_ips)
     return "ClusterIP" if any(ipaddress.ip_address(each) in network for each in told) else "pods"
 
 

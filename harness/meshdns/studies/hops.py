@@ -13,6 +13,7 @@ from meshdns import store
 from meshdns.analysis import absent, provenance
 from meshdns.analysis.text import ABSENT
 from meshdns.core import units
+from meshdns.core.world import World
 from meshdns.studies.transfers import NOT_RECORDED, SERVER, SERVER_SIDECAR, Entry, Hop, Kind, Path, Pod, read
 
 MODE1, MODE2 = "mode1", "mode2-agent"
@@ -27,7 +28,7 @@ def traces(runs: store.Runs) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def paths(runs: store.Runs) -> dict[str, Path]:
     """Arm -> its traced request, of the last run that has one."""
-    return {path.arm: path for path in (read(trace) for _, trace in traces(runs))}
+    return {path.arm: path for path in (read(trace, runs.world) for _, trace in traces(runs))}
 
 
 def table(found: Mapping[str, Path], *arms: str) -> pd.DataFrame:
@@ -84,7 +85,7 @@ def counts(runs: store.Runs) -> pd.DataFrame:
     """A row per run and arm: how its traced request ended, hops and packets by kind, DNS exchanges by question."""
     rows = []
     for run, trace in traces(runs):
-        path = read(trace)
+        path = read(trace, runs.world)
         rows.append({"run": run, "arm": path.arm, "outcome": path.request["outcome"]} | totals(path))
     return absent.knowing(pd.DataFrame(rows, columns=["run", "arm", "outcome", *_COUNTS]), (absent.TRACES,))
 
@@ -210,9 +211,9 @@ def _ends(one: Path, two: Path) -> str:
     return f"{asked}; they ended at {first.reached} and {second.reached}."
 
 
-def text(trace: Mapping[str, Any]) -> str:
+def text(trace: Mapping[str, Any], world: World) -> str:
     """What `meshdns trace` prints."""
-    path = read(trace)
+    path = read(trace, world)
     request = path.request
     served = f", {request['status']} from {request['replica'] or 'an unnamed server'}" if request["status"] else ""
     answered = f", told {request['address']}" if request["address"] else ", told no address"

@@ -18,7 +18,6 @@ import pandas as pd
 from meshdns import store
 from meshdns.analysis import absent, cells, gates, provenance, shares, stats, text
 from meshdns.core import errors
-from meshdns.lab import topology
 from meshdns.studies import lookups
 
 FAULTS, SPLIT, MTLS, EXTERNAL = "faults", "split", "mtls", "external"  # experiments of this notebook
@@ -46,7 +45,7 @@ FAULT = {
     "dead": Fault("dead address", "one address of four dead"),
     "overload": Fault("overload", "more requests than the replicas may serve"),
 }
-POLICIES = (NONE, *topology.POLICIES)
+POLICIES = (NONE, "retries", "timeouts", "outlier", "breaker", "split", "strict", "permissive", "disable", "reconnect")
 V2, PROMISED = ("shop-3",), 0.10  # as compose/policies/split.yaml has it
 UNDIVIDED = 1 / 3  # what one of three replicas gets anyway: an interval that holds both tells nothing
 BASELINE = "without a mesh"
@@ -113,9 +112,9 @@ def faults(runs: store.Runs) -> pd.DataFrame:
     found = {p: cells.matrix(cells.per_cell(runs, chosen, "from due", p), LEVEL) for p in cells.PROBABILITIES}
     over_all = cells.pooled(runs, chosen, "level", "from due", 0.99)
     rows = []
-    for level in _levels(chosen):
+    for level in _levels(runs, chosen):
         fault, policy, arm = level
-        mine, sidecar = sums[level], topology.ARMS[arm].sidecar
+        mine, sidecar = sums[level], runs.world.arms[arm].sidecar
         plain, alone = (sums.get((fault, NONE, other)) for other in (PLAIN, arm))
         against = None if plain is None or arm == PLAIN else shares.difference(plain, mine)
         rows.append(
@@ -151,9 +150,9 @@ _FAULTS = [
 ]  # fmt: skip
 
 
-def _levels(chosen: pd.DataFrame) -> list[tuple[str, str, str]]:
+def _levels(runs: store.Runs, chosen: pd.DataFrame) -> list[tuple[str, str, str]]:
     """Fault, policy and arm of the rows, in the order in which they are read."""
-    ranks: tuple[Sequence[str], ...] = ((NONE, *topology.FAULTS), POLICIES, list(topology.ARMS))
+    ranks: tuple[Sequence[str], ...] = (list(FAULT), POLICIES, list(runs.world.arms))
     found = {(str(fault), str(policy), str(arm)) for fault, policy, arm in chosen[LEVEL].itertuples(index=False)}
     return sorted(found, key=lambda level: tuple(rank.index(name) for rank, name in zip(ranks, level, strict=True)))
 
@@ -199,7 +198,7 @@ def replicas(runs: store.Runs) -> pd.DataFrame:
         return absent.of(pd.DataFrame(columns=["fault", "policy", "arm", "answered"]), runs, FAULTS)
     answered = _by_replica(runs, chosen)
     rows = []
-    for fault, policy, arm in (level for level in _levels(chosen) if level in answered):
+    for fault, policy, arm in (level for level in _levels(runs, chosen) if level in answered):
         mine = answered[fault, policy, arm]
         whole = mine.sum(axis="columns")
         rows.append(
@@ -240,7 +239,7 @@ def split(runs: store.Runs) -> pd.DataFrame:
         return absent.of(pd.DataFrame(columns=_SPLIT), runs, SPLIT)
     answered = _by_replica(runs, chosen)
     rows = []
-    for fault, policy, arm in (level for level in _levels(chosen) if level in answered):
+    for fault, policy, arm in (level for level in _levels(runs, chosen) if level in answered):
         mine = answered[fault, policy, arm]
         whole, second = (mine[each].sum(axis="columns") for each in (list(mine), [v for v in V2 if v in mine]))
         share = shares.interval(second, whole)

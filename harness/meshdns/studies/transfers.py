@@ -15,14 +15,17 @@ from itertools import groupby
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from meshdns.lab import names, topology
+from meshdns.core import resolver
+from meshdns.core.world import Pod as WorldPod
+from meshdns.core.world import World
+from meshdns.lab import ports
 
 Packet = Mapping[str, Any]  # one of a trace's `packets`
 Kind = Literal["DNS", "TCP"]
 APPLICATION, SIDECAR, DNS_PROXY, DNSDIST, BIND = "application", "sidecar", "DNS proxy", "dnsdist", "BIND"
 SERVER_SIDECAR, SERVER, ITSELF = "server sidecar", "server", "the pod itself"
-DNS_PORTS = (53, 5300, topology.PORT_DNS)  # the cluster DNS, BIND behind dnsdist, the DNS proxy
-_CAPTURING = (topology.PORT_OUTBOUND, topology.PORT_INBOUND)
+DNS_PORTS = (53, 5300, ports.PORT_DNS)  # the cluster DNS, BIND behind dnsdist, the DNS proxy
+_CAPTURING = (ports.PORT_OUTBOUND, ports.PORT_INBOUND)
 
 
 @dataclass(frozen=True)
@@ -263,21 +266,22 @@ def _question(says: str) -> str:
     return says.removesuffix("?").partition(": ")[0]
 
 
-def read(trace: Mapping[str, Any]) -> Path:
+def read(trace: Mapping[str, Any], world: World) -> Path:
     """The path in a trace's JSON (`meshdns.measure.trace.Trace.to_json`)."""
-    return _Reader(trace).path()
+    return _Reader(trace, world).path()
 
 
 class _Reader:
     """Names the processes at both ends of each flow, and leaves out what does not belong to the request."""
 
-    def __init__(self, trace: Mapping[str, Any]) -> None:
-        self.trace, self.request = trace, trace["request"]
-        self.client = topology.ARMS.get(trace["arm"]) or topology.ClientPod(trace["arm"], 0)
+    def __init__(self, trace: Mapping[str, Any], world: World) -> None:
+        self.trace, self.request, self.world = trace, trace["request"], world
+        arm = str(trace["arm"])
+        self.client = world.arms.get(arm) or WorldPod(f"client-{arm}", 0, "client", arm=arm)
         self.pods: dict[str, str] = {address: pod for pod, address in trace["pods"].items()}
         parts = urlsplit(trace["url"])
         self.port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
-        self.candidates = {f"{name} A" for name in names.candidates(parts.hostname or "", 5)}
+        self.candidates = {f"{name} A" for name in resolver.candidates(parts.hostname or "", 5, world.search)}
         self.known = {pod: self._pod(pod) for pod in trace["pods"]}
         self.translations = [each for each in self.known[self.client.pod].entries or () if each.rewritten]
 
@@ -362,7 +366,7 @@ class _Reader:
         if source != APPLICATION:
             return reached, reached
         if flow.kind == "DNS":
-            return f"{topology.DNS_CLUSTER_IP}:53", reached
+            return f"{self.world.dns_cluster_ip}:53", reached
         return f"{self.request['address'] or _host(reached)}:{self.port}", reached
 
     def _target(self, flow: _Flow, pod: str, reached: str) -> str:

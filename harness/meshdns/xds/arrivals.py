@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from meshdns.istio.inbound import Inbound
 from meshdns.istio.resources import MtlsMode, Protocol
-from meshdns.lab.topology import PORT_INBOUND
+from meshdns.lab.ports import PORT_INBOUND
 from meshdns.xds import api, filters, identity, listeners, routes
 from meshdns.xds.api import Json
 from meshdns.xds.node import Node

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 
 from meshdns.core import errors
-from meshdns.lab.topology import PORT_ADMIN, PORT_STATS
+from meshdns.lab.ports import PORT_ADMIN, PORT_STATS
 from meshdns.xds import api, filters
 from meshdns.xds.api import Json
 from meshdns.xds.node import Node

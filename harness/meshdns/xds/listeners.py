@@ -14,7 +14,7 @@ from typing import Any
 from meshdns.istio import outbound
 from meshdns.istio.outbound import Chain, Cluster, Listener
 from meshdns.istio.resources import Pool, Protocol
-from meshdns.lab.topology import PORT_DNS, PORT_OUTBOUND
+from meshdns.lab.ports import PORT_DNS, PORT_OUTBOUND
 from meshdns.xds import api, filters, identity
 from meshdns.xds.api import Json
 from meshdns.xds.node import Node

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from meshdns.istio.nametable import Name
-from meshdns.lab.topology import PORT_DNS
+from meshdns.lab.ports import PORT_DNS
 from meshdns.xds import api, filters
 from meshdns.xds.api import Json
 from meshdns.xds.node import Choices

@@ -13,9 +13,9 @@ from typing import Any, Literal, get_args
 from meshdns.core import errors
 from meshdns.istio.fields import Labels
 from meshdns.istio.resources import Protocol
-from meshdns.lab import topology
 
 Resolver = Literal["c-ares", "getaddrinfo", "hickory"]
+Dns = Literal["cluster", "envoy", "agent"]
 Headless = Literal["original-dst", "eds"]
 
 
@@ -23,8 +23,8 @@ Headless = Literal["original-dst", "eds"]
 class Choices:
     """How a sidecar finds addresses, and whom it trusts outside the mesh."""
 
-    resolver: Resolver = "c-ares"  # of clusters with DNS discovery and of the DNS listener
-    dns_server: str = topology.DNS_CLUSTER_IP  # whom that resolver asks, on UDP port 53
+    resolver: str = "c-ares"  # of clusters with DNS discovery and of the DNS listener
+    dns_server: str = "10.96.0.10"  # whom that resolver asks, on UDP port 53
     headless: Headless = "original-dst"  # Istio's default: a headless Service is reached where the client goes
     trusted_ca: str = ""  # file in the sidecar's container for TLS mode SIMPLE; empty: servers are not verified
 
@@ -37,7 +37,7 @@ class Node:
     namespace: str
     address: str
     labels: Labels = ()
-    dns: topology.Dns = "cluster"  # who answers the pod's DNS: the cluster DNS, this Envoy, or a proxy beside it
+    dns: str = "cluster"  # who answers the pod's DNS: the cluster DNS, this Envoy, or a proxy beside it
     guarded: bool = True  # connections to the sidecar's own ports go nowhere
     transparent: bool = False  # TPROXY hands connections over with their addresses as they were
     ports: tuple[tuple[int, Protocol], ...] = ()  # its application's ports, where no Service names them
@@ -71,7 +71,7 @@ def parse(metadata: Mapping[str, Any]) -> Node:
         node = Node(**{**metadata, "labels": labels, "ports": ports, "choices": choices})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _refusal(f"the metadata do not describe a sidecar of ours ({error!r})") from None
-    for value, allowed in ((node.dns, topology.Dns), (choices.resolver, Resolver), (choices.headless, Headless)):
+    for value, allowed in ((node.dns, Dns), (choices.resolver, Resolver), (choices.headless, Headless)):
         if value not in get_args(allowed):
             raise _refusal(f"{value!r} is not one of {', '.join(get_args(allowed))}")
     return node

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from meshdns.core import process
-from meshdns.lab import topology
+from meshdns.core.world import Nets
 from meshdns.lab.compose import debian, doctor, engine
 
 
@@ -48,7 +48,7 @@ def test_a_network_is_ours_by_its_label_as_for_up(monkeypatch, name, project, st
     network = json.dumps({"Name": name, "Labels": labels, "IPAM": {"Config": pool}})
     monkeypatch.setattr(doctor, "host_routes", lambda: ["198.18.0.0/24"])  # the bridge's own route is no second holder
     monkeypatch.setattr(process, "run", lambda *argv, **_: process.Finished(argv, 0, network + "\n", ""))
-    pods, world = doctor._subnets(topology.Nets())
+    pods, world = doctor._subnets(Nets())
     assert (pods.state, world.state) == (state, "ok")
     assert state == "ok" or name in pods.detail
 
@@ -59,11 +59,11 @@ def test_the_readme_asks_for_what_the_doctor_looks_for():
 
 
 def test_the_networks_looked_at_are_those_asked_for():
-    assert [f.name for f in doctor._subnets(topology.Nets("198.18.7", "198.19.7"))] == [
+    assert [f.name for f in doctor._subnets(Nets("198.18.7", "198.19.7"))] == [
         "subnet 198.18.7.0/24",
         "subnet 198.19.7.0/24",
     ]
-    (finding,) = doctor._subnets(topology.Nets("10.0.0", "198.19.7"))
+    (finding,) = doctor._subnets(Nets("10.0.0", "198.19.7"))
     assert (finding.state, "10.0.0.0/24" in finding.detail) == ("missing", True)
 
 

@@ -16,6 +16,7 @@ from meshdns.core import errors
 from meshdns.lab.compose import testbed, watch
 from meshdns.lab.compose.testbed import Ended, Part
 from meshdns.measure import plan, run
+from shipped import WORLD
 
 NOTHING = Ended()
 
@@ -148,7 +149,7 @@ def test_a_run_names_what_it_loses_outside_of_blocks_too(
     monkeypatch.setattr(run.counters, "Reader", lambda *_: None)
     monkeypatch.setattr(Bed, "observers", lambda _: nullcontext({}), raising=False)
     monkeypatch.setattr(run, where, loses)
-    short = replace(plan.find("quick"), blocks=2)
+    short = replace(plan.find("quick", WORLD), blocks=2)
     with pytest.raises(errors.LostPartError, match=f"^control-plane: .* exit code 1 {when}; "):
         run.execute(short, bed, tmp_path, None)  # type: ignore[arg-type]
 

@@ -20,7 +20,7 @@ from typing import Literal
 
 from meshdns import ROOT
 from meshdns.core import errors, process
-from meshdns.lab import topology
+from meshdns.core.world import Nets
 from meshdns.lab.compose import debian, engine, locks, testbed
 
 State = Literal["ok", "missing", "warn"]
@@ -29,7 +29,7 @@ State = Literal["ok", "missing", "warn"]
 _DISK_BYTES = 3 * 10**9  # images 0.9 GB, their build cache 0.7 GB, virtual environment 1.1 GB, and runs
 _MEMORY_BYTES = 2 * 10**9  # containers half a GiB, two notebook kernels of some 600 MB at most
 _CPUS = 2  # on one, the client and the proxies it measures would take turns
-_NETS = topology.Nets()  # where nothing else is asked for
+_NETS = Nets()  # where nothing else is asked for
 _LAB_PORT = 8888
 _STEAL_SHARE = 0.01  # above it a p99 may be the neighbour's
 _STEADY_CLOCKS = ("tsc", "arch_sys_counter", "kvm-clock", "hyperv_clocksource_tsc_page")  # read without a system call
@@ -46,7 +46,7 @@ class Finding:
     mend: str = ""  # the one command, or what to change
 
 
-def examine(nets: topology.Nets = _NETS, project: str = testbed.PROJECT) -> list[Finding]:
+def examine(nets: Nets = _NETS, project: str = testbed.PROJECT) -> list[Finding]:
     """All findings, in the order in which they matter; `nets` are the networks that testbed `project` would take."""
     here = engine.look()
     return [
@@ -159,7 +159,7 @@ def host_routes(path: Path = Path("/proc/net/route")) -> list[str]:
     return routes
 
 
-def _subnets(nets: topology.Nets, project: str = testbed.PROJECT) -> list[Finding]:
+def _subnets(nets: Nets, project: str = testbed.PROJECT) -> list[Finding]:
     if problem := nets.problem():
         mend = "export MESHDNS_PODS=198.18.7 MESHDNS_WORLD=198.19.7"
         return [Finding("subnets", "missing", problem, mend)]

@@ -30,8 +30,8 @@ _REGISTRY_BASE = f"debian:{debian.BASE_SUITE}-slim"
 _IMAGE_SOURCES = (
     *("compose/images", "compose/world"),
     *(f"harness/meshdns/{name}" for name in ("agent", "observer", "dnsproxy", "interception", "istio", "xds")),
-    *(f"harness/meshdns/{name}.py" for name in ("__init__", "core/__init__", "core/errors")),
-    *(f"harness/meshdns/{name}.py" for name in ("lab/__init__", "lab/names", "lab/topology")),
+    *(f"harness/meshdns/{name}.py" for name in ("__init__", "core/__init__", "core/errors", "core/resolver")),
+    *(f"harness/meshdns/{name}.py" for name in ("lab/__init__", "lab/ports")),
 )
 _OLDEST_ENGINE = (20, 10)  # the first with Compose v2's API and the build secrets we use
 

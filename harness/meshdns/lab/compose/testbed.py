@@ -31,7 +31,9 @@ from docker.models.containers import Container
 
 from meshdns import ROOT
 from meshdns.core import errors, process
-from meshdns.lab import topology
+from meshdns.core.world import CORE, Nets, Pod, World
+from meshdns.lab import ports
+from meshdns.lab import world as worlds
 from meshdns.lab.compose import engine, locks, rendering
 from meshdns.lab.compose.channel import Channel
 
@@ -144,7 +146,7 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def require_nets(nets: topology.Nets) -> None:
+def require_nets(nets: Nets) -> None:
     """Raises InputError unless a testbed can have these networks."""
     if problem := nets.problem():
         raise errors.InputError(problem, place="MESHDNS_PODS, MESHDNS_WORLD", step="use e.g. 198.18.7 and 198.19.7")
@@ -153,6 +155,14 @@ def require_nets(nets: topology.Nets) -> None:
 def state_of(project: str) -> Path:
     """The folder of what is rendered for a project."""
     return STATE if project == PROJECT else STATE.with_name(f"{STATE.name}-{project}")
+
+
+def world_of(state: Path) -> World:
+    """What a testbed that is there was made of, by what `up` has left; what comes with the project where nothing is."""
+    try:
+        return World.from_json(json.loads((state / "world.json").read_text()))
+    except (OSError, ValueError, TypeError, KeyError):
+        return worlds.shipped()
 
 
 def cpu_sets() -> tuple[str, str]:
@@ -176,10 +186,11 @@ class Testbed:
     __test__ = False  # the name is the domain's; pytest must not collect it
 
     images: Mapping[str, str]
-    nets: topology.Nets = field(default_factory=topology.Nets)
+    nets: Nets = field(default_factory=Nets)
     project: str = PROJECT
     state: Path = STATE
-    groups: frozenset[topology.Group] = frozenset()  # of pods, beside the core
+    groups: frozenset[str] = frozenset()  # of pods, beside the core
+    world: World = field(default_factory=worlds.shipped)
     _client: docker.DockerClient | None = None
     _lock: locks.Lock | None = None
 
@@ -270,13 +281,13 @@ class Testbed:
                 found[part.service.removesuffix("-loader")] = lines[-1] if lines else "no reason given"
         return found
 
-    def has(self, pod: topology.ClientPod | topology.ServerPod) -> bool:
+    def has(self, pod: Pod) -> bool:
         """Whether a pod is wanted."""
-        return pod.group == "core" or pod.group in self.groups
+        return pod.group == CORE or pod.group in self.groups
 
-    def clients(self) -> list[topology.ClientPod]:
+    def clients(self) -> list[Pod]:
         """The client pods that are wanted."""
-        return [client for client in topology.CLIENTS if self.has(client)]
+        return [client for client in self.world.clients if self.has(client)]
 
     def up(self, announce: process.Announce) -> None:
         """Every pod is up and every proxy and name server answers. Raises EnvironmentProblem or TestbedError.
@@ -370,8 +381,12 @@ class Testbed:
             "MESHDNS_CPU_CLIENT": client,
             "MESHDNS_CPU_MESH": mesh,
             "MESHDNS_CGROUP2": _cgroup2(),
-            "MESHDNS_RECORD_TTL": str(topology.RECORD_TTL_S),
-            "MESHDNS_PROBE_PERIOD": str(topology.PROBE_PERIOD_S),
+            "MESHDNS_RECORD_TTL": str(self.world.record_ttl_s),
+            "MESHDNS_PROBE_PERIOD": str(self.world.probe_period_s),
+            "MESHDNS_NAMESPACE": self.world.namespace,
+            "MESHDNS_DOMAIN": self.world.domain,
+            "MESHDNS_DNS_HOST": str(self.world.named("dns").host),
+            "MESHDNS_DNS_CLUSTER_IP": self.world.dns_cluster_ip,
             "MESHDNS_CPU_ALL": ",".join(dict.fromkeys((client, *mesh.split(",")))),
             **images,
         }
@@ -394,7 +409,7 @@ class Testbed:
         raise errors.TestbedError(fact, place="compose/compose.yaml", step=step)
 
     def _services(self) -> list[str]:
-        return list(yaml.safe_load(rendering.composition(COMPOSE, self.groups))["services"])
+        return list(yaml.safe_load(rendering.composition(self.world, COMPOSE, self.groups))["services"])
 
     # -- rendered state --------------------------------------------------------------------------------------------
 
@@ -405,7 +420,7 @@ class Testbed:
     def _render(self) -> None:
         keys = rendering.new_secrets()
         shutil.rmtree(self.state, ignore_errors=True)
-        for path, content in rendering.files(COMPOSE, self.nets, keys, self.groups).items():
+        for path, content in rendering.files(self.world, COMPOSE, self.nets, keys, self.groups).items():
             target = self.state / path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(content)
@@ -419,7 +434,7 @@ class Testbed:
         """What is mounted equals what we would render now, and the images are the same."""
         try:
             groups = frozenset(json.loads((self.state / "groups.json").read_text()))
-            rendered = rendering.files(COMPOSE, self.nets, self.keys(), groups)
+            rendered = rendering.files(self.world, COMPOSE, self.nets, self.keys(), groups)
             same = json.loads((self.state / "environment.json").read_text()) == self._environment()
             # A policy that a killed run has left is in force, and is in nobody's plan.
             governed = {f"mesh/{path.name}" for path in (self.state / "mesh").iterdir()}
@@ -499,7 +514,7 @@ class Testbed:
             reply, _ = observers[pod].ask({"op": "snapshot", "pages": [page]}, timeout_s=15)
             if reply["pages"][0] is None:
                 waiting[service] = "does not answer"
-        if "governed" in self.groups and not self._postgres_listens():
+        if "xds" in self.groups and not self._postgres_listens():
             waiting["world-postgres"] = "does not answer"
         for client in self.clients():
             if not client.sidecar or client.pod in refused or f"{client.pod}-envoy" in waiting:
@@ -520,16 +535,17 @@ class Testbed:
 
     def _postgres_listens(self) -> bool:
         """The slowest of the servers outside, where no observer is."""
-        ask = f"/usr/lib/postgresql/*/bin/pg_isready -q -h 127.0.0.1 -p {topology.PORT_EXTERNAL}"
+        ask = f"/usr/lib/postgresql/*/bin/pg_isready -q -h 127.0.0.1 -p {self.world.backends['postgres'].ports[0]}"
         return process.run("docker", "exec", self.name("world-postgres"), "sh", "-c", ask, timeout_s=15).ok
 
     def _endpoints(self, observers: Mapping[str, Channel], pod: str) -> int:
         """Fewest healthy members among the client sidecar's service clusters."""
-        governed = any(client.governed and client.pod == pod for client in topology.CLIENTS)
-        hosts = "|".join(re.escape(topology.BACKENDS[backend].fqdn) for backend in topology.FOUND)
+        governed = self.world.named(pod).governed
+        known = [each for each in self.world.backends.values() if each.governed and each.watched]
+        hosts = "|".join(re.escape(service.host) for service in known)
         cluster = rf"outbound\|80\|\|({hosts})" if governed else "-http"
         pattern = urllib.parse.quote(rf"{cluster}\.membership_healthy", safe="")
-        page = {"url": f"http://127.0.0.1:{topology.PORT_ADMIN}/stats?format=json&filter={pattern}"}
+        page = {"url": f"http://127.0.0.1:{ports.PORT_ADMIN}/stats?format=json&filter={pattern}"}
         reply, _ = observers[pod].ask({"op": "snapshot", "pages": [page]}, timeout_s=15)
         stats = json.loads(reply["pages"][0] or '{"stats": []}')["stats"]
         return min((int(s["value"]) for s in stats if "value" in s), default=0)
@@ -539,17 +555,17 @@ class Testbed:
         probes: dict[str, tuple[str, dict[str, Any]]] = {}
         for client in self.clients():
             probes |= {name: (client.pod, page) for name, page in _own_probes(client).items()}
-        for server in filter(self.has, topology.MESHED):
+        for server in filter(self.has, self.world.meshed):
             base = f"http://{self.nets.pod(server.host)}"
-            stats = {"url": f"{base}:{topology.PORT_STATS}/stats?filter=^server.live$", "timeout_s": 1}
+            stats = {"url": f"{base}:{ports.PORT_STATS}/stats?filter=^server.live$", "timeout_s": 1}
             probes[f"{server.pod}-envoy"] = ("observer", stats)
-            status = {"url": f"{base}:{topology.PORT_STATUS}/status", "timeout_s": 1}
+            status = {"url": f"{base}:{ports.PORT_STATUS}/status", "timeout_s": 1}
             probes[f"{server.pod}-app"] = ("observer", status)
-        for pod, host in topology.LEGACY_PODS.items():
-            status = {"url": f"http://{self.nets.pod(host)}:{topology.PORT_STATUS}/status", "timeout_s": 1}
-            probes[pod] = ("observer", status)
-        if "governed" in self.groups:
-            plane = f"http://{self.nets.pod(topology.PLANE_HOST)}:{topology.PORT_PLANE}/ready"
+        for pod in self.world.alone:
+            status = {"url": f"http://{self.nets.pod(pod.host)}:{ports.PORT_STATUS}/status", "timeout_s": 1}
+            probes[pod.pod] = ("observer", status)
+        if "xds" in self.groups:
+            plane = f"http://{self.nets.pod(self.world.named('control-plane').host)}:{ports.PORT_PLANE}/ready"
             probes["control-plane"] = ("observer", {"url": plane, "timeout_s": 1})
         probes["dns-bind"] = ("observer", self.bind_page())
         probes["dns-dnsdist"] = ("observer", self.dnsdist_page())
@@ -557,12 +573,12 @@ class Testbed:
 
     def bind_page(self) -> dict[str, Any]:
         """BIND's statistics."""
-        return {"url": f"http://{self.nets.pod(topology.DNS_HOST)}:8053/json/v1/server", "timeout_s": 2}
+        return {"url": f"http://{self.nets.pod(self.world.named('dns').host)}:8053/json/v1/server", "timeout_s": 2}
 
     def dnsdist_page(self) -> dict[str, Any]:
         """dnsdist's statistics and rules."""
         return {
-            "url": f"http://{self.nets.pod(topology.DNS_HOST)}:8083/api/v1/servers/localhost",
+            "url": f"http://{self.nets.pod(self.world.named('dns').host)}:8083/api/v1/servers/localhost",
             "headers": {"X-API-Key": self.keys().web_password},
             "timeout_s": 2,
         }
@@ -647,7 +663,7 @@ class Testbed:
         if not done.ok:
             raise errors.TestbedError(f"the delay was not set ({done.last_lines(1)})", place="dns-dnsdist")
 
-    def set_sidecar(self, client: topology.ClientPod, observers: Mapping[str, Channel], *, up: bool) -> None:
+    def set_sidecar(self, client: Pod, observers: Mapping[str, Channel], *, up: bool) -> None:
         """The pod's Envoy is killed, or started and ready again. Raises TestbedError."""
         service = f"{client.pod}-envoy"
         container = self.container(service)
@@ -674,8 +690,8 @@ class Testbed:
     def status(self) -> list[Row]:
         """A row per container."""
         rows = []
-        taken = {client.pod: client.intercepted() for client in topology.CLIENTS}
-        taken |= {server.pod: f"tcp in and out ({server.mechanism})" for server in topology.MESHED}
+        taken = {client.pod: client.intercepted() for client in self.world.clients}
+        taken |= {server.pod: f"tcp in and out ({server.mechanism})" for server in self.world.meshed}
         parts = {part.id: part for part in self.parts()}
         for container in self.containers():
             service = container.labels["com.docker.compose.service"]
@@ -711,16 +727,16 @@ def _engine(place: str = "container engine", fact: str = "it refused") -> Iterat
         ) from None
 
 
-def _own_probes(client: topology.ClientPod) -> dict[str, dict[str, Any]]:
+def _own_probes(client: Pod) -> dict[str, dict[str, Any]]:
     """Service -> page on the pod's loopback that answers once it is ready."""
-    ports = {}
+    pages = {}
     if client.sidecar:
-        ports["envoy"] = f"{topology.PORT_ADMIN}/ready"
+        pages["envoy"] = f"{ports.PORT_ADMIN}/ready"
     if client.dns == "agent":
-        ports["dns"] = f"{topology.PORT_DNS_METRICS}/metrics"
+        pages["dns"] = f"{ports.PORT_DNS_METRICS}/metrics"
     if client.mechanism == "ebpf":
-        ports["loader"] = f"{topology.PORT_LOADER}/counters"
-    return {f"{client.pod}-{part}": {"url": f"http://127.0.0.1:{page}", "timeout_s": 1} for part, page in ports.items()}
+        pages["loader"] = f"{ports.PORT_LOADER}/counters"
+    return {f"{client.pod}-{part}": {"url": f"http://127.0.0.1:{page}", "timeout_s": 1} for part, page in pages.items()}
 
 
 def _part(listed: Mapping[str, Any]) -> Part:

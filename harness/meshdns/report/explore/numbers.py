@@ -15,11 +15,9 @@ from numpy.typing import NDArray
 
 from meshdns import store
 from meshdns.analysis import cells, stats, text
-from meshdns.lab import topology
 
 TOTAL = "total"
 PHASES = (*cells.PHASES, TOTAL)
-ARM_ORDER = tuple(topology.ARMS)
 ORIGINS = ("due", "start")
 CURVE_POINTS = 400  # more than the pixels of a panel's width, fewer than the requests of a run
 NOT_APPLICABLE = "none"  # a cell whose arm lacks a factor (no lookup by address) is never filtered by it
@@ -48,7 +46,7 @@ class Selection:
 def levels(runs: store.Runs, experiment: str, factor: str) -> tuple[Any, ...]:
     """The levels of a factor within an experiment, in order; none where the factor does not apply."""
     found = set(runs.cells.loc[runs.cells["experiment"] == experiment, factor]) - {*_skipped(factor)}
-    return tuple(sorted(found, key=lambda level: (isinstance(level, str), _rank(level), level)))
+    return tuple(sorted(found, key=lambda level: (isinstance(level, str), _rank(runs, level), level)))
 
 
 def begin_with(runs: store.Runs, experiment: str, usual: Sequence[Hashable]) -> dict[str, tuple[Any, ...]]:
@@ -83,7 +81,7 @@ def chosen(runs: store.Runs, selection: Selection) -> pd.DataFrame:
     if not selection.invalid:
         rows = rows[rows["valid"].astype(bool)]
     rows = rows.assign(key=cells.keys(rows, runs.headers)).sort_values("key").reset_index(drop=True)
-    return rows.assign(series=_series(runs, rows), rank=rows["arm"].map(_rank).astype(int))
+    return rows.assign(series=_series(runs, rows), rank=[_rank(runs, arm) for arm in rows["arm"]])
 
 
 def points(runs: store.Runs, selection: Selection) -> pd.DataFrame:
@@ -162,9 +160,10 @@ def _parameters(runs: store.Runs) -> list[str]:
     return [str(name) for name in runs.cells.columns if name not in about]
 
 
-def _rank(level: Hashable) -> int:
-    """Arms stand in the order of what they add; other words in that of the alphabet."""
-    return ARM_ORDER.index(str(level)) if level in ARM_ORDER else len(ARM_ORDER)
+def _rank(runs: store.Runs, level: Hashable) -> int:
+    """Arms stand in the order of their world; other words in that of the alphabet."""
+    arms = list(runs.world.arms)
+    return arms.index(str(level)) if level in arms else len(arms)
 
 
 def _series(runs: store.Runs, rows: pd.DataFrame) -> list[str]:

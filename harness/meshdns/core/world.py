@@ -1,0 +1,246 @@
+"""What a testbed is made of, as one value: pods, Services and addresses. It is kept with each run, as world.json.
+
+`lab.world` reads it from Kubernetes manifests; whoever reads a run takes it from there, so that a run is understood by
+what it was made of.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Self
+
+CORE = "core"  # the group of pods that every testbed has; the others come up for the plans that need them
+
+
+@dataclass(frozen=True)
+class Nets:
+    """The two networks, each named by the first three octets of its /24."""
+
+    pods: str = "198.18.0"
+    world: str = "198.19.0"
+
+    def pod(self, host: int) -> str:
+        """Address number `host` on the pod network."""
+        return f"{self.pods}.{host}"
+
+    def cidrs(self) -> tuple[str, str]:
+        """Both networks as CIDR blocks."""
+        return f"{self.pods}.0/24", f"{self.world}.0/24"
+
+    def problem(self) -> str:
+        """Why these networks cannot be used, or an empty string."""
+        bench = ipaddress.ip_network("198.18.0.0/15")
+        for cidr in self.cidrs():
+            try:
+                net = ipaddress.ip_network(cidr)
+            except ValueError:
+                return f"{cidr} is not a network"
+            if not net.subnet_of(bench):  # type: ignore[arg-type]
+                return f"{cidr} is outside 198.18.0.0/15, the range that never leaves a machine"
+        return "" if self.pods != self.world else "the pod and the world network are the same"
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod. One that has an arm is a client: the application is the same in all, only what is around it differs."""
+
+    pod: str
+    host: int  # its address on the pod network, or on that of the world outside
+    part: str  # what runs in it
+    network: str = "pods"
+    group: str = CORE
+    arm: str = ""  # of a client, the plan's word for it
+    backend: str = ""  # the plan's word for the pod alone, called by its address
+    sidecar: bool = False  # outbound and inbound TCP go through Envoy
+    dns: str = "cluster"  # who answers port 53: the cluster DNS, Envoy's filter, or a proxy with the agent's semantics
+    mechanism: str = "iptables"  # what captures
+    guarded: bool = True  # the sidecar refuses connections to its own ports
+    virtual_ips: bool = False  # the sidecar knows them although no proxy in the pod answers them
+    resolver: str = "c-ares"  # what its sidecar resolves names with
+    answers: bool = False  # asks for names that are answered in unusual ways
+    governed: bool = False  # the control plane configures its sidecar and its DNS proxy
+    outside: bool = False  # on the world's network too, where servers outside are up
+    ready: bool = True  # otherwise it is spare: unready until it is wanted
+    ports: tuple[int, ...] = ()  # of its containers: plain and TLS
+
+    @property
+    def dns_proxy(self) -> bool:
+        """Port 53 goes to a DNS proxy inside the pod."""
+        return self.dns != "cluster"
+
+    def intercepted(self) -> str:
+        """What is taken, by what, in words."""
+        taken = ["tcp out and in"] if self.sidecar else []
+        taken += ["dns udp and tcp"] if self.dns_proxy else []
+        return f"{', '.join(taken)} ({self.mechanism})" if taken else "nothing"
+
+
+@dataclass(frozen=True)
+class Service:
+    """A Service, a ServiceEntry, or a pod that is called by its own address."""
+
+    name: str
+    host: str  # its whole name, without the final dot
+    backend: str  # the plan's word for it; empty: no plan calls it
+    cluster_ip: str = ""
+    virtual_ip: str = ""  # what mode 2 answers
+    replicas: Mapping[str, int] = field(default_factory=dict)  # pods behind it, each with its host number
+    headless: str = ""  # the headless twin that a sidecar re-resolves; empty: endpoints are given statically
+    meshed: bool = False  # its replicas have a sidecar
+    governed: bool = False  # known to sidecars that the control plane configures
+    ports: tuple[int, ...] = ()  # plain and TLS, as clients call it
+    target_ports: tuple[int, ...] = ()
+    external: bool = False  # a name outside the cluster's domain
+    served_by: str = ""  # the pod that the world's DNS answers with
+    resolved: bool = False  # a sidecar finds its replicas by resolving a name
+    watched: bool = False  # a sidecar is told its replicas one by one, or resolves them
+    by_address: bool = False  # a pod alone, called by its own address
+
+    @property
+    def fqdn(self) -> str:
+        """The name without its final dot."""
+        return self.host
+
+    @property
+    def hosts(self) -> tuple[int, ...]:
+        """Endpoints, as host numbers on the pod network."""
+        return tuple(self.replicas.values())
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An address that a name may be answered with, and the port an application would then use."""
+
+    address: str  # {pods}: the pod network; {own}: the asking pod
+    port: int
+
+    def of(self, nets: Nets, client: Pod) -> str:
+        """The address as this pod is told it."""
+        return self.address.format(pods=nets.pods, own=nets.pod(client.host))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One document as it was given, for those who hand it on."""
+
+    file: str
+    document: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class World:
+    """All of it."""
+
+    namespace: str
+    domain: str
+    cluster_ips: str
+    virtual_ips: str
+    unroutable: str  # nobody is there (RFC 5737)
+    dns_cluster_ip: str
+    entry_address: str  # what a ServiceEntry calls a Service by: it exists in sidecars alone
+    external_name: str
+    lookup: str  # the Service that lookups ask for
+    record_ttl_s: int  # of the records that the control plane keeps
+    probe_period_s: float  # of the control plane's readiness probes
+    pods: tuple[Pod, ...]
+    services: tuple[Service, ...]
+    answers: Mapping[str, Answer]
+    manifests: tuple[Manifest, ...] = ()
+
+    @cached_property
+    def search(self) -> tuple[str, ...]:
+        """The search list of a pod's resolv.conf."""
+        return f"{self.namespace}.svc.{self.domain}", f"svc.{self.domain}", self.domain
+
+    @property
+    def absent_name(self) -> str:
+        """A name of the cluster that is not there."""
+        return f"absent.{self.search[0]}"
+
+    @cached_property
+    def clients(self) -> tuple[Pod, ...]:
+        """Client pods, in the order of the manifests."""
+        return tuple(pod for pod in self.pods if pod.arm)
+
+    @cached_property
+    def arms(self) -> dict[str, Pod]:
+        """Arm -> its client pod."""
+        return {pod.arm: pod for pod in self.clients}
+
+    @cached_property
+    def meshed(self) -> tuple[Pod, ...]:
+        """Replicas with a sidecar."""
+        return tuple(pod for pod in self.pods if pod.sidecar and not pod.arm)
+
+    @cached_property
+    def alone(self) -> tuple[Pod, ...]:
+        """Replicas without a sidecar."""
+        return tuple(pod for pod in self.pods if pod.ports and not pod.sidecar and not pod.arm)
+
+    @cached_property
+    def backends(self) -> dict[str, Service]:
+        """What a plan may call."""
+        return {service.backend: service for service in self.services if service.backend}
+
+    @cached_property
+    def inbound(self) -> tuple[Service, ...]:
+        """Pods that are called by their own address."""
+        return tuple(service for service in self.services if service.by_address)
+
+    @cached_property
+    def static(self) -> tuple[Service, ...]:
+        """What sidecars know from their bootstrap."""
+        return tuple(service for service in self.services if service.virtual_ip)
+
+    @property
+    def looked_up(self) -> Service:
+        """The Service that lookups ask for."""
+        return next(service for service in self.services if service.name == self.lookup)
+
+    @property
+    def answering(self) -> tuple[str, ...]:
+        """Arms that ask for names answered in unusual ways."""
+        return tuple(pod.arm for pod in self.clients if pod.answers)
+
+    @property
+    def groups(self) -> frozenset[str]:
+        """Groups beside the core."""
+        return frozenset(pod.group for pod in self.pods) - {CORE}
+
+    def named(self, pod: str) -> Pod:
+        """The pod of that name; it must be there."""
+        return next(each for each in self.pods if each.pod == pod)
+
+    def address(self, nets: Nets, pod: str) -> str:
+        """A pod's address."""
+        there = self.named(pod)
+        return f"{getattr(nets, there.network)}.{there.host}"
+
+    def is_governed(self, backend: str) -> bool:
+        """Whether a backend is known to the control plane's sidecars alone."""
+        return backend in self.backends and self.backends[backend].governed
+
+    def answer_name(self, answer: str, client: Pod) -> str:
+        """The name that is answered so in this pod."""
+        return f"answer-{answer}-{client.arm}.{self.search[0]}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON; `from_json` reads it back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Self:
+        """Raises TypeError or KeyError where it is not one of this form."""
+        lists = {"ports", "target_ports"}
+
+        def read(kind: Any, each: Mapping[str, Any]) -> Any:
+            return kind(**{key: tuple(value) if key in lists else value for key, value in each.items()})
+
+        nested: dict[str, Any] = {"answers": {name: Answer(**each) for name, each in tree["answers"].items()}}
+        for key, kind in (("pods", Pod), ("services", Service), ("manifests", Manifest)):
+            nested[key] = tuple(read(kind, each) for each in tree[key])
+        return cls(**{**tree, **nested})

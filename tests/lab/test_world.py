@@ -1,0 +1,141 @@
+"""A world is manifests and a few annotations; what nobody would honour is refused before anything starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate  # type: ignore[import-untyped]
+import pytest
+import yaml
+
+from meshdns import cli
+from meshdns.core import errors
+from meshdns.core.world import World
+from meshdns.istio import reader
+from meshdns.lab import world
+from shipped import WORLD
+
+KUBERNETES = "1.31"
+FILES = sorted(world.SHIPPED.glob("*.yaml"))
+
+
+def documents() -> list[dict[str, Any]]:
+    return [each for path in FILES for each in yaml.safe_load_all(path.read_text())]
+
+
+def test_kubernetes_and_istio_take_it() -> None:
+    for document in documents():
+        if not document["apiVersion"].partition("/")[0].endswith("istio.io"):
+            kubernetes_validate.validate(document, KUBERNETES, strict=True)
+    assert reader.read([world.SHIPPED]).pods
+
+
+def test_it_survives_json_and_explains_itself_in_it() -> None:
+    again = World.from_json(json.loads(json.dumps(WORLD.to_json())))
+    assert World.from_json(json.loads(json.dumps(again.to_json()))) == again
+    assert again.arms == WORLD.arms
+    assert [dataclasses.replace(each, replicas=dict(each.replicas)) for each in again.services] == list(WORLD.services)
+
+
+def test_every_part_is_there_to_be_started() -> None:
+    parts = yaml.safe_load((world.SHIPPED.parent / "compose.yaml").read_text())
+    assert {f"x-{part}" for part in world.PARTS} <= parts.keys()
+
+
+def test_one_file_more_is_one_arm_more(tmp_path: Path) -> None:
+    pod = next(each for each in documents() if each["metadata"]["name"] == "client-mode1")
+    pod["metadata"]["name"], pod["status"]["podIP"] = "client-other", "198.18.0.99"
+    pod["metadata"]["annotations"]["meshdns/arm"] = "other"
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(pod))
+    more = world.read([world.SHIPPED, tmp_path / "mine.yaml"])
+    assert list(more.arms) == [*WORLD.arms, "other"]
+    assert dataclasses.replace(more.arms["other"], pod="client-mode1", host=44, arm="mode1") == WORLD.arms["mode1"]
+
+
+def annotate(**notes: str) -> Callable[[dict[str, Any]], None]:
+    def change(pod: dict[str, Any]) -> None:
+        pod["metadata"]["annotations"] |= {
+            key.replace("__", "/").replace("_", "."): each for key, each in notes.items()
+        }
+
+    return change
+
+
+def unnamed(service: dict[str, Any]) -> None:
+    del service["spec"]["ports"][0]["name"]
+
+
+def moved(pod: dict[str, Any]) -> None:
+    pod["status"]["podIP"] = "10.0.0.1"
+
+
+def taken(pod: dict[str, Any]) -> None:
+    pod["status"]["podIP"] = "198.18.0.21"
+
+
+def other_part(pod: dict[str, Any]) -> None:
+    pod["spec"]["containers"][0]["image"] = "meshdns/toaster"
+
+
+def unreferenced(endpoints: dict[str, Any]) -> None:
+    del endpoints["endpoints"][0]["targetRef"]["namespace"]
+
+
+def nobody(endpoints: dict[str, Any]) -> None:
+    endpoints["endpoints"][0]["addresses"] = ["198.18.0.201"]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("client-mode1", annotate(meshdns__colour="red"), "a Pod has no annotation meshdns/colour"),
+        ("client-mode1", annotate(meshdns__mechanism="magic"), "meshdns/mechanism is 'magic'; choose from iptables"),
+        (
+            "client-mode1",
+            annotate(sidecar_istio_io__logLevel="debug"),
+            "sidecar.istio.io/logLevel is not honoured",
+        ),
+        ("client-mode1", annotate(proxy_istio_io__config="concurrency: 2"), "concurrency is not honoured here"),
+        ("client-mode1", annotate(meshdns__arm="plain"), "the arm plain is there already"),
+        ("client-mode1", moved, "10.0.0.1 is not an address of the testbed"),
+        ("client-mode1", taken, "another Pod has this address"),
+        ("client-mode1", other_part, "toaster is no part of a testbed"),
+        ("web", unnamed, "a port has no name, so its protocol is not known"),
+        ("web", annotate(meshdns__backend="plain"), "two things have the backend plain"),
+        ("legacy", unreferenced, "the reference to legacy-1 has no namespace"),
+        ("legacy", nobody, "no Pod has the address 198.18.0.201"),
+    ],
+)
+def test_what_nobody_would_honour_is_refused_with_its_place(
+    name: str, change: Callable[[dict[str, Any]], None], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = documents()
+    kind = "EndpointSlice" if change in (unreferenced, nobody) else ("Pod" if name.startswith("client") else "Service")
+    change(next(each for each in changed if (each["kind"], each["metadata"]["name"]) == (kind, name)))
+    file = tmp_path / "world.yaml"
+    file.write_text(yaml.safe_dump_all(changed, sort_keys=False))
+    assert cli.main(["run", "--dry-run", "--world", str(file)]) == errors.InputError.exit_code
+    printed = capsys.readouterr()
+    assert said in printed.err
+    assert f"{file}: document" in printed.err
+    assert printed.out == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "the world has no ConfigMap meshdns"),
+        ("- 1\n", "is not a manifest"),
+        ("kind: [\n", "not YAML"),
+    ],
+)
+def test_a_file_that_is_no_world_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "world.yaml").write_text(text)
+    with pytest.raises(errors.InputError, match=said):
+        world.read([tmp_path / "world.yaml"])
+    with pytest.raises(errors.InputError, match="cannot be read"):
+        world.read([tmp_path / "none.yaml"])

@@ -1,0 +1,5 @@
+"""The world that comes with the package, as tests need it."""
+
+from meshdns.lab import world
+
+WORLD = world.shipped()
