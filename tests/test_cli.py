@@ -276,7 +276,7 @@ def test_what_somebody_measures_is_left_alone_unless_it_is_forced(
         reached.append("")
         raise errors.TestbedError("reached")
 
-    monkeypatch.setattr(cli, "_bed", lambda **_: bed)
+    monkeypatch.setattr(cli, "_bed", lambda *_: bed)
     monkeypatch.setattr(cli, "RUNS", tmp_path)
     monkeypatch.setattr(bed, "up", reach)
     monkeypatch.setattr(report, "publish", reach)
@@ -333,7 +333,7 @@ def test_what_ends_a_run_says_how_to_go_on(
             synthetic.partial(tmp_path, blocks=90, written=1, samples_per_cell=2, name="quick-x")
         raise copy.copy(problem)
 
-    monkeypatch.setattr(cli, "_bed", lambda **_: bed)
+    monkeypatch.setattr(cli, "_bed", lambda *_: bed)
     monkeypatch.setattr(cli, "RUNS", tmp_path)
     monkeypatch.setattr(run, "execute", execute)
     assert cli.main(["run"]) == code
@@ -347,7 +347,7 @@ def test_what_ends_a_run_says_how_to_go_on(
 
 def test_a_testbed_that_an_interrupt_finds_half_way_up_is_taken_down(monkeypatch: pytest.MonkeyPatch) -> None:
     bed = Bed(up=KeyboardInterrupt())
-    monkeypatch.setattr(cli, "_bed", lambda **_: bed)
+    monkeypatch.setattr(cli, "_bed", lambda *_: bed)
     assert cli.main(["run"]) == cli.INTERRUPTED
     assert bed.asked == [("down",)]
 
