@@ -20,9 +20,9 @@ import pytest
 
 import synthetic
 from meshdns import __version__, cli, report, store
-from meshdns.core import errors
+from meshdns.core import errors, paths
 from meshdns.lab.compose import locks, testbed
-from meshdns.measure import plan, run
+from meshdns.measure import duration, plan, run
 from meshdns.store import samples
 from shipped import WORLD
 
@@ -277,7 +277,7 @@ def test_what_somebody_measures_is_left_alone_unless_it_is_forced(
         raise errors.TestbedError("reached")
 
     monkeypatch.setattr(cli, "_bed", lambda *_: bed)
-    monkeypatch.setattr(cli, "RUNS", tmp_path)
+    monkeypatch.setattr(paths, "RUNS", tmp_path)
     monkeypatch.setattr(bed, "up", reach)
     monkeypatch.setattr(report, "publish", reach)
     assert cli.main(arguments) == errors.EnvironmentProblem.exit_code
@@ -334,7 +334,7 @@ def test_what_ends_a_run_says_how_to_go_on(
         raise copy.copy(problem)
 
     monkeypatch.setattr(cli, "_bed", lambda *_: bed)
-    monkeypatch.setattr(cli, "RUNS", tmp_path)
+    monkeypatch.setattr(paths, "RUNS", tmp_path)
     monkeypatch.setattr(run, "execute", execute)
     assert cli.main(["run"]) == code
     assert bed.asked == [("down",)]
@@ -392,8 +392,8 @@ def test_a_resumed_runs_dry_run_counts_what_is_missing(
     for number in range(what.blocks - 2):
         writer.write_block(number, samples.SCHEMA.empty_table(), [], "now")
     assert cli.main(["run", "--dry-run", "--resume", str(writer.path)]) == 0
-    left_s = run.seconds(what, [what.blocks - 2, what.blocks - 1])
-    assert left_s < run.seconds(what, range(what.blocks)) / 10
+    left_s = duration.seconds(what, [what.blocks - 2, what.blocks - 1])
+    assert left_s < duration.seconds(what, range(what.blocks)) / 10
     said = capsys.readouterr().out.splitlines()[0]
     assert said.startswith(f"about {left_s / 60:.1f} minutes in all, 2 blocks")
 

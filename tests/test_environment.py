@@ -16,9 +16,10 @@ def project() -> tuple[dict[str, Requirement], str]:
     """The direct requirements, by name, and the Python bound."""
     table = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = table["optional-dependencies"]
-    lines = table["dependencies"] + extras["control-plane"] + extras["dev"]
-    found = {canonicalize_name(need.name): need for need in map(Requirement, lines)}
-    assert len(found) == len(lines), "a package is listed twice"
+    lines = table["dependencies"] + [line for extra in extras.values() for line in extra]
+    needs = [need for need in map(Requirement, lines) if need.name != table["name"]]  # an extra holds another one
+    found = {canonicalize_name(need.name): need for need in needs}
+    assert len(found) == len(needs), "a package is listed twice"
     return found, table["requires-python"]
 
 

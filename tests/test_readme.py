@@ -17,7 +17,7 @@ import pytest
 
 import fresh
 from meshdns import cli
-from meshdns.measure import plan, run
+from meshdns.measure import duration, plan
 from shipped import WORLD
 
 ROOT = fresh.ROOT
@@ -58,7 +58,9 @@ HELD = {
     "report --plan quick": Held(LONG, "meshdns report --help", "tests/browser/test_sample_report.py"),
     "trace URL --arm mode1": Held(ENGINE, "meshdns trace --help", "tests/testbed/test_paths.py"),
     "meshdns status": Held(ENGINE, "meshdns status --help", "tests/testbed/test_control_plane.py"),
-    "pip wheel .": Held("builds for some seconds", by="tests/test_wheel.py"),
+    "pip wheel --no-deps .": Held("builds for some seconds", by="tests/test_wheel.py"),
+    "pip install meshdns-0.1.0-py3-none-any.whl": Held("changes the environment", by="tests/test_wheel.py"),
+    "meshdns report --runs data/sample": Held("takes half a minute", "meshdns report --help", "tests/test_wheel.py"),
     "tests/other-engine.sh": Held(LONG, "sh -n tests/other-engine.sh"),
     "dig @127.0.0.1 -p 1053 stock-db.example.com.shop.svc.cluster.local": Held(
         "not everybody has it; the block above asks the same", by="tests/test_readme.py"
@@ -240,7 +242,7 @@ def test_the_times_of_the_plans_are_those_of_the_dry_run() -> None:
     said = dict(re.findall(r"^\| `(\w+)` \|.*\| (\d+) minutes \|$", TEXT, re.MULTILINE))
     plans = {name: plan.find(name, WORLD) for name in plan.shipped()}
     assert {name: int(minutes) for name, minutes in said.items()} == {
-        name: round(run.seconds(what, range(what.blocks)) / 60) for name, what in plans.items()
+        name: round(duration.seconds(what, range(what.blocks)) / 60) for name, what in plans.items()
     }
     report = re.search(r"`make report` takes (\d+) minutes, about (\d+) the first time; (\d+) of them are meas", TEXT)
     assert report

@@ -1,4 +1,4 @@
-"""`python -m harness` is `meshdns`."""
+"""`python -m meshdns` is `meshdns`."""
 
 import sys
 

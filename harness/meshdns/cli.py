@@ -12,8 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from meshdns import ROOT
-from meshdns.core import errors
+from meshdns.core import errors, extras, paths
 
 if TYPE_CHECKING:
     from meshdns.core.world import Nets, World
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
     from meshdns.measure.plan import Plan
 
 # Verbs import what they need when they run: `meshdns --help` does not wait for pandas.
-RUNS = ROOT / "data" / "runs"
-REPORTS = ROOT / "reports"
-NOTEBOOKS = ROOT / "notebooks"
 PLANS = "change, interception, policies, quick, standard"
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -51,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup asks for
             signal.signal(number, _terminate)
     try:
-        _require(options)
-        return int(options.verb(options) or 0)
+        with extras.needed_by(options.name):
+            return int(options.verb(options) or 0)
     except errors.MeshdnsError as error:
         say(f"meshdns: {error}")
         return error.exit_code
@@ -74,23 +70,6 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _require(options: argparse.Namespace) -> None:
-    """Raises EnvironmentProblem where a verb needs what a checkout holds and an installed wheel does not."""
-    needed = options.needs(options)
-    if needed and not (ROOT / needed).exists():
-        fact = f"it is no part of this installation, and `meshdns {options.name}` needs it"
-        clone = f"clone the project and run `make .venv/ready` and `.venv/bin/meshdns {options.name}` there"
-        raise errors.EnvironmentProblem(fact, place=str(ROOT / needed), step=clone + options.instead)
-
-
-def _testbed(_: argparse.Namespace) -> str:
-    return "compose/compose.yaml"
-
-
-def _nothing(_: argparse.Namespace) -> str:
-    return ""
-
-
 class _Version(argparse.Action):
     """Like --help: prints and exits. It asks git, so it is worked out only when wanted."""
 
@@ -98,9 +77,8 @@ class _Version(argparse.Action):
         import platform
 
         from meshdns import __version__
-        from meshdns.measure import facts
 
-        commit = facts.commit()
+        commit = paths.commit()
         print(f"meshdns {__version__}{f' (commit {commit})' if commit else ''}, Python {platform.python_version()}")
         parser.exit()
 
@@ -112,12 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print version, commit and Python, and exit")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="name")
 
-    def verb(
-        name: str, action: object, text: str, needs: Callable[[argparse.Namespace], str] = _testbed, instead: str = ""
-    ) -> argparse.ArgumentParser:
-        """`needs` says which part of a checkout it uses, if any, and `instead` how to do without."""
+    def verb(name: str, action: object, text: str) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=text, description=text)
-        sub.set_defaults(verb=action, needs=needs, instead=instead)
+        sub.set_defaults(verb=action)
         return sub
 
     def world(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -141,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("service")
     one.add_argument("command", nargs=argparse.REMAINDER)
     force(verb("down", _down, "remove the testbed"))
-    one = verb("run", _run, "measure a plan; prints the run's folder", lambda o: "" if o.dry_run else _testbed(o))
+    one = verb("run", _run, "measure a plan; prints the run's folder")
     _plan_options(force(world(one)))
     one.add_argument("--dry-run", action="store_true", help="print the time it will take and the first block")
     one = force(world(verb("trace", _trace, "one request: what every hop saw of it")))
@@ -149,11 +124,11 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--arm", default="mode1", help="the client pod that asks (default: mode1)")
     one.add_argument("--json", action="store_true", help="the whole observation instead of a table")
     _standalone(verb)
-    one = verb("report", _report, "measure a plan, or take stored runs, and publish the notebooks as HTML",
-               lambda _: NOTEBOOKS.name)  # fmt: skip
+    one = verb("report", _report, "measure a plan, or take stored runs, and publish the notebooks as HTML")
     what = _plan_options(force(world(one)))
-    what.add_argument("--runs", type=Path, help="publish these stored runs instead of measuring (no engine needed)")
-    one.add_argument("--out", type=Path, default=REPORTS, help="folder for reports (default: reports/)")
+    stored = "publish these stored runs (e.g. data/sample) instead of measuring (no engine needed)"
+    what.add_argument("--runs", type=paths.locate, metavar="FOLDER", help=stored)
+    one.add_argument("--out", type=Path, default=paths.REPORTS, help="folder for reports (default: reports/)")
     one.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
                      help="a notebook parameter, as papermill takes it")  # fmt: skip
     return parser
@@ -165,12 +140,10 @@ def _standalone(verb: Callable[..., argparse.ArgumentParser]) -> None:
     import meshdns.interception.command as rules
     from meshdns.istio import verbs
 
-    dns_proxy.add_arguments(verb("dns-proxy", _dns_proxy, "answer DNS as Istio's agent does, alone", _nothing))
-    rules.add_arguments(verb("rules", rules.run, "print or load interception rules, alone", _nothing))
-    verbs.validate_arguments(verb("validate", verbs.validate, "check Kubernetes and Istio YAML", _nothing))
-    own = verb("explain", verbs.explain_verb, "which way a name of the YAML takes, and why",
-               lambda o: "compose/mesh" if o.mesh == verbs.MESH else "", "; or give your YAML by --mesh")  # fmt: skip
-    verbs.explain_arguments(own)
+    dns_proxy.add_arguments(verb("dns-proxy", _dns_proxy, "answer DNS as Istio's agent does, alone"))
+    rules.add_arguments(verb("rules", rules.run, "print or load interception rules, alone"))
+    verbs.validate_arguments(verb("validate", verbs.validate, "check Kubernetes and Istio YAML"))
+    verbs.explain_arguments(verb("explain", verbs.explain_verb, "which way a name of the YAML takes, and why"))
 
 
 def _dns_proxy(options: argparse.Namespace) -> int:
@@ -336,10 +309,11 @@ def _trace(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> tuple[Plan, list[int]]:
     """The plan asked for and its blocks that are to be measured; an unfinished run brings its own."""
-    from meshdns import store
     from meshdns.measure import plan
 
     if options.resume:
+        from meshdns import store
+
         unfinished = store.resume(options.resume)
         what = plan.from_json(unfinished.header.plan, str(options.resume), store.world(options.resume))
         if (unfinished.header.blocks, unfinished.header.seed) != (what.blocks, what.seed):
@@ -353,7 +327,7 @@ def _plan(options: argparse.Namespace) -> tuple[Plan, list[int]]:
 def _print_plan(what: Plan, blocks: Sequence[int]) -> None:
     from tabulate import tabulate
 
-    from meshdns.measure import run
+    from meshdns.measure import duration
 
     heads = ["experiment", "arm", "backend", "lookup", "name", "ndots", "arrival", "rate/s", "delay ms", "requests"]
     rows = [
@@ -361,7 +335,7 @@ def _print_plan(what: Plan, blocks: Sequence[int]) -> None:
          f"{c.dns_delay_ms:g}", t.count)
         for number in blocks[:1] for t in what.block(number) for c in [t.cell]
     ]  # fmt: skip
-    print(f"about {run.seconds(what, blocks) / 60:.1f} minutes in all, {len(blocks)} blocks; the first:\n")
+    print(f"about {duration.seconds(what, blocks) / 60:.1f} minutes in all, {len(blocks)} blocks; the first:\n")
     print(tabulate(rows, heads, tablefmt="plain"))
 
 
@@ -369,7 +343,7 @@ def _measure(what: Plan, blocks: Sequence[int], options: argparse.Namespace) -> 
     """The folder of a finished run. However it ends, the testbed is as before and what is complete is stored."""
     from meshdns import store
 
-    store.require_writable(options.resume or RUNS)
+    store.require_writable(options.resume or paths.RUNS)
     with _measuring(options, what):
         bed = _bed(what.world, what.groups())
         with _used(bed, options, f", plan {what.name}"):
@@ -378,15 +352,15 @@ def _measure(what: Plan, blocks: Sequence[int], options: argparse.Namespace) -> 
 
 def _execute(what: Plan, blocks: Sequence[int], bed: Testbed, options: argparse.Namespace) -> Path:
     from meshdns.core.progress import Progress
-    from meshdns.measure import run
+    from meshdns.measure import duration, run
 
-    before = set(RUNS.glob("*.partial"))
+    before = set(paths.RUNS.glob("*.partial"))
     try:
-        with _standing(bed, options.keep), Progress(run.seconds(what, blocks), "measuring") as progress:
-            folder = run.execute(what, bed, RUNS, progress, options.resume)
+        with _standing(bed, options.keep), Progress(duration.seconds(what, blocks), "measuring") as progress:
+            folder = run.execute(what, bed, paths.RUNS, progress, options.resume)
     except (KeyboardInterrupt, errors.MeshdnsError, OSError) as problem:
         told = errors.storage(problem) if isinstance(problem, OSError) and errors.is_storage(problem) else problem
-        for begun in {*RUNS.glob("*.partial")} - before or {options.resume} - {None}:
+        for begun in {*paths.RUNS.glob("*.partial")} - before or {options.resume} - {None}:
             _tell_go_on(begun, what, told)
         raise told from None
     _tell_invalid(folder)
@@ -437,7 +411,7 @@ def _report(options: argparse.Namespace) -> int:
     from meshdns import report, store
     from meshdns.lab.compose import locks
 
-    notebooks = report.notebooks_in(NOTEBOOKS)
+    notebooks = report.notebooks_in(paths.NOTEBOOKS)
     parameters: dict[str, object] = {name: report.parameter(value) for name, value in options.parameters}
     report.check_parameters(parameters, notebooks)
     store.require_writable(options.out)

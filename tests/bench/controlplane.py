@@ -48,6 +48,7 @@ from participants import CLIENTS, HEADLESS, PATIENCE_S, Client, Plane, mesh, nam
 
 import dnsproxy
 import meshdns
+from meshdns.core import paths
 from meshdns.istio import reader, registry, vips
 from meshdns.lab.ports import PORT_DNS
 from meshdns.measure import facts
@@ -423,7 +424,7 @@ def document(rows: Sequence[Row], held: Sequence[Bar], programs: Programs) -> di
 
 
 def versions(programs: Programs) -> dict[str, str]:
-    found = {"meshdns": meshdns.__version__, "commit": facts.commit(), "python": platform.python_version()}
+    found = {"meshdns": meshdns.__version__, "commit": paths.commit(), "python": platform.python_version()}
     found |= {name: importlib.metadata.version(name) for name in PACKAGES}
     for name, command in (("envoy", [str(programs.envoy), "--version"]), ("bind", [*programs.named, "-v"])):
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -16,7 +16,7 @@ import measured
 from measured import World
 from meshdns import store
 from meshdns.analysis import cells, gates, provenance, stats, text
-from meshdns.core import errors, units
+from meshdns.core import errors, paths, units
 from meshdns.studies import card, consistency, lookups, requests, ruler
 from shipped import WORLD
 
@@ -599,8 +599,8 @@ def test_runs_are_found_from_the_root_and_from_notebooks(tmp_path: Path, monkeyp
     (tmp_path / "notebooks").mkdir()
     for place in (tmp_path, tmp_path / "notebooks"):
         monkeypatch.chdir(place)
-        assert provenance.locate("data/sample").resolve() == (tmp_path / "data" / "sample").resolve()
-    assert provenance.locate(2026) == tmp_path / "notebooks" / "2026"  # type: ignore[arg-type]
+        assert paths.locate("data/sample").resolve() == (tmp_path / "data" / "sample").resolve()
+    assert paths.locate(2026) == tmp_path / "notebooks" / "2026"  # type: ignore[arg-type]
 
 
 def test_shown_tables_have_units_and_no_raw_values() -> None:

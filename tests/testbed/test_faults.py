@@ -18,7 +18,7 @@ import docker.errors
 import pytest
 
 from meshdns import cli, store
-from meshdns.core import errors, process
+from meshdns.core import errors, paths, process
 from meshdns.core.world import Nets
 from meshdns.lab.compose import engine, locks, testbed
 from meshdns.lab.compose.testbed import Testbed
@@ -64,10 +64,10 @@ def plan_file(tmp_path: Path) -> Path:
 @pytest.fixture
 def partials() -> Iterator[list[Path]]:
     """Unfinished runs that the test leaves; removed afterwards."""
-    before = set(cli.RUNS.glob("faults-*"))
+    before = set(paths.RUNS.glob("faults-*"))
     found: list[Path] = []
     yield found
-    for folder in set(cli.RUNS.glob("faults-*")) - before:
+    for folder in set(paths.RUNS.glob("faults-*")) - before:
         process.run("rm", "-rf", str(folder), timeout_s=10)
 
 
@@ -79,7 +79,7 @@ def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
 
 
 def unfinished() -> list[Path]:
-    return sorted(cli.RUNS.glob("faults-*.partial"))
+    return sorted(paths.RUNS.glob("faults-*.partial"))
 
 
 def wait_for_blocks(count: int) -> Path:
@@ -232,16 +232,19 @@ ELSEWHERE = """
 import sys
 from pathlib import Path
 from meshdns import cli
+from meshdns.core import paths
+from meshdns.core.world import Nets
+from meshdns.lab import world as worlds
 from meshdns.lab.compose import engine
-
 from meshdns.lab.compose.testbed import Testbed
 
-def bed(build=False, groups=()):
+def bed(world=None, groups=()):
     nets = Nets("198.18.77", "198.19.77")
-    return Testbed(engine.images(cli.say).tags, nets, project="meshdns-fault", state=state, groups=frozenset(groups))
+    return Testbed(engine.images(cli.say).tags, nets, project="meshdns-fault", state=state, groups=frozenset(groups),
+                   world=world or worlds.shipped())
 
 state = Path(sys.argv[1])
-cli.RUNS, cli._bed = state.parent / "runs", bed
+paths.RUNS, cli._bed = state.parent / "runs", bed
 sys.exit(cli.main(sys.argv[2:]))
 """
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from meshdns import ROOT, store
+from meshdns import store
 from meshdns.analysis import cells, text
-from meshdns.core import errors
+from meshdns.core import errors, paths
 
 MIN_BLOCKS = 2  # one block has no interval
 RULER = "card-"  # how experiments on the instrument are named; due now and then, they are judged line by line
@@ -27,19 +27,9 @@ _FACTS = ("meshdns", "commit", "envoy", "bind", "dnsdist", "nginx", "python")
 _MACHINE = ("cpu", "cpus", "kernel")
 
 
-def locate(runs: str | Path) -> Path:
-    """The folder, sought from here upwards, then from the project; relative paths mean the same in both places."""
-    path = Path(str(runs)).expanduser()  # papermill takes a folder called 2026 for a number
-    if path.is_absolute():
-        return path
-    here = Path.cwd()
-    places = [here, *here.parents, ROOT]
-    return next((place / path for place in places if (place / path).is_dir()), here / path)
-
-
 def load(runs: str | Path) -> store.Runs:
     """All finished runs there."""
-    return store.load(locate(runs))
+    return store.load(paths.locate(runs))
 
 
 def table(runs: store.Runs) -> pd.DataFrame:

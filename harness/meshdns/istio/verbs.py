@@ -7,13 +7,12 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from meshdns import ROOT
-from meshdns.core import errors
+from meshdns.core import errors, paths
 from meshdns.istio import explain, outbound, reader, registry, vips
 from meshdns.istio.registry import Registry
 from meshdns.istio.resources import Resources
 
-MESH = ROOT / "compose" / "worlds"
+MESH = paths.COMPOSE / "worlds"
 # Who answers DNS, as people call it: without a mesh, mode 1, mode 2.
 MODES = {"none": (False, "cluster"), "1": (True, "cluster"), "2": (True, "agent"), "2-envoy": (True, "envoy")}
 

@@ -14,14 +14,13 @@ from typing import Any
 
 import yaml
 
-from meshdns import ROOT
-from meshdns.core import errors
+from meshdns.core import errors, paths
 from meshdns.core.world import CORE, Answer, Manifest, Nets, Pod, Service, World
 from meshdns.istio import documents
 from meshdns.istio.documents import Document, Value
 from meshdns.istio.faults import Fault, Place, refuse
 
-SHIPPED = ROOT / "compose" / "worlds"
+SHIPPED = paths.COMPOSE / "worlds"
 OURS, STATIC = "meshdns/", "static"
 DNS_SERVICE = ("kube-system", "kube-dns")
 _INJECT, _PROXY, _INTERCEPTION = (

@@ -15,10 +15,10 @@ from meshdns.core.world import Pod
 from meshdns.lab.compose.channel import Channel
 from meshdns.lab.compose.testbed import Ended, Testbed
 from meshdns.lab.plane import Plane
+from meshdns.measure import duration
 from meshdns.measure.plan import Cell
 
 ASK_TIMEOUT_S = 30
-DRAIN_S = 1.5  # the queues that an overload before this one has left are empty again
 
 
 class Conditions:
@@ -41,7 +41,7 @@ class Conditions:
         if self.plane:
             self.plane.govern(cell.policy)
         if cell.fault == "overload":
-            time.sleep(DRAIN_S)
+            time.sleep(duration.DRAIN_S)
         client = self._bed.world.arms.get(cell.arm)
         if client is not None and client.sidecar:
             self._set_extra(client, cell.extra_rules)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -11,8 +12,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from meshdns import ROOT, __version__
-from meshdns.core import process
+from meshdns import __version__
+from meshdns.core import paths, process
 from meshdns.lab import ports
 from meshdns.lab.compose import testbed
 from meshdns.lab.compose.channel import Channel
@@ -138,8 +139,10 @@ def _images(bed: Testbed) -> dict[str, Any]:
 
 
 def _versions(bed: Testbed) -> dict[str, str]:
-    found = {"meshdns": __version__, "python": platform.python_version(), "commit": commit()}
-    found |= {name: importlib.metadata.version(name) for name in PACKAGES}
+    found = {"meshdns": __version__, "python": platform.python_version(), "commit": paths.commit()}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # of the notebooks' extra
+            found[name] = importlib.metadata.version(name)
     for name, (service, command) in _VERSION_COMMANDS.items():
         done = process.run("docker", "exec", bed.name(service), "sh", "-c", f"{command} 2>&1", timeout_s=20)
         found[name] = _version_in(done.out)
@@ -150,11 +153,3 @@ def _version_in(said: str) -> str:
     """The first thing in a program's answer that looks like a version."""
     match = re.search(r"\d+\.\d+(\.\d+)?[\w.+~-]*", said)
     return match[0] if match else said.strip()[:40]
-
-
-def commit() -> str:
-    """The commit of the source tree, with a mark if it has been changed since; empty outside a checkout."""
-    if not (ROOT / ".git").exists():  # another project's checkout may lie around this installation
-        return ""
-    done = process.run("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", timeout_s=10)
-    return done.out.strip() if done.ok else ""

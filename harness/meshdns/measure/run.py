@@ -8,12 +8,11 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-import itertools
 import json
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,13 +24,12 @@ import pyarrow as pa
 from meshdns import store
 from meshdns.core import errors
 from meshdns.core.progress import Progress
-from meshdns.core.world import World
 from meshdns.lab import plane
 from meshdns.lab.compose.channel import Channel
 from meshdns.lab.compose.testbed import Testbed
 from meshdns.lab.compose.watch import Watch
-from meshdns.measure import capture, counters, facts, jobs, plan, rulers, trace, validity
-from meshdns.measure.conditions import DRAIN_S, Conditions
+from meshdns.measure import capture, counters, duration, facts, jobs, plan, rulers, trace, validity
+from meshdns.measure.conditions import Conditions
 from meshdns.measure.plan import Cell, Plan, Trial
 from meshdns.store import samples
 
@@ -42,33 +40,6 @@ TRACED = "http://{service}/bytes/1024"  # as a neighbour asks; both sidecars, wh
 CONFORMANCE_TIMEOUT_S = 60  # some fifty questions, most answered at once
 ATTEMPTS = 3  # measurements of one cell in one block, until one is valid
 CHANGE_AT = 0.25  # of a load's duration
-FORGET_S = 1.0  # a name table is written and read anew within less
-# Of a trial beside its load, for the expected duration (from data/sample): readings before and after; a policy that
-# takes another's place; a change that is taken back.
-OVERHEAD_S, POLICY_S, RESTORE_S = 0.018, 0.4, 2.0
-
-
-def seconds(what: Plan, blocks: Iterable[int]) -> float:
-    """Expected duration of measuring these blocks of a plan."""
-    return sum(
-        trial_seconds(trial, before, what.world)
-        for number in blocks
-        for before, trial in itertools.pairwise([None, *what.block(number)])
-        if trial is not None
-    )
-
-
-def trial_seconds(trial: Trial, before: Trial | None, world: World) -> float:
-    """Expected duration of a trial after the one before it in its block."""
-    cell = trial.cell
-    expected_s = trial.seconds(world) + OVERHEAD_S
-    if before is not None and before.cell.policy != cell.policy:
-        expected_s += POLICY_S
-    if cell.fault == "overload":
-        expected_s += DRAIN_S
-    if cell.change != "none":
-        expected_s += FORGET_S + RESTORE_S
-    return expected_s
 
 
 def execute(what: Plan, bed: Testbed, root: Path, progress: Progress, resume: Path | None = None) -> Path:
@@ -357,7 +328,7 @@ class Session:
     def done(self, trial: Trial, before: Trial | None) -> None:
         """The bar moves on by a trial, however often it was measured, and shows how the medians stand."""
         note = ", ".join(f"{name} {value:.0f} µs" for name, value in sorted(self._medians.items()))
-        self._progress.advance(trial_seconds(trial, before, self._world), note)
+        self._progress.advance(duration.of_trial(trial, before, self._world), note)
 
     def _load(self, index: int, trial: Trial, seed: int) -> _Load:
         cell = trial.cell
@@ -376,7 +347,7 @@ class Session:
 
     def _await_usual(self, cell: Cell, governed: plane.Plane) -> None:
         """What an earlier trial changed is forgotten by name tables, and by sidecars that resolve names themselves."""
-        time.sleep(FORGET_S)
+        time.sleep(duration.FORGET_S)
         service = self._world.backends[cell.backend]
         if service.resolved:
             governed.await_resolved(service.fqdn, self._observers[self._world.arms[cell.arm].pod])

@@ -14,11 +14,11 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 
-from meshdns import store
 from meshdns.core import errors
 from meshdns.measure import plan
 from meshdns.report import execute, index, page
 from meshdns.report.execute import Progress
+from meshdns.store import Runs, load
 
 __all__ = ["Progress", "check_parameters", "notebooks_in", "parameter", "publish"]
 
@@ -37,7 +37,7 @@ def publish(
     """
     runs, out = runs.resolve(), out.absolute()
     _check_target(out)
-    measured = store.load(runs)  # before the kernels: what is wrong with the data is told in a second
+    measured = load(runs)  # before the kernels: what is wrong with the data is told in a second
     notebooks, unasked = _answerable(notebooks, set(measured.cells["experiment"]))
     stems = [notebook.stem for notebook in notebooks]
     executed = execute.execute([each.resolve() for each in notebooks], {**parameters, "runs": str(runs)}, progress)
@@ -93,7 +93,7 @@ def _answerable(notebooks: Sequence[Path], experiments: Set[str]) -> tuple[list[
     return can, unasked
 
 
-def _write(folder: Path, pages: Sequence[page.Page], runs: store.Runs, unasked: Sequence[index.Unasked]) -> None:
+def _write(folder: Path, pages: Sequence[page.Page], runs: Runs, unasked: Sequence[index.Unasked]) -> None:
     links = [page.Link(INDEX, INDEX_LABEL), *(page.Link(page.address(each.stem), each.label) for each in pages)]
     (folder / "figures").mkdir()
     footer = index.footer(runs)

@@ -13,8 +13,9 @@ import shlex
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from meshdns import ROOT, store
+from meshdns import store
 from meshdns.analysis import provenance, text
+from meshdns.core import paths
 from meshdns.measure import plan
 from meshdns.report import page
 from meshdns.report.page import Page
@@ -165,5 +166,5 @@ def _plan(name: str) -> str:
     """The plan of that name as the command line takes it; of one that is not here only the name is known."""
     if name in plan.shipped():
         return name
-    kept = {path.stem for path in (ROOT / KEPT_PLANS).glob("*.toml")}
+    kept = {path.stem for path in (paths.RESOURCES / KEPT_PLANS).glob("*.toml")}
     return f"{KEPT_PLANS}/{name}.toml" if name in kept else f"{name}.toml"

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from meshdns.core import process
+from meshdns.core import paths, process
 from meshdns.core.world import Nets
 from meshdns.lab.compose import debian, doctor, engine
 
@@ -55,7 +55,7 @@ def test_a_network_is_ours_by_its_label_as_for_up(monkeypatch, name, project, st
 
 def test_the_readme_asks_for_what_the_doctor_looks_for():
     needs = f"{doctor._MEMORY_BYTES / 1e9:g} GB of free memory and {doctor._DISK_BYTES / 1e9:g} GB of disk"
-    assert needs in (engine.ROOT / "README.md").read_text()
+    assert needs in (paths.RESOURCES / "README.md").read_text()
 
 
 def test_the_networks_looked_at_are_those_asked_for():

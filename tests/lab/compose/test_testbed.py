@@ -8,7 +8,7 @@ import docker
 import pytest
 import requests
 
-from meshdns.core import errors, process
+from meshdns.core import errors, paths, process
 from meshdns.lab.compose import testbed
 from meshdns.lab.compose.testbed import Part, Testbed
 from meshdns.measure import facts
@@ -88,7 +88,7 @@ def test_what_the_engine_refuses_is_not_taken_for_its_end(tmp_path):
 def test_a_testbed_is_up_once_its_start_was_completed_from_this_checkout(tmp_path, monkeypatch):
     bed = Testbed({}, state=tmp_path / "state")
     bed._render()
-    parts = [Part(service, service, "running", None, 0.0, str(testbed.ROOT)) for service in bed._services()]
+    parts = [Part(service, service, "running", None, 0.0, str(paths.HOME)) for service in bed._services()]
     monkeypatch.setattr(bed, "parts", lambda: parts)
     assert not bed.is_up()  # all run, and whoever started them was killed before they answered
     (bed.state / testbed.READY).touch()
@@ -112,7 +112,7 @@ def test_a_testbed_is_up_once_its_start_was_completed_from_this_checkout(tmp_pat
     ],
 )
 def test_what_the_engine_lists_tells_whether_a_part_is_as_it_must_be(listed, words, right):
-    labels = {"service": listed.pop("service", "control-plane"), "project.working_dir": "/a/checkout/compose"}
+    labels = {"service": listed.pop("service", "control-plane"), "project.working_dir": "/a/checkout"}
     named = {f"com.docker.compose.{name}": value for name, value in labels.items()}
     part = testbed._part({"Id": "x", "Created": 1, "Labels": named, **listed})
     assert (part.words, part.is_as_it_must_be, part.folder) == (words, right, "/a/checkout")

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from meshdns import ROOT
-from meshdns.core import errors, process
+from meshdns.core import errors, paths, process
 from meshdns.core.world import Nets
 from meshdns.lab.compose import debian, engine, locks, testbed
 
@@ -187,7 +186,7 @@ def _port(port: int) -> Finding:
 
 
 def _disk() -> Finding:
-    free = shutil.disk_usage(ROOT).free
+    free = shutil.disk_usage(paths.HOME).free
     detail = f"{free / 1e9:.0f} GB free"
     if free >= _DISK_BYTES:
         return Finding("disk", "ok", detail)

@@ -20,19 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from meshdns import ROOT
-from meshdns.core import errors, process
+from meshdns.core import errors, paths, process
 from meshdns.lab.compose import daemon, debian
 
 BASE_TAG = "meshdns/base:trixie"
 _REGISTRY_BASE = f"debian:{debian.BASE_SUITE}-slim"
-# The build context: see .dockerignore.
-_IMAGE_SOURCES = (
-    *("compose/images", "compose/world"),
-    *(f"harness/meshdns/{name}" for name in ("agent", "observer", "dnsproxy", "interception", "istio", "xds")),
-    *(f"harness/meshdns/{name}.py" for name in ("__init__", "core/__init__", "core/errors", "core/resolver")),
-    *(f"harness/meshdns/{name}.py" for name in ("lab/__init__", "lab/ports")),
-)
+DOCKERFILE = paths.COMPOSE / "images/Dockerfile"
 _OLDEST_ENGINE = (20, 10)  # the first with Compose v2's API and the build secrets we use
 
 _ASK_TIMEOUT_S = 20.0  # a healthy engine answers in 0.2 s; one that is loaded with builds may need seconds
@@ -48,9 +41,10 @@ _CA_BUNDLES = (
 )
 _OWN_SOCKETS = ("", "unix:///var/run/docker.sock", "unix:///run/docker.sock")
 _CONTROLLERS = {"cpuset": "CPUSet", "memory": "MemoryLimit"}  # cgroup controller: its flag in `docker info`
+_LAB = "make lab, and in .venv/bin papermill notebooks/01-name-resolution.ipynb out.ipynb -p runs data/sample; "
 _WITHOUT = (
-    "without an engine these work: make lab, and in .venv/bin papermill notebooks/01-name-resolution.ipynb out.ipynb "
-    "-p runs data/sample; meshdns report --runs data/sample; meshdns explain, validate, rules, dns-proxy"
+    f"without an engine these work: {'' if paths.INSTALLED else _LAB}"
+    "meshdns report --runs data/sample; meshdns explain, validate, rules, dns-proxy"
 )
 _PROXY_VARIABLES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
@@ -82,7 +76,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """The images of this very source tree."""
+    """The images of these very sources."""
 
     base: str
     tags: Mapping[str, str]  # image -> tag, e.g. "envoy" -> "meshdns/envoy:0123456789ab"
@@ -383,18 +377,24 @@ def _ensure_mmdebstrap(announce: process.Announce, pull: process.Finished) -> No
 
 
 def build_images(announce: process.Announce) -> dict[str, str]:
-    """Every image of compose/images/Dockerfile exists under a tag that names its content; image -> tag."""
+    """Every image of the Dockerfile exists under a tag that names its content; image -> tag."""
     tags, missing = _tags()
     if not missing:
         return tags
     announce(f"building images: {' '.join(missing)}")
-    logs = ROOT / ".meshdns/logs"
+    logs = paths.WORK / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    commands = [
-        process.Command(_build_argv(name, tags[name]), _BUILD_TIMEOUT_S, log=logs / f"build-{name}.log")
-        for name in missing
-    ]
-    for name, command, done in zip(missing, commands, process.run_all(commands, _BUILDS_AT_ONCE), strict=True):
+    with tempfile.TemporaryDirectory(prefix="images-", dir=paths.WORK) as folder:  # not every client sees /tmp
+        context = Path(folder) / "context"
+        for path, content in _sources().items():
+            (context / path).parent.mkdir(parents=True, exist_ok=True)
+            (context / path).write_bytes(content)
+        commands = [
+            process.Command(_build_argv(name, tags[name], context), _BUILD_TIMEOUT_S, log=logs / f"build-{name}.log")
+            for name in missing
+        ]
+        built = process.run_all(commands, _BUILDS_AT_ONCE)
+    for name, command, done in zip(missing, commands, built, strict=True):
         if not done.ok:
             raise errors.EnvironmentProblem(
                 f"the image was not built:\n{done.last_lines(8)}",
@@ -405,15 +405,15 @@ def build_images(announce: process.Announce) -> dict[str, str]:
 
 
 def missing_images() -> list[str]:
-    """The images of this source tree that are not built."""
+    """The images of these sources that are not built."""
     return _tags()[1]
 
 
 def _tags() -> tuple[dict[str, str], list[str]]:
     """Image -> tag, and those without one yet."""
     present = _image_ids()
-    content = _content(ROOT, present.get(BASE_TAG, ""))
-    tags = {name: f"meshdns/{name}:{content}" for name in targets(ROOT / "compose/images/Dockerfile")}
+    content = _content(_sources(), present.get(BASE_TAG, ""))
+    tags = {name: f"meshdns/{name}:{content}" for name in targets(DOCKERFILE)}
     return tags, [name for name, tag in tags.items() if tag not in present]
 
 
@@ -434,28 +434,34 @@ def ca_bundle() -> Path | None:
     return next((Path(path) for path in candidates if path and Path(path).is_file()), None)
 
 
-def _build_argv(name: str, tag: str) -> tuple[str, ...]:
+def _build_argv(name: str, tag: str, context: Path) -> tuple[str, ...]:
     bundle = ca_bundle()
     return (
         *("docker", "buildx", "build", "--load", "--progress", "plain"),
         *("--builder", "default"),  # another one a user has chosen does not see the engine's own base image
-        *("--file", str(ROOT / "compose/images/Dockerfile"), "--target", name, "--build-arg", f"BASE={BASE_TAG}"),
+        *("--file", str(context / DOCKERFILE.name), "--target", name, "--build-arg", f"BASE={BASE_TAG}"),
         *(["--secret", f"id=ca,src={bundle}"] if bundle else []),
         # Without a value docker takes the variable's: a proxy's password stays out of the process list.
         *(word for variable in _PROXY_VARIABLES if variable in os.environ for word in ("--build-arg", variable)),
-        *("--tag", tag, str(ROOT)),
+        *("--tag", tag, str(context)),
     )
 
 
-def _content(project: Path, base: str) -> str:
+def _sources() -> dict[str, bytes]:
+    """The build context, path -> content: the Dockerfile, and of the package what it copies."""
+    text, root = DOCKERFILE.read_text(), paths.PACKAGE.parent
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE)
+    found = [path for line in copied for name in line.split() for path in (root / name, *(root / name).rglob("*"))]
+    sources = {path.relative_to(root) for path in found if path.is_file()}
+    kept = sorted(path.as_posix() for path in sources if "__pycache__" not in path.parts)
+    return {DOCKERFILE.name: text.encode(), **{path: (root / path).read_bytes() for path in kept}}
+
+
+def _content(sources: Mapping[str, bytes], base: str) -> str:
     """12 hex digits that change with anything an image is made of."""
     digest = hashlib.sha256(base.encode())
-    for folder in _IMAGE_SOURCES:
-        for path in sorted({project / folder, *(project / folder).rglob("*")}):
-            if path.is_file() and "__pycache__" not in path.parts:
-                mode = "x" if os.access(path, os.X_OK) else "-"
-                data = path.read_bytes()
-                digest.update(f"{path.relative_to(project).as_posix()} {mode} {len(data)}\n".encode() + data)
+    for path, content in sources.items():
+        digest.update(f"{path} {len(content)}\n".encode() + content)
     return digest.hexdigest()[:12]
 
 

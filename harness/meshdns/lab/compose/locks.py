@@ -21,8 +21,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
-from meshdns import ROOT
-from meshdns.core import errors, process
+from meshdns.core import errors, paths, process
 
 # The same for all users, whatever their TMPDIR says; the second where the first is not for everybody.
 FOLDERS = (Path("/run/lock"), Path("/tmp"))  # noqa: S108  nothing in it is trusted, see `_open`
@@ -211,7 +210,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 def _say(descriptor: int, use: str) -> None:
     since = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
-    holder = Holder(_user(), os.getpid(), use, str(ROOT), since)
+    holder = Holder(_user(), os.getpid(), use, str(paths.HOME), since)
     os.ftruncate(descriptor, 0)
     with contextlib.suppress(OSError):  # where the disk is full it is held without saying by whom
         os.pwrite(descriptor, json.dumps(asdict(holder)).encode(), 0)

@@ -29,8 +29,7 @@ import docker.errors
 import yaml
 from docker.models.containers import Container
 
-from meshdns import ROOT
-from meshdns.core import errors, process
+from meshdns.core import errors, paths, process
 from meshdns.core.world import CORE, Nets, Pod, World
 from meshdns.lab import ports
 from meshdns.lab import world as worlds
@@ -39,8 +38,8 @@ from meshdns.lab.compose.channel import Channel
 
 PROJECT = "meshdns"
 PROJECTS = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")  # Compose's rule; the length is for names made of it
-COMPOSE = ROOT / "compose"
-STATE = ROOT / ".meshdns" / "state"
+COMPOSE = paths.COMPOSE
+STATE = paths.WORK / "state"
 IMAGES = ("WEB", "OBSERVER", "CLIENT", "ENVOY", "DNS", "DNSPROXY", "CONTROLPLANE", "WORLD")
 UNRESOLVED_S = 5  # then, and again, a sidecar whose names are not resolved is started anew (`_ask_again`)
 READY_TIMEOUT_S = 60  # proxies and name servers answer within a few seconds of their start
@@ -70,7 +69,7 @@ class Part:
     state: str  # in the engine's words: running, exited, paused, ...
     code: int | None  # of one that has exited
     created_s: float
-    folder: str  # checkout that it was started from; "" where that is not known
+    folder: str  # checkout, or installation's home, that it was started from; "" where that is not known
     # It was not started before this, by the engine's clock; words like `Up 3 minutes` say no more.
     began_s: float = field(default=0.0, compare=False)
 
@@ -267,7 +266,7 @@ class Testbed:
         found = self.parts()
         if not set(self._services()) <= {part.service for part in found} or not self._state_is_current():
             return False
-        if not {part.folder for part in found} <= {str(ROOT), ""}:  # another checkout's, with its own keys and files
+        if not {part.folder for part in found} <= {str(paths.HOME), ""}:  # another's, with its own keys and files
             return False
         return (self.state / READY).exists() and all(part.is_as_it_must_be for part in found)
 
@@ -366,7 +365,7 @@ class Testbed:
     def _compose(self, *arguments: str) -> tuple[str, ...]:
         rendered = self.state / "compose.yaml"
         file = rendered if rendered.exists() else COMPOSE / "compose.yaml"
-        where = ("--project-directory", str(COMPOSE), "-f", str(file))
+        where = ("--project-directory", str(paths.HOME), "-f", str(file))
         return ("docker", "compose", "-p", self.project, *where, *arguments)
 
     def _environment(self, partial: bool = False) -> dict[str, str]:
@@ -375,6 +374,7 @@ class Testbed:
         if partial:  # `down` needs no image, but Compose wants every variable
             images = {f"MESHDNS_IMAGE_{name}": "none" for name in IMAGES} | images
         return {
+            "MESHDNS_COMPOSE": str(COMPOSE),
             "MESHDNS_STATE": str(self.state),
             "MESHDNS_PODS": self.nets.pods,
             "MESHDNS_WORLD": self.nets.world,
@@ -742,14 +742,13 @@ def _own_probes(client: Pod) -> dict[str, dict[str, Any]]:
 def _part(listed: Mapping[str, Any]) -> Part:
     """From the engine's list, which has the exit code in words only: `Exited (137) 2 seconds ago`."""
     labels, code = listed["Labels"], re.match(r"Exited \((\d+)\)", listed["Status"])
-    started_in = Path(labels.get("com.docker.compose.project.working_dir", ""))
     return Part(
         labels["com.docker.compose.service"],
         listed["Id"],
         listed["State"],
         int(code[1]) if code else None,
         listed["Created"],
-        str(started_in.parent) if started_in.name == COMPOSE.name else "",
+        labels.get("com.docker.compose.project.working_dir", ""),
         _began_s(listed["Status"]),
     )
 
