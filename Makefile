@@ -62,7 +62,7 @@ lint: $(READY) ## ruff, mypy and the import contract
 
 clean: ## remove what was built (not data/runs)
 	@if [ -x $(MESHDNS) ] && docker info >/dev/null 2>&1; then $(MESHDNS) down; fi # refused while it measures
-	rm -rf .venv .meshdns reports *.egg-info .*_cache .hypothesis
+	rm -rf .venv .meshdns reports .*_cache .hypothesis
 
 engine: $(READY)
 	@$(MESHDNS) engine

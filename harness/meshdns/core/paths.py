@@ -21,6 +21,8 @@ WORK = HOME / ".meshdns"  # state, logs
 RUNS = HOME / "data" / "runs"
 REPORTS = HOME / "reports"
 
+LAB = f"jupyter lab {NOTEBOOKS}" if INSTALLED else "make lab"  # opens the notebooks
+
 
 def locate(folder: str | Path) -> Path:
     """Sought from here upwards, then in what comes with the program; a relative path means the same in many places."""

@@ -55,7 +55,7 @@ def explain_arguments(parser: argparse.ArgumentParser) -> None:
                         "without a sidecar (default: what the pod's annotations say, else 1)")  # fmt: skip
     parser.add_argument("--pod", metavar="[NAMESPACE/]NAME", help="the caller, one of the YAML's Pods")
     parser.add_argument("--namespace", help="the caller's (default: that of the pod, or the only one of the YAML)")
-    parser.add_argument("--mesh", type=Path, default=MESH, metavar="FOLDER", help="the YAML (default: compose/worlds)")
+    parser.add_argument("--mesh", type=Path, default=MESH, metavar="FOLDER", help="the YAML (default: the testbed's)")
     parser.add_argument("--virtual-ips", type=Path, metavar="FILE",
                         help="those in force: a control plane's /status page, or its virtual-ips.json (default: as a "
                         "new control plane would give them)")  # fmt: skip

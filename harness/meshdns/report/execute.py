@@ -20,7 +20,7 @@ import nbformat
 import papermill  # type: ignore[import-untyped]
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
-from meshdns.core import errors
+from meshdns.core import errors, paths
 
 Progress = Callable[[str, int, int], None]  # what happens, notebooks done, notebooks in all
 
@@ -164,7 +164,7 @@ def _execute_one(notebook: Path, parameters: Mapping[str, object], abandoned: th
 
 
 def _step(notebook: Path) -> str:
-    return f"open {notebook.name} with `make lab` to see more"
+    return f"open {notebook.name} with `{paths.LAB}` to see more"
 
 
 def _message(name: str, value: str) -> str:

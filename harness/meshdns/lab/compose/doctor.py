@@ -53,7 +53,7 @@ def examine(nets: Nets = _NETS, project: str = testbed.PROJECT) -> list[Finding]
         *_engine(here),
         _measuring(),
         *([_images(), *_subnets(nets, project)] if here.server else []),
-        _port(_LAB_PORT),
+        *([] if paths.INSTALLED else [_port(_LAB_PORT)]),  # which `make lab` asks for
         _disk(),
         _memory(here),
         _cpus(here),

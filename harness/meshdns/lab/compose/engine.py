@@ -41,10 +41,9 @@ _CA_BUNDLES = (
 )
 _OWN_SOCKETS = ("", "unix:///var/run/docker.sock", "unix:///run/docker.sock")
 _CONTROLLERS = {"cpuset": "CPUSet", "memory": "MemoryLimit"}  # cgroup controller: its flag in `docker info`
-_LAB = "make lab, and in .venv/bin papermill notebooks/01-name-resolution.ipynb out.ipynb -p runs data/sample; "
 _WITHOUT = (
-    f"without an engine these work: {'' if paths.INSTALLED else _LAB}"
-    "meshdns report --runs data/sample; meshdns explain, validate, rules, dns-proxy"
+    f"without an engine these work: {paths.LAB}; meshdns report --runs data/sample; "
+    "meshdns explain, validate, rules, dns-proxy"
 )
 _PROXY_VARIABLES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
