@@ -112,7 +112,7 @@ def _status(browser: Chrome) -> str:
 
 def _list_titled(browser: Chrome, title: str) -> WebElement:
     return browser.find_element(
-        By.XPATH, f"//div[b[text()='{title}']]/ancestor::div[contains(@class,'widget-vbox')][1]//select"
+        By.XPATH, f"//*[text()='{title}']/ancestor::div[contains(@class,'widget-vbox')][1]//select"
     )
 
 

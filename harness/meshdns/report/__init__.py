@@ -22,9 +22,7 @@ from meshdns.store import Runs, load
 
 __all__ = ["Progress", "check_parameters", "notebooks_in", "parameter", "publish"]
 
-INDEX = "index.html"
 LATEST = "latest"  # symbolic link beside the reports
-INDEX_LABEL = "Answers"
 
 
 def publish(
@@ -45,7 +43,7 @@ def publish(
     pages = [page.read(notebook, stem) for notebook, stem in zip(executed, stems, strict=True)]
     with _whole(out) as folder:
         _write(folder, pages, measured, unasked)
-    return out / INDEX
+    return out / index.NAME
 
 
 def check_parameters(
@@ -94,16 +92,15 @@ def _answerable(notebooks: Sequence[Path], experiments: Set[str]) -> tuple[list[
 
 
 def _write(folder: Path, pages: Sequence[page.Page], runs: Runs, unasked: Sequence[index.Unasked]) -> None:
-    links = [page.Link(INDEX, INDEX_LABEL), *(page.Link(page.address(each.stem), each.label) for each in pages)]
     (folder / "figures").mkdir()
-    footer = index.footer(runs)
+    about = index.about(runs)
     for each in pages:
-        (folder / page.address(each.stem)).write_text(page.document(each, links, footer), encoding="utf-8")
+        (folder / each.address).write_text(page.document(each, pages, about), encoding="utf-8")
         for figure in each.figures:
-            (folder / "figures" / f"{figure.name}.png").write_bytes(figure.png)
-            if figure.pdf:
-                (folder / "figures" / f"{figure.name}.pdf").write_bytes(figure.pdf)
-    (folder / INDEX).write_text(index.document(pages, links, runs, unasked), encoding="utf-8")
+            for ending, content in (("png", figure.png), ("pdf", figure.pdf)):
+                if content:
+                    (folder / "figures" / f"{figure.name}.{ending}").write_bytes(content)
+    (folder / index.NAME).write_text(index.document(pages, runs, unasked), encoding="utf-8")
 
 
 def _check_target(out: Path) -> None:
@@ -121,7 +118,7 @@ def _check_target(out: Path) -> None:
 
 def _is_report(folder: Path) -> bool:
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        return 'name="generator" content="meshdns"' in (folder / INDEX).read_text(encoding="utf-8")[:1000]
+        return 'name="generator" content="meshdns"' in (folder / index.NAME).read_text(encoding="utf-8")[:1000]
     return False
 
 
@@ -134,8 +131,12 @@ def _whole(out: Path) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
         folder.chmod(0o755)  # mkdtemp's is for secrets; a report is to be shown
         yield folder
-        _replace(folder, out)
-        _lead(out)
+        old = folder.with_name(f"{folder.name}-old")
+        if out.exists():
+            out.rename(old)
+        folder.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+        _link(out)
     except OSError as problem:
         step = "free some space or choose another place"
         raise errors.StorageError(f"cannot be written ({problem.strerror})", place=str(out), step=step) from problem
@@ -144,15 +145,7 @@ def _whole(out: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _replace(folder: Path, out: Path) -> None:
-    old = folder.with_name(f"{folder.name}-old")
-    if out.exists():
-        out.rename(old)
-    folder.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _lead(out: Path) -> None:
+def _link(out: Path) -> None:
     """The link changes in one step: whoever follows it finds the old report or the new one."""
     link = out.parent / f".{LATEST}-{os.getpid()}"
     link.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """Notebooks in, executed notebooks out, two at a time.
 
-papermill runs each in a kernel, which is a process of its own; here a thread waits for it. The kernels are told their
+papermill runs each in a kernel, which is a process of its own; here a thread waits for it. The kernels get their
 working directory directly, because papermill's way changes that of this process.
 """
 
@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,28 +39,19 @@ KERNEL_ENVIRONMENT = {
 }
 TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
 
-
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter of a notebook, as its tagged cell declares it."""
-
-    name: str
-    type_name: str  # "float", or "" where none was written
-    default: str  # as written
-    help: str
+Declared = Mapping[str, str]  # a notebook's parameters: the type that each was declared with, "None" where none was
 
 
 def execute(
     notebooks: Sequence[Path], parameters: Mapping[str, object], progress: Progress
 ) -> list[nbformat.NotebookNode]:
     """The notebooks with their outputs, in the order given. Raises InputError, ReportError."""
-    declared = {notebook: _declared(notebook) for notebook in notebooks}
-    check_declared(declared, parameters)
+    declared = check(notebooks, parameters)
     executed: dict[Path, nbformat.NotebookNode] = {}
     with _threads() as (pool, abandoned):
         running: dict[Future[nbformat.NotebookNode], Path] = {}
         for notebook, known in declared.items():
-            own = {each.name: parameters[each.name] for each in known if each.name in parameters}
+            own = {name: value for name, value in parameters.items() if name in known}
             running[pool.submit(_execute_one, notebook, own, abandoned)] = notebook
         progress("running notebooks", 0, len(notebooks))
         for future in as_completed(running):
@@ -70,24 +60,26 @@ def execute(
     return [executed[notebook] for notebook in notebooks]
 
 
-def check(notebooks: Sequence[Path], parameters: Mapping[str, object]) -> None:
-    """Raises InputError unless the parameters are those of the notebooks."""
-    check_declared({notebook: _declared(notebook) for notebook in notebooks}, parameters)
+def check(notebooks: Sequence[Path], parameters: Mapping[str, object]) -> dict[Path, Declared]:
+    """What each notebook declares. Raises InputError unless the parameters are those."""
+    declared = {notebook: _declared(notebook) for notebook in notebooks}
+    check_declared(declared, parameters)
+    return declared
 
 
-def check_declared(declared: Mapping[Path, Sequence[Parameter]], given: Mapping[str, object]) -> None:
+def check_declared(declared: Mapping[Path, Declared], given: Mapping[str, object]) -> None:
     """Every name is declared by at least one notebook, with that type, and every notebook takes `runs`."""
-    known = {each.name: each for parameters in declared.values() for each in parameters}
+    known = {name: wanted for parameters in declared.values() for name, wanted in parameters.items()}
     if unknown := sorted(set(given) - {*known, "runs"}):
         names, free = ", ".join(map(repr, unknown)), ", ".join(name for name in known if name != "runs")
         step = f"use {free}" if free else "leave it out"
         raise errors.InputError(f"no notebook of this report takes {names}", place="parameters", step=step)
     for notebook, parameters in declared.items():
-        if "runs" not in {each.name for each in parameters}:
+        if "runs" not in parameters:
             step = "declare `runs: str` in the cell tagged parameters"
             raise errors.InputError("does not take the parameter 'runs'", place=notebook.name, step=step)
-    for name in known.keys() & given:
-        value, wanted = given[name], known[name].type_name
+    for name, value in given.items():
+        wanted = known.get(name, "")
         if wanted in TYPES and (not isinstance(value, TYPES[wanted]) or (wanted != "bool" and isinstance(value, bool))):
             raise errors.InputError(f"{name} is {value!r}", place="parameters", step=f"give a {wanted}")
 
@@ -115,16 +107,13 @@ def _threads() -> Iterator[tuple[ThreadPoolExecutor, threading.Event]]:
             os.environ.update(before)
 
 
-def _declared(notebook: Path) -> list[Parameter]:
+def _declared(notebook: Path) -> Declared:
     try:
         found: dict[str, dict[str, Any]] = papermill.inspect_notebook(notebook)
     except Exception as problem:  # noqa: BLE001  papermill names neither its own nor nbformat's exceptions
         step = "is it a Jupyter notebook?"
         raise errors.InputError(f"cannot be read ({type(problem).__name__})", place=str(notebook), step=step) from None
-    return [
-        Parameter(name, str(each["inferred_type_name"]), str(each["default"]), str(each["help"]))
-        for name, each in found.items()
-    ]
+    return {name: str(each["inferred_type_name"]) for name, each in found.items()}
 
 
 def _execute_one(notebook: Path, parameters: Mapping[str, object], abandoned: threading.Event) -> nbformat.NotebookNode:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets  # type: ignore[import-untyped]
-import pandas as pd
 
 from meshdns import store
 from meshdns.analysis import provenance, text
@@ -55,7 +53,7 @@ class _Panel:
         self.further: dict[str, widgets.SelectMultiple] = {}
         self.further_box = widgets.HBox(layout={"flex_flow": "row wrap"})
         self.picture = widgets.Image(format="png", layout={"max_width": "100%"})
-        self.table = widgets.HTML()
+        self.table, self.note = widgets.HTML(), widgets.Label()
         self.changing = False
         self.box = self._laid_out()
         self._new_experiment()
@@ -86,7 +84,7 @@ class _Panel:
         wrapped = {"flex_flow": "row wrap"}
         return widgets.VBox([
             widgets.HBox([*choices, self.further_box], layout=wrapped),
-            _titled("Runs", self.run), self.picture, self.table,
+            _titled("Runs", self.run), self.picture, self.table, self.note,
         ])  # fmt: skip
 
     def _new_experiment(self, _: object = None) -> None:
@@ -113,7 +111,8 @@ class _Panel:
         per_block = numbers.points(self.runs, selection)
         table = numbers.table(per_block)
         self.picture.value = drawing.draw(numbers.ecdf(self.runs, selection), per_block, table)
-        self.table.value = STYLE + _html(numbers.shown(table)) + _left_out(self.runs, selection)
+        self.table.value = STYLE + numbers.shown(table).to_html(index=False, border=0, classes="meshdns-table")
+        self.note.value = _left_out(self.runs, selection)
 
 
 def _left_out(runs: store.Runs, selection: Selection) -> str:
@@ -121,18 +120,14 @@ def _left_out(runs: store.Runs, selection: Selection) -> str:
     every = numbers.chosen(runs, dataclasses.replace(selection, invalid=True))
     invalid = int((~every["valid"].astype(bool)).sum())
     if not len(every):
-        return f"<p>{drawing.NOT_MEASURED}: choose at least one of each list</p>"
+        return f"{drawing.NOT_MEASURED}: choose at least one of each list"
     state = "included" if selection.invalid else "left out"
     note = f"{invalid} of them invalid and {state}" if invalid else "none invalid"
-    return f"<p>{len(every)} cells, {note}; {text.ABSENT} means too few requests for that percentile</p>"
+    return f"{len(every)} cells, {note}; {text.ABSENT} means too few requests for that percentile"
 
 
 def _usual(found: Sequence[Hashable]) -> list[Hashable]:
     return [*(level for level in found if level in USUAL), *found][:1]
-
-
-def _html(table: pd.DataFrame) -> str:
-    return str(table.to_html(index=False, border=0, classes="meshdns-table"))
 
 
 def _list(
@@ -150,5 +145,5 @@ def _offer(chosen: widgets.SelectMultiple, options: Sequence[Any], value: Sequen
 
 
 def _titled(title: str, widget: widgets.Widget) -> widgets.VBox:
-    words = html.escape(title.replace("_", " "))  # a factor's name may come from a stored run
-    return widgets.VBox([widgets.HTML(f"<b>{words}</b>"), widget], layout={"margin": "0 .8rem 0 0"})
+    words = widgets.Label(title.replace("_", " "), style={"font_weight": "bold"})  # text: it may be of a stored run
+    return widgets.VBox([words, widget], layout={"margin": "0 .8rem 0 0"})
