@@ -5,20 +5,19 @@ A cell that was found invalid is left out unless asked for.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from meshdns import store
 from meshdns.analysis import cells, stats, text
 
 TOTAL = "total"
 PHASES = (*cells.PHASES, TOTAL)
-ORIGINS = ("due", "start")
 CURVE_POINTS = 400  # more than the pixels of a panel's width, fewer than the requests of a run
 NOT_APPLICABLE = "none"  # a cell whose arm lacks a factor (no lookup by address) is never filtered by it
 NONE_IS_A_LEVEL = ("policy", "fault", "change")  # here it is what the others are compared with
@@ -26,6 +25,8 @@ NONE_IS_A_LEVEL = ("policy", "fault", "change")  # here it is what the others ar
 NOT_FURTHER = ("experiment", "arm", "name_kind", "kind")
 IN_ORDER = ["rank", "series"]
 IDENTITY = ["series", "phase", "percentile"]
+POINT = [*IDENTITY, "arm", "run", "block", "requests", "value_ns"]
+CURVE = ["series", "arm", "phase", "share", "latency_ns"]
 
 
 @dataclass(frozen=True)
@@ -68,36 +69,24 @@ def further_factors(runs: store.Runs, experiment: str) -> dict[str, tuple[Any, .
 
 def chosen(runs: store.Runs, selection: Selection) -> pd.DataFrame:
     """The selected cells with their key and the series they belong to."""
-    wanted: dict[str, Sequence[Hashable]] = {
-        "run": selection.runs,
-        "experiment": (selection.experiment,),
-        "arm": selection.arms,
-        **({"name_kind": selection.name_kinds} if selection.name_kinds else {}),
-        **selection.further,
-    }
-    rows = runs.cells
+    wanted = {"run": selection.runs, "arm": selection.arms, **selection.further}
+    if selection.name_kinds:
+        wanted["name_kind"] = selection.name_kinds
+    rows = cells.select(runs, selection.experiment, rejected=selection.invalid)
     for name, found in wanted.items():
         rows = rows[rows[name].isin([*found, *_skipped(name)])]
-    if not selection.invalid:
-        rows = rows[rows["valid"].astype(bool)]
-    rows = rows.assign(key=cells.keys(rows, runs.headers)).sort_values("key").reset_index(drop=True)
-    return rows.assign(series=_series(runs, rows), rank=[_rank(runs, arm) for arm in rows["arm"]])
+    rows = rows.assign(series=_series(runs, rows), rank=[_rank(runs, arm) for arm in rows["arm"]])
+    return rows.reset_index(drop=True)
 
 
 def points(runs: store.Runs, selection: Selection) -> pd.DataFrame:
     """One row per series, phase, percentile, run and block: `value_ns`, NaN with too few requests."""
-    rows = chosen(runs, selection)
-    requests, position = cells.requests_of(runs, rows)
-    parts = []
-    for phase in selection.phases:
-        values = _measure(phase, selection.origin)(requests)
-        found = _quantiles(values, position, len(rows), selection.percentiles)
-        n = np.bincount(position, minlength=len(rows))
-        for column, percentile in enumerate(selection.percentiles):
-            value = np.where(_enough(n, percentile), found[:, column], np.nan)
-            part = rows[[*IN_ORDER, "arm", "run", "block"]].assign(phase=phase, percentile=percentile)
-            parts.append(part.assign(requests=n, value_ns=value).sort_values(IN_ORDER, kind="stable"))
-    return pd.concat(parts, ignore_index=True) if parts and len(rows) else _no_points()
+    rows, parts = chosen(runs, selection), []
+    for phase, percentile in itertools.product(selection.phases, selection.percentiles):
+        values = cells.per_cell(runs, rows, _measure(selection, phase), percentile / 100)
+        values = values.rename(columns={"value": "value_ns", "n": "requests"}).sort_values(IN_ORDER, kind="stable")
+        parts.append(values.assign(phase=phase, percentile=percentile)[POINT])
+    return pd.concat(parts, ignore_index=True) if len(rows) and parts else pd.DataFrame(columns=POINT)
 
 
 def table(per_block: pd.DataFrame) -> pd.DataFrame:
@@ -113,25 +102,16 @@ def table(per_block: pd.DataFrame) -> pd.DataFrame:
 
 def ecdf(runs: store.Runs, selection: Selection) -> pd.DataFrame:
     """Per series and phase, `latency_ns` at evenly spaced shares of the requests of all blocks together."""
-    rows = chosen(runs, selection)
+    rows, curves = chosen(runs, selection), [pd.DataFrame(columns=CURVE)]
     requests, position = cells.requests_of(runs, rows)
-    names = rows["series"].to_numpy()[position]
-    parts = []
     for phase in selection.phases:
-        values = _measure(phase, selection.origin)(requests)
-        for series, arm in rows.sort_values(IN_ORDER)[["series", "arm"]].drop_duplicates().itertuples(index=False):
-            mine = values[names == series]
-            if not mine.size:
-                continue
-            share = np.linspace(0, 1, min(CURVE_POINTS, mine.size))
-            parts.append(pd.DataFrame({"share": share, "latency_ns": np.quantile(mine, share)}).assign(
-                series=series, arm=arm, phase=phase
-            ))  # fmt: skip
-    return (
-        pd.concat(parts, ignore_index=True)
-        if parts
-        else pd.DataFrame(columns=["series", "arm", "phase", "share", "latency_ns"])
-    )
+        values = cells.MEASURES[_measure(selection, phase)](requests)
+        for (_, series, arm), mine in rows.groupby([*IN_ORDER, "arm"], observed=True):
+            if (found := values[np.isin(position, mine.index)]).size:
+                share = np.linspace(0, 1, min(CURVE_POINTS, found.size))
+                curve = {"series": series, "arm": arm, "phase": phase, "share": share}
+                curves.append(pd.DataFrame(curve | {"latency_ns": np.quantile(found, share)}))
+    return pd.concat(curves[1:] or curves, ignore_index=True)
 
 
 def shown(numbers: pd.DataFrame) -> pd.DataFrame:
@@ -181,22 +161,5 @@ def _level(name: str, level: object) -> str:
     return level if isinstance(level, str) else f"{name} {level:g}" if isinstance(level, float) else f"{name} {level}"
 
 
-def _measure(phase: str, origin: str) -> Any:
-    return cells.MEASURES[f"from {origin}" if phase == TOTAL else phase]
-
-
-def _quantiles(
-    values: NDArray[np.float64], position: NDArray[np.int64], count: int, percentiles: Sequence[float]
-) -> NDArray[np.float64]:
-    out = np.full((count, len(percentiles)), np.nan)
-    found = stats.quantiles_by_group(values, position, [percentile / 100 for percentile in percentiles])
-    out[: len(found)] = found
-    return out
-
-
-def _enough(n: NDArray[Any], percentile: float) -> NDArray[np.bool_]:
-    return np.asarray(cells.enough(n.astype(float), percentile / 100))
-
-
-def _no_points() -> pd.DataFrame:
-    return pd.DataFrame(columns=[*IDENTITY, "arm", "run", "block", "requests", "value_ns"])
+def _measure(selection: Selection, phase: str) -> str:
+    return f"from {selection.origin}" if phase == TOTAL else phase
