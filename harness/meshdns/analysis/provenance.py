@@ -6,13 +6,13 @@ cannot carry an answer, so that a report on it does not exist; what was merely l
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from jinja2 import Template
 
 from meshdns import store
 from meshdns.analysis import cells, text
@@ -25,6 +25,7 @@ MAX_FAILED = 0.01  # more failures than this shift the quantiles of those that s
 # How a whole run reads in a table; the rest of the facts stays in run.json.
 _FACTS = ("meshdns", "commit", "envoy", "bind", "dnsdist", "nginx", "python")
 _MACHINE = ("cpu", "cpus", "kernel")
+WITH_WORDS = Template("{{ table|safe }}<p>{{ words }}</p>", autoescape=True)
 
 
 def load(runs: str | Path) -> store.Runs:
@@ -74,7 +75,7 @@ class Checked(text.Shown):
     words: str = ""
 
     def _repr_html_(self) -> str:
-        return f"{super()._repr_html_()}<p>{html.escape(self.words)}</p>"
+        return str(WITH_WORDS.render(table=super()._repr_html_(), words=self.words))
 
 
 def reconciled(runs: store.Runs, table: pd.DataFrame) -> Checked:

@@ -35,7 +35,7 @@ def publish(
     """
     runs, out = runs.resolve(), out.absolute()
     _check_target(out)
-    measured = load(runs)  # before the kernels: what is wrong with the data is told in a second
+    measured = load(runs)  # before the kernels: what is wrong with the data is said within a second
     notebooks, unasked = _answerable(notebooks, set(measured.cells["experiment"]))
     stems = [notebook.stem for notebook in notebooks]
     executed = execute.execute([each.resolve() for each in notebooks], {**parameters, "runs": str(runs)}, progress)
@@ -95,7 +95,7 @@ def _write(folder: Path, pages: Sequence[page.Page], runs: Runs, unasked: Sequen
     (folder / "figures").mkdir()
     about = index.about(runs)
     for each in pages:
-        (folder / each.address).write_text(page.document(each, pages, about), encoding="utf-8")
+        (folder / f"{each.stem}.html").write_text(page.document(each, pages, about), encoding="utf-8")
         for figure in each.figures:
             for ending, content in (("png", figure.png), ("pdf", figure.pdf)):
                 if content:

@@ -138,7 +138,7 @@ def _execute_one(notebook: Path, parameters: Mapping[str, object], abandoned: th
             shutdown_kernel="immediate",  # nothing to save in it; the polite way takes a second
         )
     except papermill.PapermillExecutionError as problem:
-        place = f"{notebook.name}, cell {_tag(notebook, problem.cell_index)}"
+        place = f"{notebook.name}, cell {_name(notebook, problem)}"
         fact = _message(problem.ename, problem.evalue)
         if problem.ename == errors.InputError.__name__:  # a parameter's value, which only the notebook understands
             raise errors.InputError(fact, place=place) from None
@@ -163,12 +163,10 @@ def _message(name: str, value: str) -> str:
     return line if line and name in ours else f"{name}: {line}".rstrip(": ")
 
 
-def _tag(notebook: Path, index: int) -> str:
-    """The tag of the cell papermill means: it inserted one after the cell tagged parameters."""
+def _name(notebook: Path, problem: papermill.PapermillExecutionError) -> str:
+    """What the author calls the cell: its tag, or its number; papermill counts one more that it inserted."""
     cells = nbformat.read(notebook, as_version=4).cells  # type: ignore[no-untyped-call]
-    tags = [cell.metadata.get("tags", []) for cell in cells]
-    at = next((place for place, each in enumerate(tags) if "parameters" in each), len(tags))
-    if index > at:
-        index -= 1
-    found = tags[index] if index < len(tags) else []
-    return repr(found[0]) if found else str(index + 1)
+    same = (at for at, cell in enumerate(cells) if cell.source == problem.source)
+    at = next(same, problem.cell_index)
+    tags = cells[at].metadata.get("tags") if at < len(cells) else None
+    return repr(tags[0]) if tags else str(at + 1)

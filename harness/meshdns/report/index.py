@@ -39,7 +39,7 @@ def document(pages: Sequence[Page], runs: store.Runs, unasked: Sequence[Unasked]
         "index.html",
         title=TITLE,
         pages=pages,
-        current=NAME,
+        page=None,
         summary=f"{_count(len(runs.headers), 'run')} of {' to '.join(dict.fromkeys((days[0], days[-1])))}, "
         f"{_count(blocks, 'block')}, {len(runs.samples):,} requests in {_count(len(runs.cells), 'cell')}",
         invalid=int((~runs.cells["valid"].astype(bool)).sum()),

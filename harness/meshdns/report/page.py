@@ -56,16 +56,6 @@ class Page:
     parameters: Mapping[str, object]  # given, other than the runs
 
     @property
-    def address(self) -> str:
-        """Where the page is, seen from the index."""
-        return f"{self.stem}.html"
-
-    @property
-    def label(self) -> str:
-        """`01 name resolution`: what links to the page say."""
-        return self.stem.replace("_", " ").replace("-", " ")
-
-    @property
     def figures(self) -> list[Figure]:
         """All of the page, in order."""
         return [figure for part in self.parts for figure in part.figures]
@@ -123,9 +113,7 @@ def read(notebook: nbformat.NotebookNode, stem: str) -> Page:
 
 def document(page: Page, pages: Sequence[Page], about_runs: Sequence[str]) -> str:
     """The page as a whole HTML document; `about_runs` is for one that says nothing of its runs itself."""
-    return markup.render(
-        "page.html", title=page.question, page=page, pages=pages, current=page.address, about_runs=about_runs
-    )
+    return markup.render("page.html", title=page.question, page=page, pages=pages, about_runs=about_runs)
 
 
 def _figure(cell: nbformat.NotebookNode, caption: str, question: str, stem: str, drawn: int) -> Section:

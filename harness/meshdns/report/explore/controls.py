@@ -37,7 +37,8 @@ class _Panel:
 
     def __init__(self, runs: store.Runs) -> None:
         self.runs = runs
-        self.run = _list("Runs", [header.name for header in runs.headers], every=True)
+        names = [header.name for header in runs.headers]
+        self.run = _list("Runs", names, names)
         self.run.layout.width = "auto"
         experiments = sorted(runs.cells["experiment"].unique())
         first = next((each for each in FIRST_EXPERIMENTS if each in experiments), experiments[0])
@@ -46,9 +47,8 @@ class _Panel:
         self.phase = _list("Phases", numbers.PHASES, [numbers.TOTAL])
         labels = [(f"p{each:g}", each) for each in PERCENTILES]
         self.percentile = _list("Percentiles", labels, [50.0, 90.0])
-        self.origin = widgets.Dropdown(
-            options=[("due time", "due"), ("actual start", "start")], layout={"width": WIDTH}
-        )
+        origins = [("due time", "due"), ("actual start", "start")]
+        self.origin = widgets.Dropdown(options=origins, layout={"width": WIDTH})
         self.invalid = widgets.Checkbox(description="show invalid cells", indent=False, layout={"width": WIDTH})
         self.further: dict[str, widgets.SelectMultiple] = {}
         self.further_box = widgets.HBox(layout={"flex_flow": "row wrap"})
@@ -60,7 +60,6 @@ class _Panel:
         for each in (self.run, self.arm, self.name_kind, self.phase, self.percentile, self.origin, self.invalid):
             each.observe(self._show, "value")
         self.experiment.observe(self._new_experiment, "value")
-        self._show()
 
     def selection(self) -> Selection:
         """What the widgets say."""
@@ -130,11 +129,9 @@ def _usual(found: Sequence[Hashable]) -> list[Hashable]:
     return [*(level for level in found if level in USUAL), *found][:1]
 
 
-def _list(
-    title: str, options: Sequence[Any], value: Sequence[Hashable] = (), *, every: bool = False
-) -> widgets.SelectMultiple:
+def _list(title: str, options: Sequence[Any], value: Sequence[Hashable] = ()) -> widgets.SelectMultiple:
     chosen = widgets.SelectMultiple(tooltip=title, layout={"width": WIDTH})
-    _offer(chosen, options, [*options] if every else value)
+    _offer(chosen, options, value)
     return chosen
 
 
