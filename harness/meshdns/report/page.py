@@ -7,6 +7,7 @@ import re
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import nbformat
 
@@ -60,7 +61,7 @@ class Page:
         """All of the page, in order."""
         return [figure for part in self.parts for figure in part.figures]
 
-    @property
+    @cached_property
     def imitated(self) -> bool:
         """It tells of parts that are not what they stand for."""
         content = [self.answer, *(part.content + part.caption for part in self.parts)]
