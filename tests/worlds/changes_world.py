@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
+from measured import block_of
 from meshdns import store
 from meshdns.measure import plan
 from meshdns.store import samples
@@ -86,15 +86,14 @@ def build(root: Path, world: World | None = None, blocks: int = 4, seed: int = 1
     writer = store.create(root, header, WORLD)
     for block in range(blocks):
         begin_ns = (block + 1) * 10**15
-        tables, records = [], []
+        cells, records = [], []
         trials = [(cell, each.count) for each in made.experiments for cell in each.cells() if cell.change != "none"]
         for n, (cell, count) in enumerate(trials):
             rng = np.random.default_rng([seed, block, zlib.crc32(repr(cell).encode())])
-            table, record = _cell(world, (cell, count), n, begin_ns + n * 10**11, rng)
-            tables.append(table)
+            columns, record = _cell(world, (cell, count), n, begin_ns + n * 10**11, rng)
+            cells.append(columns)
             records.append(record)
-        whole = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
-        writer.write_block(block, whole, records, "2026-01-01T00:00:00Z")
+        writer.write_block(block, block_of(cells), records, "2026-01-01T00:00:00Z")
     return writer.finish("2026-01-01T01:00:00Z")
 
 
@@ -142,7 +141,7 @@ class _Requests:
 
 def _cell(
     world: World, trial: tuple[plan.Cell, int], index: int, begin_ns: int, rng: np.random.Generator
-) -> tuple[pa.Table, samples.CellRecord]:
+) -> tuple[dict[str, Any], samples.CellRecord]:
     cell, n = trial
     at_ns = begin_ns + round(AT * n / cell.rate_hz * 1e9)
     due = begin_ns + (np.arange(n) / cell.rate_hz * 1e9).astype(np.int64)
@@ -168,12 +167,12 @@ def _cell(
         "start_ns": start,
         **{name: start + took * part // 10 for part, name in enumerate(samples.INSTANTS[1:-1], 1)},
         "end_ns": start + took,
-        "outcome": pa.array(made.outcome.tolist()).dictionary_encode(),
+        "outcome": made.outcome,
         "rcode": np.zeros(n),
         "status": made.status,
         "queries": np.ones(n),
-        "address": pa.array(["10.96.1.30"] * n).dictionary_encode(),
-        "replica": pa.array(made.replica.tolist()).dictionary_encode(),
+        "address": np.full(n, "10.96.1.30", object),
+        "replica": made.replica,
         "bytes": np.zeros(n),
         "local_port": made.port,
         "wire_dns_ns": np.full(n, -1),
@@ -200,7 +199,7 @@ def _cell(
         {"servers/nginx_rq": int(ok.sum())},
         agent={"change": told} if world.told else {},
     )
-    return samples.table(columns), record
+    return columns, record
 
 
 def _served(world: World, cell: plan.Cell, made: _Requests, rng: np.random.Generator) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
+from measured import block_of
 from meshdns import store
 from meshdns.measure import plan
 from meshdns.store import samples
@@ -188,8 +188,9 @@ def build(
     writer = store.create(root, header, WORLD)
     for block in range(blocks):
         made = [_cell(world, trial, n, block, seed) for n, trial in enumerate(asked.block(block))]
-        table = pa.concat_tables([each for each, _ in made]).unify_dictionaries().combine_chunks()
-        writer.write_block(block, table, [record for _, record in made], "2026-01-01T00:00:00Z")
+        writer.write_block(
+            block, block_of([each for each, _ in made]), [record for _, record in made], "2026-01-01T00:00:00Z"
+        )
     return writer.finish("2026-01-01T00:08:00Z")
 
 
@@ -218,7 +219,9 @@ class _Request:
     us: float = 700.0
 
 
-def _cell(world: World, trial: plan.Trial, index: int, block: int, seed: int) -> tuple[pa.Table, samples.CellRecord]:
+def _cell(
+    world: World, trial: plan.Trial, index: int, block: int, seed: int
+) -> tuple[dict[str, Any], samples.CellRecord]:
     cell = trial.cell
     rng = np.random.default_rng([seed, block, zlib.crc32(repr(cell).encode())])
     counters: Counter[str] = Counter()
@@ -227,7 +230,7 @@ def _cell(world: World, trial: plan.Trial, index: int, block: int, seed: int) ->
         counters.pop("servers/mtls_cx", None)
     valid = bool(rng.random() >= world.invalid)
     begin_ns = (block + 1) * 10**12 + index * 10**10
-    table = _table(made[trial.warmup :], index, begin_ns, rng)
+    columns = _columns(made[trial.warmup :], index, begin_ns, rng)
     record = samples.CellRecord(
         index,
         dataclasses.asdict(cell),
@@ -238,36 +241,35 @@ def _cell(world: World, trial: plan.Trial, index: int, block: int, seed: int) ->
         1.0,
         {name: float(count) for name, count in counters.items() if count},
     )
-    return table, record
+    return columns, record
 
 
-def _table(made: list[_Request], index: int, begin_ns: int, rng: np.random.Generator) -> pa.Table:
+def _columns(made: list[_Request], index: int, begin_ns: int, rng: np.random.Generator) -> dict[str, Any]:
     n = len(made)
     total = (np.array([each.us for each in made]) * rng.lognormal(0, 0.05, n) * 1_000).astype(np.int64)
     start = begin_ns + np.cumsum(total + 300) - (total + 300)
     end = start + total
-    text = {name: pa.array([getattr(each, name) for each in made]) for name in ("outcome", "address", "replica")}
-    return samples.table(
-        {
-            "cell": np.full(n, index),
-            "seq": np.arange(n),
-            "due_ns": start,
-            "start_ns": start,
-            "dns_ns": start,
-            "connect_ns": start,
-            "tls_ns": start,
-            "first_byte_ns": end,
-            "end_ns": end,
-            **{name: values.dictionary_encode() for name, values in text.items()},
-            "rcode": np.zeros(n, np.int8),
-            "status": np.array([each.status for each in made]),
-            "queries": np.ones(n, np.int16),
-            "bytes": np.zeros(n, np.int32),
-            "local_port": np.full(n, 40_000),
-            "wire_dns_ns": np.full(n, -1),
-            "wire_total_ns": np.full(n, -1),
-        }
-    )
+    return {
+        "cell": np.full(n, index),
+        "seq": np.arange(n),
+        "due_ns": start,
+        "start_ns": start,
+        "dns_ns": start,
+        "connect_ns": start,
+        "tls_ns": start,
+        "first_byte_ns": end,
+        "end_ns": end,
+        **{
+            name: np.array([getattr(each, name) for each in made], object) for name in ("outcome", "address", "replica")
+        },
+        "rcode": np.zeros(n, np.int8),
+        "status": np.array([each.status for each in made]),
+        "queries": np.ones(n, np.int16),
+        "bytes": np.zeros(n, np.int32),
+        "local_port": np.full(n, 40_000),
+        "wire_dns_ns": np.full(n, -1),
+        "wire_total_ns": np.full(n, -1),
+    }
 
 
 def _request(world: World, cell: plan.Cell, rng: np.random.Generator, counters: Counter[str]) -> _Request:
@@ -316,7 +318,7 @@ def _tried(
     dead = cell.fault == "dead" and rng.random() < 1 / (len(among) + 1)
     if dead:
         return _Request("connect_error", 0)
-    replica = str(rng.choice(among))
+    replica = among[int(rng.integers(len(among)))]
     counters["servers/nginx_rq"] += 1
     if cell.fault == "overload" and rng.random() < world.overload:
         return _Request("http_error", 503, replica, us=900_000.0)

@@ -7,8 +7,10 @@ each block.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
@@ -44,6 +46,19 @@ MEASURES: Mapping[str, Callable[[pd.DataFrame], Values]] = {
     "dns bias": lambda rows: _span("dns_ns", "start_ns")(rows) - rows["wire_dns_ns"].to_numpy(),
     "total bias": lambda rows: _span("end_ns", "start_ns")(rows) - rows["wire_total_ns"].to_numpy(),
 }
+
+
+def once(table: Callable[[store.Runs], pd.DataFrame]) -> Callable[[store.Runs], pd.DataFrame]:
+    """The same, worked out once for the same runs: a page, its answer and the claims all ask for it."""
+    kept: WeakKeyDictionary[store.Runs, pd.DataFrame] = WeakKeyDictionary()
+
+    @functools.wraps(table)
+    def of(runs: store.Runs) -> pd.DataFrame:
+        if runs not in kept:
+            kept[runs] = table(runs)
+        return kept[runs].copy()
+
+    return of
 
 
 def keys(frame: pd.DataFrame, headers: Sequence[store.RunHeader]) -> NDArray[np.int64]:
@@ -120,7 +135,10 @@ def matrix(frame: pd.DataFrame, by: Sequence[str], value: str = "value") -> pd.D
 
 def column(values: pd.DataFrame, level: Hashable) -> Values:
     """What the blocks have at this level; nothing if it was not measured."""
-    return values[level].dropna().to_numpy(dtype=float) if level in values.columns else np.empty(0)
+    if level not in values.columns:
+        return np.empty(0)
+    found: Values = values[level].to_numpy(dtype=float)
+    return found[~np.isnan(found)]
 
 
 def interval(values: pd.DataFrame, level: Hashable) -> stats.Interval:
@@ -130,18 +148,23 @@ def interval(values: pd.DataFrame, level: Hashable) -> stats.Interval:
 
 def paired(values: pd.DataFrame, a: Hashable, b: Hashable) -> stats.Difference | None:
     """b minus a in the blocks that have both; None if there is no such block."""
-    if a not in values.columns or b not in values.columns:
-        return None
-    both = values[[a, b]].dropna().to_numpy(dtype=float)
-    return stats.paired(both[:, 0], both[:, 1]) if len(both) else None
+    first, second = _both(values, a, b)
+    return stats.paired(first, second) if len(first) else None
 
 
 def noise_floor(values: pd.DataFrame, a: Hashable, twin: Hashable) -> stats.NoiseFloor | None:
     """What two equal arms still differ by; None without at least two blocks of both."""
-    if a not in values.columns or twin not in values.columns:
-        return None
-    both = values[[a, twin]].dropna().to_numpy(dtype=float)
-    return stats.noise_floor(both[:, 0], both[:, 1]) if len(both) > 1 else None
+    first, second = _both(values, a, twin)
+    return stats.noise_floor(first, second) if len(first) > 1 else None
+
+
+def _both(values: pd.DataFrame, a: Hashable, b: Hashable) -> tuple[Values, Values]:
+    """Two levels in the blocks that have both."""
+    if a not in values.columns or b not in values.columns:
+        return np.empty(0), np.empty(0)
+    first, second = (values[level].to_numpy(dtype=float) for level in (a, b))
+    there = ~(np.isnan(first) | np.isnan(second))
+    return first[there], second[there]
 
 
 def asked(runs: store.Runs, chosen: pd.DataFrame) -> Values:
@@ -155,11 +178,12 @@ def asked(runs: store.Runs, chosen: pd.DataFrame) -> Values:
 
 def _of(planned: Mapping[str, Any], run: str, chosen: pd.DataFrame) -> NDArray[np.bool_]:
     """Which cells of the run belong to this part of its plan: those of its series that have its levels."""
-    found = (chosen["run"] == run) & (chosen["experiment"] == (planned.get("series") or planned["name"]))
-    for factor in planned.keys() & set(chosen.columns):
+    series = planned.get("series") or planned["name"]
+    found = np.array((chosen["experiment"] == series) & (chosen["run"] == run), dtype=bool)
+    for factor in planned.keys() & set(chosen.columns) if found.any() else ():
         levels = planned[factor]
-        found &= chosen[factor].isin(levels if isinstance(levels, list | tuple) else [levels])
-    return np.asarray(found, dtype=bool)
+        found &= chosen[factor].isin(levels if isinstance(levels, list | tuple) else [levels]).to_numpy(bool)
+    return found
 
 
 def counter(chosen: pd.DataFrame, name: str) -> Values:
@@ -169,4 +193,4 @@ def counter(chosen: pd.DataFrame, name: str) -> Values:
 
 def blocks_of(frame: pd.DataFrame) -> int:
     """How many blocks the rows come from."""
-    return int(frame[BLOCK].drop_duplicates().shape[0]) if len(frame) else 0
+    return len({*zip(frame["run"], frame["block"], strict=True)}) if len(frame) else 0

@@ -77,7 +77,7 @@ _HEADER_TYPES: dict[str, tuple[type, ...]] = {
 _BLOCK_TYPES: dict[str, tuple[type, ...]] = {"schema": (int,), "block": (int,), "started": (str,), "cells": (list,)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Runs:
     """What `load` found."""
 

@@ -22,6 +22,7 @@ from meshdns.studies import consistency, requests, ruler
 UNTOLD = {"not exposed", "unknown"}  # governors, where the machine tells of none
 
 
+@cells.once
 def card(runs: store.Runs) -> pd.DataFrame:
     """All lines of the card."""
     lines = [

@@ -292,6 +292,7 @@ def _spells(frame: pd.DataFrame, by: Sequence[str], value: str) -> Callable[[Has
     return lambda level: Spell(cells.column(values, level))
 
 
+@cells.once
 def followed(runs: store.Runs) -> pd.DataFrame:
     """A row per change, backend, arm and connection: how long until traffic had followed (Spells, ns)."""
     found = _per_cell(runs, _timed)

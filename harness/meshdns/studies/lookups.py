@@ -32,6 +32,7 @@ COUNTERS = {  # of queries: sent by the client, received by the DNS proxy, sent 
 }
 
 
+@cells.once
 def by_arm(runs: store.Runs) -> pd.DataFrame:
     """A row per arm: p50, p90, p99 and the difference of p50 from `plain`."""
     chosen = cells.select(runs, "lookup")
@@ -82,6 +83,7 @@ def difference(runs: store.Runs, a: str, b: str) -> stats.Difference | None:
     return cells.paired(cells.matrix(cells.per_cell(runs, chosen, "from due"), ["arm"]), a, b)
 
 
+@cells.once
 def by_name(runs: store.Runs) -> pd.DataFrame:
     """A row per kind of lookup, name, record type, ndots and arm: p50 and the difference from `plain`."""
     measured = cells.per_cell(runs, cells.select(runs, "names"), "from due")

@@ -126,6 +126,7 @@ def levels(runs: store.Runs) -> pd.DataFrame:
     return absent.of(pd.DataFrame(rows, columns=["captured by", *(each.name for each in MEASURES)]), runs, *_TIMED)
 
 
+@cells.once
 def differences(runs: store.Runs) -> pd.DataFrame:
     """A row per measure and mechanism: p50 against iptables in the same block, and how that reads."""
     rows: list[dict[str, Any]] = []
@@ -161,6 +162,7 @@ def _counts(values: pd.DataFrame, mechanism: Mechanism) -> list[int]:
     return sorted(int(count) for arm, count in map(tuple, values.columns) if arm == mechanism.arm)
 
 
+@cells.once
 def rules(runs: store.Runs) -> pd.DataFrame:
     """A row per measure, number of extra rules that match nothing, and mechanism: p50 against none in that block."""
     rows: list[dict[str, Any]] = []
@@ -178,6 +180,7 @@ def _sweep(runs: store.Runs, experiment: str) -> pd.DataFrame:
     return _medians(runs, cells.select(runs, experiment), ["arm", "extra_rules"])
 
 
+@cells.once
 def slopes(runs: store.Runs) -> pd.DataFrame:
     """A row per measure and mechanism: what each extra rule adds to p50, beside what the kernel's design predicts.
 
@@ -236,6 +239,7 @@ def _as_expected(reading: str, *, expected: bool) -> str:
 # --- what it takes, and what counted it ---
 
 
+@cells.once
 def cpu(runs: store.Runs) -> pd.DataFrame:
     """A row per measure and mechanism: CPU time per request in each kind of container (intervals in ns).
 

@@ -89,6 +89,7 @@ def counted(runs: store.Runs, chosen: pd.DataFrame) -> pd.DataFrame:
 # --- faults ---
 
 
+@cells.once
 def faults(runs: store.Runs) -> pd.DataFrame:
     """A row per fault, policy and arm: served requests, their latency, and what that took.
 
@@ -190,6 +191,7 @@ def _number(each: stats.Interval) -> str:
     return text.ABSENT if not each.n else f"{each.estimate:.2f} ± {each.half_width:.2f}"
 
 
+@cells.once
 def replicas(runs: store.Runs) -> pd.DataFrame:
     """A row per fault, policy and arm: the share of each replica in the requests that were answered, with or without
     success."""
@@ -229,6 +231,7 @@ def _by_replica(runs: store.Runs, chosen: pd.DataFrame) -> dict[tuple[str, ...],
 # --- traffic split ---
 
 
+@cells.once
 def split(runs: store.Runs) -> pd.DataFrame:
     """A row per policy and arm: the share of answered requests that v2 got, and whether the promised one lies inside.
 
