@@ -12,7 +12,7 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,29 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "FOLDERS", (tmp_path,))
 
 
-def meshdns(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+Done = subprocess.CompletedProcess[str]
+
+
+def meshdns(*arguments: str) -> Done:
     return subprocess.run(
         [sys.executable, "-m", "meshdns", *arguments],
-        capture_output=True, text=True, cwd=ROOT, env=os.environ | environment, timeout=120, check=False,
+        capture_output=True, text=True, cwd=ROOT, timeout=120, check=False,
     )  # fmt: skip
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """The same in this process, which has imported everything already; a traceback would be this test's own."""
+
+    def called(*arguments: str, **environment: str) -> Done:
+        monkeypatch.chdir(ROOT)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        code = cli.main(arguments)
+        said = capfd.readouterr()
+        return Done(arguments, code, said.out, said.err)
+
+    return called
 
 
 def test_help_fits_a_screen_and_names_every_exit_code() -> None:
@@ -77,11 +95,10 @@ def test_the_version_tells_release_commit_and_python() -> None:
         (["exec", "dns-bind"], 2, "no command is given"),
     ],
 )
-def test_bad_input_is_one_message(arguments: list[str], code: int, said: str) -> None:
-    done = meshdns(*arguments)
+def test_bad_input_is_one_message(here: Callable[..., Done], arguments: list[str], code: int, said: str) -> None:
+    done = here(*arguments)
     assert done.returncode == code, done.stderr
     assert said in done.stderr
-    assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
@@ -94,22 +111,23 @@ def test_a_parameter_of_a_page_that_the_plan_does_not_fill_is_refused_before_mea
 
 
 @pytest.mark.parametrize("verb", ["up", "status", "down", "run", "logs"])
-def test_without_an_engine_every_verb_says_so_and_what_to_do(verb: str, tmp_path: Path) -> None:
-    done = meshdns(verb, DOCKER_HOST=f"unix://{tmp_path}/no-engine.sock", PATH=os.environ["PATH"])
+def test_without_an_engine_every_verb_says_so_and_what_to_do(
+    here: Callable[..., Done], verb: str, tmp_path: Path
+) -> None:
+    done = here(verb, DOCKER_HOST=f"unix://{tmp_path}/no-engine.sock")
     assert done.returncode == errors.EnvironmentProblem.exit_code, done.stderr
-    assert "Traceback" not in done.stderr
 
 
-def test_dry_run_prints_cells_and_duration_and_starts_nothing() -> None:
-    done = meshdns("run", "--dry-run", DOCKER_HOST="unix:///nowhere.sock")
+def test_dry_run_prints_cells_and_duration_and_starts_nothing(here: Callable[..., Done]) -> None:
+    done = here("run", "--dry-run", DOCKER_HOST="unix:///nowhere.sock")
     assert done.returncode == 0
     assert "mode2-envoy" in done.stdout
     assert "minutes in all" in done.stdout.splitlines()[0]
 
 
 @pytest.mark.parametrize("name", ["Mesh", "-x", "a b", "ä", "", "x" * 41, "../x"])
-def test_a_testbed_cannot_have_any_name(name: str) -> None:
-    done = meshdns("status", MESHDNS_PROJECT=name, DOCKER_HOST="unix:///nowhere.sock")
+def test_a_testbed_cannot_have_any_name(here: Callable[..., Done], name: str) -> None:
+    done = here("status", MESHDNS_PROJECT=name, DOCKER_HOST="unix:///nowhere.sock")
     assert done.returncode == 2
     assert done.stderr.startswith(f"meshdns: MESHDNS_PROJECT: {name!r} cannot name a testbed; use")
     assert len(done.stderr.splitlines()) == 1
@@ -120,8 +138,8 @@ def test_a_testbed_of_another_name_has_a_state_of_its_own() -> None:
     assert testbed.state_of("mine") == ROOT / ".meshdns" / "state-mine"
 
 
-def test_networks_outside_the_benchmarking_range_are_refused() -> None:
-    done = meshdns("up", MESHDNS_PODS="10.1.2")
+def test_networks_outside_the_benchmarking_range_are_refused(here: Callable[..., Done]) -> None:
+    done = here("up", MESHDNS_PODS="10.1.2")
     assert done.returncode == 2
     assert "outside 198.18.0.0/15" in done.stderr
 

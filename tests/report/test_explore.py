@@ -8,6 +8,7 @@ from pathlib import Path
 import ipywidgets as widgets
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 import synthetic
 from meshdns import store
@@ -86,24 +87,22 @@ def test_turning_a_widget_changes_picture_and_table_together(runs: store.Runs) -
     assert bytes(shown.picture.value) != picture and "p75" in shown.table.value and "p50" not in shown.table.value
 
 
-def test_each_experiment_can_be_chosen_and_nothing_chosen_is_said(runs: store.Runs) -> None:
-    shown = controls._Panel(runs)
-    for experiment in shown.experiment.options:
-        shown.experiment.value = experiment
-        assert bytes(shown.picture.value).startswith(PNG)
-    shown.arm.value = ()
-    assert drawing.NOT_MEASURED in shown.note.value
-
-
-def test_no_policy_is_a_choice_that_no_other_brings_along() -> None:
+def test_each_experiment_can_be_chosen_and_no_policy_is_a_choice_that_no_other_brings_along(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Figure, "savefig", lambda _, png, **__: png.write(PNG))  # drawn, but not put into pixels
     shown = controls._Panel(provenance.load("data/sample"))
     for experiment in shown.experiment.options:
+        shown.picture.value = b""
         shown.experiment.value = experiment
+        assert bytes(shown.picture.value).startswith(PNG)
         assert drawing.NOT_MEASURED not in shown.note.value, experiment
     shown.experiment.value = "faults"
     shown.further["fault"].value, shown.further["policy"].value = ("fail30",), ("retries",)
     chosen = numbers.chosen(shown.runs, shown.selection())
     assert len(chosen) and set(chosen["fault"]) == {"fail30"} and set(chosen["policy"]) == {"retries"}
+    shown.arm.value = ()
+    assert drawing.NOT_MEASURED in shown.table.value
 
 
 def test_the_panel_finds_runs_by_path(tmp_path: Path) -> None:
