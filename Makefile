@@ -12,6 +12,11 @@ BIN := .venv/bin
 READY := .venv/ready
 MESHDNS := $(BIN)/meshdns
 
+# One worker more than CPUs, as some tests wait; each has tests that lie together, which share what they are tried on. The
+# empty variable is one that is not set: a hundred processes import the same modules, which would be compiled for each.
+ALONE := not testbed and not browser and not slow
+QUICK := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --dist worksteal -m '$(ALONE)'
+
 # Behind a TLS proxy the host's bundle holds what pip's own does not.
 BUNDLE := $(firstword $(wildcard $(SSL_CERT_FILE) /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt))
 ifneq ($(BUNDLE),)
@@ -24,7 +29,7 @@ endif
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help report test lab bench sample up down lint clean engine browser
+.PHONY: help report test quick lab bench sample up down lint clean engine browser
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,7 +38,11 @@ report: engine ## from a fresh machine to reports/latest/index.html (PLAN=standa
 	@$(MESHDNS) report --plan $(PLAN)
 
 test: lint engine browser ## every test, on real containers and in a real browser
-	@$(BIN)/python -m pytest -p tests.plugins.no_skips
+	@$(QUICK) -p tests.plugins.no_skips
+	@$(BIN)/python -m pytest -m 'not ($(ALONE))' -p tests.plugins.no_skips
+
+quick: $(READY) ## the tests that need no engine, browser or kernel of notebooks (two minutes on two CPUs)
+	@$(QUICK)
 
 lab: $(READY) ## JupyterLab with the notebooks, on this machine only (PORT=8888)
 	@mkdir -p .venv/share/jupyter/lab/settings # no question about news: nothing is fetched from anywhere

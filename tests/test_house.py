@@ -56,7 +56,7 @@ def test_commands_in_the_documents_exist(name):
 
 def test_the_makefile_explains_its_targets():
     targets = makefile_targets()
-    assert list(targets) == ["help", "report", "test", "lab", "bench", "sample", "up", "down", "lint", "clean"]
+    assert list(targets) == ["help", "report", "test", "quick", "lab", "bench", "sample", "up", "down", "lint", "clean"]
     printed = subprocess.run(["make", "-s"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
     assert all(f"make {name}" in printed and text in printed for name, text in targets.items())
 
@@ -83,8 +83,8 @@ def test_what_runs_in_bare_containers_needs_only_the_standard_library(package):
             assert not foreign, f"{path.relative_to(ROOT)} imports {', '.join(foreign)}"
 
 
-@pytest.mark.parametrize("ci", ["true", ""])
-def test_a_skip_fails_in_ci_only(pytester, monkeypatch, ci):
+@pytest.mark.parametrize(("ci", "workers"), [("true", "0"), ("true", "1"), ("", "0")])
+def test_a_skip_fails_in_ci_only(pytester, monkeypatch, ci, workers):
     monkeypatch.setenv("CI", ci)
     pytester.makeconftest((ROOT / "tests/plugins/no_skips.py").read_text())
     pytester.makepyfile(
@@ -94,6 +94,6 @@ def test_a_skip_fails_in_ci_only(pytester, monkeypatch, ci):
         "@pytest.mark.xfail(strict=True)\ndef test_known(): assert False\n",
         test_module="import pytest\npytest.importorskip('no_such_module_here')\n",
     )
-    result = pytester.runpytest("-p", "no:hypothesispytest", "--continue-on-collection-errors")
+    result = pytester.runpytest("-p", "no:hypothesispytest", "-n", workers, "--continue-on-collection-errors")
     # A mark skips in the set-up and a whole module while it is collected: pytest calls the failure of either an error.
     result.assert_outcomes(**({"failed": 1, "errors": 2, "xfailed": 1} if ci else {"skipped": 3, "xfailed": 1}))
