@@ -102,7 +102,7 @@ def test_each_experiment_can_be_chosen_and_no_policy_is_a_choice_that_no_other_b
     chosen = numbers.chosen(shown.runs, shown.selection())
     assert len(chosen) and set(chosen["fault"]) == {"fail30"} and set(chosen["policy"]) == {"retries"}
     shown.arm.value = ()
-    assert drawing.NOT_MEASURED in shown.table.value
+    assert drawing.NOT_MEASURED in shown.note.value
 
 
 def test_the_panel_finds_runs_by_path(tmp_path: Path) -> None:
