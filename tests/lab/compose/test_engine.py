@@ -429,7 +429,9 @@ def test_ctrl_c_leaves_no_program_behind(tmp_path):
     child.send_signal(signal.SIGINT)
     _, said = child.communicate(timeout=20)
     assert b"KeyboardInterrupt" in said
-    assert not _lives(int(marker.read_text()))
+    while (lives := _lives(int(marker.read_text()))) and time.monotonic() < deadline:
+        time.sleep(0.02)  # what was killed ends when it next has a processor
+    assert not lives
 
 
 def _lives(pid: int) -> bool:
