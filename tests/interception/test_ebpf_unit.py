@@ -163,6 +163,27 @@ def test_what_the_programs_cannot_honour_is_refused(values: dict[str, Any], said
     assert str(refused.value).endswith("; change that, or use iptables or nftables")
 
 
+@pytest.mark.parametrize(
+    ("mesh", "values", "said"),
+    [
+        ("linkerd", {}, 'conventions is "linkerd", allowed: istio, kuma'),
+        ("consul", {}, 'conventions is "consul"'),
+        ("kuma", {"redirect_dns": True}, "redirect_dns is true, allowed under these conventions: false"),
+    ],
+)
+def test_meshes_whose_rules_the_programs_do_not_follow_are_refused(
+    mesh: str, values: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(Refusal, match=re.escape(said)):
+        settings.from_options(Options.of(mesh, **values))
+
+
+def test_a_mesh_without_a_group_captures_every_group() -> None:
+    told = settings.from_options(Options.of("kuma"))
+    assert (told.document()["proxy_gids"], told.proxy_uids) == ([], (5678,))
+    assert struct.unpack_from("=8I", told.packed(1, []), 8 + 32) == (2**32 - 1,) * 8
+
+
 def test_the_testbeds_loaders_get_the_options_of_their_pods() -> None:
     pods = [pod for pod in (*WORLD.clients, *WORLD.meshed) if pod.mechanism == "ebpf"]
     assert len(pods) == 2
@@ -177,7 +198,7 @@ def test_every_option_is_honoured_or_refused() -> None:
     honoured = {
         "proxy_port", "inbound_capture_port", "inbound_tunnel_port", "host_ipv4_loopback_cidr", "inbound_ports_include",
         "inbound_ports_exclude", "outbound_ports_include", "outbound_ports_exclude", "outbound_ip_ranges_include",
-        "outbound_ip_ranges_exclude", "capture_all_dns", "dns_servers_v4",
+        "outbound_ip_ranges_exclude", "capture_all_dns", "dns_servers_v4", "dns_port", "conventions",
     }  # fmt: skip
     assert all(key in source for key in honoured)
     read = {"proxy_uid", "proxy_gid", "redirect_dns"}  # through properties

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshdns.interception import command, options
+from meshdns.interception import command, conventions, options
 from meshdns.interception.options import Options
 from meshdns.interception.refusal import Refusal
 
 # The keys and defaults that configuration files may rely on.
 DEFAULTS = {
+    "conventions": "istio", "dns_port": 15053, "inbound_ip_ranges_exclude": "",
     "proxy_port": 15001, "inbound_capture_port": 15006, "inbound_tunnel_port": 15008, "proxy_uid": "1337",
     "proxy_gid": "1337", "inbound_interception_mode": "REDIRECT", "inbound_tproxy_mark": "1337",
     "inbound_tproxy_route_table": "133", "inbound_ports_include": "", "inbound_ports_exclude": "",
@@ -99,6 +100,16 @@ def test_the_defaults_are_istios_and_can_be_written_out() -> None:
         ({"dns_servers_v4": [1]}, "dns_servers_v4"),
         ({"dns_servers_v6": ["10.0.0.1"]}, "dns_servers_v6"),
         ({"drop_invalid": None}, "drop_invalid is null"),
+        ({"conventions": "osm"}, 'conventions is "osm", allowed: istio, linkerd, kuma, consul'),
+        ({"conventions": {}}, "conventions is {}"),
+        ({"dns_port": 53}, "dns_port is 53, allowed: 15053 (under Istio's conventions: "),
+        ({"inbound_ip_ranges_exclude": "10.0.0.0/8"}, 'inbound_ip_ranges_exclude is "10.0.0.0/8", allowed: ""'),
+        ({"conventions": "linkerd", "redirect_dns": True}, "redirect_dns is true, allowed: false (under Linkerd's"),
+        ({"conventions": "linkerd", "inbound_ports_exclude": "8000-6000"}, "inbound_ports_exclude"),
+        ({"conventions": "linkerd", "inbound_ports_include": "80-90,*"}, "inbound_ports_include"),
+        ({"conventions": "kuma", "inbound_interception_mode": "TPROXY"}, 'allowed: "REDIRECT" (under Kuma\'s'),
+        ({"conventions": "kuma", "proxy_uid": ""}, "proxy_uid"),
+        ({"conventions": "consul", "redirect_dns": True, "dns_servers_v4": ["10.0.0.1"]}, '["127.0.0.1"]'),
         ([], "not a JSON object"),
         (None, "not a JSON object"),
     ],
@@ -148,6 +159,17 @@ def test_no_group_means_the_users_numbers() -> None:
     assert Options(proxy_uid="3,4", proxy_gid="").gids == (3, 4)
 
 
+def test_a_document_lies_over_the_defaults_of_its_mesh() -> None:
+    assert options.from_json({"proxy_uid": "7"}, "x", "linkerd") == Options.of("linkerd", proxy_uid="7")
+    assert options.from_json({"conventions": "linkerd"}, "x") == Options.of("linkerd")
+    assert (Options.of("linkerd").proxy_port, Options.of("linkerd").uids) == (4140, (2102,))
+    assert Options.of("linkerd", inbound_ports_exclude="80,6000-8000").ports("inbound_ports_exclude") == (
+        80, range(6000, 8001),
+    )  # fmt: skip
+    with pytest.raises(Refusal, match='x: conventions is "kuma", asked for are linkerd: leave one out'):
+        options.from_json({"conventions": "kuma"}, "x", "linkerd")
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
@@ -164,7 +186,7 @@ def test_what_istio_accepts_without_effect_is_said(values: dict[str, Any], said:
 
 
 def test_useful_options_warn_of_nothing() -> None:
-    assert Options().warnings == ()
+    assert [Options.of(mesh).warnings for mesh in conventions.ALL] == [()] * len(conventions.ALL)
     assert Options(redirect_dns=True, capture_all_dns=True, inbound_ports_include="*").warnings == ()
 
 

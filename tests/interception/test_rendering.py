@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from meshdns.interception import faults, iptables, nftables, routing, ruleset, verdict
+from meshdns.interception.conventions import ISTIO
 from meshdns.interception.options import Options
 from meshdns.interception.refusal import Refusal
 from meshdns.interception.ruleset import FAMILIES, Jump
@@ -381,7 +382,7 @@ def test_removal_undoes_every_rule_in_the_kernels_chains() -> None:
 
 def test_outbound_tproxy_needs_a_mark_of_its_own() -> None:
     with pytest.raises(Refusal, match="marks outbound TPROXY"):
-        ruleset.build(Options(inbound_tproxy_mark=str(ruleset.OUTPUT_MARK)), "ipv4", outbound_tproxy=True)
+        ruleset.build(Options(inbound_tproxy_mark=str(ISTIO.output_mark)), "ipv4", outbound_tproxy=True)
 
 
 POD, VIP, RESOLVER = "198.18.7.2", "240.240.0.10", "10.96.0.10"

@@ -9,21 +9,24 @@ import sys
 from pathlib import Path
 
 from . import faults, iptables, kernel, nftables, ruleset
+from .conventions import ALL, ISTIO
 from .ebpf import settings
 from .options import Family, Options, from_json
 from .refusal import Refusal
 from .ruleset import RuleSet
 
 DESCRIPTION = (
-    "print the interception rules for the options in a JSON file, as iptables-restore --noflush or nft -f reads them; "
-    "or load them into the current network namespace; for eBPF print what its programs are told"
+    "print the interception rules of Istio, or of another mesh, for the options in a JSON file, as iptables-restore "
+    "--noflush or nft -f reads them; or load them into the current network namespace; for eBPF print what its programs "
+    "are told"
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the verb."""
     parser.add_argument("--mechanism", choices=("iptables", "nftables", "ebpf"), required=True)
-    parser.add_argument("--config", metavar="FILE", help="options as JSON; - reads standard input (default: Istio's)")
+    parser.add_argument("--config", metavar="FILE", help="options as JSON over the mesh's own; - reads standard input")
+    parser.add_argument("--conventions", choices=tuple(ALL), help="whose ports, users and chains (default: istio)")
     parser.add_argument("--family", choices=ruleset.FAMILIES, help="default: ipv4; nftables: all that are enabled")
     parser.add_argument("--remove", action="store_true", help="what removes the rules, instead of what loads them")
     parser.add_argument("--apply", action="store_true", help="do it here and now (NET_ADMIN) instead of printing it")
@@ -52,7 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    options = Options() if arguments.config is None else read(arguments.config)
+    mesh = arguments.conventions
+    options = Options.of(mesh or ISTIO.name) if arguments.config is None else read(arguments.config, mesh)
     for warning in options.warnings:
         print(f"meshdns: warning: {warning}", file=sys.stderr)
     for fault in faults.brought_about(options):
@@ -102,12 +106,12 @@ def text(rules: RuleSet, arguments: argparse.Namespace) -> str:
     return iptables.render(rules, first=first, named=named)
 
 
-def read(name: str) -> Options:
+def read(name: str, mesh: str | None = None) -> Options:
     """The options in a file, or on standard input for "-". Raises Refusal."""
     place = "standard input" if name == "-" else name or "--config"
     try:
         content = _standard_input() if name == "-" else Path(name).read_bytes()
-        return from_json(json.loads(content, object_pairs_hook=_once), place)
+        return from_json(json.loads(content, object_pairs_hook=_once), place, mesh)
     except OSError as problem:
         raise Refusal(f"{place}: {problem.strerror}; give a file that can be read") from problem
     except (ValueError, RecursionError) as problem:

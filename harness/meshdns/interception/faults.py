@@ -6,6 +6,7 @@ import ipaddress
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from .conventions import ISTIO
 from .options import Options
 from .ruleset import FAMILIES
 
@@ -25,7 +26,7 @@ class Fault:
 
 def brought_about(options: Options) -> Iterator[Fault]:
     """The faults that these options have and the defaults have not."""
-    return (fault for fault in FAULTS if fault.brought_about(options))
+    return (fault for fault in FAULTS if options.mesh is ISTIO and fault.brought_about(options))
 
 
 def _inbound_list(options: Options) -> bool:

@@ -28,6 +28,7 @@ from .ruleset import (
     SetMark,
     Step,
     Tproxy,
+    Value,
     Verdict,
     Zone,
 )
@@ -107,8 +108,13 @@ def spell(rule: Rule, *, named: bool = False) -> str:
     return " ".join([*words, f"-j {_verdict(rule.verdict)}"])
 
 
+def spell_value(value: Value, dash: str) -> str:
+    """A value of a condition; `dash` joins the ends of a range."""
+    return f"{value.start}{dash}{value.stop - 1}" if isinstance(value, range) else str(value)
+
+
 def _match(match: Match) -> Iterator[str]:
-    values = ",".join(map(str, match.values))
+    values = ",".join(spell_value(value, ":") for value in match.values)
     no = "! " if match.negated else ""
     if match.field in _SIMPLE:
         yield f"{no}{_SIMPLE[match.field]} {values}"

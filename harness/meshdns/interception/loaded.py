@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from . import iptables, nftables
-from .options import SELF_MARK
+from .conventions import ALL
 from .refusal import Refusal
 from .ruleset import BASE_CHAINS, OUR_CHAINS, Field, RuleSet
 
@@ -242,14 +242,16 @@ def _beside(rule: Canonical, all_rules: set[tuple[str, Canonical]], marks: set[s
     if _target(rule) == "RETURN" and len(rule) == 2 and ("-i" in words or "-o" in words):
         name = words.get("-i", words.get("-o", ""))
         pair = {("PREROUTING", (("-i", name), ("-j", "RETURN"))), ("OUTPUT", (("-j", "RETURN"), ("-o", name)))}
-        rerouted = any(("-i", name) in other and _target(other) == "ISTIO_REDIRECT" for _, other in all_rules)
+        redirects = {mesh.chains.redirect for mesh in ALL.values()}
+        rerouted = any(("-i", name) in other and _target(other) in redirects for _, other in all_rules)
         return pair <= all_rules or rerouted
     if not {" ".join(group) if group[0] == "-m" else group[group[0] == "!"] for group in rule} <= _BESIDE:
         return False  # it asks for more, or does more
     by_mark = words.get("--mark") in marks and words.get("-p") == "tcp"
     carried = _target(rule) == "CONNMARK" and "--set-mark" not in words
     kept = by_mark and (carried or (_target(rule) == "RETURN" and words.get("-o") == "lo"))
-    to_own_pod = str(SELF_MARK) in marks and words.get("--set-mark") == str(SELF_MARK)
+    own = {str(mesh.self_mark) for mesh in ALL.values() if mesh.self_mark}
+    to_own_pod = words.get("--set-mark") in own & marks
     return kept or (_target(rule) == "MARK" and to_own_pod)
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from . import routing
-from .iptables import COMMENT
+from .conventions import ALL
+from .iptables import COMMENT, spell_value
 from .options import Family
 from .ruleset import (
     BASE_CHAINS,
@@ -79,15 +80,16 @@ def render_removal(rules: RuleSet) -> str:
 
 
 def table_names(rules: RuleSet) -> dict[str, str]:
-    """Istio's name for each table, with the family where it is loaded apart from the other."""
+    """Its name for each table, with the family where it is loaded apart from the other."""
     suffix = f"-{rules.families[0]}" if rules.apart else ""
-    return {table: f"istio-proxy-{table}{suffix}" for table in _ORDER_OF_TABLES}
+    return {table: f"{rules.mesh.table(table)}{suffix}" for table in _ORDER_OF_TABLES}
 
 
 def rival_names(rules: RuleSet) -> list[str]:
-    """Names of tables that would do the same to the same packets: these, and those of one family or of both."""
+    """Names of tables that would do the same to the same packets: of any mesh, of one family or of both."""
     suffixes = ["", *(f"-{family}" for family in rules.families)] if rules.apart else ["", "-ipv4", "-ipv6"]
-    return [f"istio-proxy-{table}{suffix}" for table in _ORDER_OF_TABLES for suffix in suffixes]
+    named = [mesh.table(table) for mesh in ALL.values() for table in _ORDER_OF_TABLES]
+    return [f"{name}{suffix}" for name in named for suffix in suffixes]
 
 
 def chain_name(chain: str) -> str:
@@ -137,7 +139,7 @@ def protocol(rule: Rule) -> str:
 
 def _match(match: Match, rule: Rule) -> str:
     no = "!= " if match.negated else ""
-    values = [str(value) for value in match.values]
+    values = [spell_value(value, "-") for value in match.values]
     if match.field is Field.GID:
         values = [value if value.isdigit() else f'"{value}"' for value in values]  # Debian's "list" is a keyword
     if match.field is Field.PROTOCOL:

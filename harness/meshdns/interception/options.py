@@ -1,4 +1,4 @@
-"""What may be asked of an interception: the options of Istio's sidecar, their names and defaults.
+"""What may be asked of an interception: the options of Istio's sidecar, names and defaults, and other meshes'.
 
 Values are texts where Istio's are (lists separated by commas); they are checked when the record is made, all at once,
 and read through properties. What Istio refuses is refused; where Istio goes on with a warning, `warnings` says it.
@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from .conventions import ALL, ISTIO, Conventions
 from .refusal import Refusal
 
 Family = Literal["ipv4", "ipv6"]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Port = int | range  # with its end, as in Python, one beyond
 
-DNS_PORT = 15053  # Istio's agent answers DNS here; not an option there
-SELF_MARK = 1338  # Istio's fixed mark for proxy -> own pod, in TPROXY mode
 _GROUPS_AT_MOST = 64  # all included groups stand in one rule; Istio's limit
 _RESERVED_TABLES = (0, 253, 254, 255)  # unspec, default, main, local: a local default route there cuts the machine off
 _LAST_ID = 2**32 - 2  # 2**32 - 1 is "no one"
@@ -30,16 +30,18 @@ _LAST_ID = 2**32 - 2  # 2**32 - 1 is "no one"
 class Options:
     """Raises Refusal, naming every wrong key, its value and what is allowed."""
 
-    proxy_port: int = 15001  # outbound TCP goes here
-    inbound_capture_port: int = 15006  # inbound TCP goes here
-    inbound_tunnel_port: int = 15008  # never captured inbound: HBONE
-    proxy_uid: str = "1337"  # whose packets are never captured; several: "3,4"
-    proxy_gid: str = "1337"
+    conventions: str = ISTIO.name  # whose ports and chains; the other defaults here are Istio's, see `of`
+    proxy_port: int = ISTIO.outbound_port  # outbound TCP goes here
+    inbound_capture_port: int = ISTIO.inbound_port  # inbound TCP goes here
+    inbound_tunnel_port: int = ISTIO.tunnel_port  # never captured inbound: HBONE
+    proxy_uid: str = str(ISTIO.uid)  # whose packets are never captured; several: "3,4"
+    proxy_gid: str = ISTIO.gid
     inbound_interception_mode: str = "REDIRECT"
-    inbound_tproxy_mark: str = "1337"
-    inbound_tproxy_route_table: str = "133"
+    inbound_tproxy_mark: str = str(ISTIO.mark)
+    inbound_tproxy_route_table: str = str(ISTIO.route_table)
     inbound_ports_include: str = ""  # none; "*": all; or a list
     inbound_ports_exclude: str = ""
+    inbound_ip_ranges_exclude: str = ""  # of who calls; CIDRs of both families
     outbound_ports_include: str = ""  # captured although their address is not
     outbound_ports_exclude: str = ""
     outbound_ip_ranges_include: str = ""  # none; "*": all; or CIDRs of both families
@@ -50,6 +52,7 @@ class Options:
     owner_groups_exclude: str = ""
     host_ipv4_loopback_cidr: str = "127.0.0.1/32"
     redirect_dns: bool = False
+    dns_port: int = ISTIO.dns_port  # redirected DNS goes here; always the same in Istio
     capture_all_dns: bool = False  # any server, not only those listed
     dns_servers_v4: tuple[str, ...] = ()
     dns_servers_v6: tuple[str, ...] = ()
@@ -60,6 +63,16 @@ class Options:
         found = list(_problems(dataclasses.asdict(self)))
         if found:
             raise Refusal("; ".join(found))
+
+    @classmethod
+    def of(cls, mesh: str = ISTIO.name, **given: Any) -> Options:
+        """The defaults of a mesh, and what is given in the place of some. Raises Refusal."""
+        return cls(**{**(ALL[mesh].options() if mesh in ALL else {"conventions": mesh}), **given})
+
+    @property
+    def mesh(self) -> Conventions:
+        """The value that `conventions` names."""
+        return ALL[self.conventions]
 
     @property
     def tproxy(self) -> bool:
@@ -78,12 +91,12 @@ class Options:
 
     @property
     def gids(self) -> tuple[int, ...]:
-        """Groups the proxy runs as; the users' numbers where none is named, as in Istio."""
-        return tuple(map(int, split(self.proxy_gid))) or self.uids
+        """Groups the proxy runs as; in Istio the users' numbers where none is named."""
+        return tuple(map(int, split(self.proxy_gid))) or (() if "proxy_gid" in self.mesh.may_be_empty else self.uids)
 
-    def ports(self, key: str) -> tuple[int, ...]:
+    def ports(self, key: str) -> tuple[Port, ...]:
         """The list under `key`; empty for none and for "*"."""
-        return tuple(int(item) for item in split(getattr(self, key)) if item != "*")
+        return tuple(_port(item) for item in split(getattr(self, key)) if item != "*")
 
     def ranges(self, key: str, family: Family) -> tuple[Network, ...]:
         """The CIDRs of one family under `key`; Istio lets lists be mixed."""
@@ -110,14 +123,20 @@ class Options:
         return tuple(_warnings(self))
 
 
-def from_json(document: object, place: str) -> Options:
-    """The options in a JSON document; `place` names it in messages. Raises Refusal."""
+def from_json(document: object, place: str, mesh: str | None = None) -> Options:
+    """The options in a JSON document over the defaults of their mesh; `place` names it in messages. Raises Refusal.
+
+    `mesh`: the document is for this one, whether it says so or not.
+    """
     if not isinstance(document, dict):
         raise Refusal(f"{place}: not a JSON object; give the options as one object of keys and values")
     given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in document.items()}
+    if mesh and given.setdefault("conventions", mesh) != mesh:
+        raise Refusal(f"{place}: conventions is {_shown(given['conventions'])}, asked for are {mesh}: leave one out")
     unknown = [f"unknown key {_shown(key)}" for key in given if key not in _CHECKS]
     known = {key: value for key, value in given.items() if key in _CHECKS}
-    found = unknown + list(_problems({**_defaults(), **known}))
+    known = {**_defaults(known.get("conventions", ISTIO.name)), **known}
+    found = unknown + list(_problems(known))
     if unknown:
         found.append(f"the keys are {', '.join(_CHECKS)}")
     if found:
@@ -130,8 +149,14 @@ def split(text: str) -> tuple[str, ...]:
     return tuple(item.strip() for item in text.removesuffix(",").split(",")) if text else ()
 
 
-def _defaults() -> dict[str, Any]:
-    return {field.name: field.default for field in dataclasses.fields(Options)}
+def _defaults(mesh: object) -> dict[str, Any]:
+    defaults = {field.name: field.default for field in dataclasses.fields(Options)}
+    return defaults | (ALL[str(mesh)].options() if _is_name(mesh) else {})
+
+
+def _port(text: str) -> Port:
+    low, dash, high = text.partition("-")
+    return range(int(low), int(high) + 1) if dash else int(low)
 
 
 def _whole(text: str, low: int, high: int) -> bool:
@@ -159,6 +184,11 @@ def _is_port_number(value: object) -> bool:
 
 def _is_port(text: str) -> bool:
     return _whole(text, 1, 65535)
+
+
+def _is_port_or_range(text: str) -> bool:
+    low, dash, high = text.partition("-")
+    return _is_port(low) and (not dash or (_is_port(high) and int(low) < int(high)))
 
 
 def _is_id(text: str) -> bool:
@@ -205,6 +235,10 @@ def _servers(version: int) -> Callable[[object], bool]:
     return check
 
 
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value in ALL
+
+
 def _is_mode(value: object) -> bool:
     return value in ("REDIRECT", "TPROXY")
 
@@ -223,12 +257,15 @@ def _is_bool(value: object) -> bool:
 
 _PORT = (_is_port_number, "a port number from 1 to 65535")
 _PORTS = (_list_of(_is_port), 'ports from 1 to 65535 separated by commas, "80,443"')
+_RANGES = (_list_of(_is_port_or_range), 'ports and ranges of them separated by commas, "80,6000-8000"')
+_CIDRS = (_list_of(_is_cidr), 'CIDRs separated by commas, "10.0.0.0/8" (not "*")')
 _IDS = 'whole numbers from 0 separated by commas, "3,4"'
 _INTERFACES = (_list_of(_is_interface), 'interface names separated by commas, "eth1,eth2"')
 _YES_NO = (_is_bool, "true or false")
 
 # Per key: whether a value is allowed, and what is allowed, in words.
 _CHECKS: Mapping[str, tuple[Callable[[object], bool], str]] = {
+    "conventions": (_is_name, ", ".join(ALL)),
     "proxy_port": _PORT,
     "inbound_capture_port": _PORT,
     "inbound_tunnel_port": _PORT,
@@ -239,16 +276,18 @@ _CHECKS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "inbound_tproxy_route_table": (_is_table, 'a routing table that is not 253, 254 or 255, as a text: "133"'),
     "inbound_ports_include": (_list_of(_is_port, star=True), '"", "*" or ports separated by commas, "80,443"'),
     "inbound_ports_exclude": _PORTS,
+    "inbound_ip_ranges_exclude": _CIDRS,
     "outbound_ports_include": _PORTS,
     "outbound_ports_exclude": _PORTS,
     "outbound_ip_ranges_include": (_list_of(_is_cidr, star=True), '"", "*" or CIDRs separated by commas, "10.0.0.0/8"'),
-    "outbound_ip_ranges_exclude": (_list_of(_is_cidr), 'CIDRs separated by commas, "10.0.0.0/8" (not "*")'),
+    "outbound_ip_ranges_exclude": _CIDRS,
     "reroute_virtual_interfaces": _INTERFACES,
     "exclude_interfaces": _INTERFACES,
     "owner_groups_include": (_list_of(_is_group, star=True), '"*" or groups separated by commas, "java,202"'),
     "owner_groups_exclude": (_list_of(_is_group), 'groups separated by commas, "java,202"'),
     "host_ipv4_loopback_cidr": (_is_loopback_cidr, 'a CIDR inside 127.0.0.0/8, "127.0.0.1/32"'),
     "redirect_dns": _YES_NO,
+    "dns_port": _PORT,
     "capture_all_dns": _YES_NO,
     "dns_servers_v4": (_servers(4), 'a list of IPv4 addresses, ["10.96.0.10"]'),
     "dns_servers_v6": (_servers(6), 'a list of IPv6 addresses, ["fd00::10"]'),
@@ -259,14 +298,24 @@ _CHECKS: Mapping[str, tuple[Callable[[object], bool], str]] = {
 
 def _problems(values: Mapping[str, Any]) -> Iterator[str]:
     """Everything that is wrong: first each value alone, and if they are right, what they are together."""
-    alone = [
-        f"{key} is {_shown(values[key])}, allowed: {allowed}"
-        for key, (right, allowed) in _CHECKS.items()
-        if not right(values[key])
-    ]
+    mesh = ALL[values["conventions"]] if _is_name(values["conventions"]) else ISTIO
+    defaults = _defaults(mesh.name)
+    alone = []
+    for key, (right, allowed) in _checks(mesh).items():
+        value, default = values[key], defaults[key]
+        same = value == default and type(value) is type(default)
+        if not (same or (value == "" and key in mesh.may_be_empty) or right(value)):
+            alone.append(f"{key} is {_shown(value)}, allowed: {allowed}")
+        elif not same and key in mesh.lacks:
+            reason = f"under {mesh.title}'s conventions: its rules have no other, or no fixture of them confirms it"
+            alone.append(f"{key} is {_shown(value)}, allowed: {_shown(default)} ({reason})")
     yield from alone
     if not alone:
-        yield from _contradictions(values)
+        yield from _contradictions(values, mesh)
+
+
+def _checks(mesh: Conventions) -> Mapping[str, tuple[Callable[[Any], bool], str]]:
+    return {key: _RANGES if mesh.port_ranges and check is _PORTS else check for key, check in _CHECKS.items()}
 
 
 def _shown(value: object) -> str:
@@ -276,23 +325,26 @@ def _shown(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
+def _contradictions(values: Mapping[str, Any], mesh: Conventions) -> Iterator[str]:
     keys = ["proxy_port", "inbound_capture_port", "inbound_tunnel_port"]
     for index, key in enumerate(keys):
         for other in keys[:index]:
             if values[key] == values[other]:
                 yield f"{key} is {values[key]}, and so is {other}: each needs a port of its own"
-        if values["redirect_dns"] and values[key] == DNS_PORT:
-            yield f"{key} is {DNS_PORT}, where redirected DNS goes: choose another port"
-    if values["inbound_interception_mode"] == "TPROXY" and int(values["inbound_tproxy_mark"]) == SELF_MARK:
-        yield f'inbound_tproxy_mark is "{SELF_MARK}", the mark of the proxy\'s calls to its own pod: choose another'
+        if values["redirect_dns"] and values[key] == values["dns_port"]:
+            yield f"{key} is {values['dns_port']}, where redirected DNS goes: choose another port"
+    if values["inbound_interception_mode"] == "TPROXY" and int(values["inbound_tproxy_mark"]) == mesh.self_mark:
+        taken = f'"{mesh.self_mark}", the mark of the proxy\'s calls to its own pod'
+        yield f"inbound_tproxy_mark is {taken}: choose another"
     groups = split(values["owner_groups_include"])
     if len(groups) > _GROUPS_AT_MOST:
         yield f"owner_groups_include has {len(groups)} groups, allowed: {_GROUPS_AT_MOST} (one rule holds them all)"
 
 
 def _warnings(options: Options) -> Iterator[str]:
-    if not options.redirect_dns and (options.capture_all_dns or options.dns_servers_v4 or options.dns_servers_v6):
+    wanted = ("capture_all_dns", "dns_servers_v4", "dns_servers_v6")
+    defaults = _defaults(options.conventions)
+    if not options.redirect_dns and any(getattr(options, key) != defaults[key] for key in wanted):
         yield "capture_all_dns and dns_servers have no effect while redirect_dns is false"
     if options.inbound_ports_include == "" and options.tproxy:
         yield "inbound_interception_mode is TPROXY, but inbound_ports_include is empty: nothing inbound is captured"

@@ -7,7 +7,7 @@ local. ::6 must exist to be bound; 127.0.0.6 does without, all of 127.0.0.0/8 be
 from __future__ import annotations
 
 from .options import Family
-from .ruleset import PASSTHROUGH, RuleSet
+from .ruleset import RuleSet
 
 OPTION: dict[Family, str] = {"ipv4": "-4", "ipv6": "-6"}
 
@@ -18,8 +18,8 @@ def commands(rules: RuleSet, verb: str, family: Family) -> list[str]:
         return []
     lines = [f"rule {verb} fwmark {mark} lookup {table}" for mark, table in rules.mark_routes]
     lines += [f"route {verb} local default dev lo table {table}" for table in sorted({t for _, t in rules.mark_routes})]
-    if family == "ipv6":
-        lines.append(f"address {verb} {PASSTHROUGH['ipv6']} dev lo")
+    if family == "ipv6" and rules.mesh.passthrough_v6:
+        lines.append(f"address {verb} {rules.mesh.passthrough_v6}/128 dev lo")
     return lines
 
 

@@ -1,34 +1,30 @@
 """The rules, in neutral terms: tables hold chains, chains hold rules, a rule is conditions and a verdict.
 
 Built once from the options, in the order of Istio's sidecar interception (tools/istio-iptables, capture/run.go), for
-one family or both. The renderers spell it, `verdict` evaluates it; neither adds or leaves out a rule. Where Istio's
-rules have a fault the same fault is here, and `faults` names it.
+one family or both; another mesh's rules are the same blocks in the order and under the names of its conventions. The
+renderers spell it, `verdict` evaluates it; neither adds or leaves out a rule. Where Istio's rules have a fault the same
+fault is here, and `faults` names it.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 
-from .options import DNS_PORT, SELF_MARK, Family, Network, Options, split
+from .conventions import ALL, ISTIO, Conventions
+from .options import Family, Network, Options, Port, split
 from .refusal import Refusal
 
 FAMILIES: tuple[Family, ...] = ("ipv4", "ipv6")
 TABLES = ("mangle", "nat", "raw")  # by name, as Istio's text has them
 BASE_CHAINS = ("PREROUTING", "OUTPUT")
-OUR_CHAINS = (
-    "ISTIO_INBOUND", "ISTIO_REDIRECT", "ISTIO_IN_REDIRECT", "ISTIO_OUTPUT", "ISTIO_OUTPUT_DNS", "ISTIO_DIVERT",
-    "ISTIO_TPROXY", "ISTIO_DROP", "ISTIO_OUTPUT_TPROXY", "ISTIO_OUTPUT_MARK", "ISTIO_IN_OUTPUT_TPROXY",
-)  # fmt: skip
-
-# Where the proxy's inbound side connects to the application from; never captured again.
-PASSTHROUGH: dict[Family, str] = {"ipv4": "127.0.0.6/32", "ipv6": "::6/128"}
+# Of every mesh: a pod is in one. Who loads another's rules beside these must say so.
+OUR_CHAINS = frozenset(chain for mesh in ALL.values() for chain in mesh.chains.names())
 LOOPBACK_V6 = "::1/128"  # not an option in Istio
-PROXY_ZONE, APPLICATION_ZONE = 1, 2  # conntrack zones of UDP DNS: proxy <-> resolver, application <-> proxy
-OUTPUT_MARK = 1339  # outbound TPROXY, beyond Istio's options: packets on their way back in by lo
 
 
 class Field(Enum):
@@ -49,7 +45,7 @@ class Field(Enum):
     DIRECTION = "direction"
 
 
-Value = int | str | Network
+Value = Port | str | Network
 
 
 @dataclass(frozen=True)
@@ -163,6 +159,7 @@ class RuleSet:
     steps: tuple[Step, ...]
     mark_routes: tuple[tuple[int, int], ...] = ()  # mark, routing table that delivers all to this machine
     apart: bool = False  # of one family, where the options are for both: loading them must not unload the other's
+    mesh: Conventions = ISTIO  # after which nft's tables are named
 
     @cached_property
     def ordered(self) -> dict[str, dict[str, tuple[Step, ...]]]:
@@ -198,13 +195,16 @@ def build(options: Options, *families: Family, outbound_tproxy: bool = False) ->
     """The rule set of one family, or of several together.
 
     For IPv6 it is empty unless `enable_ipv6`. `outbound_tproxy`: outbound TCP keeps its destination address too, which
-    Istio does not offer; raises Refusal where its mark is taken.
+    Istio does not offer; raises Refusal where its mark is taken, and for other meshes.
     """
-    if outbound_tproxy and int(options.inbound_tproxy_mark) == OUTPUT_MARK:
-        raise Refusal(f'inbound_tproxy_mark is "{OUTPUT_MARK}", which marks outbound TPROXY: choose another mark')
+    mesh = options.mesh
+    if outbound_tproxy and not mesh.output_mark:
+        raise Refusal(f"outbound TPROXY has no chains and no mark under {mesh.title}'s conventions: leave it out")
+    if outbound_tproxy and int(options.inbound_tproxy_mark) == mesh.output_mark:
+        raise Refusal(f'inbound_tproxy_mark is "{mesh.output_mark}", which marks outbound TPROXY: choose another mark')
     wanted = tuple(family for family in FAMILIES if family in families and (family == "ipv4" or options.enable_ipv6))
     builder = _Builder(options)
-    builder.istio()
+    builder.capture()
     if outbound_tproxy:
         builder.outbound_tproxy()
     steps = tuple(
@@ -214,16 +214,16 @@ def build(options: Options, *families: Family, outbound_tproxy: bool = False) ->
     )
     table = int(options.inbound_tproxy_route_table)
     marks = [int(options.inbound_tproxy_mark)] if options.tproxy and options.inbound_ports_include else []
-    marks += [OUTPUT_MARK] if outbound_tproxy else []
+    marks += [mesh.output_mark] if outbound_tproxy else []
     routes = tuple((mark, table) for mark in marks) if wanted else ()
-    return RuleSet(wanted, steps, routes, apart=options.enable_ipv6 and len(wanted) == 1)
+    return RuleSet(wanted, steps, routes, apart=options.enable_ipv6 and len(wanted) == 1, mesh=mesh)
 
 
 TCP, UDP = Match(Field.PROTOCOL, ("tcp",)), Match(Field.PROTOCOL, ("udp",))
 BY_LO, FROM_LO = Match(Field.OUT_INTERFACE, ("lo",)), Match(Field.IN_INTERFACE, ("lo",))
 
 
-def _to_port(*ports: int, negated: bool = False) -> Match:
+def _to_port(*ports: Port, negated: bool = False) -> Match:
     return Match(Field.DESTINATION_PORT, ports, negated)
 
 
@@ -255,33 +255,46 @@ class _Builder:
     """Collects steps; one method per block of Istio's run.go, called in its order."""
 
     def __init__(self, options: Options) -> None:
-        self.options = options
+        self.options, self.mesh, self.chains = options, options.mesh, options.mesh.chains
         self.steps: list[Step] = []
         loopback: dict[Family, str] = {"ipv4": options.host_ipv4_loopback_cidr, "ipv6": LOOPBACK_V6}
         self.loopback = {f: ipaddress.ip_network(text, strict=False) for f, text in loopback.items()}
+        passthrough: dict[Family, str] = {"ipv4": self.mesh.passthrough_v4, "ipv6": self.mesh.passthrough_v6}
+        self.passthrough = {family: address for family, address in passthrough.items() if address}
+        order = self.mesh.outbound
+        # Where DNS is asked about behind the proxy's users, what they are told must leave it to the rules for DNS.
+        self.dns_later = options.captures_dns and order.index("dns") > order.index("owners")
 
     def add(self, table: str, chain: str, matches: Iterable[Match], verdict: Verdict, *,
             name: str = "", position: int | None = None, only: Family | None = None) -> None:  # fmt: skip
         families = FAMILIES if only is None else (only,)
         self.steps.append(Step(table, chain, Rule(tuple(matches), verdict, name), position, families))
 
-    def istio(self) -> None:
-        """All of Istio's rules."""
+    def capture(self) -> None:
+        """All of the mesh's rules."""
         self._excluded_interfaces()
         self._virtual_interfaces_return()
         self._invalid()
-        self.add("nat", "ISTIO_INBOUND", [TCP, _to_port(self.options.inbound_tunnel_port)], Return())
-        self.add("nat", "ISTIO_REDIRECT", [TCP], Redirect(self.options.proxy_port), name="redirect_tcp")
-        self.add("nat", "ISTIO_IN_REDIRECT", [TCP], Redirect(self.options.inbound_capture_port))
+        if self.options.inbound_tunnel_port:
+            self.add("nat", self.chains.inbound, [TCP, _to_port(self.options.inbound_tunnel_port)], Return())
+        if self.chains.redirect:
+            self.add("nat", self.chains.redirect, [TCP], Redirect(self.options.proxy_port), name="redirect_tcp")
+        if self.chains.in_redirect:
+            self.add("nat", self.chains.in_redirect, [TCP], Redirect(self.options.inbound_capture_port))
         self._inbound()
-        self.add("nat", "OUTPUT", [], Jump("ISTIO_OUTPUT"))
-        self._outbound_exceptions()
-        if self.options.captures_dns:
-            self._dns()
-        self._outbound_ranges_excluded()
-        self._outbound_included()
+        self.add("nat", "OUTPUT", [], Jump(self.chains.output))
+        for block in self.mesh.outbound:
+            getattr(self, f"_{block}")()
         if self.options.tproxy:
             self._inbound_marks()
+
+    def _out(self, matches: list[Match], *, only: Family | None = None) -> None:
+        """Outbound packets that the proxy gets."""
+        if self.chains.redirect:
+            self.add("nat", self.chains.output, matches, Jump(self.chains.redirect), only=only)
+        else:
+            to_proxy = Redirect(self.options.proxy_port)
+            self.add("nat", self.chains.output, [TCP, *matches], to_proxy, name="redirect_tcp", only=only)
 
     def _excluded_interfaces(self) -> None:
         for table in ("nat", "mangle") if self.options.tproxy else ("nat",):
@@ -296,8 +309,8 @@ class _Builder:
 
     def _invalid(self) -> None:
         if self.options.drop_invalid:
-            self.add("mangle", "PREROUTING", [_state("INVALID")], Jump("ISTIO_DROP"))
-            self.add("mangle", "ISTIO_DROP", [], Drop())
+            self.add("mangle", "PREROUTING", [_state("INVALID")], Jump(self.chains.drop))
+            self.add("mangle", self.chains.drop, [], Drop())
 
     def _inbound(self) -> None:
         options, capture = self.options, self._capture_inbound
@@ -305,63 +318,75 @@ class _Builder:
             return
         if options.tproxy:
             mark = int(options.inbound_tproxy_mark)
-            self.add("mangle", "ISTIO_DIVERT", [], SetMark(mark))
-            self.add("mangle", "ISTIO_DIVERT", [], Accept())
+            self.add("mangle", self.chains.divert, [], SetMark(mark))
+            self.add("mangle", self.chains.divert, [], Accept())
             for family, network in self.loopback.items():
                 to_proxy = Tproxy(options.inbound_capture_port, mark)
-                self.add("mangle", "ISTIO_TPROXY", [_to(network, negated=True), TCP], to_proxy, only=family)
+                self.add("mangle", self.chains.tproxy, [_to(network, negated=True), TCP], to_proxy, only=family)
         table = "mangle" if options.tproxy else "nat"
-        self.add(table, "PREROUTING", [TCP], Jump("ISTIO_INBOUND"))
-        if options.inbound_ports_include == "*":
+        self.add(table, "PREROUTING", [TCP], Jump(self.chains.inbound))
+        for family in FAMILIES:
+            for network in options.ranges("inbound_ip_ranges_exclude", family):
+                self.add(table, self.chains.inbound, [_from(network)], Return(), only=family)
+        if options.inbound_ports_include == "*" or self.mesh.lists_subtract:
             for port in options.ports("inbound_ports_exclude"):
-                self.add(table, "ISTIO_INBOUND", [TCP, _to_port(port)], Return())
+                self.add(table, self.chains.inbound, [TCP, _to_port(port)], Return())
+        if options.inbound_ports_include == "*":
             capture([TCP])
         for port in options.ports("inbound_ports_include"):
             capture([TCP, _to_port(port)])
 
     def _capture_inbound(self, matches: list[Match]) -> None:
+        chain, in_redirect = self.chains.inbound, self.chains.in_redirect
         if self.options.tproxy:
             established = [*matches, _state("RELATED", "ESTABLISHED")]
-            self.add("mangle", "ISTIO_INBOUND", established, Jump("ISTIO_DIVERT"))
-            self.add("mangle", "ISTIO_INBOUND", matches, Jump("ISTIO_TPROXY"), name="inbound_tcp")
+            self.add("mangle", chain, established, Jump(self.chains.divert))
+            self.add("mangle", chain, matches, Jump(self.chains.tproxy), name="inbound_tcp")
         else:
-            self.add("nat", "ISTIO_INBOUND", matches, Jump("ISTIO_IN_REDIRECT"), name="inbound_tcp")
+            to_proxy = Jump(in_redirect) if in_redirect else Redirect(self.options.inbound_capture_port)
+            self.add("nat", chain, matches, to_proxy, name="inbound_tcp")
 
-    def _outbound_exceptions(self) -> None:
-        """Excluded ports, then whoever must never be captured: the proxy first of all."""
-        options = self.options
-        for port in options.ports("outbound_ports_exclude"):
+    def _excluded_ports(self) -> None:
+        for port in self.options.ports("outbound_ports_exclude"):
             for protocol in (TCP, UDP):
-                self.add("nat", "ISTIO_OUTPUT", [protocol, _to_port(port)], Return())
-        for family, source in PASSTHROUGH.items():
-            self.add("nat", "ISTIO_OUTPUT", [BY_LO, _from(source)], Return(), only=family)
-        for uid in options.uids:
-            self._owner_block(Field.UID, uid, dns_aware=options.captures_dns)
-        for gid in options.gids:
+                self.add("nat", self.chains.output, [protocol, _to_port(port)], Return())
+
+    def _passthrough(self) -> None:
+        for family, source in self.passthrough.items():
+            self.add("nat", self.chains.output, [BY_LO, _from(source)], Return(), only=family)
+
+    def _owners(self) -> None:
+        """Whoever must never be captured: the proxy."""
+        for uid in self.options.uids:
+            self._owner_block(Field.UID, uid, dns_aware=self.dns_later)
+        for gid in self.options.gids:
             self._owner_block(Field.GID, gid, dns_aware=False)
-        self._owner_groups()
 
     def _owner_block(self, field: Field, owner: int, *, dns_aware: bool) -> None:
         """The proxy to its own pod goes in by the inbound side; others on lo pass; the proxy's own packets pass."""
-        tunnel = self.options.inbound_tunnel_port
-        ports = _to_port(53, tunnel, negated=True) if dns_aware else _to_port(tunnel, negated=True)
-        for family, network in self.loopback.items():
-            matches = [BY_LO, _to(network, negated=True), TCP, ports, _owner(field, owner)]
-            self.add("nat", "ISTIO_OUTPUT", matches, Jump("ISTIO_IN_REDIRECT"), only=family)
-        if not self.options.loopback_included:
+        ports = [53] * dns_aware + [self.options.inbound_tunnel_port] * bool(self.options.inbound_tunnel_port)
+        spared = [_to_port(*ports, negated=True)] if ports else []
+        if self.mesh.self_calls:
+            for family, network in self.loopback.items():
+                matches = [BY_LO, _to(network, negated=True), TCP, *spared, _owner(field, owner)]
+                self.add("nat", self.chains.output, matches, Jump(self.chains.in_redirect), only=family)
+        if self.mesh.self_calls and not self.options.loopback_included:
             others = _owner(field, owner, negated=True)
             # With DNS captured, TCP to port 53 of a local server must reach the DNS rules below.
-            dns = [TCP, _to_port(53, negated=True)] if self.options.captures_dns else []
-            self.add("nat", "ISTIO_OUTPUT", [BY_LO, *dns, others], Return())
-        self.add("nat", "ISTIO_OUTPUT", [_owner(field, owner)], Return())
+            dns = [TCP, _to_port(53, negated=True)] if self.dns_later else []
+            self.add("nat", self.chains.output, [BY_LO, *dns, others], Return())
+        self.add("nat", self.chains.output, [_owner(field, owner)], Return())
+
+    def _own_pod(self) -> None:
+        self.add("nat", self.chains.output, [BY_LO], Return())
 
     def _owner_groups(self) -> None:
         if self.options.owner_groups_include == "*":
             for group in split(self.options.owner_groups_exclude):
-                self.add("nat", "ISTIO_OUTPUT", [_owner(Field.GID, group)], Return())
+                self.add("nat", self.chains.output, [_owner(Field.GID, group)], Return())
         else:
             none_of = [_owner(Field.GID, g, negated=True) for g in split(self.options.owner_groups_include)]
-            self.add("nat", "ISTIO_OUTPUT", none_of, Return())
+            self.add("nat", self.chains.output, none_of, Return())
 
     def _servers(self) -> dict[Family, list[str]]:
         """Per family the servers captured, as networks; none where every server is."""
@@ -371,66 +396,81 @@ class _Builder:
         }
 
     def _dns(self) -> None:
+        if not self.options.captures_dns:
+            return
         everyone, servers = self.options.capture_all_dns, self._servers()
-        self.add("raw", "OUTPUT", [], Jump("ISTIO_OUTPUT_DNS"))
+        chain = self.chains.output_dns or self.chains.output
+        redirected = [p for p in (TCP, UDP) if p.values[0] in self.mesh.dns_protocols]
+        if self.mesh.proxy_zone:
+            self.add("raw", "OUTPUT", [], Jump(chain))
         named = tuple(family for family in FAMILIES if servers[family])
-        if everyone or len(named) == len(FAMILIES):
-            self.add("nat", "ISTIO_OUTPUT", [], Jump("ISTIO_OUTPUT_DNS"))
-        elif named:
-            self.add("nat", "ISTIO_OUTPUT", [], Jump("ISTIO_OUTPUT_DNS"), only=named[0])
-        for protocol, name in ((TCP, "redirect_dns_tcp"), (UDP, "redirect_dns_udp")):
-            to_proxy = Redirect(DNS_PORT)
+        if chain != self.chains.output and (everyone or named):
+            only = None if everyone or len(named) == len(FAMILIES) else named[0]
+            self.add("nat", self.chains.output, [], Jump(chain), only=only)
+        if self.mesh.dns_spares_proxy:
+            for protocol, uid in itertools.product(redirected, self.options.uids):
+                self.add("nat", chain, [protocol, _to_port(53), _owner(Field.UID, uid)], Return())
+        for protocol in redirected:
+            to_proxy, name = Redirect(self.options.dns_port), f"redirect_dns_{protocol.values[0]}"
             if everyone:
-                self.add("nat", "ISTIO_OUTPUT_DNS", [protocol, _to_port(53)], to_proxy, name=name)
+                self.add("nat", chain, [protocol, _to_port(53)], to_proxy, name=name)
                 continue
             for family in FAMILIES:
                 for server in servers[family]:
-                    matches = [protocol, _to_port(53), _to(server)]
-                    self.add("nat", "ISTIO_OUTPUT_DNS", matches, to_proxy, name=name, only=family)
-        self._dns_zones()
+                    self.add("nat", chain, [protocol, _to_port(53), _to(server)], to_proxy, name=name, only=family)
+        for protocol in (p for p in (TCP, UDP) if p not in redirected):
+            others = [_owner(Field.UID, uid, negated=True) for uid in self.options.uids]
+            self.add("nat", chain, [protocol, _to_port(53), *others], Return())
+        if self.mesh.proxy_zone:
+            self._dns_zones(chain)
 
-    def _dns_zones(self) -> None:
+    def _dns_zones(self, chain: str) -> None:
         """The first zone rule that matches decides: the kernel keeps the zone once chosen."""
         raw, everyone, servers = "raw", self.options.capture_all_dns, self._servers()
+        of_proxy, of_application = Zone(self.mesh.proxy_zone), Zone(self.mesh.application_zone)
         owners = [(Field.UID, uid) for uid in self.options.uids] + [(Field.GID, gid) for gid in self.options.gids]
         for field, owner in owners:
-            asking, answering = [UDP, _to_port(53)], [UDP, _from_port(DNS_PORT)]
-            self.add(raw, "ISTIO_OUTPUT_DNS", [*asking, _owner(field, owner)], Zone(PROXY_ZONE))
-            self.add(raw, "ISTIO_OUTPUT_DNS", [*answering, _owner(field, owner)], Zone(APPLICATION_ZONE))
+            asking, answering = [UDP, _to_port(53)], [UDP, _from_port(self.options.dns_port)]
+            self.add(raw, chain, [*asking, _owner(field, owner)], of_proxy)
+            self.add(raw, chain, [*answering, _owner(field, owner)], of_application)
+        inbound = self.chains.inbound
         if everyone:
-            self.add(raw, "PREROUTING", [], Jump("ISTIO_INBOUND"))
-            self.add(raw, "ISTIO_OUTPUT_DNS", [UDP, _to_port(53)], Zone(APPLICATION_ZONE))
-            self.add(raw, "ISTIO_INBOUND", [UDP, _from_port(53)], Zone(PROXY_ZONE))
+            self.add(raw, "PREROUTING", [], Jump(inbound))
+            self.add(raw, chain, [UDP, _to_port(53)], of_application)
+            self.add(raw, inbound, [UDP, _from_port(53)], of_proxy)
             return
         for family in FAMILIES:
             if servers[family]:
-                self.add(raw, "PREROUTING", [], Jump("ISTIO_INBOUND"), only=family)
+                self.add(raw, "PREROUTING", [], Jump(inbound), only=family)
             for server in servers[family]:
                 to_server, from_server = [UDP, _to_port(53), _to(server)], [UDP, _from_port(53), _from(server)]
-                self.add(raw, "ISTIO_OUTPUT_DNS", to_server, Zone(APPLICATION_ZONE), only=family)
-                self.add(raw, "ISTIO_INBOUND", from_server, Zone(PROXY_ZONE), only=family)
+                self.add(raw, chain, to_server, of_application, only=family)
+                self.add(raw, inbound, from_server, of_proxy, only=family)
 
-    def _outbound_ranges_excluded(self) -> None:
+    def _loopback(self) -> None:
         for family, network in self.loopback.items():
-            self.add("nat", "ISTIO_OUTPUT", [_to(network)], Return(), only=family)
+            self.add("nat", self.chains.output, [_to(network)], Return(), only=family)
+
+    def _excluded_ranges(self) -> None:
         for family in FAMILIES:
             for network in self.options.ranges("outbound_ip_ranges_exclude", family):
-                self.add("nat", "ISTIO_OUTPUT", [_to(network)], Return(), only=family)
+                self.add("nat", self.chains.output, [_to(network)], Return(), only=family)
 
-    def _outbound_included(self) -> None:
-        options, redirect = self.options, Jump("ISTIO_REDIRECT")
+    def _included(self) -> None:
+        options = self.options
         interfaces = [Match(Field.IN_INTERFACE, (name,)) for name in split(options.reroute_virtual_interfaces)]
         for port in options.ports("outbound_ports_include"):
-            self.add("nat", "ISTIO_OUTPUT", [TCP, _to_port(port)], redirect)
+            self._out([TCP, _to_port(port)])
         if options.outbound_ip_ranges_include == "*":
-            self.add("nat", "ISTIO_OUTPUT", [], redirect)
+            self._out([])
             for interface in interfaces:
-                self.add("nat", "PREROUTING", [interface], redirect, position=1)
+                self.add("nat", "PREROUTING", [interface], Jump(self.chains.redirect), position=1)
         for family in FAMILIES:
             for network in options.ranges("outbound_ip_ranges_include", family):
                 for interface in interfaces:
-                    self.add("nat", "PREROUTING", [interface, _to(network)], redirect, position=1, only=family)
-                self.add("nat", "ISTIO_OUTPUT", [_to(network)], redirect, only=family)
+                    matches = [interface, _to(network)]
+                    self.add("nat", "PREROUTING", matches, Jump(self.chains.redirect), position=1, only=family)
+                self._out([_to(network)], only=family)
 
     def _inbound_marks(self) -> None:
         """TPROXY: marks of the proxy's transparent connections follow the connection; loops are cut."""
@@ -441,13 +481,19 @@ class _Builder:
         for field, owner in owners:
             for family, network in self.loopback.items():
                 matches = [_to(network, negated=True), TCP, BY_LO, _owner(field, owner)]
-                self.add("mangle", "OUTPUT", matches, SetMark(SELF_MARK), only=family)
+                self.add("mangle", "OUTPUT", matches, SetMark(self.mesh.self_mark), only=family)
         connection = Match(Field.CONNECTION_MARK, (mark,))
         self.add("mangle", "OUTPUT", [TCP, connection], RestoreMark())
-        self.add("mangle", "ISTIO_INBOUND", [TCP, _mark(mark)], Return(), position=1)
-        for family, source in PASSTHROUGH.items():
-            self.add("mangle", "ISTIO_INBOUND", [TCP, _from(source), FROM_LO], Return(), position=2, only=family)
-        self.add("mangle", "ISTIO_INBOUND", [TCP, FROM_LO, _mark(SELF_MARK, negated=True)], Return(), position=3)
+        self.add("mangle", self.chains.inbound, [TCP, _mark(mark)], Return(), position=1)
+        for family, source in self.passthrough.items():
+            self.add("mangle", self.chains.inbound, [TCP, _from(source), FROM_LO], Return(), position=2, only=family)
+        self.add(
+            "mangle",
+            self.chains.inbound,
+            [TCP, FROM_LO, _mark(self.mesh.self_mark, negated=True)],
+            Return(),
+            position=3,
+        )
 
     def outbound_tproxy(self) -> None:
         """What the nat rules would redirect to the proxy's port is marked, comes back in by lo and meets TPROXY there.
@@ -455,36 +501,36 @@ class _Builder:
         Decided for a connection's first packet, by the same conditions; the connection's mark keeps the decision, so
         that connections older than the rules go on untouched. DNS and calls to the own pod stay with the nat rules.
         """
-        mark = OUTPUT_MARK
+        mark = self.mesh.output_mark
         decided = Match(Field.CONNECTION_MARK, (mark,))
-        decisions = [step for step in self.steps if (step.table, step.chain) == ("nat", "ISTIO_OUTPUT")]
-        dns = [step for step in self.steps if (step.table, step.chain) == ("nat", "ISTIO_OUTPUT_DNS")]
-        self.add("mangle", "OUTPUT", [TCP], Jump("ISTIO_OUTPUT_TPROXY"))
-        self.add("mangle", "ISTIO_OUTPUT_TPROXY", [Match(Field.DIRECTION, ("REPLY",))], Return())
-        self.add("mangle", "ISTIO_OUTPUT_TPROXY", [decided], RestoreMark())
-        self.add("mangle", "ISTIO_OUTPUT_TPROXY", [decided], Accept())
-        self.add("mangle", "ISTIO_OUTPUT_TPROXY", [_state("NEW", negated=True)], Return())
+        decisions = [step for step in self.steps if (step.table, step.chain) == ("nat", self.chains.output)]
+        dns = [step for step in self.steps if (step.table, step.chain) == ("nat", self.chains.output_dns)]
+        self.add("mangle", "OUTPUT", [TCP], Jump(self.chains.output_tproxy))
+        self.add("mangle", self.chains.output_tproxy, [Match(Field.DIRECTION, ("REPLY",))], Return())
+        self.add("mangle", self.chains.output_tproxy, [decided], RestoreMark())
+        self.add("mangle", self.chains.output_tproxy, [decided], Accept())
+        self.add("mangle", self.chains.output_tproxy, [_state("NEW", negated=True)], Return())
         for interface in split(self.options.exclude_interfaces):
-            self.add("mangle", "ISTIO_OUTPUT_TPROXY", [Match(Field.OUT_INTERFACE, (interface,))], Return())
+            self.add("mangle", self.chains.output_tproxy, [Match(Field.OUT_INTERFACE, (interface,))], Return())
         for step in decisions:
-            if step.rule.verdict == Jump("ISTIO_OUTPUT_DNS"):
+            if step.rule.verdict == Jump(self.chains.output_dns):
                 for one in (one for one in dns if TCP in one.rule.matches and set(step.families) & set(one.families)):
                     self._copied(one, Return())
             elif UDP not in step.rule.matches:
-                redirected = step.rule.verdict == Jump("ISTIO_REDIRECT")
-                self._copied(step, Jump("ISTIO_OUTPUT_MARK") if redirected else Return())
-        self.add("mangle", "ISTIO_OUTPUT_MARK", [], SetConnectionMark(mark), name="redirect_tcp")
-        self.add("mangle", "ISTIO_OUTPUT_MARK", [], SetMark(mark))
-        self.add("mangle", "ISTIO_OUTPUT_MARK", [], Accept())
-        self.add("nat", "ISTIO_OUTPUT", [TCP, _mark(mark)], Return(), position=1)
-        self.add("mangle", "PREROUTING", [FROM_LO, TCP, _mark(mark)], Jump("ISTIO_IN_OUTPUT_TPROXY"))
+                redirected = step.rule.verdict == Jump(self.chains.redirect)
+                self._copied(step, Jump(self.chains.output_mark) if redirected else Return())
+        self.add("mangle", self.chains.output_mark, [], SetConnectionMark(mark), name="redirect_tcp")
+        self.add("mangle", self.chains.output_mark, [], SetMark(mark))
+        self.add("mangle", self.chains.output_mark, [], Accept())
+        self.add("nat", self.chains.output, [TCP, _mark(mark)], Return(), position=1)
+        self.add("mangle", "PREROUTING", [FROM_LO, TCP, _mark(mark)], Jump(self.chains.in_output_tproxy))
         established = [_state("RELATED", "ESTABLISHED")]
-        self.add("mangle", "ISTIO_IN_OUTPUT_TPROXY", established, Accept())
+        self.add("mangle", self.chains.in_output_tproxy, established, Accept())
         addresses: dict[Family, str] = {"ipv4": "127.0.0.1", "ipv6": "::1"}
         for family, address in addresses.items():
             to_proxy = Tproxy(self.options.proxy_port, mark, address)
-            self.add("mangle", "ISTIO_IN_OUTPUT_TPROXY", [TCP], to_proxy, only=family)
+            self.add("mangle", self.chains.in_output_tproxy, [TCP], to_proxy, only=family)
 
     def _copied(self, step: Step, verdict: Verdict) -> None:
         only = step.families[0] if len(step.families) == 1 else None
-        self.add("mangle", "ISTIO_OUTPUT_TPROXY", step.rule.matches, verdict, only=only)
+        self.add("mangle", self.chains.output_tproxy, step.rule.matches, verdict, only=only)

@@ -188,7 +188,8 @@ class _Walk:
             return any(ipaddress.ip_address(address) in network for network in networks)
         if match.field is Field.GID:
             return packet.gid in [group_id(str(value)) for value in match.values]
-        return _VALUES[match.field](self) in match.values
+        found = _VALUES[match.field](self)
+        return any(found in value if isinstance(value, range) else found == value for value in match.values)
 
 
 _NETWORKS = (ipaddress.IPv4Network, ipaddress.IPv6Network)

@@ -11,7 +11,8 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..options import DNS_PORT, Options
+from ..conventions import ALL, ISTIO
+from ..options import Options, Port
 from ..refusal import Refusal
 
 # In the order of `enum counter` in mesh.bpf.c. Those that the rules have too bear the names of the rules' comments.
@@ -27,6 +28,7 @@ COUNTERS = (
 MAX_LOCAL = 8  # addresses of one pod; length of `local` in mesh.bpf.c
 MAX_OWNERS = 8  # users, and groups, of the proxy; length of `proxy_uids`
 MAX_RANGES = 4096  # different ranges in all options together; size of `ranges`
+_NOBODY = 2**32 - 1  # the kernel gives this number to no user and no group
 _PORTS_BYTES = 1 << 13  # a bit per port
 _PORTS = f"{_PORTS_BYTES}s"
 _LAYOUT = f"=Q{MAX_OWNERS}I{MAX_OWNERS}I{4 * MAX_LOCAL}s4sHHHHBB{_PORTS}{_PORTS}{_PORTS}2x"  # `struct settings`
@@ -123,10 +125,10 @@ def from_options(options: Options) -> Settings:
         outbound_port=options.proxy_port,
         inbound_port=options.inbound_capture_port,
         tunnel_port=options.inbound_tunnel_port,
-        dns_port=DNS_PORT,
+        dns_port=options.dns_port,
         capture_dns=options.captures_dns,
-        outbound_excluded=frozenset(options.ports("outbound_ports_exclude")),
-        outbound_included=frozenset(options.ports("outbound_ports_include")),
+        outbound_excluded=_each(options.ports("outbound_ports_exclude")),
+        outbound_included=_each(options.ports("outbound_ports_include")),
         inbound_captured=_inbound(options),
         ranges=ranges,
     )
@@ -139,12 +141,20 @@ ONLY: Mapping[str, tuple[object, str]] = {
     "exclude_interfaces": ("", "a destination is decided on before it is routed"),
     "owner_groups_include": ("*", "only the proxy's own groups are asked for"),
     "owner_groups_exclude": ("", "only the proxy's own groups are asked for"),
+    "inbound_ip_ranges_exclude": ("", "a connection's listener is chosen by its port"),
     "drop_invalid": (False, "connection tracking is not asked"),
     "enable_ipv6": (False, "IPv6 is let alone"),
 }
 
 
 def _impossible(options: Options) -> Iterator[str]:
+    possible = [mesh.name for mesh in ALL.values() if mesh.self_calls]
+    if options.conventions not in possible:
+        reason = "the programs take the proxy's calls to its own pod for inbound ones, and let others' on loopback pass"
+        yield f"conventions is {_shown(options.conventions)}, allowed: {', '.join(possible)} ({reason})"
+    if options.captures_dns and options.mesh.dns_protocols != ISTIO.dns_protocols:
+        protocols = ", ".join(options.mesh.dns_protocols)
+        yield f"redirect_dns is true, allowed under these conventions: false (they redirect {protocols} alone)"
     for key, (only, reason) in ONLY.items():
         value = getattr(options, key)
         if value != only:
@@ -167,10 +177,14 @@ def _shown(value: object) -> str:
 
 def _inbound(options: Options) -> frozenset[int]:
     if options.inbound_ports_include == "*":
-        ports = set(range(1, 65536)) - set(options.ports("inbound_ports_exclude"))
+        ports = _each([range(1, 65536)]) - _each(options.ports("inbound_ports_exclude"))
     else:  # a list silences the excluded ones, as in Istio
-        ports = set(options.ports("inbound_ports_include"))
-    return frozenset(ports - {options.inbound_tunnel_port})
+        ports = _each(options.ports("inbound_ports_include"))
+    return ports - {options.inbound_tunnel_port}
+
+
+def _each(ports: Iterable[Port]) -> frozenset[int]:
+    return frozenset(one for port in ports for one in (port if isinstance(port, range) else (port,)))
 
 
 def _ranges(options: Options) -> dict[ipaddress.IPv4Network, Range]:
@@ -208,8 +222,8 @@ def _servers(options: Options) -> list[ipaddress.IPv4Network]:
 
 
 def _filled(owners: tuple[int, ...]) -> tuple[int, ...]:
-    """As many as there is room for; the first stands in for those that are missing."""
-    return owners + (owners[0],) * (MAX_OWNERS - len(owners))
+    """As many as there is room for; the first stands in for those that are missing, or nobody."""
+    return owners + (owners[0] if owners else _NOBODY,) * (MAX_OWNERS - len(owners))
 
 
 def _spans(ports: Iterable[int]) -> str:
