@@ -49,8 +49,8 @@ from participants import CLIENTS, HEADLESS, PATIENCE_S, Client, Plane, mesh, nam
 import dnsproxy
 import meshdns
 from meshdns.core import paths
+from meshdns.interception.conventions import ISTIO
 from meshdns.istio import reader, registry, vips
-from meshdns.lab.ports import PORT_DNS
 from meshdns.measure import facts
 from meshdns.xds import api
 from meshdns.xds.compile import Compiler, Snapshot
@@ -183,7 +183,7 @@ class Bench:
         ):
             server = bind or self._server(stack)
             server.queries = queries(self.count)
-            own = dnsproxy.Server("the sidecar", sidecar, PORT_DNS, server.queries)
+            own = dnsproxy.Server("the sidecar", sidecar, ISTIO.dns_port, server.queries)
             self.tasks = [asyncio.create_task(one.run(serving.ads)) for one in self.clients]
             await self._until(lambda: all(one.known[LDS] and one.known[SDS] for one in self.clients))
             await self._until_shown(serving, lambda shown: accepted(shown, self.nodes[-1]))

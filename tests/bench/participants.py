@@ -33,7 +33,7 @@ from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf import json_format
 
 import dnsproxy
-from meshdns.lab.ports import PORT_ADMIN, PORT_DNS, PORT_INBOUND, PORT_OUTBOUND, PORT_STATS
+from meshdns.interception.conventions import ISTIO
 from meshdns.xds import api, bootstrap
 from meshdns.xds.encoding import CDS, EDS, LDS, RDS, SDS
 from meshdns.xds.node import Choices, Dns, Node
@@ -221,9 +221,9 @@ def _table(value: bytes) -> str:
 @contextlib.contextmanager
 def envoy(program: Path, folder: Path, where: str, node: Node) -> Iterator[subprocess.Popen[bytes]]:
     """A real one, on the ports that every sidecar has."""
-    for port in (PORT_ADMIN, PORT_INBOUND, PORT_OUTBOUND, PORT_STATS, PORT_DNS):
+    for port in (ISTIO.admin_port, ISTIO.inbound_port, ISTIO.outbound_port, ISTIO.stats_port, ISTIO.dns_port):
         _need(socket.SOCK_STREAM, "0.0.0.0", port)
-    _need(socket.SOCK_DGRAM, "127.0.0.1", PORT_DNS)
+    _need(socket.SOCK_DGRAM, "127.0.0.1", ISTIO.dns_port)
     (folder / "envoy.json").write_text(json.dumps(bootstrap.bootstrap(node, where)))
     process = subprocess.Popen(
         _envoy_command(program, folder / "envoy.json"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -250,7 +250,7 @@ def _envoy_command(program: Path, configuration: Path) -> list[str]:
 
 
 def envoy_memory_mb() -> float:
-    with urllib.request.urlopen(f"http://127.0.0.1:{PORT_ADMIN}/memory", timeout=PATIENCE_S) as reply:
+    with urllib.request.urlopen(f"http://127.0.0.1:{ISTIO.admin_port}/memory", timeout=PATIENCE_S) as reply:
         return int(json.load(reply)["allocated"]) / 1e6
 
 

@@ -12,8 +12,9 @@ import yaml
 
 from meshdns.core import resolver
 from meshdns.core.world import Nets, Pod
+from meshdns.interception.conventions import ISTIO
 from meshdns.istio import reader, registry
-from meshdns.lab import envoy, ports, rules
+from meshdns.lab import envoy, rules
 from meshdns.lab.compose import rendering
 from meshdns.xds import api
 from meshdns.xds.compile import snapshot
@@ -90,7 +91,7 @@ def test_envoy_answers_a_governed_pod_alone_over_udp_and_leaves_tcp_to_the_clust
     node = parse(json.loads(started)["node"]["metadata"])
     given = snapshot(registry.build(reader.read([COMPOSE / "worlds"]), {}), node)
     asked = given[api.LISTENER]["dns_udp"]["address"]["socket_address"]
-    assert (asked["protocol"], asked["port_value"]) == ("UDP", ports.PORT_DNS)
+    assert (asked["protocol"], asked["port_value"]) == ("UDP", ISTIO.dns_port)
     [proxy] = given[api.LISTENER]["dns_tcp"]["filter_chains"][0]["filters"]
     [there] = given[api.CLUSTER][proxy["typed_config"]["cluster"]]["load_assignment"]["endpoints"][0]["lb_endpoints"]
     assert there["endpoint"]["address"]["socket_address"]["address"] == WORLD.dns_cluster_ip

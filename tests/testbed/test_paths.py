@@ -11,7 +11,7 @@ import pytest
 
 from meshdns.core import process
 from meshdns.core.world import Pod
-from meshdns.lab import ports
+from meshdns.interception.conventions import ISTIO
 from meshdns.lab.compose.testbed import Testbed
 from meshdns.measure import run, trace
 from meshdns.measure.plan import Cell, Trial
@@ -255,7 +255,7 @@ def test_a_connection_to_the_proxy_port_itself_does_not_loop(bed: Testbed, arm: 
             "try: print(len(s.recv(100)))\nexcept ConnectionResetError: print(0)"
         )
         assert in_app(bed, arm, program) == "0"
-    page = {"url": f"http://127.0.0.1:{ports.PORT_ADMIN}/stats?format=json&filter=^server.total_connections$"}
+    page = {"url": f"http://127.0.0.1:{ISTIO.admin_port}/stats?format=json&filter=^server.total_connections$"}
     with bed.observers() as observers:
         reply = observers[f"client-{arm}"].ask({"op": "snapshot", "pages": [page]}, 10)[0]["pages"][0]
     assert json.loads(reply)["stats"][0]["value"] < 50  # a loop would hold hundreds

@@ -11,16 +11,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from meshdns.core import errors, resolver
+from meshdns.interception.conventions import ISTIO
 from meshdns.istio import nametable, outbound, records
 from meshdns.istio.fields import Labels, is_address, is_host
 from meshdns.istio.outbound import Chain, Client, Listener, Outbound, RouteTable, VirtualHost, Weighted
 from meshdns.istio.registry import Discovery, Endpoint, Registry, Service
 from meshdns.istio.resources import DOMAIN, HttpMatch, StringMatch, TrafficPolicy
-from meshdns.lab import ports
 
 NDOTS = 5  # Kubernetes' resolv.conf
 DNS_PORT = 53
-_OWN_PORTS = (ports.PORT_OUTBOUND, ports.PORT_INBOUND)
+_OWN_PORTS = (ISTIO.outbound_port, ISTIO.inbound_port)
 Table = dict[str, nametable.Name]
 
 

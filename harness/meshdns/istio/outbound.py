@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from meshdns.interception.conventions import ISTIO
 from meshdns.istio.fields import Labels
 from meshdns.istio.registry import Discovery, Endpoint, Registry, Service
 from meshdns.istio.resources import (
@@ -29,11 +30,10 @@ from meshdns.istio.resources import (
     TrafficPolicy,
     selects,
 )
-from meshdns.lab import ports
 
 WILDCARD = "0.0.0.0"  # noqa: S104  not bound: the listener that takes a redirected connection to any address
 # Addresses of the sidecar's own listeners: the proxy takes no second one for an address, even where it is not bound.
-SIDECARS_OWN = {(WILDCARD, port) for port in (ports.PORT_OUTBOUND, ports.PORT_INBOUND, ports.PORT_STATS)}
+SIDECARS_OWN = {(WILDCARD, port) for port in (ISTIO.outbound_port, ISTIO.inbound_port, ISTIO.stats_port)}
 PASSTHROUGH, BLACKHOLE = "PassthroughCluster", "BlackHoleCluster"
 # Servers of these protocols speak first, so nothing else can share their port: looking at the first bytes would hang.
 _ALONE = (Protocol.MONGO, Protocol.MYSQL)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from meshdns.core.world import Nets, Pod, Service, World
+from meshdns.interception.conventions import ISTIO
 from meshdns.lab import names
-from meshdns.lab.ports import PORT_ADMIN, PORT_DNS, PORT_INBOUND, PORT_OUTBOUND, PORT_STATS
 
 Json = dict[str, Any]
 _TYPE = "type.googleapis.com/envoy."
@@ -163,11 +163,11 @@ def _dns_listeners(world: World, nets: Nets) -> list[Json]:
     }
     udp = {
         "name": "dns_udp",
-        "address": _address("127.0.0.1", PORT_DNS, "UDP"),
+        "address": _address("127.0.0.1", ISTIO.dns_port, "UDP"),
         "udp_listener_config": {"downstream_socket_config": {"max_rx_datagram_size": 9000}},
         "listener_filters": [{"name": "envoy.filters.udp.dns_filter", "typed_config": dns_filter}],
     }
-    return [udp, _listener("dns_tcp", "127.0.0.1", PORT_DNS, [_chain("dns", _tcp_proxy("cluster_dns"))])]
+    return [udp, _listener("dns_tcp", "127.0.0.1", ISTIO.dns_port, [_chain("dns", _tcp_proxy("cluster_dns"))])]
 
 
 def _overload() -> Json:
@@ -191,14 +191,14 @@ def bootstrap(world: World, nets: Nets, pod: Pod) -> Json:
     listeners = [
         _capturing(
             "virtual_outbound",
-            PORT_OUTBOUND,
+            ISTIO.outbound_port,
             [_chain("passthrough", _tcp_proxy("passthrough"))],
             pod,
             use_original_dst=True,
         ),
         _capturing(
             "virtual_inbound",
-            PORT_INBOUND,
+            ISTIO.inbound_port,
             [
                 _chain("inbound-http", _http("inbound", "inbound"), 8080),
                 _chain("inbound-passthrough", _tcp_proxy("inbound_passthrough")),
@@ -206,13 +206,13 @@ def bootstrap(world: World, nets: Nets, pod: Pod) -> Json:
             pod,
             listener_filters=[original_dst_filter],
         ),
-        _listener("stats", "0.0.0.0", PORT_STATS, [_chain("stats", _http("stats", "admin", "/stats"))]),  # noqa: S104
+        _listener("stats", "0.0.0.0", ISTIO.stats_port, [_chain("stats", _http("stats", "admin", "/stats"))]),  # noqa: S104
     ]
     clusters = [
         _original_dst("passthrough"),
-        _original_dst("inbound", "127.0.0.6"),
-        _original_dst("inbound_passthrough", "127.0.0.6"),
-        _static("admin", ["127.0.0.1"], PORT_ADMIN),
+        _original_dst("inbound", ISTIO.passthrough_v4),
+        _original_dst("inbound_passthrough", ISTIO.passthrough_v4),
+        _static("admin", ["127.0.0.1"], ISTIO.admin_port),
         {"name": "blackhole", "type": "STATIC", "connect_timeout": CONNECT_TIMEOUT},
     ]
     for service in world.static if pod.arm else ():
@@ -229,7 +229,7 @@ def bootstrap(world: World, nets: Nets, pod: Pod) -> Json:
         clusters.append(_static("cluster_dns", [world.dns_cluster_ip], 53))
     return {
         "node": {"id": pod.pod, "cluster": "meshdns"},
-        "admin": {"address": _address("127.0.0.1", PORT_ADMIN)},
+        "admin": {"address": _address("127.0.0.1", ISTIO.admin_port)},
         "static_resources": {"listeners": listeners, "clusters": clusters},
         "overload_manager": _overload(),
     }

@@ -12,6 +12,7 @@ from typing import Any
 
 from meshdns.core import errors, process
 from meshdns.core.world import Nets, World
+from meshdns.interception.conventions import ISTIO
 from meshdns.lab import ports
 from meshdns.lab.compose import rendering
 from meshdns.lab.compose.channel import Channel
@@ -174,7 +175,7 @@ class Plane:
         """
         shop = self.world.backends["shop"]
         usual = {f"{self.bed.nets.pod(each)}:{shop.target_ports[0]}" for each in shop.hosts}
-        page = {"url": f"http://127.0.0.1:{ports.PORT_ADMIN}/clusters", "timeout_s": 2}
+        page = {"url": f"http://127.0.0.1:{ISTIO.admin_port}/clusters", "timeout_s": 2}
         deadline = time.monotonic() + RESOLVE_TIMEOUT_S
         while True:
             reply, _ = observer.ask({"op": "snapshot", "pages": [page]}, ASK_TIMEOUT_S)

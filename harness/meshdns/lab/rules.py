@@ -13,20 +13,16 @@ from collections.abc import Iterator
 
 from meshdns.core.world import Nets, Pod, World
 from meshdns.interception import iptables, nftables, routing
+from meshdns.interception.conventions import ISTIO
 from meshdns.interception.ebpf.settings import from_options
 from meshdns.interception.options import Options
 from meshdns.interception.ruleset import build
-from meshdns.lab.ports import PORT_DNS, PORT_STATS, PORT_STATUS, PROXY_UID
-
-INBOUND_EXCLUDED = (PORT_STATUS, 15021, PORT_STATS)  # Istio's agent, readiness and statistics ports
 
 
 def options(pod: Pod) -> Options:
     """What Istio asks of a sidecar's interception; port 53 too where the pod has a DNS proxy."""
-    return Options(
-        inbound_ports_include="*",
-        inbound_ports_exclude=",".join(map(str, INBOUND_EXCLUDED)),
-        outbound_ip_ranges_include="*",
+    return Options.of(
+        **ISTIO.injected(),
         redirect_dns=pod.dns_proxy,
         capture_all_dns=pod.dns_proxy,
         inbound_interception_mode="TPROXY" if pod.mechanism == "tproxy" else "REDIRECT",
@@ -92,10 +88,10 @@ def _cluster_ips(world: World, nets: Nets) -> Iterator[str]:
 
 def _dns_counts(pod: Pod) -> Iterator[str]:
     # Programs change the address before there is a packet; rules see the port that the application asked for.
-    asked = PORT_DNS if pod.mechanism == "ebpf" else 53
+    asked = ISTIO.dns_port if pod.mechanism == "ebpf" else 53
     for protocol in ("udp", "tcp"):
         syn, suffix = ("", "") if protocol == "udp" else (" --syn", "_tcp")
-        client, proxy = f"! --uid-owner {PROXY_UID}", f"--uid-owner {PROXY_UID}"
+        client, proxy = f"! --uid-owner {ISTIO.uid}", f"--uid-owner {ISTIO.uid}"
         yield f"-A OUTPUT -p {protocol} --dport {asked}{syn} -m owner {client} {_count(f'dns_client{suffix}')}"
         yield f"-A OUTPUT -p {protocol} --dport 53{syn} -m owner {proxy} {_count(f'dns_proxy{suffix}')}"
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from meshdns.core import errors
 from meshdns.core.world import Pod, Service, World
+from meshdns.interception.conventions import ISTIO
 from meshdns.lab import ports
 from meshdns.lab.compose import rendering
 from meshdns.lab.compose.channel import Channel
@@ -131,9 +132,9 @@ class Reader:
             return self._governed(cell, service)
         for replica, host in service.replicas.items() if service else ():
             base = f"http://{self._testbed.nets.pod(host)}"
-            pages[f"{replica}/nginx"] = {"url": f"{base}:{ports.PORT_STATUS}/status"}
+            pages[f"{replica}/nginx"] = {"url": f"{base}:{ISTIO.status_port}/status"}
             if service and service.meshed:
-                stats = f"{base}:{ports.PORT_STATS}/stats?format=json&filter=^{_INBOUND}$"
+                stats = f"{base}:{ISTIO.stats_port}/stats?format=json&filter=^{_INBOUND}$"
                 pages[f"{replica}/envoy"] = {"url": stats}
         return pages
 
@@ -144,7 +145,7 @@ class Reader:
         pattern = _quoted("|".join(f"^{re.escape(name)}$" for name in _SERVED))
         return {
             f"{replica}/governed": {
-                "url": f"http://{self._testbed.nets.pod(host)}:{ports.PORT_STATS}/stats?format=json&filter={pattern}"
+                "url": f"http://{self._testbed.nets.pod(host)}:{ISTIO.stats_port}/stats?format=json&filter={pattern}"
             }
             for replica, host in service.replicas.items()
             if self._world.named(replica).sidecar
@@ -228,7 +229,7 @@ def _local_pages(cell: Cell, client: Pod) -> dict[str, dict[str, Any]]:
         return pages
     if client.sidecar:
         pages["envoy"] = {
-            "url": f"{base}:{ports.PORT_ADMIN}/stats?format=json&filter={_quoted(_FILTERS[client.governed])}"
+            "url": f"{base}:{ISTIO.admin_port}/stats?format=json&filter={_quoted(_FILTERS[client.governed])}"
         }
     if client.dns == "agent":
         pages["dnsproxy"] = {"url": f"{base}:{ports.PORT_DNS_METRICS}/metrics"}

@@ -14,7 +14,7 @@ from typing import Any
 
 from meshdns import __version__
 from meshdns.core import paths, process
-from meshdns.lab import ports
+from meshdns.interception.conventions import ISTIO
 from meshdns.lab.compose import testbed
 from meshdns.lab.compose.channel import Channel
 from meshdns.lab.compose.testbed import Testbed
@@ -83,7 +83,7 @@ def _config_dumps(bed: Testbed, observers: Mapping[str, Channel], arms: Collecti
 
 
 def _config_dump(observer: Channel) -> Any:
-    page = {"url": f"http://127.0.0.1:{ports.PORT_ADMIN}/config_dump"}
+    page = {"url": f"http://127.0.0.1:{ISTIO.admin_port}/config_dump"}
     body = observer.ask({"op": "snapshot", "pages": [page]}, ASK_TIMEOUT_S)[0]["pages"][0]
     if not body:
         return None

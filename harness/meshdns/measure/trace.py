@@ -22,6 +22,7 @@ import dns.rcode
 
 from meshdns.core import errors, resolver
 from meshdns.core.world import Pod, World
+from meshdns.interception.conventions import ISTIO
 from meshdns.lab import ports
 from meshdns.lab.compose.channel import Channel
 from meshdns.lab.compose.testbed import Testbed
@@ -166,7 +167,7 @@ def _counted(pod: Pod, channel: Channel) -> _Counted:
     return _Counted(rules, {each["name"]: each["value"] for each in page["stats"] if "value" in each})
 
 
-def _page(channel: Channel, path: str, port: int = ports.PORT_ADMIN) -> Any:
+def _page(channel: Channel, path: str, port: int = ISTIO.admin_port) -> Any:
     """A JSON page on the pod's loopback; None where nobody answers."""
     page = {"url": f"http://127.0.0.1:{port}/{path}"}
     body = channel.ask({"op": "snapshot", "pages": [page]}, ANSWER_SLACK_S)[0]["pages"][0]
@@ -260,7 +261,7 @@ def _packets(seen: Mapping[str, Mapping[str, bytes]]) -> Iterator[Seen]:
 
 
 # Pages that observers read, name servers' consoles: never part of an application's request.
-_OBSERVERS = {ports.PORT_ADMIN, ports.PORT_STATS, ports.PORT_STATUS, ports.PORT_DNS_METRICS,
+_OBSERVERS = {ISTIO.admin_port, ISTIO.stats_port, ISTIO.status_port, ports.PORT_DNS_METRICS,
               ports.PORT_LOADER, 5199, 8053, 8083}  # fmt: skip
 
 
@@ -268,7 +269,7 @@ def _said(frame: capture.Frame) -> str:
     """DNS question and answer, the first line of HTTP, TLS as such."""
     if not frame.payload:
         return ""
-    if {53, 5300, ports.PORT_DNS} & {frame.source_port, frame.target_port}:
+    if {53, 5300, ISTIO.dns_port} & {frame.source_port, frame.target_port}:
         return _dns(frame.payload if frame.protocol == _UDP else frame.payload[2:])
     if frame.payload[:1] in (b"\x16", b"\x17"):
         return "TLS handshake" if frame.payload[:1] == b"\x16" else "TLS data"

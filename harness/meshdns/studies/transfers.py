@@ -18,14 +18,14 @@ from urllib.parse import urlsplit
 from meshdns.core import resolver
 from meshdns.core.world import Pod as WorldPod
 from meshdns.core.world import World
-from meshdns.lab import ports
+from meshdns.interception.conventions import ISTIO
 
 Packet = Mapping[str, Any]  # one of a trace's `packets`
 Kind = Literal["DNS", "TCP"]
 APPLICATION, SIDECAR, DNS_PROXY, DNSDIST, BIND = "application", "sidecar", "DNS proxy", "dnsdist", "BIND"
 SERVER_SIDECAR, SERVER, ITSELF = "server sidecar", "server", "the pod itself"
-DNS_PORTS = (53, 5300, ports.PORT_DNS)  # the cluster DNS, BIND behind dnsdist, the DNS proxy
-_CAPTURING = (ports.PORT_OUTBOUND, ports.PORT_INBOUND)
+DNS_PORTS = (53, 5300, ISTIO.dns_port)  # the cluster DNS, BIND behind dnsdist, the DNS proxy
+_CAPTURING = (ISTIO.outbound_port, ISTIO.inbound_port)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from meshdns.interception.conventions import ISTIO
 from meshdns.istio.inbound import Inbound
 from meshdns.istio.resources import MtlsMode, Protocol
-from meshdns.lab.ports import PORT_INBOUND
 from meshdns.xds import api, filters, identity, listeners, routes
 from meshdns.xds.api import Json
 from meshdns.xds.node import Node
@@ -47,7 +47,7 @@ def virtual_inbound(node: Node, given: Inbound) -> Json:
     inspectors += _inspector(filters.HTTP_INSPECTOR, ports, [port for port in ports if port.sniffed])
     inspection = filters.INSPECTION if len(inspectors) > 1 else {}
     return listeners.capturing(
-        api.VIRTUAL_INBOUND, PORT_INBOUND, chains, node, listener_filters=inspectors, **inspection
+        api.VIRTUAL_INBOUND, ISTIO.inbound_port, chains, node, listener_filters=inspectors, **inspection
     )
 
 
@@ -58,7 +58,7 @@ def _ports(node: Node, given: Inbound) -> list[_Port]:
     known = [
         _Port(number, _family(protocol), mode)
         for number, (protocol, mode) in sorted(found.items())
-        if number != PORT_INBOUND or not node.guarded
+        if number != ISTIO.inbound_port or not node.guarded
     ]
     return [*known, _Port(0, "bytes", given.mode)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 
 from meshdns.core import errors
-from meshdns.lab.ports import PORT_ADMIN, PORT_STATS
+from meshdns.interception.conventions import ISTIO
 from meshdns.xds import api, filters
 from meshdns.xds.api import Json
 from meshdns.xds.node import Node
@@ -28,11 +28,11 @@ def bootstrap(node: Node, control_plane: str) -> Json:
     }
     return {
         "node": {"id": node.id, "cluster": "meshdns", "metadata": node.metadata()},
-        "admin": {"address": api.address("127.0.0.1", PORT_ADMIN)},
+        "admin": {"address": api.address("127.0.0.1", ISTIO.admin_port)},
         "dynamic_resources": {"ads_config": ads, "lds_config": api.ADS, "cds_config": api.ADS},
         "static_resources": {
             "listeners": [_statistics()],
-            "clusters": [api.static(ADMIN, "127.0.0.1", PORT_ADMIN), _control_plane(control_plane)],
+            "clusters": [api.static(ADMIN, "127.0.0.1", ISTIO.admin_port), _control_plane(control_plane)],
         },
         "layered_runtime": {
             "layers": [
@@ -55,7 +55,7 @@ def _statistics() -> Json:
     hosts = [{"name": "stats", "domains": ["*"], "routes": [route]}]
     return {
         "name": "stats",
-        "address": api.address("0.0.0.0", PORT_STATS),  # noqa: S104  read from outside the pod
+        "address": api.address("0.0.0.0", ISTIO.stats_port),  # noqa: S104  read from outside the pod
         "filter_chains": [{"filters": [filters.http("stats", route_config={"virtual_hosts": hosts})]}],
     }
 

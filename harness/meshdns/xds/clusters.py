@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
+from meshdns.interception.conventions import ISTIO
 from meshdns.istio import outbound
 from meshdns.istio.fields import Labels
 from meshdns.istio.outbound import Cluster
@@ -46,8 +47,10 @@ def own() -> dict[str, Json]:
         _original(api.PASSTHROUGH),
         {"name": api.BLACKHOLE, "type": "STATIC", "connect_timeout": api.CONNECT_TIMEOUT},
         # Whatever HTTP version comes in is spoken to the application too.
-        _original(api.INBOUND, "127.0.0.6", typed_extension_protocol_options=_http_options(_DOWNSTREAM, {}, {})),
-        _original(api.INBOUND_PASSTHROUGH, "127.0.0.6"),
+        _original(
+            api.INBOUND, ISTIO.passthrough_v4, typed_extension_protocol_options=_http_options(_DOWNSTREAM, {}, {})
+        ),
+        _original(api.INBOUND_PASSTHROUGH, ISTIO.passthrough_v4),
     ]
     return {one["name"]: one for one in found}
 

@@ -11,10 +11,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from meshdns.interception.conventions import ISTIO
 from meshdns.istio import outbound
 from meshdns.istio.outbound import Chain, Cluster, Listener
 from meshdns.istio.resources import Pool, Protocol
-from meshdns.lab.ports import PORT_DNS, PORT_OUTBOUND
 from meshdns.xds import api, filters, identity
 from meshdns.xds.api import Json
 from meshdns.xds.node import Node
@@ -25,14 +25,14 @@ _ANY = outbound.WILDCARD
 
 def occupied(node: Node) -> set[tuple[str, int]]:
     """Addresses of its own listeners that the model does not know of: what the sidecar has for DNS."""
-    return {("127.0.0.1", PORT_DNS)} if node.dns == "envoy" else set()
+    return {("127.0.0.1", ISTIO.dns_port)} if node.dns == "envoy" else set()
 
 
 def virtual_outbound(node: Node, fallback: str) -> Json:
     """Takes every captured connection; what no other listener takes goes to `fallback`."""
     return capturing(
         api.VIRTUAL_OUTBOUND,
-        PORT_OUTBOUND,
+        ISTIO.outbound_port,
         [{"filters": [_bytes_to(fallback)]}],
         node,
         use_original_dst=True,

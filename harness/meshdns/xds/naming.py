@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from meshdns.interception.conventions import ISTIO
 from meshdns.istio.nametable import Name
-from meshdns.lab.ports import PORT_DNS
 from meshdns.xds import api, filters
 from meshdns.xds.api import Json
 from meshdns.xds.node import Choices
@@ -35,13 +35,13 @@ def listeners(table: Mapping[str, Name], choices: Choices) -> dict[str, Json]:
     )
     udp = {
         "name": "dns_udp",
-        "address": api.address("127.0.0.1", PORT_DNS, "UDP"),
+        "address": api.address("127.0.0.1", ISTIO.dns_port, "UDP"),
         "udp_listener_config": {"downstream_socket_config": {"max_rx_datagram_size": 9000}},
         "listener_filters": [dns_filter],
     }
     tcp = {
         "name": "dns_tcp",
-        "address": api.address("127.0.0.1", PORT_DNS),
+        "address": api.address("127.0.0.1", ISTIO.dns_port),
         "filter_chains": [{"filters": [filters.tcp_proxy(CLUSTER_DNS, ((CLUSTER_DNS, 100),))]}],
     }
     return {"dns_tcp": tcp, "dns_udp": udp}

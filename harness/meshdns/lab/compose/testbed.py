@@ -31,6 +31,7 @@ from docker.models.containers import Container
 
 from meshdns.core import errors, paths, process
 from meshdns.core.world import CORE, Nets, Pod, World
+from meshdns.interception.conventions import ISTIO
 from meshdns.lab import ports
 from meshdns.lab import world as worlds
 from meshdns.lab.compose import engine, locks, rendering
@@ -545,7 +546,7 @@ class Testbed:
         hosts = "|".join(re.escape(service.host) for service in known)
         cluster = rf"outbound\|80\|\|({hosts})" if governed else "-http"
         pattern = urllib.parse.quote(rf"{cluster}\.membership_healthy", safe="")
-        page = {"url": f"http://127.0.0.1:{ports.PORT_ADMIN}/stats?format=json&filter={pattern}"}
+        page = {"url": f"http://127.0.0.1:{ISTIO.admin_port}/stats?format=json&filter={pattern}"}
         reply, _ = observers[pod].ask({"op": "snapshot", "pages": [page]}, timeout_s=15)
         stats = json.loads(reply["pages"][0] or '{"stats": []}')["stats"]
         return min((int(s["value"]) for s in stats if "value" in s), default=0)
@@ -557,12 +558,12 @@ class Testbed:
             probes |= {name: (client.pod, page) for name, page in _own_probes(client).items()}
         for server in filter(self.has, self.world.meshed):
             base = f"http://{self.nets.pod(server.host)}"
-            stats = {"url": f"{base}:{ports.PORT_STATS}/stats?filter=^server.live$", "timeout_s": 1}
+            stats = {"url": f"{base}:{ISTIO.stats_port}/stats?filter=^server.live$", "timeout_s": 1}
             probes[f"{server.pod}-envoy"] = ("observer", stats)
-            status = {"url": f"{base}:{ports.PORT_STATUS}/status", "timeout_s": 1}
+            status = {"url": f"{base}:{ISTIO.status_port}/status", "timeout_s": 1}
             probes[f"{server.pod}-app"] = ("observer", status)
         for pod in self.world.alone:
-            status = {"url": f"http://{self.nets.pod(pod.host)}:{ports.PORT_STATUS}/status", "timeout_s": 1}
+            status = {"url": f"http://{self.nets.pod(pod.host)}:{ISTIO.status_port}/status", "timeout_s": 1}
             probes[pod.pod] = ("observer", status)
         if "xds" in self.groups:
             plane = f"http://{self.nets.pod(self.world.named('control-plane').host)}:{ports.PORT_PLANE}/ready"
@@ -731,7 +732,7 @@ def _own_probes(client: Pod) -> dict[str, dict[str, Any]]:
     """Service -> page on the pod's loopback that answers once it is ready."""
     pages = {}
     if client.sidecar:
-        pages["envoy"] = f"{ports.PORT_ADMIN}/ready"
+        pages["envoy"] = f"{ISTIO.admin_port}/ready"
     if client.dns == "agent":
         pages["dns"] = f"{ports.PORT_DNS_METRICS}/metrics"
     if client.mechanism == "ebpf":
