@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from meshdns.interception import iptables, nftables, routing, ruleset, verdict
+from meshdns.interception.conventions import ISTIO, Conventions
 from meshdns.interception.options import Family, Options
 from meshdns.interception.ruleset import FAMILIES, RuleSet
 from meshdns.interception.verdict import Packet
@@ -36,10 +37,13 @@ def _some(rng: Random, items: Sequence[str], at_most: int) -> str:
     return ",".join(rng.sample(items, rng.randint(0, at_most)))
 
 
-def option_values(rng: Random) -> dict[str, Any]:
-    """Options as a JSON document has them."""
-    pick, owners, ports = rng.choice, ["1337", "1337", "3,4", "0"], ["53", "80", "443", "8080", "15020", "15090"]
-    return {
+def option_values(rng: Random, mesh: Conventions = ISTIO) -> dict[str, Any]:
+    """Options of a mesh as a JSON document has them."""
+    pick, owners, ports = rng.choice, [str(mesh.uid)] * 2 + ["3,4", "0"], ["53", "80", "443", "8080", "15020", "15090"]
+    if mesh.port_ranges:
+        ports += ["70-90", "15000-15030"]
+    values = {
+        "conventions": mesh.name,
         "proxy_uid": pick(owners),
         "proxy_gid": pick(owners),
         "inbound_interception_mode": pick(["REDIRECT", "REDIRECT", "TPROXY"]),
@@ -60,7 +64,9 @@ def option_values(rng: Random) -> dict[str, Any]:
         "dns_servers_v6": pick([[], ["fd00:240::10"]]),
         "drop_invalid": pick([True, False]),
         "enable_ipv6": pick([True, True, False]),
+        "inbound_ip_ranges_exclude": _some(rng, ["198.18.8.0/24", "fd00:7::/64", "10.0.0.0/8"], 2),
     }
+    return {key: value for key, value in values.items() if key not in mesh.lacks}
 
 
 _TO_LO = {4: ("127.0.0.1", "127.0.0.53", "198.18.7.2", "198.18.8.2"), 6: ("::1", "fd00:7::2", "fd00:8::2")}
@@ -75,12 +81,12 @@ _PORTS = (53, 53, 80, 443, 8080, 15001, 15006, 15008, 15020, 15053, 15090)
 _PACKETS = 60
 
 
-def packets(rng: Random) -> list[Packet]:
+def packets(rng: Random, owners: Sequence[int] = (1337, 1337)) -> list[Packet]:
     """Packets that differ in their source ports, so that each can be told from the others; some TCP ones are invalid.
 
     Two have a source port that rules ask for, one from here and one from outside: more could be one connection.
     """
-    found = [replace(_packet(rng), source_port=FIRST_PORT + number) for number in range(_PACKETS)]
+    found = [replace(_packet(rng, owners), source_port=FIRST_PORT + number) for number in range(_PACKETS)]
     for index, packet in enumerate(found):
         if packet.protocol == "tcp" and rng.random() < 1 / 4:
             # Only root may send such a segment.
@@ -93,13 +99,13 @@ def packets(rng: Random) -> list[Packet]:
     return found
 
 
-def _packet(rng: Random) -> Packet:
+def _packet(rng: Random, owners: Sequence[int]) -> Packet:
     version, protocol, port = rng.choice([4, 6]), rng.choice(["tcp", "udp"]), rng.choice(_PORTS)
     path = rng.choice(["lo", "out", "in"])
     if path == "in":
         name = rng.choice(["eth0", "eth1"])
         return Packet("in", protocol, _PEER[name, version], OWN[name, version], 0, port, name)
-    owner = rng.choice([0, 1000, 1337, 1337, 3, 4]), rng.choice([0, 1000, 1337, 202, 3])
+    owner = rng.choice([0, 1000, *owners, 3, 4]), rng.choice([0, 1000, owners[0], 202, 3])
     mark = rng.choice([0, 0, 0, 1337, 1338])
     if path == "lo":
         source, destination = rng.choice(_FROM_LO[version]), rng.choice(_TO_LO[version])
@@ -143,7 +149,7 @@ def loading(mechanism: str, options: Options, outbound_tproxy: bool) -> list[tup
     """Commands and their input that load the rules of every family enabled."""
     both = ruleset.build(options, *FAMILIES, outbound_tproxy=outbound_tproxy)
     steps = [(["ip", routing.OPTION[family], "-batch", "-"], text) for family, text in routing.render(both).items()]
-    if "ipv6" not in both.families:
+    if "ipv6" not in both.families or not both.mesh.passthrough_v6:
         steps.append((["ip", "address", "add", "::6/128", "dev", "lo"], ""))  # so that packets can come from there
     if mechanism == "nftables":
         return [*steps, (["nft", "-f", "-"], nftables.render(both))]

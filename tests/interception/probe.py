@@ -232,7 +232,7 @@ def nftables_counters() -> dict[str, list[int]]:
     table = chain = ""
     for line in map(str.strip, call("nft", "list", "ruleset", "inet").splitlines()):
         if line.startswith("table "):
-            table = line.split()[2].removeprefix("istio-proxy-")
+            table = line.split()[2].partition("-proxy-")[2]
         elif line.startswith("chain "):
             chain = line.split()[1].upper().replace("-", "_")
         elif match := re.search(r"counter packets (\d+)", line):

@@ -18,6 +18,7 @@ import pytest
 
 from meshdns.core import process
 from meshdns.interception import ruleset, verdict
+from meshdns.interception.conventions import ISTIO, KUMA, Conventions
 from meshdns.interception.ebpf import settings
 from meshdns.interception.options import Options, from_json
 from meshdns.interception.refusal import Refusal
@@ -34,6 +35,7 @@ COUNTED = {15001: "redirect_tcp", 15006: "self_tcp"}
 ONLY = {
     "inbound_interception_mode": "REDIRECT", "reroute_virtual_interfaces": "", "exclude_interfaces": "",
     "owner_groups_include": "*", "owner_groups_exclude": "", "drop_invalid": False, "enable_ipv6": False,
+    "inbound_ip_ranges_exclude": "",
 }  # fmt: skip
 
 
@@ -93,10 +95,10 @@ def expected(rules: ruleset.RuleSet, packet: Packet) -> list[str]:
     return [COUNTED[outcome.port]] if outcome.port else []
 
 
-def possible(rng: Random) -> dict[str, Any]:
-    """Options that the programs can honour."""
+def possible(rng: Random, mesh: Conventions) -> dict[str, Any]:
+    """Options of a mesh that the programs can honour."""
     while True:
-        values = asking.option_values(rng) | ONLY
+        values = asking.option_values(rng, mesh) | ONLY
         if rng.random() < 1 / 2:  # what the included ports and the exempt part of loopback do shows beside few ranges
             values["outbound_ip_ranges_include"] = rng.choice(["", "*"])
             values["outbound_ports_include"] = rng.choice(["53,443", "80,15020"])
@@ -117,7 +119,7 @@ GRID = [
 ]
 
 
-def some_packets(rng: Random) -> list[Packet]:
+def some_packets(rng: Random, mesh: Conventions) -> list[Packet]:
     """What leaves; the proxy's inbound port is not among the destinations: there it is reached without capture."""
     packets = []
     own_dns = [one for one in GRID if one[1] in TO_LO and one[2] == 53]  # where Istio's order matters most
@@ -126,7 +128,8 @@ def some_packets(rng: Random) -> list[Packet]:
         source = (
             asking.OWN[name, 4] if name != "lo" else rng.choice(("127.0.0.1", "127.0.0.1", "127.0.0.6", "198.18.7.2"))
         )
-        packets.append(Packet("out", protocol, source, destination, 40000, port, name, *owner))
+        ids = (mesh.uid if number == ISTIO.uid else number for number in owner)
+        packets.append(Packet("out", protocol, source, destination, 40000, port, name, *ids))
     return packets
 
 
@@ -134,13 +137,19 @@ def some_packets(rng: Random) -> list[Packet]:
 LISTED = {"redirect_dns": True, "dns_servers_v4": ["10.0.0.10"], "outbound_ip_ranges_include": "*"}
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_the_programs_do_to_each_packet_what_the_rules_do(seed: int, programs: Path, cgroup: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize(
+    ("mesh", "seed"),
+    [(mesh, seed) for mesh, seeds in ((ISTIO, range(20)), (KUMA, range(1, 9))) for seed in seeds],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
+def test_the_programs_do_to_each_packet_what_the_rules_do(
+    mesh: Conventions, seed: int, programs: Path, cgroup: tuple[Path, Path]
+) -> None:
     rng = Random(seed)
-    values = possible(rng) if seed else LISTED
+    values = possible(rng, mesh) if seed else LISTED
     options: Options = from_json(values, "options")
     rules = ruleset.build(options, "ipv4")
-    outgoing = some_packets(rng)
+    outgoing = some_packets(rng, mesh)
     sent = [{**asdict(packet), "connected": rng.random() < 1 / 2} for packet in outgoing]
     ports = [53, 80, 443, 8080, 15001, 15008, 15020, 15021, 15053, 15090, 65535]
     answer = seen(programs, cgroup, values, sent, ports)

@@ -169,6 +169,12 @@ def test_what_the_programs_cannot_honour_is_refused(values: dict[str, Any], said
         ("linkerd", {}, 'conventions is "linkerd", allowed: istio, kuma'),
         ("consul", {}, 'conventions is "consul"'),
         ("kuma", {"redirect_dns": True}, "redirect_dns is true, allowed under these conventions: false"),
+        (
+            "kuma",
+            {"outbound_ip_ranges_exclude": "10.0.0.0/8"},
+            'outbound_ip_ranges_exclude is "10.0.0.0/8", allowed: ""',
+        ),
+        ("kuma", {"inbound_ip_ranges_exclude": "10.0.0.0/8"}, 'inbound_ip_ranges_exclude is "10.0.0.0/8", allowed: ""'),
     ],
 )
 def test_meshes_whose_rules_the_programs_do_not_follow_are_refused(

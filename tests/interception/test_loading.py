@@ -28,6 +28,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from meshdns.interception import iptables, loaded, nftables, routing, ruleset, verdict
+from meshdns.interception.conventions import ALL
 from meshdns.interception.kernel import Loader
 from meshdns.interception.options import Options, from_json
 from meshdns.interception.refusal import Refusal, Unavailable
@@ -294,11 +295,12 @@ def test_families_loaded_one_by_one_do_not_unload_each_other(mechanism: str, pri
     assert state() == before
 
 
+@pytest.mark.parametrize("mesh", ALL)
 @pytest.mark.parametrize("seed", range(6))
-def test_any_rules_are_known_again(seed: int) -> None:
+def test_any_rules_are_known_again(seed: int, mesh: str) -> None:
     """What the tools print is recognised as what was loaded: by hand from the printed text, or by us."""
     asking.needs_kernel()
-    options = from_json(asking.option_values(Random(seed)), "options")
+    options = from_json(asking.option_values(Random(seed), ALL[mesh]), "options")
     rules = ruleset.build(options, *FAMILIES)
     for mechanism in MECHANISMS:
         with fresh_namespace():
@@ -428,6 +430,27 @@ def test_other_options_are_exchanged_only_when_asked_and_completely(mechanism: s
         loader.apply(new)
     loader.apply(new, replace=True)
     assert state() == wanted
+
+
+@pytest.mark.usefixtures("namespace")
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_another_meshs_rules_are_exchanged_only_when_asked_and_completely(mechanism: str) -> None:
+    """A pod is in one mesh; rules of two would both redirect."""
+    loader, before = Loader(mechanism), state()
+    for mesh in (*ALL, "istio"):
+        dns = {} if "redirect_dns" in ALL[mesh].lacks else {"redirect_dns": True}
+        rules = ruleset.build(Options.of(mesh, **ALL[mesh].injected(), **dns), *FAMILIES)
+        with fresh_namespace():
+            loader.apply(rules)
+            wanted = sorted(state().splitlines())
+        if mesh != "istio":
+            with pytest.raises(Refusal, match=r"other rules have our names .*; give --replace"):
+                loader.apply(rules)
+        loader.apply(rules, replace=True)
+        assert "nothing changed" in loader.apply(rules)
+        assert sorted(state().splitlines()) == wanted  # base chains may stand in another order
+    loader.remove(rules)
+    assert state() == before
 
 
 # Loads the first tables of what it is given, or the first ones of IPv6 after all of IPv4; then its caller is killed.

@@ -155,6 +155,11 @@ def _impossible(options: Options) -> Iterator[str]:
     if options.captures_dns and options.mesh.dns_protocols != ISTIO.dns_protocols:
         protocols = ", ".join(options.mesh.dns_protocols)
         yield f"redirect_dns is true, allowed under these conventions: false (they redirect {protocols} alone)"
+    order = options.mesh.outbound
+    if options.outbound_ip_ranges_exclude and order.index("excluded_ranges") < order.index("owners"):
+        value = _shown(options.outbound_ip_ranges_exclude)
+        reason = "in these conventions' rules they go before the proxy's calls to its own pod, in the programs after"
+        yield f'outbound_ip_ranges_exclude is {value}, allowed: "" ({reason})'
     for key, (only, reason) in ONLY.items():
         value = getattr(options, key)
         if value != only:
