@@ -29,7 +29,7 @@ DOCUMENT = (PROJECT / "docs" / "conventions.md").read_text()
 
 
 @given(st.sampled_from(theirs.ALL), st.data())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_their_rules_and_ours_do_the_same_but_for_what_is_named(one: theirs.Fixture, data: st.DataObject) -> None:
     packet = theirs.pools(one).packet(lambda items: data.draw(st.sampled_from(items)))
     packet = replace(packet, mark=data.draw(st.sampled_from([0, 1337])))

@@ -295,9 +295,10 @@ def test_families_loaded_one_by_one_do_not_unload_each_other(mechanism: str, pri
     assert state() == before
 
 
-@pytest.mark.parametrize("mesh", ALL)
-@pytest.mark.parametrize("seed", range(6))
-def test_any_rules_are_known_again(seed: int, mesh: str) -> None:
+@pytest.mark.parametrize(
+    ("mesh", "seed"), [(mesh, seed) for mesh in ALL for seed in range(6 if mesh == "istio" else 2)]
+)
+def test_any_rules_are_known_again(mesh: str, seed: int) -> None:
     """What the tools print is recognised as what was loaded: by hand from the printed text, or by us."""
     asking.needs_kernel()
     options = from_json(asking.option_values(Random(seed), ALL[mesh]), "options")

@@ -252,7 +252,7 @@ def _state(*states: str, negated: bool = False) -> Match:
 
 
 class _Builder:
-    """Collects steps; one method per block of Istio's run.go, called in its order."""
+    """Collects steps; one method per block of Istio's run.go, called in the mesh's order."""
 
     def __init__(self, options: Options) -> None:
         self.options, self.mesh, self.chains = options, options.mesh, options.mesh.chains
@@ -294,7 +294,8 @@ class _Builder:
             self.add("nat", self.chains.output, matches, Jump(self.chains.redirect), only=only)
         else:
             to_proxy = Redirect(self.options.proxy_port)
-            self.add("nat", self.chains.output, [TCP, *matches], to_proxy, name="redirect_tcp", only=only)
+            matches = [TCP, *(match for match in matches if match != TCP)]
+            self.add("nat", self.chains.output, matches, to_proxy, name="redirect_tcp", only=only)
 
     def _excluded_interfaces(self) -> None:
         for table in ("nat", "mangle") if self.options.tproxy else ("nat",):
