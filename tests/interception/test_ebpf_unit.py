@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from meshdns.core.world import Nets
@@ -87,6 +88,7 @@ OWNERS = st.lists(st.integers(0, 2**32 - 2), min_size=1, max_size=settings.MAX_O
     st.lists(st.ip_addresses(v=4).map(str), max_size=8),
     st.booleans(),
 )
+@hypothesis_settings(deadline=None)  # no timing is asserted
 def test_the_programs_read_what_was_set(what: settings.Settings, netns: int, local: list[str], closed: bool) -> None:
     packed = what.packed(netns, local, fail_closed=closed)
     assert len(packed) == layout()["end"][0]
