@@ -20,7 +20,7 @@ import pytest
 
 import synthetic
 from meshdns import __version__, cli, report, store
-from meshdns.core import errors, paths
+from meshdns.core import errors, paths, plans
 from meshdns.lab.compose import locks, testbed
 from meshdns.measure import duration, plan, run
 from meshdns.store import samples
@@ -63,7 +63,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
 def test_help_fits_a_screen_and_names_every_exit_code() -> None:
     said = meshdns("--help").stdout
     assert len(said.splitlines()) <= 32
-    assert ", ".join(plan.shipped()) == cli.PLANS
+    assert ", ".join(plans.shipped()) == cli.PLANS
     codes = {kind.exit_code for kind in errors.MeshdnsError.__subclasses__()} | {cli.INTERRUPTED}
     assert all(f"{code} " in said for code in codes)
 

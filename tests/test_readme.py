@@ -17,6 +17,7 @@ import pytest
 
 import fresh
 from meshdns import cli
+from meshdns.core import plans
 from meshdns.measure import duration, plan
 from shipped import WORLD
 
@@ -240,9 +241,9 @@ def test_what_is_not_executed_is_by_something_else() -> None:
 
 def test_the_times_of_the_plans_are_those_of_the_dry_run() -> None:
     said = dict(re.findall(r"^\| `(\w+)` \|.*\| (\d+) minutes \|$", TEXT, re.MULTILINE))
-    plans = {name: plan.find(name, WORLD) for name in plan.shipped()}
+    read = {name: plan.find(name, WORLD) for name in plans.shipped()}
     assert {name: int(minutes) for name, minutes in said.items()} == {
-        name: round(duration.seconds(what, range(what.blocks)) / 60) for name, what in plans.items()
+        name: round(duration.seconds(what, range(what.blocks)) / 60) for name, what in read.items()
     }
     report = re.search(r"`make report` takes (\d+) minutes, about (\d+) the first time; (\d+) of them are meas", TEXT)
     assert report

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshdns.core import errors
+from meshdns.core import errors, plans
 from meshdns.measure import plan
 from shipped import WORLD
 
@@ -34,7 +34,7 @@ def refused(text: str) -> str:
     return message
 
 
-@pytest.mark.parametrize("name", plan.shipped())
+@pytest.mark.parametrize("name", plans.shipped())
 def test_shipped_plans_are_measurable_and_bounded(name: str) -> None:
     what = plan.find(name, WORLD)
     assert what.blocks >= 15  # fewer pairs than that and the report is not worth publishing

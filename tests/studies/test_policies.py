@@ -21,7 +21,7 @@ import measured
 import policies_world
 from meshdns import store
 from meshdns.analysis import absent, cells, figures, gates, shares, stats, text
-from meshdns.core import errors, units
+from meshdns.core import errors, plans, units
 from meshdns.measure import counters, plan
 from meshdns.studies import claims, policies
 from policies_world import World
@@ -461,7 +461,7 @@ def test_the_notebook_runs_on_any_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_closed")
-@pytest.mark.parametrize("name", [each for each in plan.shipped() if each == "policies"])
+@pytest.mark.parametrize("name", [each for each in plans.shipped() if each == "policies"])
 def test_the_notebook_runs_on_the_shipped_plan(tmp_path: Path, name: str) -> None:
     asked = plan.find(name, WORLD)
     short = replace(asked, experiments=tuple(replace(each, count=min(each.count, 150)) for each in asked.experiments))

@@ -14,7 +14,7 @@ import pandas as pd
 from IPython.display import display
 
 from meshdns import store
-from meshdns.measure import plan
+from meshdns.core import plans
 
 MIME = "application/vnd.meshdns.absent+json"
 ATTRIBUTE = "absent"  # of a table
@@ -92,12 +92,12 @@ def sentence(names: Iterable[str]) -> str:
     """What was not measured, and by which plan it is, in Markdown; "" of nothing."""
     by_plans: dict[tuple[str, ...], list[str]] = {}
     for name in dict.fromkeys(names):
-        plans = _BY.get(name) or tuple(plan.measuring(name))
-        by_plans.setdefault(plans, []).append(_WORDS.get(name, name))
-    parts = [f"{', '.join(words)}{_measured_by(plans)}" for plans, words in by_plans.items()]
+        measuring = _BY.get(name) or tuple(plans.measuring(name))
+        by_plans.setdefault(measuring, []).append(_WORDS.get(name, name))
+    parts = [f"{', '.join(words)}{_measured_by(each)}" for each, words in by_plans.items()]
     return f"Not measured in these runs: {'; '.join(parts)}." if parts else ""
 
 
-def _measured_by(plans: tuple[str, ...]) -> str:
-    commands = " or ".join(f"`meshdns report --plan {each}`" for each in plans)
+def _measured_by(names: tuple[str, ...]) -> str:
+    commands = " or ".join(f"`meshdns report --plan {each}`" for each in names)
     return f" ({commands})" if commands else ""

@@ -7,7 +7,6 @@ recorded seed gives the same order again. Keys that do not exist are refused; so
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
 import random
@@ -18,10 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from meshdns.core import errors
+from meshdns.core import errors, plans
 from meshdns.core.world import CORE, Pod, World
 
-PLANS = Path(__file__).parents[1] / "plans"
 BODY_SIZES = (0, 1024, 16384, 131072, 1048576)  # files in the web image
 MAX_SECONDS = 24 * 3600  # a plan that runs for longer is a typing error
 MAX_CELLS = 10_000  # in a block: their number is stored in 16 bits, and an invalid cell is measured up to three times
@@ -479,27 +477,10 @@ def _once(what: Plan, place: str) -> None:
         raise _refuse(place, f"its levels make {len(first)} cells", step)
 
 
-def shipped() -> list[str]:
-    """Names of the plans that come with the package."""
-    return sorted(path.stem for path in PLANS.glob("*.toml"))
-
-
-@functools.cache
-def _series() -> dict[str, frozenset[str]]:
-    """Shipped plan -> the experiments that it holds, whole or as a series of parts."""
-    tables = {name: tomllib.loads((PLANS / f"{name}.toml").read_text())["experiment"] for name in shipped()}
-    return {name: frozenset(each.get("series") or each["name"] for each in held) for name, held in tables.items()}
-
-
-def measuring(experiment: str) -> list[str]:
-    """Names of the shipped plans that hold an experiment, whole or as a series of parts."""
-    return [name for name, held in _series().items() if experiment in held]
-
-
 def find(name: str, world: World) -> Plan:
     """A shipped plan by name, or a plan file by path. Raises InputError."""
-    path = PLANS / f"{name}.toml" if name in shipped() else Path(name)
-    step = f"use {', '.join(shipped())}, or a path to a TOML file"
+    path = plans.FOLDER / f"{name}.toml" if name in plans.shipped() else Path(name)
+    step = f"use {', '.join(plans.shipped())}, or a path to a TOML file"
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -14,8 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 
-from meshdns.core import errors
-from meshdns.measure import plan
+from meshdns.core import errors, plans
 from meshdns.report import execute, index, page
 from meshdns.report.execute import Progress
 from meshdns.store import Runs, load
@@ -87,7 +86,7 @@ def _answerable(notebooks: Sequence[Path], experiments: Set[str]) -> tuple[list[
             can.append(notebook)
         else:
             question = "".join(document["cells"][0]["source"]).splitlines()[0].lstrip("# ")
-            unasked.append(index.Unasked(question, plan.measuring(needs)))
+            unasked.append(index.Unasked(question, plans.measuring(needs)))
     return can, unasked
 
 

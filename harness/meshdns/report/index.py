@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 from meshdns import store
 from meshdns.analysis import provenance, text
-from meshdns.core import paths
-from meshdns.measure import plan
+from meshdns.core import paths, plans
 from meshdns.report import markup
 from meshdns.report.page import Page
 
@@ -93,7 +92,7 @@ def _again(runs: store.Runs, pages: Sequence[Page]) -> tuple[list[str], str]:
 
 def _plan(name: str) -> str:
     """The plan of that name as the command line takes it; of one that is not here only the name is known."""
-    if name in plan.shipped():
+    if name in plans.shipped():
         return name
     kept = {path.stem for path in (paths.RESOURCES / KEPT_PLANS).glob("*.toml")}
     return f"{KEPT_PLANS}/{name}.toml" if name in kept else f"{name}.toml"

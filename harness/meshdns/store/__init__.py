@@ -88,6 +88,12 @@ class Runs:
     world: World  # of all runs together
 
 
+def parameters(runs: Runs) -> list[str]:
+    """The columns of `cells` that are factors of the plan."""
+    about = {"run", "block", *samples.CellRecord.__dataclass_fields__}
+    return [str(name) for name in runs.cells.columns if name not in about]
+
+
 class RunWriter:
     """An unfinished run on disk; made by `create` or `resume`."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Sequence
 
@@ -14,7 +13,6 @@ from scipy import stats as scipy_stats
 from meshdns import store
 from meshdns.analysis import cells, gates, stats, text
 from meshdns.core import units
-from meshdns.measure import plan
 from meshdns.studies import lookups, requests, ruler
 
 OWN_WORK_NS = 50_000  # between requests, in no latency: sockets opened (20 µs each), the answer read, its row written
@@ -179,8 +177,7 @@ def twins(runs: store.Runs) -> list[stats.Difference]:
     """p50 of `plain-aa` against `plain` in everything that both were asked alike, in two blocks or more."""
     chosen = cells.select(runs, tool="agent")
     chosen = chosen[chosen["arm"].isin((lookups.BASE, lookups.TWIN))]
-    factors = [each.name for each in dataclasses.fields(plan.Cell) if each.name not in ("arm", "tool")]
-    by = [*(name for name in factors if name in chosen.columns), "arm"]
+    by = [*(name for name in store.parameters(runs) if name not in ("arm", "tool")), "arm"]
     medians = cells.matrix(cells.per_cell(runs, chosen, "from due"), by)
     levels = [level for level in map(tuple, medians.columns) if level[-1] == lookups.BASE]
     found = (cells.paired(medians, level, (*level[:-1], lookups.TWIN)) for level in levels)

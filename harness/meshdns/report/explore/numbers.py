@@ -62,7 +62,7 @@ def begin_with(runs: store.Runs, experiment: str, usual: Sequence[Hashable]) -> 
 
 def further_factors(runs: store.Runs, experiment: str) -> dict[str, tuple[Any, ...]]:
     """The factors, beside arm and kind of name, that the experiment varies."""
-    names = [each for each in _parameters(runs) if each not in NOT_FURTHER]
+    names = [each for each in store.parameters(runs) if each not in NOT_FURTHER]
     varied = {name: levels(runs, experiment, name) for name in names}
     return {name: found for name, found in varied.items() if len(found) > 1}
 
@@ -133,13 +133,6 @@ def _skipped(factor: str) -> tuple[str, ...]:
     return () if factor in NONE_IS_A_LEVEL else (NOT_APPLICABLE,)
 
 
-def _parameters(runs: store.Runs) -> list[str]:
-    """The columns of cells that are factors of the plan."""
-    about = {"run", "block", "cell", "valid", "reasons", "offered", "started_ns", "wall_s"}
-    about |= {"counters", "cpu_us", "memory_bytes", "agent"}
-    return [str(name) for name in runs.cells.columns if name not in about]
-
-
 def _rank(runs: store.Runs, level: Hashable) -> int:
     """Arms stand in the order of their world; other words in that of the alphabet."""
     arms = list(runs.world.arms)
@@ -148,7 +141,7 @@ def _rank(runs: store.Runs, level: Hashable) -> int:
 
 def _series(runs: store.Runs, rows: pd.DataFrame) -> list[str]:
     """`mode1`, or `mode1, short, ndots 1`: the arm and whatever else differs among these cells."""
-    names = [name for name in _parameters(runs) if name not in ("arm", "experiment")]
+    names = [name for name in store.parameters(runs) if name not in ("arm", "experiment")]
     differing = [name for name in names if len(set(rows[name]) - {*_skipped(name)}) > 1]
     return [
         ", ".join([str(row["arm"]), *(_level(name, row[name]) for name in differing if row[name] != NOT_APPLICABLE)])
