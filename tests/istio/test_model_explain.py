@@ -48,7 +48,10 @@ def test_the_yaml_and_the_testbed_are_one_mesh(mesh: Registry) -> None:
 def test_the_records_of_the_zone_file_are_the_models(mesh: Registry) -> None:
     text = rendering.files(WORLD, COMPOSE, Nets(), rendering.new_secrets(), ())["dns-bind/cluster.local.zone"]
     # Those of other Services come by update from the control plane.
-    written = {(f"{name}.cluster.local.", data) for name, data in re.findall(r"^(\S+\.svc)\s+IN A\s+(\S+)", text, re.M)}
+    written = {
+        (f"{name}.cluster.local.", data)
+        for name, data in re.findall(r"^((?!answer-)\S+\.svc)\s+IN A\s+(\S+)", text, re.M)
+    }
     of_services = {(one.name, one.data) for one in records.build(mesh) if one.rtype == "A" and one.name.count(".") == 5}
     names = {name for name, _ in written}
     assert written == {(name, data) for name, data in of_services if name in names}
@@ -90,8 +93,8 @@ def told(mesh: Registry, target: str, mode: str) -> str:
         # addresses that no virtual host has
         ("198.18.0.31:8080", "1", ["table 8080 has no virtual host for 198.18.0.31, so it goes to Passthrough"]),
         ("240.240.0.1:80", "1", ["no virtual host for 240.240.0.1, so it goes to PassthroughCluster"]),
-        ("240.240.0.1:80", "mode2-xds", ["virtual host api.example.com:80 (Host: 240.240.0.1)"]),
-        ("240.240.0.4:6000", "answers-mode2", ["listener 240.240.0.4_6000 takes it"]),
+        ("240.240.0.1:80", "2", ["virtual host api.example.com:80 (Host: 240.240.0.1)"]),
+        ("240.240.0.4:6000", "2", ["listener 240.240.0.4_6000 takes it"]),
         # what the sidecar's listeners do not see
         ("127.0.0.1:80", "1", ["stays inside the pod, where nothing is captured", "straight to 127.0.0.1:80"]),
         ("127.0.0.1:80", "none", ["straight to 127.0.0.1:80"]),
@@ -99,7 +102,6 @@ def told(mesh: Registry, target: str, mode: str) -> str:
         ("kube-dns.kube-system", "1", ["listener 10.96.0.10_53 takes it"]),
         ("kube-dns.kube-system", "2", ["port 53\n  whatever has this port is captured as DNS"]),
         ("1.2.3.4:15001", "1", ["port 15001 is the sidecar's own", "BlackHoleCluster"]),
-        ("1.2.3.4:15001", "unguarded", ["PassthroughCluster"]),
     ],
 )  # fmt: skip
 def test_the_testbeds_own_names_are_explained(mesh: Registry, target: str, mode: str, said: list[str]) -> None:
@@ -115,16 +117,49 @@ def test_udp_is_not_the_sidecars() -> None:
     assert "UDP is not captured" not in told(build(log), "log", "none")
 
 
-def test_a_sidecar_resource_may_select_the_arms_pod() -> None:
+def test_a_sidecar_resource_may_select_the_callers_pod() -> None:
     strict = {"workloadSelector": {"labels": {"app": "client"}}, "outboundTrafficPolicy": {"mode": "REGISTRY_ONLY"}}
     scope = document("Sidecar", "networking.istio.io/v1", "shop", "s", spec=strict)
-    model = build(scope, document("Pod", "v1", "shop", "client-mode1-xds", labels={"app": "client"}))
-    assert "REGISTRY_ONLY" in told(model, "1.2.3.4:99", "mode1-xds")
-    assert "ALLOW_ANY" in told(model, "1.2.3.4:99", "mode2-xds")
+    mine, other = (document("Pod", "v1", "shop", name, labels={"app": name}) for name in ("client", "other"))
+    given = reader.parse({"x.yaml": generators.text([scope, mine, other])})
+    for pod, policy in (("shop/client", "REGISTRY_ONLY"), ("other", "ALLOW_ANY")):
+        asking = verbs.caller(given, pod, None, None)
+        assert policy in "\n".join(explain.lines(explain.explain(build(scope), "1.2.3.4", 99, asking)))
+
+
+CAPTURED = {"proxy.istio.io/config": 'proxyMetadata:\n  ISTIO_META_DNS_CAPTURE: "true"\n'}
+
+
+CAPTURED = {"proxy.istio.io/config": 'proxyMetadata:\n  ISTIO_META_DNS_CAPTURE: "true"\n'}
 
 
 @pytest.mark.parametrize(
-    ("mode", "rule", "none", "meshed"),
+    ("notes", "said"),
+    [
+        ({}, "TCP goes through the sidecar, DNS does not"),
+        (CAPTURED, "with the agent's short names"),
+        ({"sidecar.istio.io/inject": "false"}, "no sidecar"),
+    ],
+)
+def test_a_caller_in_any_namespace_asks_as_its_annotations_say(notes: dict[str, str], said: str) -> None:
+    """The search list is that of its namespace, whatever the testbed's is."""
+    pod = document("Pod", "v1", "books", "page", annotations=notes)
+    reviews = document("Service", "v1", "books", "reviews", spec={
+        "clusterIP": "10.96.9.9", "ports": [{"name": "http", "port": 9080}]})  # fmt: skip
+    given = reader.parse({"x.yaml": generators.text([pod, reviews])})
+    model = verbs.build(given, vips.Allocation())
+    asking = [verbs.caller(given, pod, None, None) for pod in ("page", None)]
+    page, anybody = (explain.lines(explain.explain(model, "reviews", 9080, each)) for each in asking)
+    assert said in page[0]
+    answered = "reviews.books.svc.cluster.local. is answered by the cluster DNS: A 10.96.9.9"
+    assert anybody[1] == answered
+    assert page[1] == answered.replace("cluster DNS", "sidecar's DNS proxy" if notes is CAPTURED else "cluster DNS")
+    with pytest.raises(errors.InputError, match="there is no Pod nobody; name one of the YAML"):
+        verbs.caller(given, "nobody", None, None)
+
+
+@pytest.mark.parametrize(
+    ("mode", "rule", "plain", "meshed"),
     [
         ("PERMISSIVE", "", "", "mutual TLS, its sidecar is PERMISSIVE)"),
         ("STRICT", "", "is STRICT: plain text is refused", "mutual TLS, its sidecar is STRICT)"),
@@ -168,7 +203,6 @@ def test_the_loser_of_a_port_is_told_where_its_bytes_go() -> None:
 @pytest.mark.parametrize(
     ("target", "mode", "said"),
     [
-        ("web:80", "mode3", "there is no mode mode3; choose from ip, plain"),
         ("we b:80", "1", "'we b' is neither a host name nor an IP address"),
         ("web:0", "1", "web:0: '0' is not a port"),
         ("web:99999", "1", "is not a port"),

@@ -147,7 +147,8 @@ def test_the_addresses_in_force_are_taken_from_a_status_page(
     page.write_text(json.dumps({"nodes": {}, "virtual_ips": {"shop/e/db.example.com": "240.240.7.7"}}))
 
     def said(virtual_ips: Path | None) -> str:
-        options = argparse.Namespace(target="db.example.com", arm="mode2-agent", mesh=mesh, virtual_ips=virtual_ips)
+        who = {"mode": "2", "pod": None, "namespace": None}
+        options = argparse.Namespace(target="db.example.com", mesh=mesh, virtual_ips=virtual_ips, **who)
         assert verbs.explain_verb(options) == 0
         return capsys.readouterr().out
 

@@ -45,7 +45,7 @@ def text(documents: Sequence[Document]) -> str:
 def document(kind: str, version: str, namespace: str, name: str, **rest: Any) -> Document:
     """A resource with its head."""
     metadata: Document = {"name": name, "namespace": namespace}
-    for key in ("creationTimestamp", "labels"):
+    for key in ("creationTimestamp", "labels", "annotations"):
         if rest.get(key):
             metadata[key] = rest[key]
         rest.pop(key, None)
