@@ -21,7 +21,9 @@ import pytest
 import synthetic
 from meshdns import __version__, cli, report, store
 from meshdns.core import errors, paths, plans
-from meshdns.lab.compose import locks, testbed
+from meshdns.lab import locks
+from meshdns.lab.compose import testbed
+from meshdns.lab.place import Part
 from meshdns.measure import duration, plan, run
 from meshdns.store import samples
 from shipped import WORLD
@@ -169,8 +171,10 @@ def test_a_disk_that_cannot_be_written_is_one_message_with_its_own_code(
 class Bed:
     """A testbed in name only; what was asked of it."""
 
-    def __init__(self, rows: Sequence[testbed.Row] = (), up: BaseException | None = None) -> None:
-        self.rows, self.failure, self.asked = list(rows), up, list[tuple[str, ...]]()
+    world = WORLD
+
+    def __init__(self, there: Sequence[Part] = (), up: BaseException | None = None) -> None:
+        self.there, self.failure, self.asked = list(there), up, list[tuple[str, ...]]()
 
     @property
     def lock(self) -> locks.Lock:
@@ -190,11 +194,11 @@ class Bed:
         self.asked.append(("down",))
         return testbed.Removed("meshdns", (), (), {})
 
-    def status(self) -> list[testbed.Row]:
-        return self.rows
+    def parts(self) -> list[Part]:
+        return self.there
 
-    def container(self, service: str) -> None:
-        if service not in {row.container for row in self.rows}:
+    def require(self, service: str) -> None:
+        if service not in {part.service for part in self.there}:
             raise errors.TestbedError("there is no such container", place=service, step="run `meshdns up`")
 
     def interactive(self, *arguments: str) -> int:
@@ -202,7 +206,7 @@ class Bed:
         return 7
 
 
-ROW = testbed.Row("dns", "dns-bind", "running", "198.18.0.53", "nothing")
+PART = Part("dns-bind", "1", "running", None, address="198.18.0.53")
 
 
 @pytest.mark.parametrize(
@@ -224,7 +228,7 @@ def test_looking_in_names_a_container_that_is_there(
     arguments: list[str], code: int, asked: tuple[str, ...] | None,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    bed = Bed([ROW])
+    bed = Bed([PART])
     monkeypatch.setattr(cli, "_bed", lambda: bed)
     monkeypatch.setattr(sys, "stdin", io.StringIO())  # not a terminal: Compose must not ask for one
     assert cli.main(arguments) == code
@@ -232,7 +236,7 @@ def test_looking_in_names_a_container_that_is_there(
     said = capsys.readouterr()
     if arguments == ["status"]:
         assert [line.split() for line in said.out.splitlines()][1] == [
-            "dns",
+            "dns-bind",
             "dns-bind",
             "running",
             "198.18.0.53",
@@ -256,7 +260,7 @@ def somebody(tmp_path: Path) -> Iterator[str]:
     program = f"""
 import sys
 from pathlib import Path
-from meshdns.lab.compose import locks
+from meshdns.lab import locks
 locks.FOLDERS = (Path({str(tmp_path)!r}),)
 with locks.machine().hold("another run"), locks.testbed("an engine", "meshdns").hold("another run"):
     print(flush=True)
@@ -288,7 +292,7 @@ def test_what_somebody_measures_is_left_alone_unless_it_is_forced(
     arguments: list[str], somebody: str,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    bed, reached = Bed([ROW]), list[str]()
+    bed, reached = Bed([PART]), list[str]()
 
     def reach(*_: object, **__: object) -> Path:
         reached.append("")
@@ -310,7 +314,7 @@ def test_what_somebody_measures_is_left_alone_unless_it_is_forced(
 
 
 def test_down_says_what_it_has_removed_and_what_has_stayed() -> None:
-    part = testbed.Part("dns-bind", "1", "running", None, 0.0, "/a/checkout")
+    part = Part("dns-bind", "1", "running", None, 0.0, "/a/checkout")
     said = list(testbed.Removed("mine", (part, part), ("mine_pods", "mine_world"), {"mine_pods": ()}).lines())
     assert said[0].startswith("removed 2 containers and 1 network of project mine, started from /a/checkout at 19")
     assert said[1].startswith("network mine_pods stayed: ")

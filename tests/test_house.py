@@ -97,3 +97,16 @@ def test_a_skip_fails_in_ci_only(pytester, monkeypatch, ci, workers):
     result = pytester.runpytest("-p", "no:hypothesispytest", "-n", workers, "--continue-on-collection-errors")
     # A mark skips in the set-up and a whole module while it is collected: pytest calls the failure of either an error.
     result.assert_outcomes(**({"failed": 1, "errors": 2, "xfailed": 1} if ci else {"skipped": 3, "xfailed": 1}))
+
+
+def test_only_the_place_by_compose_names_the_engine():
+    """A word for people, too: who runs the pods elsewhere is told by the place that does."""
+    harness = ROOT / "harness" / "meshdns"
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in sorted(harness.rglob("*"))
+        if path.suffix in (".py", ".toml", ".html") and harness / "lab" / "compose" not in path.parents
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if re.search(r"\b(docker|kubectl)\b", line, re.IGNORECASE)
+    ]
+    assert found == []

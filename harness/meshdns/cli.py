@@ -241,16 +241,16 @@ def _up(options: argparse.Namespace) -> int:
 def _status(_: argparse.Namespace) -> int:
     from tabulate import tabulate
 
-    from meshdns.lab import plane
+    from meshdns.lab import observers, plane, status
 
     bed = _bed()
-    rows = bed.status()
+    rows = status.rows(bed)
     if not rows:
         raise errors.TestbedError("the testbed is not up", step="run `meshdns up`")
     heads = ["pod", "container", "health", "address", "intercepted"]
     print(tabulate([(r.pod, r.container, r.state, r.address, r.intercepted) for r in rows], heads, tablefmt="plain"))
     if any(row.container == "control-plane" for row in rows):
-        with bed.channel("observer", ["python3", "-m", "observer"]) as observer:
+        with bed.talk("observer", observers.PROGRAM) as observer:
             print("", *plane.summary(plane.Plane(bed, observer).status(), bed.world), sep="\n")
     return 0
 
@@ -258,7 +258,7 @@ def _status(_: argparse.Namespace) -> int:
 def _logs(options: argparse.Namespace) -> int:
     bed = _bed()
     if options.service:
-        bed.container(options.service)
+        bed.require(options.service)
     return bed.interactive("logs", *([options.service] if options.service else []))
 
 
@@ -267,7 +267,7 @@ def _exec(options: argparse.Namespace) -> int:
         raise errors.InputError("no command is given", place="meshdns exec", step="e.g. `meshdns exec dns-bind sh`")
     bed = _bed()
     bed.lock.ask(force=options.force, announce=say)
-    bed.container(options.service)
+    bed.require(options.service)
     terminal = [] if sys.stdin.isatty() else ["-T"]
     return bed.interactive("exec", *terminal, options.service, *options.command)
 
@@ -292,7 +292,8 @@ def _run(options: argparse.Namespace) -> int:
 def _trace(options: argparse.Namespace) -> int:
     import json
 
-    from meshdns.measure import run, trace
+    from meshdns.lab import observers
+    from meshdns.measure import load, trace
     from meshdns.studies import hops
 
     trace.Target.parse(options.url)
@@ -300,9 +301,9 @@ def _trace(options: argparse.Namespace) -> int:
     if options.arm not in world.arms:
         raise errors.InputError("no such arm", place=options.arm, step=f"choose from {', '.join(world.arms)}")
     bed = _bed(world, {world.arms[options.arm].group})
-    with _used(bed, options), _standing(bed, keep=False), bed.observers() as observers, run.Agents(bed) as agents:
+    with _used(bed, options), _standing(bed, keep=False), observers.opened(bed) as asking, load.Agents(bed) as agents:
         agent = agents.of(options.arm, 5)
-        seen = trace.observe(bed, observers, agent, options.arm, options.url).to_json()
+        seen = trace.observe(bed, asking, agent, options.arm, options.url).to_json()
     print(json.dumps(seen, indent=1) if options.json else hops.text(seen, world))
     return 0
 
@@ -389,7 +390,7 @@ def _tell_invalid(folder: Path) -> None:
 
 def _measuring(options: argparse.Namespace, what: Plan) -> contextlib.AbstractContextManager[None]:
     """Nobody else measures on this machine meanwhile."""
-    from meshdns.lab.compose import locks
+    from meshdns.lab import locks
 
     use = f"meshdns {options.name}, plan {what.name}, testbed {_project()}"
     return locks.machine().hold(use, force=options.force, announce=say)
@@ -409,7 +410,7 @@ def _standing(bed: Testbed, keep: bool) -> Iterator[None]:
 
 def _report(options: argparse.Namespace) -> int:
     from meshdns import report, store
-    from meshdns.lab.compose import locks
+    from meshdns.lab import locks
 
     notebooks = report.notebooks_in(paths.NOTEBOOKS)
     parameters: dict[str, object] = {name: report.parameter(value) for name, value in options.parameters}

@@ -13,7 +13,7 @@ import pytest
 
 from meshdns import store
 from meshdns.core import errors
-from meshdns.measure import duration, facts, plan, run
+from meshdns.measure import block, duration, facts, plan, run, session
 from meshdns.store import samples
 from shipped import WORLD
 
@@ -55,9 +55,11 @@ def test_an_unfinished_run_is_resumed_under_what_it_was_begun_with(unfinished: P
 def test_a_run_keeps_the_configuration_of_what_it_asks_once() -> None:
     dump = {"configs": [{"bootstrap": {"admin": {}, "node": {"extensions": []}, "static_resources": {"clusters": []}}}]}
     observer: Any = SimpleNamespace(ask=lambda *_: ({"pages": [json.dumps(dump)]}, b""))
-    bed: Any = SimpleNamespace(clients=lambda: WORLD.clients)
+    pods = [client.pod for client in WORLD.clients]
+    place = SimpleNamespace(groups=WORLD.groups, world=WORLD)
+    opened: Any = SimpleNamespace(place=place, observers=dict.fromkeys(pods, observer))
     arms = {"plain", "mode1", "answers", "mode2-envoy-xds"}  # `answers` is configured as `mode1`
-    found = facts._config_dumps(bed, dict.fromkeys([client.pod for client in WORLD.clients], observer), arms)
+    found = facts._config_dumps(opened, arms)
     assert list(found) == ["client-mode1", "client-mode2-envoy-xds"]
     assert found["client-mode1"] == {"configs": [{"bootstrap": {"admin": {}, "node": {}}}]}
 
@@ -80,9 +82,9 @@ def test_a_resumed_run_does_not_mix_plans_machines_or_images(unfinished: Path, w
 
 def test_a_block_that_this_machine_allows_nothing_of_is_stored_empty(tmp_path: Path) -> None:
     writer = store.create(tmp_path, store.RunHeader("r", {}, 1, "now", 2), WORLD)
-    writer.write_block(0, run._joined([]), [], "now")
+    writer.write_block(0, block.joined([]), [], "now")
     record = samples.CellRecord(0, {"arm": "plain"}, True, [], 1, 0, 1.0)
-    writer.write_block(1, run._joined([run.Measured(_sample(), record)]), [record], "now")
+    writer.write_block(1, block.joined([session.Measured(_sample(), record)]), [record], "now")
     runs = store.load(writer.finish("later"))
     assert list(runs.samples["block"]) == [1]
     assert list(runs.cells["block"]) == [1]
@@ -95,8 +97,8 @@ def _sample() -> pa.Table:
 
 def test_a_plan_of_which_nothing_is_allowed_is_told_with_the_reason(what: plan.Plan) -> None:
     with pytest.raises(errors.EnvironmentProblem, match=r"p: nothing of this plan .* \(no bpf here\)"):
-        run._require_some(what, {"plain": "no bpf here"})
-    run._require_some(what, {"ebpf": "no bpf here"})
+        block.require_some(what, {"plain": "no bpf here"})
+    block.require_some(what, {"ebpf": "no bpf here"})
 
 
 def test_blocks_that_are_stored_take_no_more_time() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 from test_capture import frame, pcap
 
 from meshdns.core.world import Nets
+from meshdns.lab import place
 from meshdns.measure import jobs, trace
 from shipped import WORLD
 
@@ -65,11 +65,14 @@ class World:
     standing: dict[str, list[str]] = field(default_factory=dict)  # entries of before
     since: int = -1  # questions since the request; -1 before it
 
-    @contextlib.contextmanager
-    def attached(self, pod: str) -> Iterator[Observer]:
-        yield Observer(self, pod)
+    world = WORLD
 
-    nets, world = Nets(), WORLD
+    def talk(self, pod: str, *_: object, image: str) -> contextlib.AbstractContextManager[Observer]:
+        assert image == "observer"
+        return contextlib.nullcontext(Observer(self, pod))
+
+    def address(self, pod: str) -> str:
+        return place.address(WORLD, Nets(), pod)
 
 
 @dataclass

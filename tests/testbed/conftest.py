@@ -6,18 +6,16 @@ down by it.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from meshdns import cli
-from meshdns.core.progress import Progress
-from meshdns.lab.compose import engine, locks, testbed
+from meshdns.lab import locks
+from meshdns.lab.compose import engine, testbed
 from meshdns.lab.compose.testbed import Testbed
-from meshdns.measure import counters, run
-from meshdns.measure.conditions import Conditions
+from meshdns.measure.session import Session, opened
 from shipped import WORLD
 
 OWN = {"MESHDNS_PROJECT": "meshdns-test", "MESHDNS_PODS": "198.18.76", "MESHDNS_WORLD": "198.19.76"}
@@ -54,10 +52,6 @@ def bed() -> Iterator[Testbed]:
 
 
 @pytest.fixture(scope="module")
-def session(bed: Testbed) -> Iterator[run.Session]:
-    with contextlib.ExitStack() as stack:
-        observers = stack.enter_context(bed.observers())
-        agents = stack.enter_context(run.Agents(bed))
-        progress = stack.enter_context(Progress(1, "test"))
-        conditions = stack.enter_context(Conditions(bed, observers))
-        yield run.Session(bed, agents, observers, counters.Reader(bed, observers), conditions, progress=progress)
+def session(bed: Testbed) -> Iterator[Session]:
+    with opened(bed) as found:
+        yield found

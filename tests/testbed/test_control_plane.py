@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from meshdns.core import process
 from meshdns.lab import plane
 from meshdns.lab.compose.testbed import Testbed
-from meshdns.measure import run
+from meshdns.lab.place import Place
 from meshdns.measure.plan import Cell, Trial
+from meshdns.measure.session import Session
 from shipped import WORLD
 
 MODES = ("mode1-xds", "mode2-xds", "mode2-envoy-xds")
@@ -24,27 +24,26 @@ def trial(arm: str, backend: str = "shop", count: int = 20, **factors: object) -
     return Trial(Cell("test", arm, backend=backend, **{**base, **factors}), count, 0, 3000, False)  # type: ignore[arg-type]
 
 
-def seen(session: run.Session, asked: Trial, column: str) -> set[str]:
+def seen(session: Session, asked: Trial, column: str) -> set[str]:
     return set(session.trial(0, asked, seed=1).table.column(column).to_pylist())
 
 
 @pytest.fixture
-def governing(session: run.Session) -> plane.Plane:
-    found = session._conditions.plane
+def governing(session: Session) -> plane.Plane:
+    found = session.conditions.plane
     assert found is not None
     found.govern("none")
     return found
 
 
 @contextlib.contextmanager
-def written(bed: Testbed, text: str) -> Iterator[None]:
+def written(bed: Place, text: str) -> Iterator[None]:
     """One more file among those that the control plane reads."""
-    path = bed.state / "mesh" / "more.yaml"
-    path.write_text(text)
+    bed.put("mesh/more.yaml", text)
     try:
         yield
     finally:
-        path.unlink()
+        bed.put("mesh/more.yaml", None)
 
 
 def until(holds: object, seconds: float = 15.0) -> bool:
@@ -62,7 +61,7 @@ def test_sidecars_names_and_records_agree(governing: plane.Plane) -> None:
     assert told["names"]["shop.shop.svc.cluster.local"] == [WORLD.backends["shop"].cluster_ip]
     assert told["records"]["shop.shop.svc.cluster.local"] == [WORLD.backends["shop"].cluster_ip]
     assert sorted(told["records"]["shop-headless.shop.svc.cluster.local"]) == sorted(
-        governing.bed.nets.pod(host) for pod, host in WORLD.backends["shop"].replicas.items()
+        governing.place.address(pod) for pod in WORLD.backends["shop"].replicas
     )
     virtual = [told["names"][f"{name}.example.com"] for name in ("api", "postgres", "redis")]
     assert all(address.startswith("240.240.") for [address] in virtual)
@@ -71,7 +70,7 @@ def test_sidecars_names_and_records_agree(governing: plane.Plane) -> None:
 
 @pytest.mark.parametrize("arm", ["plain", *MODES])
 @pytest.mark.parametrize("backend", ["shop", "shop-headless"])
-def test_every_arm_reaches_the_replicas_and_no_unready_one(session: run.Session, arm: str, backend: str) -> None:
+def test_every_arm_reaches_the_replicas_and_no_unready_one(session: Session, arm: str, backend: str) -> None:
     measured = session.trial(0, trial(arm, backend, 30), seed=1)
     assert set(measured.table.column("outcome").to_pylist()) == {"ok"}
     # Envoy's filter answers in one order, and an application takes the first: it does not divide what is headless.
@@ -83,12 +82,12 @@ def test_every_arm_reaches_the_replicas_and_no_unready_one(session: run.Session,
 
 
 @pytest.mark.parametrize("arm", MODES)
-def test_a_name_of_the_world_is_led_to_what_the_headless_name_resolves_to(session: run.Session, arm: str) -> None:
+def test_a_name_of_the_world_is_led_to_what_the_headless_name_resolves_to(session: Session, arm: str) -> None:
     assert seen(session, trial(arm, "shop-dns"), "outcome") == {"ok"}
 
 
 @pytest.mark.parametrize(("policy", "plain"), [("strict", "reset"), ("permissive", "ok"), ("disable", "ok")])
-def test_strict_lets_in_who_has_a_sidecar(session: run.Session, policy: str, plain: str) -> None:
+def test_strict_lets_in_who_has_a_sidecar(session: Session, policy: str, plain: str) -> None:
     refused = session.trial(0, trial("plain", policy=policy), seed=1)
     assert set(refused.table.column("outcome").to_pylist()) == {plain}
     assert refused.record.counters.get("servers/no_chain", 0) == (20 if plain == "reset" else 0)
@@ -99,7 +98,7 @@ def test_strict_lets_in_who_has_a_sidecar(session: run.Session, policy: str, pla
         assert (encrypted > 0) == (policy != "disable")
 
 
-def test_two_tcp_services_on_one_port_are_told_apart_by_virtual_addresses_only(session: run.Session) -> None:
+def test_two_tcp_services_on_one_port_are_told_apart_by_virtual_addresses_only(session: Session) -> None:
     for backend in ("postgres", "redis"):
         assert seen(session, trial("plain", backend), "replica") == {backend}
         for arm in MODE2:
@@ -108,7 +107,7 @@ def test_two_tcp_services_on_one_port_are_told_apart_by_virtual_addresses_only(s
 
 
 @pytest.mark.parametrize("arm", ["plain", *MODES])
-def test_an_external_name_is_served_in_every_arm(session: run.Session, arm: str) -> None:
+def test_an_external_name_is_served_in_every_arm(session: Session, arm: str) -> None:
     measured = session.trial(0, trial(arm, "api"), seed=1)
     assert set(measured.table.column("replica").to_pylist()) == {"api"}
     virtual = {address.startswith("240.240.") for address in measured.table.column("address").to_pylist()}
@@ -116,7 +115,7 @@ def test_an_external_name_is_served_in_every_arm(session: run.Session, arm: str)
 
 
 @pytest.mark.parametrize("arm", MODE2)
-def test_the_dns_proxy_of_a_governed_pod_gets_every_query_and_answers_it(session: run.Session, arm: str) -> None:
+def test_the_dns_proxy_of_a_governed_pod_gets_every_query_and_answers_it(session: Session, arm: str) -> None:
     for backend in ("shop-headless", "api"):
         measured = session.trial(0, trial(arm, backend, 30), seed=1)
         queries = sum(measured.table.column("queries").to_pylist())
@@ -125,7 +124,7 @@ def test_the_dns_proxy_of_a_governed_pod_gets_every_query_and_answers_it(session
 
 
 def test_a_name_told_to_the_agents_proxy_and_to_envoys_filter_is_answered_alike(
-    governing: plane.Plane, session: run.Session
+    governing: plane.Plane, session: Session
 ) -> None:
     told = governing.told()["names"]
     for backend in ("shop", "shop-headless", "api", "postgres"):
@@ -144,7 +143,7 @@ print(*(record.address for rrset in answer.answer for record in rrset))
 @pytest.mark.parametrize("arm", MODE2)
 def test_dns_over_tcp_is_answered_in_a_governed_pod(bed: Testbed, arm: str) -> None:
     asked = ["python3", "-c", _OVER_TCP, WORLD.external_name, WORLD.dns_cluster_ip]
-    [address] = bed.within(WORLD.arms[arm].pod, "dnsproxy", asked, 15).split()
+    [address] = bed.exec(WORLD.arms[arm].pod, asked, timeout_s=15, image="dnsproxy").split()
     # Envoy has no DNS filter for TCP: what it passes on gets the real address.
     assert address.startswith("240.240." if WORLD.arms[arm].dns == "agent" else bed.nets.world)
 
@@ -156,7 +155,7 @@ def test_certificates_are_replaced_within_an_hour(governing: plane.Plane) -> Non
 
 
 @pytest.mark.parametrize("arm", MODES)
-def test_policies_change_what_becomes_of_faults(session: run.Session, arm: str) -> None:
+def test_policies_change_what_becomes_of_faults(session: Session, arm: str) -> None:
     without = session.trial(0, trial(arm, count=100, fault="fail30"), seed=1)
     helped = session.trial(0, trial(arm, count=100, fault="fail30", policy="retries"), seed=1)
     assert without.table.column("outcome").to_pylist().count("http_error") > 0
@@ -172,7 +171,7 @@ def test_policies_change_what_becomes_of_faults(session: run.Session, arm: str) 
 
 @pytest.mark.parametrize("arm", MODE2)
 @pytest.mark.parametrize("change", ["up", "crash"])
-def test_readiness_decides_who_is_asked(session: run.Session, change: str, arm: str) -> None:
+def test_readiness_decides_who_is_asked(session: Session, change: str, arm: str) -> None:
     load = trial(arm, count=2400, arrival="constant", rate_hz=200.0, concurrency=100, change=change)
     measured = session.trial(0, load, seed=1)
     done_ns = measured.record.agent["change"]["done_ns"]  # a busy machine may take long to kill two containers
@@ -185,9 +184,9 @@ def test_readiness_decides_who_is_asked(session: run.Session, change: str, arm: 
     assert seen(session, trial(arm, count=60), "replica") == {"shop-1", "shop-2", "shop-3"}  # as before
 
 
-def test_what_cannot_be_used_changes_nothing_and_is_said(governing: plane.Plane, session: run.Session) -> None:
+def test_what_cannot_be_used_changes_nothing_and_is_said(governing: plane.Plane, session: Session) -> None:
     number = governing.status()["configuration"]["number"]
-    with written(governing.bed, "apiVersion: v1\nkind: Service\nmetadata: {name: x}\nspec: {clusterIP: nonsense}\n"):
+    with written(governing.place, "apiVersion: v1\nkind: Service\nmetadata: {name: x}\nspec: {clusterIP: nonsense}\n"):
         assert until(lambda: "more.yaml" in governing.status()["configuration"]["error"])
         shown = "\n".join(plane.summary(governing.status(), WORLD))
         assert "clusterIP" in shown
@@ -197,7 +196,7 @@ def test_what_cannot_be_used_changes_nothing_and_is_said(governing: plane.Plane,
     assert until(lambda: not governing.status()["configuration"]["error"])
 
 
-def test_new_certificates_break_nothing(governing: plane.Plane, session: run.Session) -> None:
+def test_new_certificates_break_nothing(governing: plane.Plane, session: Session) -> None:
     before = governing.status()["certificates"]["shop/shop-1"]["rotations"]
     how: dict[str, object] = {"arrival": "constant", "rate_hz": 200.0, "concurrency": 100, "policy": "reconnect"}
     measured = session.trial(0, trial("mode1-xds", count=600, change="rotate", **how), seed=1)
@@ -206,16 +205,13 @@ def test_new_certificates_break_nothing(governing: plane.Plane, session: run.Ses
     assert governing.status()["certificates"]["shop/shop-1"]["rotations"] == before + 1
 
 
-def test_without_the_control_plane_the_data_plane_keeps_what_it_has(
-    governing: plane.Plane, session: run.Session
-) -> None:
-    name = governing.bed.name("control-plane")
-    assert process.run("docker", "stop", "-t", "2", name, timeout_s=30).ok
+def test_without_the_control_plane_the_data_plane_keeps_what_it_has(governing: plane.Plane, session: Session) -> None:
+    governing.place.kill("control-plane")
     try:
         for arm in MODES:
             assert seen(session, trial(arm), "outcome") == {"ok"}
     finally:
-        assert process.run("docker", "start", name, timeout_s=30).ok
+        governing.place.start("control-plane")
     assert until(lambda: _settled(governing), 30)
 
 

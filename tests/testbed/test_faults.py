@@ -20,7 +20,8 @@ import pytest
 from meshdns import cli, store
 from meshdns.core import errors, paths, process
 from meshdns.core.world import Nets
-from meshdns.lab.compose import engine, locks, testbed
+from meshdns.lab import locks, readiness
+from meshdns.lab.compose import engine
 from meshdns.lab.compose.testbed import Testbed
 
 ROOT = Path(__file__).parents[2]
@@ -92,6 +93,11 @@ def wait_for_blocks(count: int) -> Path:
     raise AssertionError("no block was stored in time")
 
 
+def running_in(bed: Testbed, service: str) -> str:
+    """Its processes' command lines."""
+    return bed.exec(service, ["sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"], timeout_s=10)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_runs_keep_what_is_complete_and_are_resumed(
     bed: Testbed, plan_file: Path, partials: list[Path], number: signal.Signals
@@ -103,8 +109,7 @@ def test_interrupted_runs_keep_what_is_complete_and_are_resumed(
     assert running.returncode == cli.INTERRUPTED
     assert "Traceback" not in said
     assert f"go on with `meshdns run --resume {folder}`" in said
-    agents = process.run("docker", "top", bed.name("client-plain-app"), timeout_s=10)
-    assert "agent" not in agents.out  # the load has stopped with its driver
+    assert "agent" not in running_in(bed, "client-plain-app")  # the load has stopped with its driver
     kept = {path.name: path.read_bytes() for path in folder.glob("blocks/*")}
     resumed = start("run", "--resume", str(folder))
     out, said = resumed.communicate(timeout=120)
@@ -125,7 +130,7 @@ def test_a_killed_run_is_recognised_and_left_alone_by_readers(
     with pytest.raises(errors.DataError, match="no finished run"):
         store.load(_only(folder))
     deadline = time.monotonic() + 5
-    while "agent" in process.run("docker", "top", bed.name("client-plain-app"), timeout_s=10).out:
+    while "agent" in running_in(bed, "client-plain-app"):
         assert time.monotonic() < deadline, "the load outlived its driver"
         time.sleep(0.1)
     assert len(store.load(folder).cells) >= 2  # asked for by name it is read, as far as it goes
@@ -321,7 +326,7 @@ def test_a_run_names_the_part_that_it_loses_keeps_its_blocks_and_is_resumed(
     refused = down_from(checkout, small)
     assert refused.returncode == errors.EnvironmentProblem.exit_code
     assert f"(process {running.pid}, meshdns run, plan faults) from {ROOT} since" in refused.stderr
-    assert process.run("docker", "kill", small.name("client-plain"), timeout_s=30).ok  # holds the pod's namespaces
+    small.kill("client-plain")  # holds the pod's namespaces
     code, last = ended(running)
     assert code == errors.LostPartError.exit_code, last
     assert last.startswith("meshdns: client-plain: the container was killed by SIGKILL (exit code 137) while block ")
@@ -348,6 +353,10 @@ def test_a_run_names_the_part_that_it_loses_keeps_its_blocks_and_is_resumed(
     assert small.containers() == []
 
 
+def state_of(small: Testbed, service: str) -> str:
+    return next((each.state for each in small.parts() if each.service == service), "")
+
+
 def test_a_control_plane_and_a_server_that_end_are_told_by_a_run_that_goes_on_without_them(
     small: Testbed, plan_file: Path
 ) -> None:
@@ -355,8 +364,9 @@ def test_a_control_plane_and_a_server_that_end_are_told_by_a_run_that_goes_on_wi
     runs = small.state.parent / "runs"
     running = start_elsewhere(small, "run", "--plan", str(plan_file))
     wait_until(running, lambda: blocks_in(runs), "no block")
-    assert process.run("docker", "stop", "-t", "2", small.name("control-plane"), timeout_s=30).ok
-    assert process.run("docker", "kill", small.name("legacy-1"), timeout_s=30).ok
+    small.kill("control-plane", signal="SIGTERM")
+    wait_until(running, lambda: state_of(small, "control-plane") == "exited", "the control plane runs")
+    small.kill("legacy-1")
     code, last = ended(running)
     assert code == errors.LostPartError.exit_code, last
     assert last.startswith("meshdns: control-plane: the container ended with exit code ")
@@ -416,7 +426,7 @@ def test_an_envoy_that_never_becomes_ready_is_named_and_everything_is_removed(
         path.write_text(path.read_text().replace('"web-headless.', '"nobody-here.'))
 
     monkeypatch.setattr(small, "_render", broken)
-    monkeypatch.setattr(testbed, "READY_TIMEOUT_S", 5)
+    monkeypatch.setattr(readiness, "TIMEOUT_S", 5)
     with pytest.raises(errors.TestbedError, match="client-mode1-envoy: has not resolved its endpoints after 5 s"):
         small.up(lambda line: None)
     assert small.containers() == []
@@ -453,10 +463,10 @@ def let_go(bed: Testbed) -> list[str]:
 
 
 def test_interrupted_up_leaves_nothing(small: Testbed, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted() -> None:
+    def interrupted(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(small, "wait_ready", interrupted)
+    monkeypatch.setattr(readiness, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         small.up(lambda line: None)
     assert small.containers() == []

@@ -9,12 +9,14 @@ import dns.message
 import dns.rcode
 import pytest
 
-from meshdns.core import process
 from meshdns.core.world import Pod
 from meshdns.interception.conventions import ISTIO
+from meshdns.lab import observers, readiness
 from meshdns.lab.compose.testbed import Testbed
-from meshdns.measure import run, trace
+from meshdns.measure import block, trace
+from meshdns.measure.load import Agents, Loads
 from meshdns.measure.plan import Cell, Trial
+from meshdns.measure.session import Measured, Session
 from shipped import WORLD
 
 # Arms with a sidecar whose trials are judged by every counter; the ANSWERING ones are tried for what goes wrong.
@@ -35,16 +37,16 @@ def request(arm: str, backend: str, **factors: object) -> Trial:
     return trial(arm, backend=backend, kind="request", connection="new", lookup=lookup, body_bytes=1024, **factors)
 
 
-def wrong(measured: run.Measured) -> list[str]:
+def wrong(measured: Measured) -> list[str]:
     """What is wrong with a trial beside that the machine was busy, which tests beside it may cause."""
     return [
         reason for reason in measured.record.reasons if not reason.startswith(("the agent lost", "load not offered"))
     ]
 
 
-def measured_as_in_a_run(session: run.Session, asked: Trial) -> run.Measured:
+def measured_as_in_a_run(session: Session, asked: Trial) -> Measured:
     """Again where it is wrong: a sidecar's own lookup between two readings is seen by one of them only."""
-    for _ in range(run.ATTEMPTS):
+    for _ in range(block.ATTEMPTS):
         measured = session.trial(0, asked, seed=1)
         if not wrong(measured):
             break
@@ -53,20 +55,17 @@ def measured_as_in_a_run(session: run.Session, asked: Trial) -> run.Measured:
 
 def in_app(bed: Testbed, arm: str, program: str) -> str:
     """What a Python program says in an arm's application container."""
-    container = bed.name(f"client-{arm}-app")
-    done = process.run("docker", "exec", container, "python3", "-c", program, timeout_s=30)
-    assert done.ok, done.last_lines(3)
-    return done.out.strip()
+    return bed.exec(f"client-{arm}-app", ["python3", "-c", program], timeout_s=30).strip()
 
 
 def test_every_mechanism_works_on_this_machine(bed: Testbed) -> None:
     """A refusal would leave its arm out of everything below without a word."""
-    assert bed.refusals() == {}
+    assert readiness.refusals(bed) == {}
 
 
 @pytest.mark.parametrize("arm", NAMED)
 @pytest.mark.parametrize("name_kind", ["fqdn", "short", "external", "absent"])
-def test_lookups_are_valid_by_all_counters(session: run.Session, arm: str, name_kind: str) -> None:
+def test_lookups_are_valid_by_all_counters(session: Session, arm: str, name_kind: str) -> None:
     for factors in ({"qtype": "A"}, {"qtype": "AAAA"}, {"lookup": "getaddrinfo", "qtype": "A+AAAA"}):
         measured = measured_as_in_a_run(session, trial(arm, name_kind=name_kind, **factors))
         assert wrong(measured) == [], (factors, measured.record.counters)
@@ -79,13 +78,13 @@ def test_lookups_are_valid_by_all_counters(session: run.Session, arm: str, name_
     + [(arm, "static") for arm in SIDECARS],
 )
 @pytest.mark.parametrize("tls", [False, True])
-def test_requests_are_valid_by_all_counters(session: run.Session, arm: str, backend: str, tls: bool) -> None:
+def test_requests_are_valid_by_all_counters(session: Session, arm: str, backend: str, tls: bool) -> None:
     measured = measured_as_in_a_run(session, request(arm, backend, tls=tls))
     assert wrong(measured) == [], measured.record.counters
     assert measured.record.counters["servers/nginx_rq"] == 23
 
 
-def test_keep_alive_uses_the_connections_of_the_warm_up(session: run.Session) -> None:
+def test_keep_alive_uses_the_connections_of_the_warm_up(session: Session) -> None:
     asked = request("mode1", "meshed")
     kept = Trial(Cell(**{**vars(asked.cell), "connection": "keepalive"}), 20, 3, 3000, False)
     measured = session.trial(0, kept, seed=1)
@@ -93,7 +92,7 @@ def test_keep_alive_uses_the_connections_of_the_warm_up(session: run.Session) ->
     assert measured.record.counters["pod/rule/redirect_tcp"] == 1
 
 
-def test_mode_2_saves_the_cluster_dns_every_query_for_a_known_name(session: run.Session) -> None:
+def test_mode_2_saves_the_cluster_dns_every_query_for_a_known_name(session: Session) -> None:
     counted = {}
     for arm in ("plain", *PROXIED):
         counted[arm] = session.trial(0, trial(arm), seed=1).record.counters
@@ -105,7 +104,7 @@ def test_mode_2_saves_the_cluster_dns_every_query_for_a_known_name(session: run.
     assert "pod/rule/dns_proxy" not in counted["mode2-agent"]
 
 
-def test_delay_reaches_the_client_and_is_taken_back(session: run.Session) -> None:
+def test_delay_reaches_the_client_and_is_taken_back(session: Session) -> None:
     slow = session.trial(0, trial("plain", dns_delay_ms=20.0), seed=1).table
     fast = session.trial(0, trial("plain"), seed=1).table
     took_ms = [
@@ -118,7 +117,7 @@ def test_delay_reaches_the_client_and_is_taken_back(session: run.Session) -> Non
     assert min(took_ms) < 20
 
 
-def test_captured_packets_lie_inside_what_the_agent_measured(session: run.Session) -> None:
+def test_captured_packets_lie_inside_what_the_agent_measured(session: Session) -> None:
     asked = request("plain", "plain")
     table = session.trial(0, Trial(asked.cell, 20, 3, 3000, True), seed=1).table
     for row in table.to_pylist():
@@ -126,19 +125,18 @@ def test_captured_packets_lie_inside_what_the_agent_measured(session: run.Sessio
         assert row["wire_dns_ns"] < row["wire_total_ns"] <= row["end_ns"] - row["start_ns"]
 
 
-def test_a_trial_whose_path_was_not_taken_is_invalid(session: run.Session, bed: Testbed) -> None:
+def test_a_trial_whose_path_was_not_taken_is_invalid(
+    session: Session, bed: Testbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Somebody else asks the name server from the pod while the load runs: the counts must disagree."""
-    original = session._load
+    make = Loads.make
 
-    def disturbed(*arguments: object) -> object:
+    def disturbed(loads: Loads, *arguments: object) -> object:
         in_app(bed, "plain", "import socket; socket.getaddrinfo('web', 80, socket.AF_INET)")
-        return original(*arguments)
+        return make(loads, *arguments)
 
-    session._load = disturbed
-    try:
-        record = session.trial(0, trial("plain"), seed=1).record
-    finally:
-        session._load = original
+    monkeypatch.setattr(Loads, "make", disturbed)
+    record = session.trial(0, trial("plain"), seed=1).record
     assert not record.valid
     assert any(reason.startswith("path not taken: DNS packets of the client") for reason in record.reasons)
 
@@ -168,7 +166,7 @@ def test_the_application_sees_a_real_or_a_virtual_address(bed: Testbed, arm: str
 
 @pytest.mark.parametrize("arm", [arm for arm in SIDECARS if WORLD.arms[arm].dns == "agent"])
 @pytest.mark.parametrize("connection", ["new", "keepalive"])
-def test_rules_in_front_change_no_path_and_are_taken_away(session: run.Session, arm: str, connection: str) -> None:
+def test_rules_in_front_change_no_path_and_are_taken_away(session: Session, arm: str, connection: str) -> None:
     for count in (1000, 0):
         asked = request(arm, "plain", extra_rules=count).cell
         kept = Trial(Cell(**{**vars(asked), "connection": connection}), 20, 3, 3000, False)
@@ -190,7 +188,7 @@ OUTCOMES = [
 
 @pytest.mark.parametrize("case", OUTCOMES, ids=str)
 def test_what_becomes_of_a_request_by_what_its_name_is_answered_with(
-    session: run.Session, case: tuple[str, bool, str, str, str]
+    session: Session, case: tuple[str, bool, str, str, str]
 ) -> None:
     answer, intercepted, sidecar, outcome, counter = case
     asked = request("answers", "plain", answer=answer, intercepted=intercepted, sidecar=sidecar).cell
@@ -201,7 +199,7 @@ def test_what_becomes_of_a_request_by_what_its_name_is_answered_with(
     assert counted == 4 or (counter == "pod/rule/escaped_vip" and counted > 4)  # SYNs to nowhere are sent again
 
 
-def test_without_its_guard_a_sidecar_that_is_called_by_its_own_address_calls_itself(session: run.Session) -> None:
+def test_without_its_guard_a_sidecar_that_is_called_by_its_own_address_calls_itself(session: Session) -> None:
     asked = request("unguarded", "plain", answer="own-sidecar").cell
     measured = session.trial(0, Trial(asked, 2, 0, 1000, False), seed=1)
     assert "ok" not in measured.table["outcome"].to_pylist()
@@ -211,8 +209,8 @@ def test_without_its_guard_a_sidecar_that_is_called_by_its_own_address_calls_its
 
 @pytest.mark.parametrize("arm", NAMED)
 def test_a_trace_shows_every_namespace_and_the_address_asked_for(bed: Testbed, arm: str) -> None:
-    with bed.observers() as observers, run.Agents(bed) as agents:
-        seen = trace.observe(bed, observers, agents.of(arm, 5), arm, "http://web/bytes/1024")
+    with observers.opened(bed) as asking, Agents(bed) as agents:
+        seen = trace.observe(bed, asking, agents.of(arm, 5), arm, "http://web/bytes/1024")
     assert (seen.request["outcome"], seen.request["status"]) == ("ok", 200)
     assert {packet.namespace for packet in seen.packets} >= {f"client-{arm}", seen.request["replica"]}
     assert any("web.shop.svc.cluster.local. A?" in packet.says for packet in seen.packets)
@@ -228,8 +226,8 @@ def test_a_trace_shows_every_namespace_and_the_address_asked_for(bed: Testbed, a
 
 
 def test_a_trace_of_a_name_that_does_not_exist_says_so(bed: Testbed) -> None:
-    with bed.observers() as observers, run.Agents(bed) as agents:
-        seen = trace.observe(bed, observers, agents.of("mode1", 5), "mode1", "http://absent/")
+    with observers.opened(bed) as asking, Agents(bed) as agents:
+        seen = trace.observe(bed, asking, agents.of("mode1", 5), "mode1", "http://absent/")
     assert seen.request["outcome"] == "dns_error"
     assert any("NXDOMAIN" in packet.says for packet in seen.packets)
 
@@ -240,8 +238,8 @@ def test_an_address_without_a_listener_goes_nowhere_and_is_counted(bed: Testbed)
         "import socket\ntry: socket.create_connection(('240.240.9.9', 80), timeout=1)\nexcept OSError as e: print('no')"
     )
     assert in_app(bed, "plain", program) == "no"
-    with bed.observers() as observers:
-        rules = observers["client-plain"].ask({"op": "snapshot", "rules": "iptables"}, 10)[0]["rules"]
+    with observers.opened(bed) as asking:
+        rules = asking["client-plain"].ask({"op": "snapshot", "rules": "iptables"}, 10)[0]["rules"]
     assert rules["escaped_vip"] > 0
 
 
@@ -256,8 +254,8 @@ def test_a_connection_to_the_proxy_port_itself_does_not_loop(bed: Testbed, arm: 
         )
         assert in_app(bed, arm, program) == "0"
     page = {"url": f"http://127.0.0.1:{ISTIO.admin_port}/stats?format=json&filter=^server.total_connections$"}
-    with bed.observers() as observers:
-        reply = observers[f"client-{arm}"].ask({"op": "snapshot", "pages": [page]}, 10)[0]["pages"][0]
+    with observers.opened(bed) as asking:
+        reply = observers.page(asking[f"client-{arm}"], page) or ""
     assert json.loads(reply)["stats"][0]["value"] < 50  # a loop would hold hundreds
 
 

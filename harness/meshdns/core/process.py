@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import IO
 
 Announce = Callable[[str], None]  # says a line to the person who waits
-_POLL_S = 0.005  # short beside the fastest program we run (docker --version, 13 ms)
-_GRACE_S = 3.0  # docker and apt put things right on TERM; a program that takes longer is killed
+_POLL_S = 0.005  # short beside the fastest program we run (13 ms)
+_GRACE_S = 3.0  # Compose and apt put things right on TERM; a program that takes longer is killed
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,9 @@ def conformance_world(world: World, nets: Nets) -> conformance.World:
     )
 
 
+DNSDIST_RULE = "from-"  # how dnsdist's counting rules begin, each named after a pod
+
+
 def application_name(world: World, name_kind: str, service: Service) -> str:
     """The name as an application would spell it.
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from meshdns.core import errors, process
-from meshdns.core.world import Nets, World
+from meshdns.core import errors, paths
+from meshdns.core.world import World
 from meshdns.interception.conventions import ISTIO
-from meshdns.lab import ports
-from meshdns.lab.compose import rendering
-from meshdns.lab.compose.channel import Channel
-from meshdns.lab.compose.testbed import COMPOSE, Ended, Testbed
+from meshdns.lab import observers, ports
+from meshdns.lab.channel import Channel
+from meshdns.lab.place import Ended, Place
 
+COMPOSE = paths.COMPOSE
 ASK_TIMEOUT_S = 15
 SETTLE_TIMEOUT_S = 30
 RESOLVE_TIMEOUT_S = 90  # the longest refresh rate of a sidecar's clusters is a minute
@@ -55,25 +54,26 @@ EFFECTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 class Plane:
     """The control plane of a testbed that has one."""
 
-    bed: Testbed
+    place: Place
     observer: Channel  # the one that asks servers
     policy: str = "none"
     ended: Ended = field(default_factory=Ended)  # by changes
+    _taken: dict[str, str] = field(default_factory=dict)  # file -> what it held before a change took it away
 
     @property
     def world(self) -> World:
         """What the testbed is made of."""
-        return self.bed.world
+        return self.place.world
 
     def status(self) -> dict[str, Any]:
         """Its own page. Raises TestbedError."""
-        url = f"http://{self.bed.nets.pod(self.world.named('control-plane').host)}:{ports.PORT_PLANE}/status"
-        reply, _ = self.observer.ask({"op": "snapshot", "pages": [{"url": url, "timeout_s": 2}]}, ASK_TIMEOUT_S)
-        if reply["pages"][0] is None:
+        url = f"http://{self.place.address('control-plane')}:{ports.PORT_PLANE}/status"
+        page = observers.page(self.observer, {"url": url, "timeout_s": 2})
+        if page is None:
             raise errors.TestbedError(
                 "the control plane does not answer", place="control-plane", step="see `meshdns logs control-plane`"
             )
-        return dict(json.loads(reply["pages"][0]))
+        return dict(json.loads(page))
 
     # -- policies --------------------------------------------------------------------------------------------------
 
@@ -81,14 +81,9 @@ class Plane:
         """This policy and no other is in force at every sidecar. Raises TestbedError."""
         if policy == self.policy:
             return
-        target = self.bed.state / "mesh" / POLICY
         before = self.status()["configuration"]["number"]
-        if policy == "none":
-            target.unlink(missing_ok=True)
-        else:
-            fresh = target.with_suffix(".new")
-            shutil.copyfile(COMPOSE / "policies" / f"{policy}.yaml", fresh)
-            fresh.replace(target)
+        text = None if policy == "none" else (COMPOSE / "policies" / f"{policy}.yaml").read_text()
+        self.place.put(f"mesh/{POLICY}", text)
         self.policy = policy
         self._await(lambda status: status["configuration"]["number"] > before and self._settled(status))
 
@@ -129,7 +124,7 @@ class Plane:
                 self._edit(kind, changed=False)
             return at_ns
         if kind == "rotate":
-            return self.bed.kill("control-plane", signal="SIGUSR1")
+            return self.place.kill("control-plane", signal="SIGUSR1")
         if kind == "up":
             return self._set_ready(_SPARE, ready=True)
         if kind in ("unready", "down"):
@@ -146,13 +141,12 @@ class Plane:
     def _edit(self, kind: str, *, changed: bool) -> None:
         """The file that the change is about is there, or is not."""
         name, removed = _EDITS[kind]
-        content = _OTHER if name == UNRELATED else rendering.mesh(self.world, Nets())[name]
-        path = self.bed.state / "mesh" / name
-        if changed == removed:
-            path.unlink(missing_ok=True)
-        else:
-            usual = Nets().pods
-            path.write_text(content.replace(f"{usual}.", f"{self.bed.nets.pods}."))
+        path = f"mesh/{name}"
+        if removed and changed:
+            self._taken[path] = self.place.read(path)
+        there = self._taken.get(path) if removed else _OTHER
+        if not removed or there is not None:
+            self.place.put(path, None if changed == removed else there)
 
     def restore(self, kind: str) -> None:
         """As it was, known to every sidecar but by names that it resolves. Raises TestbedError."""
@@ -160,8 +154,8 @@ class Plane:
             self._edit(kind, changed=False)
         for pod in EFFECTS[kind][1]:
             for service in _services(pod):
-                if process.run("docker", "start", self.bed.name(service), timeout_s=30).ok:
-                    self.ended = Ended(self.ended.now - {service}, self.ended.ever)
+                self.place.start(service)
+                self.ended = Ended(self.ended.now - {service}, self.ended.ever)
             self._set_ready(pod, ready=True)
         for pod in EFFECTS[kind][0]:
             self._set_ready(pod, ready=False)
@@ -174,12 +168,11 @@ class Plane:
         After NXDOMAIN c-ares leaves Envoy without a time to live: it asks again only after its refresh rate, a minute.
         """
         shop = self.world.backends["shop"]
-        usual = {f"{self.bed.nets.pod(each)}:{shop.target_ports[0]}" for each in shop.hosts}
+        usual = {f"{self.place.address(each)}:{shop.target_ports[0]}" for each in shop.replicas}
         page = {"url": f"http://127.0.0.1:{ISTIO.admin_port}/clusters", "timeout_s": 2}
         deadline = time.monotonic() + RESOLVE_TIMEOUT_S
         while True:
-            reply, _ = observer.ask({"op": "snapshot", "pages": [page]}, ASK_TIMEOUT_S)
-            lines = (line.split("::") for line in (reply["pages"][0] or "").splitlines())
+            lines = (line.split("::") for line in (observers.page(observer, page) or "").splitlines())
             members = {parts[1] for parts in lines if len(parts) == 4 and parts[0].endswith(f"||{host}")}
             if usual == {each for each in members if each[0].isdigit()}:
                 return
@@ -188,23 +181,19 @@ class Plane:
             time.sleep(0.2)
 
     def _readiness(self, status: Mapping[str, Any]) -> dict[str, bool]:
-        pods = {self.bed.nets.pod(pod.host): pod.pod for pod in self.world.meshed if pod.governed}
+        pods = {self.place.address(pod.pod): pod.pod for pod in self.world.meshed if pod.governed}
         return {pods[address]: one["ready"] for address, one in status["probes"].items() if address in pods}
 
     def _set_ready(self, pod: str, *, ready: bool) -> int:
         """What its readiness page says from now on; the instant in CLOCK_MONOTONIC."""
         act = "rm -f /tmp/unready" if ready else "touch /tmp/unready"
-        done = process.run(
-            "docker", "exec", self.bed.name(f"{pod}-app"), "sh", "-c", f"{act}; date +%s%N", timeout_s=30
-        )
-        if not done.ok:
-            raise errors.TestbedError(f"its readiness was not changed ({done.last_lines(1)})", place=pod)
-        return int(done.out) - (time.time_ns() - time.monotonic_ns())
+        at = self.place.exec(f"{pod}-app", ["sh", "-c", f"{act}; date +%s%N"], timeout_s=30)
+        return int(at) - (time.time_ns() - time.monotonic_ns())
 
     def _kill(self, pod: str) -> int:
         """Application and sidecar end at once; the instant in CLOCK_MONOTONIC."""
         self.ended = Ended(self.ended.now | {*_services(pod)}, self.ended.ever | {*_services(pod)})
-        return self.bed.kill(*_services(pod))
+        return self.place.kill(*_services(pod))
 
     # -- what was told to whom -------------------------------------------------------------------------------------
 
@@ -214,14 +203,10 @@ class Plane:
         Envoy's DNS filter has its table in a listener, which is recorded with its configuration.
         """
         proxy = next(client for client in self.world.clients if client.governed and client.dns == "agent")
-        table = process.run(
-            "docker", "exec", self.bed.name(f"{proxy.pod}-dns"), "cat", "/etc/meshdns/names.json", timeout_s=30
-        )
-        if not table.ok:
-            raise errors.TestbedError(f"its name table cannot be read ({table.last_lines(1)})", place=proxy.pod)
-        names = {host: entry["ips"] for host, entry in json.loads(table.out)["table"].items()}
-        server = self.bed.nets.pod(self.world.named("dns").host)
-        said = self.bed.within("observer", "dnsproxy", ["python3", "-c", _TRANSFER, server], ASK_TIMEOUT_S)
+        table = self.place.exec(f"{proxy.pod}-dns", ["cat", "/etc/meshdns/names.json"], timeout_s=30)
+        names = {host: entry["ips"] for host, entry in json.loads(table)["table"].items()}
+        ask = ["python3", "-c", _TRANSFER, self.place.address("dns")]
+        said = self.place.exec("observer", ask, timeout_s=ASK_TIMEOUT_S, image="dnsproxy")
         return {"names": names, "records": json.loads(said), "status": self.status()}
 
 

@@ -11,7 +11,10 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 from meshdns.core import errors
+from meshdns.measure.plan import Cell
 
 _MAGIC_NS = 0xA1B23C4D
 _UDP, _TCP = 17, 6
@@ -148,6 +151,21 @@ def in_turn(seen: list[Packet], count: int) -> list[Exchange]:
         return [Exchange(-1, -1)] * count  # packets are missing: none can be told from another
     dns = all(p.protocol == _UDP for p in seen)
     return [Exchange(end - begin if dns else -1, end - begin) for begin, end in spans[-count:]]
+
+
+def joined(table: pa.Table, cell: Cell, pcap: bytes, pod: str) -> pa.Table:
+    """The samples with `wire_dns_ns` and `wire_total_ns` where packets were found; `pod` is the client's address."""
+    seen = list(packets(pcap, pod))
+    ports = table.column("local_port").to_pylist()
+    if cell.connection == "keepalive" and cell.concurrency == 1:
+        found = in_turn(seen, table.num_rows)
+    else:
+        found = lookups(seen, ports) if cell.kind == "lookup" else requests(seen, ports)
+    columns = {"wire_dns_ns": [one.dns_ns for one in found], "wire_total_ns": [one.total_ns for one in found]}
+    for name, values in columns.items():
+        position = table.schema.get_field_index(name)
+        table = table.set_column(position, table.schema.field(name), pa.array(values, pa.int64()))
+    return table
 
 
 def _lookup_before(queries: list[Packet], begin_ns: int) -> tuple[int, int] | None:

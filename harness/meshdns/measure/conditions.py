@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
 from typing import Self
 
 from meshdns.core import errors
 from meshdns.core.world import Pod
-from meshdns.lab.compose.channel import Channel
-from meshdns.lab.compose.testbed import Ended, Testbed
+from meshdns.lab import readiness
+from meshdns.lab.observers import Observers
+from meshdns.lab.place import Ended, Place
 from meshdns.lab.plane import Plane
 from meshdns.measure import duration
 from meshdns.measure.plan import Cell
@@ -24,9 +24,9 @@ ASK_TIMEOUT_S = 30
 class Conditions:
     """The name server's delay, the mesh's policy, and per pod: extra rules, interception, the sidecar."""
 
-    def __init__(self, bed: Testbed, observers: Mapping[str, Channel]) -> None:
-        self._bed, self._observers = bed, observers
-        self.plane = Plane(bed, observers["observer"]) if "xds" in bed.groups else None
+    def __init__(self, place: Place, observers: Observers) -> None:
+        self._place, self._observers = place, observers
+        self.plane = Plane(place, observers["observer"]) if "xds" in place.groups else None
         self._delay_ms = -1.0  # unknown: a resumed run may find any
         self._extra: dict[str, int] = {}
         self._open: dict[str, bool] = {}
@@ -36,13 +36,12 @@ class Conditions:
         """The testbed is as the cell wants it; whether anything had to change for that. Raises TestbedError."""
         before = self._known()
         if cell.dns_delay_ms != self._delay_ms:
-            self._bed.set_dns_delay(cell.dns_delay_ms)
-            self._delay_ms = cell.dns_delay_ms
+            self._set_delay(cell.dns_delay_ms)
         if self.plane:
             self.plane.govern(cell.policy)
         if cell.fault == "overload":
             time.sleep(duration.DRAIN_S)
-        client = self._bed.world.arms.get(cell.arm)
+        client = self._place.world.arms.get(cell.arm)
         if client is not None and client.sidecar:
             self._set_extra(client, cell.extra_rules)
             self._set_intercepted(client, cell.intercepted)
@@ -63,12 +62,11 @@ class Conditions:
     def settle(self) -> None:
         """Everything is as it was found."""
         if self._delay_ms > 0:
-            self._bed.set_dns_delay(0.0)
-            self._delay_ms = 0.0
+            self._set_delay(0.0)
         if self.plane:
             self.plane.govern("none")
         for pod in self._extra.keys() | self._open.keys() | self._down.keys():
-            client = self._bed.world.named(pod)
+            client = self._place.world.named(pod)
             self._set_extra(client, 0)
             self._set_intercepted(client, True)
             self._set_sidecar(client, True)
@@ -82,6 +80,12 @@ class Conditions:
         with contextlib.suppress(errors.MeshdnsError):  # a testbed that is gone needs no settling
             self.settle()
 
+    def _set_delay(self, delay_ms: float) -> None:
+        """From now on dnsdist delays each UDP answer by this much."""
+        told = ["dnsdist", "-C", "/etc/meshdns/dnsdist.conf", "-c", "-e", f"delay_ms={delay_ms:g}"]
+        self._place.exec("dns-dnsdist", told, timeout_s=10)
+        self._delay_ms = delay_ms
+
     def _set_extra(self, client: Pod, count: int) -> None:
         if count != self._extra.get(client.pod, 0):
             self._tell(client, {"op": "extra_rules", "count": count, "mechanism": client.mechanism})
@@ -94,7 +98,7 @@ class Conditions:
 
     def _set_sidecar(self, client: Pod, up: bool) -> None:
         if up == self._down.get(client.pod, False):
-            self._bed.set_sidecar(client, self._observers, up=up)
+            readiness.set_sidecar(self._place, client, self._observers[client.pod], up=up)
             self._down[client.pod] = not up
 
     def _tell(self, client: Pod, request: dict[str, object]) -> None:

@@ -1,7 +1,7 @@
 """What the components counted: read before and after a trial, never during it but for `encrypted`, and subtracted.
 
 Sources: rule counters and Envoy statistics of the client pod (its observer), statistics pages of servers and name
-servers (one observer for all), CPU and memory from the containers' cgroups.
+servers (one observer for all), CPU and memory from the place.
 """
 
 from __future__ import annotations
@@ -10,22 +10,19 @@ import json
 import re
 import urllib.parse
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from meshdns.core import errors
 from meshdns.core.world import Pod, Service, World
 from meshdns.interception.conventions import ISTIO
-from meshdns.lab import ports
-from meshdns.lab.compose import rendering
-from meshdns.lab.compose.channel import Channel
-from meshdns.lab.compose.testbed import Testbed
+from meshdns.lab import ports, readiness
+from meshdns.lab.names import DNSDIST_RULE
+from meshdns.lab.observers import Observers
+from meshdns.lab.place import Place, Usage
 from meshdns.lab.plane import EFFECTS
 from meshdns.measure.plan import Cell
 
 ASK_TIMEOUT_S = 30
-CGROUPS = Path("/sys/fs/cgroup")  # where every distribution mounts them, v1 or v2
 Counts = dict[str, float]
 
 # Envoy statistic -> our name; several may add up to one. Its DNS filter counts alike whoever configures it.
@@ -79,26 +76,14 @@ _SERVED = {
 _NGINX_REQUESTS = re.compile(r"server accepts handled requests\s+\d+ \d+ (\d+)")
 
 
-@dataclass(frozen=True)
-class Usage:
-    """CPU time spent and memory held by one container."""
-
-    cpu_us: float
-    memory_bytes: int | None  # None where the kernel counts none: Raspberry Pi OS switches it off
-
-
 class Reader:
-    """Reads the counters of one run's testbed."""
+    """Reads the counters of one place."""
 
-    def __init__(self, testbed: Testbed, observers: Mapping[str, Channel]) -> None:
-        """Resolves every container's cgroup once: reading one later is opening two files."""
-        self._testbed, self._observers, self._world = testbed, observers, testbed.world
-        self._dnsdist, self._bind = testbed.dnsdist_page(), testbed.bind_page()
-        self._groups = {
-            c.labels["com.docker.compose.service"]: _cgroup(c.attrs["State"]["Pid"])
-            for c in testbed.containers()
-            if c.status == "running" and not c.labels["com.docker.compose.service"].endswith("-observer")
-        }
+    def __init__(self, place: Place, observers: Observers) -> None:
+        """Asks for what everybody has used, since the first time takes longest."""
+        self._place, self._observers, self._world = place, observers, place.world
+        self._dnsdist, self._bind = readiness.dnsdist_page(place), readiness.bind_page(place)
+        place.usage([part.service for part in place.parts()])
 
     def counts(self, *cells: Cell) -> list[Counts]:
         """For each cell all counters on its path, as totals since the containers started; all read at one moment."""
@@ -130,8 +115,8 @@ class Reader:
         pages: dict[str, dict[str, Any]] = {}
         if service and service.governed:
             return self._governed(cell, service)
-        for replica, host in service.replicas.items() if service else ():
-            base = f"http://{self._testbed.nets.pod(host)}"
+        for replica in service.replicas if service else ():
+            base = f"http://{self._place.address(replica)}"
             pages[f"{replica}/nginx"] = {"url": f"{base}:{ISTIO.status_port}/status"}
             if service and service.meshed:
                 stats = f"{base}:{ISTIO.stats_port}/stats?format=json&filter=^{_INBOUND}$"
@@ -145,9 +130,9 @@ class Reader:
         pattern = _quoted("|".join(f"^{re.escape(name)}$" for name in _SERVED))
         return {
             f"{replica}/governed": {
-                "url": f"http://{self._testbed.nets.pod(host)}:{ISTIO.stats_port}/stats?format=json&filter={pattern}"
+                "url": f"http://{self._place.address(replica)}:{ISTIO.stats_port}/stats?format=json&filter={pattern}"
             }
-            for replica, host in service.replicas.items()
+            for replica in service.replicas
             if self._world.named(replica).sidecar
         }
 
@@ -162,8 +147,7 @@ class Reader:
         """CPU and memory of the containers on this cell's path; none where these come and go."""
         if cell.answer != "none" or self._world.is_governed(cell.backend):
             return {}
-        path = _on_path(cell, self._world)
-        return {service: group.read() for service, group in self._groups.items() if service in path}
+        return self._place.usage(sorted(_on_path(cell, self._world)))
 
 
 def _question(cell: Cell, world: World) -> dict[str, Any]:
@@ -208,9 +192,8 @@ def difference(cell: Cell, before: Counts, after: Counts, world: World) -> Count
     result = {key: after[key] - before.get(key, 0) for key in after}
     if "pod/conntrack/entries" in after:
         result["pod/conntrack/entries"] = after["pod/conntrack/entries"]
-    if "servers/nginx_rq" in result and not world.is_governed(
-        cell.backend
-    ):  # each nginx has also counted our own question
+    # Each nginx has also counted our own question.
+    if "servers/nginx_rq" in result and not world.is_governed(cell.backend):
         result["servers/nginx_rq"] -= len(world.backends[cell.backend].replicas)
     return result
 
@@ -272,8 +255,8 @@ _LOCAL: dict[str, Callable[[str], Counts]] = {"envoy": _envoy, "dnsproxy": _dnsp
 
 def _dnsdist(page: dict[str, Any], pod: str) -> Counts:
     matches = {rule["name"]: rule["matches"] for rule in page["rules"]}
-    total = sum(count for name, count in matches.items() if name.startswith(rendering.POD_RULE))
-    return {"dnsdist/from_pod": matches[rendering.pod_rule(pod)], "dnsdist/queries": total}
+    total = sum(count for name, count in matches.items() if name.startswith(DNSDIST_RULE))
+    return {"dnsdist/from_pod": matches[f"{DNSDIST_RULE}{pod}"], "dnsdist/queries": total}
 
 
 def _bind(page: dict[str, Any]) -> Counts:
@@ -288,45 +271,3 @@ def _server(name: str, body: str) -> Counts:
         return {"servers/envoy_rq": sum(s["value"] for s in json.loads(body)["stats"] if s.get("name") == _INBOUND)}
     match = _NGINX_REQUESTS.search(body)
     return {"servers/nginx_rq": float(match[1]) if match else 0.0}
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Files of one container's cgroup; v1 and v2 spell them differently."""
-
-    cpu: Path
-    memory: Path | None
-    version: int
-
-    def read(self) -> Usage:
-        try:
-            memory = int(self.memory.read_text()) if self.memory else None
-            if self.version == 1:
-                return Usage(int(self.cpu.read_text()) / 1000, memory)  # cpuacct.usage: nanoseconds
-            fields = dict(line.split() for line in self.cpu.read_text().splitlines())
-            return Usage(float(fields["usage_usec"]), memory)
-        except OSError as error:
-            raise errors.TestbedError(f"its cgroup is gone ({error.strerror})", place=str(self.cpu.parent)) from None
-
-
-def _cgroup(pid: int) -> _Group:
-    """The cgroup of a process."""
-    try:
-        listing = Path(f"/proc/{pid}/cgroup").read_text()
-    except OSError:
-        raise errors.TestbedError(
-            "the containers' processes are not visible here", place="/proc", step="run meshdns on the engine's machine"
-        ) from None
-    return _group(listing, CGROUPS)
-
-
-def _group(listing: str, root: Path) -> _Group:
-    """The files under `root` of the cgroups in `listing`, the kernel's own list for a process (cgroups(7))."""
-    lines = (line.split(":", 2) for line in listing.splitlines())
-    paths = {name: path.lstrip("/") for _, names, path in lines for name in names.split(",")}
-    if (root / "cgroup.controllers").exists():  # v2 is mounted; v1 hierarchies may be listed and mounted nowhere
-        cpu, memory, version = root / paths[""] / "cpu.stat", root / paths[""] / "memory.current", 2
-    else:
-        cpu = root / "cpuacct" / paths.get("cpuacct", "") / "cpuacct.usage"
-        memory, version = root / "memory" / paths.get("memory", "") / "memory.usage_in_bytes", 1
-    return _Group(cpu, memory if memory.exists() else None, version)

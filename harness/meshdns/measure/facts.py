@@ -8,19 +8,25 @@ import importlib.metadata
 import json
 import platform
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from meshdns import __version__
-from meshdns.core import paths, process
+from meshdns.core import paths
 from meshdns.interception.conventions import ISTIO
-from meshdns.lab.compose import testbed
-from meshdns.lab.compose.channel import Channel
-from meshdns.lab.compose.testbed import Testbed
+from meshdns.lab import observers, plane
+from meshdns.lab.channel import Channel
+from meshdns.lab.place import Place
+from meshdns.measure import counters, trace
+from meshdns.measure.plan import Cell, Plan
+from meshdns.measure.session import Session
 
-PACKAGES = ("pandas", "numpy", "scipy", "pyarrow", "docker", "dnspython", "papermill", "matplotlib", "seaborn")
+PACKAGES = ("pandas", "numpy", "scipy", "pyarrow", "dnspython", "papermill", "matplotlib", "seaborn")
 ASK_TIMEOUT_S = 30
+CONFORMANCE_TIMEOUT_S = 60  # some fifty questions, most answered at once
+_MODES = {"mode1", "mode2-agent"}  # traced whatever the plan asks: their paths are what the two modes are
+TRACED = "http://{service}/bytes/1024"  # as a neighbour asks; both sidecars, where there are any
 _VERSION_COMMANDS = {
     "envoy": ("client-mode1-envoy", "envoy --version"),
     "bind": ("dns-bind", "named -v"),
@@ -33,20 +39,71 @@ _VERSION_COMMANDS = {
 }
 
 
-def gather(bed: Testbed, observers: Mapping[str, Channel], arms: Collection[str]) -> dict[str, Any]:
-    """The facts tree of `run.json`; `arms` are those that are asked."""
-    client, mesh = testbed.cpu_sets()
-    return {
+def gather(what: Plan, opened: Session) -> dict[str, Any]:
+    """The facts tree of `run.json`: what was true before its first block."""
+    place = opened.place
+    arms = {cell.arm for experiment in what.experiments for cell in experiment.cells()}
+    known = {
         "machine": machine(),
-        "engine": _engine(bed),
-        "images": _images(bed),
-        "versions": _versions(bed),
-        "cpu_sets": {"client": client, "mesh": mesh},
-        "networks": {"pods": bed.nets.pods, "world": bed.nets.world},
-        "rules": {pod: channel.ask({"op": "loaded"}, ASK_TIMEOUT_S)[0]["text"] for pod, channel in observers.items()},
-        "envoy": _config_dumps(bed, observers, arms),
-        "envoy_servers": json.loads((bed.state / "web-1" / "envoy.json").read_text()),
-        "dns": {path: _public(bed, path) for path in _DNS_FILES},
+        **place.facts(),
+        "networks": {"pods": place.nets.pods, "world": place.nets.world},
+        "rules": {pod: each.ask({"op": "loaded"}, ASK_TIMEOUT_S)[0]["text"] for pod, each in opened.observers.items()},
+        "envoy": _config_dumps(opened, arms | _MODES),
+        "envoy_servers": json.loads(place.read("web-1/envoy.json")),
+        "dns": _name_servers(place),
+    }
+    known["versions"] = _versions(place) | known["versions"]
+    if "xds" in place.groups:
+        known["governed"] = plane.Plane(place, opened.observers["observer"]).told()
+    known |= {"traces": _traces(opened, arms), "refused": opened.refused, "conformance": _conformance(place, arms)}
+    # Last, when the machine has come to rest after the start of everything, as it is while blocks are measured.
+    return known | {"clock": {"plain": _clock(opened.agents.of("plain", 5))}}
+
+
+def resolutions(reader: counters.Reader) -> dict[str, Any]:
+    """How often the sidecar of mode 1 has resolved endpoints since its start, by its own count and by the rules'."""
+    (counts,) = reader.counts(Cell("closing", "mode1"))
+    names = {"attempts": "pod/envoy/cluster_resolutions", "queries": "pod/rule/dns_proxy"}
+    return {"mode1": {name: counts[key] for name, key in names.items()}}
+
+
+def _traces(opened: Session, arms: Collection[str]) -> dict[str, Any]:
+    """One request of each arm that resolves names, observed at every hop: arm -> trace."""
+    world = opened.place.world
+    url = TRACED.format(service=world.looked_up.name)
+    return {
+        client.arm: trace.observe(
+            opened.place, opened.observers, opened.agents.of(client.arm, 5), client.arm, url
+        ).to_json()
+        for client in observers.clients(opened.place)
+        if client.arm in {*arms, *_MODES}
+        and not client.governed
+        and client.arm not in ("ip", "plain-aa", *world.answering, *opened.refused)
+    }
+
+
+def _conformance(place: Place, arms: Collection[str]) -> dict[str, Any]:
+    """How the DNS proxies of mode 2 answer the conformance suite, asked as an application asks: arm -> rows."""
+    suite = ["python3", "-m", "dnsproxy.conformance", "--world", "/state/conformance.json"]
+    suite += ["--server", f"{place.world.dns_cluster_ip}:53", "--timeout-s", "1"]
+    return {
+        client.arm: json.loads(place.exec(client.pod, suite, timeout_s=CONFORMANCE_TIMEOUT_S, image="dnsproxy"))
+        for client in observers.clients(place)
+        if client.arm in arms and client.dns_proxy and client.mechanism == "iptables" and not client.governed
+    }
+
+
+def _clock(agent: Channel) -> dict[str, Any]:
+    """What the agent finds out about its own clock, spinning for a second."""
+    found = agent.ask({"kind": "clock"}, ASK_TIMEOUT_S)[0]["clock"]
+    return {
+        "resolution_ns": found["resolution_ns"],
+        "cost_p50_ns": found["read_p50_ns"],
+        "cost_p99_ns": found["read_p99_ns"],
+        "gaps_over_50us": found["gaps"],
+        "gap_share": found["gap_ns"] / found["spin_ns"],
+        "longest_gap_ns": found["longest_gap_ns"],
+        "backwards": found["backwards"],
     }
 
 
@@ -60,31 +117,27 @@ _DNS_FILES = (
 )
 
 
-def _public(bed: Testbed, path: str) -> str:
-    """A configuration file without this testbed's passwords."""
-    keys = bed.keys()
-    return (
-        (bed.state / path)
-        .read_text()
-        .replace(keys.console_key, "…")
-        .replace(keys.web_password, "…")
-        .replace(keys.update_key, "…")
-    )
+def _name_servers(place: Place) -> dict[str, str]:
+    """Their configuration without this testbed's passwords."""
+    secrets = json.loads(place.read("secrets.json")).values()
+    found = {path: place.read(path) for path in _DNS_FILES}
+    for secret in secrets:
+        found = {path: text.replace(secret, "…") for path, text in found.items()}
+    return found
 
 
-def _config_dumps(bed: Testbed, observers: Mapping[str, Channel], arms: Collection[str]) -> dict[str, Any]:
+def _config_dumps(opened: Session, arms: Collection[str]) -> dict[str, Any]:
     """By pod, of these arms; of those configured alike the first."""
     alike: dict[object, str] = {}
-    for client in bed.clients():
+    for client in observers.clients(opened.place):
         if client.sidecar and client.arm in arms:
             how = client.dns, client.guarded, client.mechanism == "tproxy", client.governed, client.resolver
             alike.setdefault(how, client.pod)
-    return {pod: _config_dump(observers[pod]) for pod in alike.values()}
+    return {pod: _config_dump(opened.observers[pod]) for pod in alike.values()}
 
 
 def _config_dump(observer: Channel) -> Any:
-    page = {"url": f"http://127.0.0.1:{ISTIO.admin_port}/config_dump"}
-    body = observer.ask({"op": "snapshot", "pages": [page]}, ASK_TIMEOUT_S)[0]["pages"][0]
+    body = observers.page(observer, {"url": f"http://127.0.0.1:{ISTIO.admin_port}/config_dump"})
     if not body:
         return None
     dump = json.loads(body)
@@ -128,24 +181,13 @@ def _text(path: str) -> str:
         return ""
 
 
-def _engine(bed: Testbed) -> dict[str, Any]:
-    info = bed.engine_facts()
-    keys = ("ServerVersion", "Driver", "CgroupVersion", "CgroupDriver", "KernelVersion", "OperatingSystem")
-    return {key: info.get(key, "") for key in keys}
-
-
-def _images(bed: Testbed) -> dict[str, Any]:
-    return {role: {"tag": bed.images[role], "id": found} for role, found in bed.image_ids().items()}
-
-
-def _versions(bed: Testbed) -> dict[str, str]:
+def _versions(place: Place) -> dict[str, str]:
     found = {"meshdns": __version__, "python": platform.python_version(), "commit": paths.commit()}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # of the notebooks' extra
             found[name] = importlib.metadata.version(name)
-    for name, (service, command) in _VERSION_COMMANDS.items():
-        done = process.run("docker", "exec", bed.name(service), "sh", "-c", f"{command} 2>&1", timeout_s=20)
-        found[name] = _version_in(done.out)
+    for name, (service, program) in _VERSION_COMMANDS.items():
+        found[name] = _version_in(place.exec(service, ["sh", "-c", f"{program} 2>&1 || true"], timeout_s=20))
     return found
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from meshdns.core import errors, process
+from meshdns.core import errors
 from meshdns.core.world import World
+from meshdns.lab.place import Place
 from meshdns.measure.jobs import service_of
 from meshdns.measure.plan import Trial
 from meshdns.store import samples
@@ -20,21 +22,21 @@ _RUN_TIME = re.compile(r"Run time \(s\):\s+([\d.]+)")
 _RCODES = {"NOERROR": 0, "FORMERR": 1, "SERVFAIL": 2, "NXDOMAIN": 3}
 
 
-def measure(index: int, trial: Trial, world: World, container: str) -> tuple[pa.Table, dict[str, Any]]:
+def measure(index: int, trial: Trial, place: Place) -> tuple[pa.Table, dict[str, Any]]:
     """The ruler's own samples, and what Little's law needs. Raises TestbedError."""
-    if trial.cell.tool == "h2load":
-        return _h2load(index, trial, world, container)
-    return _dnsperf(index, trial, world, container)
+    app = f"{place.world.arms[trial.cell.arm].pod}-app"
+
+    def run(script: str) -> str:
+        return place.exec(app, ["sh", "-ec", script], timeout_s=TIMEOUT_S)
+
+    return (
+        _h2load(index, trial, place.world, run)
+        if trial.cell.tool == "h2load"
+        else _dnsperf(index, trial, place.world, run)
+    )
 
 
-def _run(container: str, script: str, tool: str) -> str:
-    done = process.run("docker", "exec", container, "sh", "-ec", script, timeout_s=TIMEOUT_S)
-    if not done.ok:
-        raise errors.TestbedError(f"{tool} failed ({done.last_lines(1)})", place=container, step="see `meshdns status`")
-    return done.out
-
-
-def _h2load(index: int, trial: Trial, world: World, container: str) -> tuple[pa.Table, dict[str, Any]]:
+def _h2load(index: int, trial: Trial, world: World, run: Callable[[str], str]) -> tuple[pa.Table, dict[str, Any]]:
     """h2load's request log: start (µs since the epoch), status, duration (µs)."""
     cell = trial.cell
     url = f"http://{service_of(cell, world).cluster_ip}/bytes/{cell.body_bytes}"
@@ -43,7 +45,7 @@ def _h2load(index: int, trial: Trial, world: World, container: str) -> tuple[pa.
     script = (
         f"rm -f {log}; h2load --h1 -t 1 -c {cell.concurrency} -n {total} --log-file={log} {url} >/dev/null; cat {log}"
     )
-    rows = np.array([line.split("\t") for line in _run(container, script, "h2load").splitlines()], dtype=np.int64)
+    rows = np.array([line.split("\t") for line in run(script).splitlines()], dtype=np.int64)
     rows = rows[np.argsort(rows[:, 0])][trial.warmup :]
     start_ns, duration_ns = rows[:, 0] * 1000, rows[:, 2] * 1000
     outcome = np.where(rows[:, 1] == 200, "ok", "http_error")
@@ -51,17 +53,17 @@ def _h2load(index: int, trial: Trial, world: World, container: str) -> tuple[pa.
     return _table(index, start_ns, duration_ns, outcome, status=rows[:, 1], rcode=np.full(len(rows), -1)), facts
 
 
-def _dnsperf(index: int, trial: Trial, world: World, container: str) -> tuple[pa.Table, dict[str, Any]]:
+def _dnsperf(index: int, trial: Trial, world: World, run: Callable[[str], str]) -> tuple[pa.Table, dict[str, Any]]:
     """dnsperf -v: rcode and duration per query, and the run time; it stamps no instants, so they are put end to end."""
     name, total = f"{service_of(trial.cell, world).fqdn}. {trial.cell.qtype}", trial.warmup + trial.count
     questions = "/tmp/dnsperf.txt"  # noqa: S108  the container's own tmpfs
     at_once = trial.cell.concurrency
     ask = f"dnsperf -s {world.dns_cluster_ip} -d {questions} -n 1 -T 1 -c {at_once} -q {at_once} -v"
-    said = _run(container, f"yes '{name}' | head -n {total} > {questions}; {ask}", "dnsperf")
+    said = run(f"yes '{name}' | head -n {total} > {questions}; {ask}")
     found = _QUERY.findall(said)
     run_time = _RUN_TIME.search(said)
     if not found or run_time is None:
-        raise errors.TestbedError("dnsperf reported no query", place=container)
+        raise errors.TestbedError("dnsperf reported no query", place=trial.cell.arm)
     facts = {"run_time_s": float(run_time[1]), "completed": len(found)}
     kept = found[trial.warmup :]
     duration_ns = np.array([float(seconds) * 1e9 for _, seconds in kept]).astype(np.int64)

@@ -23,9 +23,9 @@ import dns.rcode
 from meshdns.core import errors, resolver
 from meshdns.core.world import Pod, World
 from meshdns.interception.conventions import ISTIO
-from meshdns.lab import ports
-from meshdns.lab.compose.channel import Channel
-from meshdns.lab.compose.testbed import Testbed
+from meshdns.lab import observers, ports
+from meshdns.lab.channel import Channel
+from meshdns.lab.place import Place
 from meshdns.measure import capture, jobs
 
 ANSWER_SLACK_S = 30
@@ -114,27 +114,27 @@ class Trace:
         return asdict(self)
 
 
-def observe(bed: Testbed, observers: Mapping[str, Channel], agent: Channel, arm: str, url: str) -> Trace:
+def observe(place: Place, watching: observers.Observers, agent: Channel, arm: str, url: str) -> Trace:
     """Trace one request from an arm's client. Raises InputError and TestbedError."""
-    target, client = Target.parse(url), bed.world.arms[arm]
+    target, client = Target.parse(url), place.world.arms[arm]
     with contextlib.ExitStack() as stack:
-        watched = {client.pod: observers[client.pod]}
-        for pod in _namespaces(target, bed.world):
-            watched[pod] = stack.enter_context(bed.attached(pod))
+        watched = {client.pod: watching[client.pod]}
+        for pod in _namespaces(target, place.world):
+            watched[pod] = stack.enter_context(place.talk(pod, observers.PROGRAM, image="observer"))
         chains = {pod: _chains(dump) for pod, channel in watched.items() if (dump := _page(channel, "config_dump"))}
-        before = {pod: _counted(bed.world.named(pod), channel) for pod, channel in watched.items()}
+        before = {pod: _counted(place.world.named(pod), channel) for pod, channel in watched.items()}
         for channel in watched.values():
             channel.ask({"op": "capture", "interfaces": list(INTERFACES), "size": FRAME_BYTES}, ANSWER_SLACK_S)
-        header, body = agent.ask(target.job(bed.world), ANSWER_SLACK_S)
+        header, body = agent.ask(target.job(place.world), ANSWER_SLACK_S)
         # At once: the kernel forgets a connection that was reset after ten seconds, and all else may take as long.
         entries = {pod: _tracked(channel) for pod, channel in watched.items()}
         packets = list(_packets({pod: _captured(channel) for pod, channel in watched.items()}))
-        after = {pod: _counted(bed.world.named(pod), channel) for pod, channel in watched.items()}
+        after = {pod: _counted(place.world.named(pod), channel) for pod, channel in watched.items()}
     moved = {pod: _moved(before[pod].proxy, counted.proxy) for pod, counted in after.items() if counted.proxy}
     return Trace(
         arm,
         url,
-        pods={pod: bed.nets.pod(bed.world.named(pod).host) for pod in watched},
+        pods={pod: place.address(pod) for pod in watched},
         request=jobs.table(0, header, body).to_pylist()[0],
         packets=packets,
         tracked={pod: _used(pod, lines, packets) for pod, lines in entries.items()},
@@ -169,8 +169,7 @@ def _counted(pod: Pod, channel: Channel) -> _Counted:
 
 def _page(channel: Channel, path: str, port: int = ISTIO.admin_port) -> Any:
     """A JSON page on the pod's loopback; None where nobody answers."""
-    page = {"url": f"http://127.0.0.1:{port}/{path}"}
-    body = channel.ask({"op": "snapshot", "pages": [page]}, ANSWER_SLACK_S)[0]["pages"][0]
+    body = observers.page(channel, {"url": f"http://127.0.0.1:{port}/{path}"})
     return None if body is None else json.loads(body)
 
 

@@ -1,14 +1,14 @@
 """The doctor looks at this machine and at staged ones."""
 
 import dataclasses
-import json
 import socket
+from types import SimpleNamespace
 
 import pytest
 
 from meshdns.core import paths, process
 from meshdns.core.world import Nets
-from meshdns.lab.compose import debian, doctor, engine
+from meshdns.lab.compose import debian, doctor, engine, sdk
 
 
 def test_this_machine_is_described_whatever_it_is():
@@ -45,9 +45,10 @@ def test_a_busy_subnet_is_named_with_its_holder():
 def test_a_network_is_ours_by_its_label_as_for_up(monkeypatch, name, project, state):
     labels = {"com.docker.compose.project": project} if project else None
     pool = [{"Subnet": "fd00::/64"}, {"Subnet": "198.18.0.0/24"}]
-    network = json.dumps({"Name": name, "Labels": labels, "IPAM": {"Config": pool}})
+    network = {"Name": name, "Labels": labels, "IPAM": {"Config": pool}}
+    engine_of = SimpleNamespace(api=SimpleNamespace(networks=lambda: [network]))
     monkeypatch.setattr(doctor, "host_routes", lambda: ["198.18.0.0/24"])  # the bridge's own route is no second holder
-    monkeypatch.setattr(process, "run", lambda *argv, **_: process.Finished(argv, 0, network + "\n", ""))
+    monkeypatch.setattr(sdk, "client", lambda: engine_of)
     pods, world = doctor._subnets(Nets())
     assert (pods.state, world.state) == (state, "ok")
     assert state == "ok" or name in pods.detail

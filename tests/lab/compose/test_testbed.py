@@ -9,9 +9,10 @@ import pytest
 import requests
 
 from meshdns.core import errors, paths, process
+from meshdns.lab import readiness, status
 from meshdns.lab.compose import testbed
-from meshdns.lab.compose.testbed import Part, Testbed
-from meshdns.measure import facts
+from meshdns.lab.compose.testbed import Testbed
+from meshdns.lab.place import REFUSED, Part
 
 
 class Dead:
@@ -27,24 +28,21 @@ class Dead:
         raise self._error
 
 
-class Container(Dead):
-    """One that was listed, and then the engine died."""
-
-    labels, status = {"com.docker.compose.service": "client-ebpf-loader"}, "exited"
-    attrs = {"State": {"Status": "exited", "ExitCode": testbed.REFUSED}}  # noqa: RUF012
-
-    def reload(self) -> None:
-        return
-
-
 ASKED = {
     "list containers": lambda bed: bed.containers(),
     "is it up": lambda bed: bed.is_up(),
-    "status": lambda bed: bed.status(),
+    "status": status.rows,
+    "program": lambda bed: bed.exec("dns-bind", ["true"], timeout_s=1),
+    "conversation": lambda bed: bed.talk("dns-bind", ["true"]),
+    "beside a pod": lambda bed: bed.talk("dns", ["true"], image="client"),
+    "start": lambda bed: bed.start("dns-bind"),
+    "end": lambda bed: bed.kill("dns-bind"),
+    "pause": lambda bed: bed.kill("dns-bind", signal="SIGSTOP"),
+    "usage": lambda bed: bed.usage(["dns-bind"]),
+    "account": lambda bed: bed.account(Part("dns-bind", "x", "running", None)),
     "networks": lambda bed: bed._refuse_busy_networks(),
-    "start": lambda bed: bed._start(lambda _: None),
-    "engine facts": facts._engine,
-    "image facts": facts._images,
+    "up": lambda bed: bed._start(lambda _: None),
+    "facts": lambda bed: bed.facts(),
 }
 
 
@@ -68,21 +66,20 @@ def test_an_engine_that_dies_is_one_message_wherever_it_is_asked(ask, error, tmp
 
 
 def test_an_engine_that_dies_between_two_questions_is_told(tmp_path, monkeypatch):
-    dead = Dead(requests.exceptions.ConnectionError("Connection aborted."))
-    bed = Testbed({}, state=tmp_path / "state", _client=dead)
-    monkeypatch.setattr(bed, "containers", lambda: [Container(dead._error)])
+    bed = Testbed(
+        {}, state=tmp_path / "state", _client=Dead(requests.exceptions.ConnectionError("Connection aborted."))
+    )
+    monkeypatch.setattr(bed, "parts", lambda: [Part("client-ebpf-loader", "x", "exited", REFUSED)])
     with pytest.raises(errors.TestbedError, match="stopped answering"):
-        bed.refusals()
-    assert bed._last_words("client-ebpf-loader") == "see `meshdns logs client-ebpf-loader`"
-    with pytest.raises(errors.TestbedError, match="stopped answering"):
-        bed.kill("client-ebpf-loader")
+        readiness.refusals(bed)
+    assert readiness.log_ends(bed, "client-ebpf-loader") == ""
 
 
 def test_what_the_engine_refuses_is_not_taken_for_its_end(tmp_path):
     refusal = docker.errors.APIError("409 Client Error", explanation="container is paused")
     bed = Testbed({"client": "meshdns/client:x"}, state=tmp_path / "state", _client=Dead(refusal))
     with pytest.raises(errors.TestbedError, match="container is paused"):
-        bed.image_ids()
+        bed.facts()
 
 
 def test_a_testbed_is_up_once_its_start_was_completed_from_this_checkout(tmp_path, monkeypatch):
@@ -151,12 +148,12 @@ def test_tidying_up_is_not_interrupted_and_afterwards_signals_mean_what_they_did
 
 
 @pytest.mark.parametrize(
-    ("there", "step"), [([], "run `meshdns up`"), ([Container(OSError())], "`meshdns status` lists")]
+    ("there", "step"), [([], "run `meshdns up`"), ([Part("dns", "x", "running", None)], "`meshdns status` lists")]
 )
 def test_a_name_that_no_container_has_is_told_by_what_is_there(monkeypatch, there, step):
-    monkeypatch.setattr(Testbed, "containers", lambda _: there)
+    monkeypatch.setattr(Testbed, "parts", lambda _: there)
     with pytest.raises(errors.TestbedError, match=f"^dns-bin: there is no such container; {step}"):
-        Testbed({}).container("dns-bin")
+        Testbed({}).require("dns-bin")
 
 
 def test_what_compose_cannot_do_is_told_with_a_next_step(tmp_path, monkeypatch):

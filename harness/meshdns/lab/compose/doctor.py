@@ -5,22 +5,23 @@ Looks only: nothing is installed, started or changed, and nothing is judged that
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
-import json
 import os
 import platform
 import re
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from meshdns.core import errors, paths, process
+from meshdns.core import errors, paths
 from meshdns.core.world import Nets
-from meshdns.lab.compose import debian, engine, locks, testbed
+from meshdns.lab import locks
+from meshdns.lab.compose import debian, engine, sdk, testbed
 
 State = Literal["ok", "missing", "warn"]
 
@@ -32,7 +33,6 @@ _NETS = Nets()  # where nothing else is asked for
 _LAB_PORT = 8888
 _STEAL_SHARE = 0.01  # above it a p99 may be the neighbour's
 _STEADY_CLOCKS = ("tsc", "arch_sys_counter", "kvm-clock", "hyperv_clocksource_tsc_page")  # read without a system call
-_ASK_TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,10 @@ def _measuring() -> Finding:
 def _networks(project: str) -> list[tuple[str, str]]:
     """(who holds it, network) of docker's networks and the host's routes, but for the testbed's own."""
     taken, bridges = list[tuple[str, str]](), set[str]()
-    ids = process.run("docker", "network", "ls", "-q", timeout_s=_ASK_TIMEOUT_S).out.split()
-    listing = process.run("docker", "network", "inspect", "--format", "{{json .}}", *ids, timeout_s=_ASK_TIMEOUT_S)
-    for network in map(json.loads, listing.out.splitlines()):
+    listing: list[Mapping[str, Any]] = []
+    with contextlib.suppress(errors.MeshdnsError), sdk.asked():  # an engine that dies meanwhile has none
+        listing = sdk.client().api.networks()
+    for network in listing:
         configured = (network.get("IPAM") or {}).get("Config") or []
         subnets = [one["Subnet"] for one in configured if "." in one.get("Subnet", "")]  # IPv6 is in nobody's way
         bridges.update(subnets)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from meshdns.core import errors, paths, process
-from meshdns.lab.compose import daemon, debian
+from meshdns.lab.compose import daemon, debian, dockercli
 
 BASE_TAG = "meshdns/base:trixie"
 _REGISTRY_BASE = f"debian:{debian.BASE_SUITE}-slim"
@@ -91,8 +91,8 @@ class Browser:
 
 def look() -> Engine:
     """What is there, without judging it."""
-    version = process.run("docker", "--version", timeout_s=_ASK_TIMEOUT_S)
-    answer = process.run("docker", "info", "--format", "{{json .}}", timeout_s=_ASK_TIMEOUT_S)
+    version = dockercli.run("--version", timeout_s=_ASK_TIMEOUT_S)
+    answer = dockercli.run("info", "--format", "{{json .}}", timeout_s=_ASK_TIMEOUT_S)
     info = _object(answer.out)
     plugins = (info.get("ClientInfo") or {}).get("Plugins") or []
     versions = {plugin["Name"]: plugin.get("Version", "") for plugin in plugins if not plugin.get("Err")}
@@ -149,7 +149,7 @@ def _leave() -> str:
 
 def _parts() -> str:
     """What the server is made of: podman's socket, which `docker info` cannot tell from docker's, says so here."""
-    return process.run("docker", "version", "--format", "{{json .Server}}", timeout_s=_ASK_TIMEOUT_S).out
+    return dockercli.run("version", "--format", "{{json .Server}}", timeout_s=_ASK_TIMEOUT_S).out
 
 
 def _text(path: Path) -> str:
@@ -172,7 +172,7 @@ def endpoint() -> str:
     if host := os.environ.get("DOCKER_HOST"):
         return host
     form = "{{.Endpoints.docker.Host}}"
-    found = process.run("docker", "context", "inspect", "--format", form, timeout_s=_ASK_TIMEOUT_S)
+    found = dockercli.run("context", "inspect", "--format", form, timeout_s=_ASK_TIMEOUT_S)
     return found.out.strip() if found.ok else ""
 
 
@@ -263,7 +263,7 @@ def _mend(engine: Engine, announce: process.Announce) -> None:
 
 
 def _answers() -> bool:
-    return process.run("docker", "version", "--format", "{{.Server.Version}}", timeout_s=_READY_TIMEOUT_S).ok
+    return dockercli.run("version", "--format", "{{.Server.Version}}", timeout_s=_READY_TIMEOUT_S).ok
 
 
 def _ensure_packages(engine: Engine, here: debian.Distribution, announce: process.Announce) -> None:
@@ -347,7 +347,7 @@ def base_image(announce: process.Announce, tag: str = BASE_TAG) -> None:
         return
     announce(f"pulling {_REGISTRY_BASE}")
     # -q would be silent until the end; without it the first line comes once the registry has answered.
-    pull = process.run("docker", "pull", _REGISTRY_BASE, timeout_s=_PULL_TIMEOUT_S, hush_s=_REGISTRY_SILENCE_S)
+    pull = dockercli.run("pull", _REGISTRY_BASE, timeout_s=_PULL_TIMEOUT_S, hush_s=_REGISTRY_SILENCE_S)
     if pull.ok:
         _docker("tag", _REGISTRY_BASE, tag)
         return
@@ -436,7 +436,7 @@ def ca_bundle() -> Path | None:
 def _build_argv(name: str, tag: str, context: Path) -> tuple[str, ...]:
     bundle = ca_bundle()
     return (
-        *("docker", "buildx", "build", "--load", "--progress", "plain"),
+        *dockercli.argv("buildx", "build", "--load", "--progress", "plain"),
         *("--builder", "default"),  # another one a user has chosen does not see the engine's own base image
         *("--file", str(context / DOCKERFILE.name), "--target", name, "--build-arg", f"BASE={BASE_TAG}"),
         *(["--secret", f"id=ca,src={bundle}"] if bundle else []),
@@ -471,7 +471,7 @@ def _image_ids() -> dict[str, str]:
 
 
 def _docker(*argv: str, timeout_s: float = _ASK_TIMEOUT_S) -> str:
-    done = process.run("docker", *argv, timeout_s=timeout_s)
+    done = dockercli.run(*argv, timeout_s=timeout_s)
     if not done.ok:
         raise errors.EnvironmentProblem(
             f"docker {argv[0]} failed: {done.last_lines(2)}", step="meshdns doctor says what is missing"

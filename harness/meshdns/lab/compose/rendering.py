@@ -18,7 +18,6 @@ from meshdns.core.world import Nets, Pod, Service, World
 from meshdns.lab import envoy, names, pods, ports, rules
 from meshdns.xds import bootstrap, node
 
-POD_RULE = "from-"  # how dnsdist's counting rules begin
 NOBODY = 90  # an address of the world outside where no pod is
 
 
@@ -37,16 +36,9 @@ def new_secrets() -> Secrets:
     return Secrets(console, secrets.token_urlsafe(18), update)
 
 
-def pod_rule(pod: str) -> str:
-    """The name of dnsdist's counting rule for a pod."""
-    return f"{POD_RULE}{pod}"
-
-
 def _dnsdist_rules(world: World, nets: Nets) -> str:
-    lines = [
-        f'addAction(makeRule("{nets.pod(client.host)}/32"), NoneAction(), {{name = "{pod_rule(client.pod)}"}})'
-        for client in world.clients
-    ]
+    named = {f"{names.DNSDIST_RULE}{client.pod}": nets.pod(client.host) for client in world.clients}
+    lines = [f'addAction(makeRule("{host}/32"), NoneAction(), {{name = "{name}"}})' for name, host in named.items()]
     return "\n".join(lines)
 
 

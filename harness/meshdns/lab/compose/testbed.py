@@ -1,24 +1,21 @@
-"""The testbed: containers up, ready, inspected, down. The only user of the container engine during a run.
-
-It drives and does not judge: counters are read by `counters`, validity is decided by `run`.
-"""
+"""The place by Docker Compose: the world's pods as containers of this machine's engine."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import ipaddress
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
 import threading
 import time
-import urllib.parse
-from collections.abc import Collection, Iterator, Mapping
-from collections.abc import Set as AbstractSet
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -30,77 +27,27 @@ import yaml
 from docker.models.containers import Container
 
 from meshdns.core import errors, paths, process
-from meshdns.core.world import CORE, Nets, Pod, World
-from meshdns.interception.conventions import ISTIO
-from meshdns.lab import ports
+from meshdns.core.world import Nets, World
+from meshdns.lab import locks, readiness
 from meshdns.lab import world as worlds
-from meshdns.lab.compose import engine, locks, rendering
-from meshdns.lab.compose.channel import Channel
+from meshdns.lab.channel import Channel
+from meshdns.lab.compose import cgroups, dockercli, rendering, sdk
+from meshdns.lab.place import Account, Part, Usage, address
 
 PROJECT = "meshdns"
 PROJECTS = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")  # Compose's rule; the length is for names made of it
 COMPOSE = paths.COMPOSE
 STATE = paths.WORK / "state"
 IMAGES = ("WEB", "OBSERVER", "CLIENT", "ENVOY", "DNS", "DNSPROXY", "CONTROLPLANE", "WORLD")
-UNRESOLVED_S = 5  # then, and again, a sidecar whose names are not resolved is started anew (`_ask_again`)
-READY_TIMEOUT_S = 60  # proxies and name servers answer within a few seconds of their start
 UP_TIMEOUT_S = 300
-REFUSED = 3  # exit code of a loader whose mechanism is not allowed here
 READY = "ready"  # file of a testbed whose start was completed; one that a kill left half-way has none
 DOWN_TIMEOUT_S = 180
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of `meshdns status`."""
-
-    pod: str
-    container: str
-    state: str
-    address: str
-    intercepted: str
-
-
-@dataclass(frozen=True)
-class Part:
-    """One container as a listing shows it: cheap to look at, unlike the container itself."""
-
-    service: str
-    id: str
-    state: str  # in the engine's words: running, exited, paused, ...
-    code: int | None  # of one that has exited
-    created_s: float
-    folder: str  # checkout, or installation's home, that it was started from; "" where that is not known
-    # It was not started before this, by the engine's clock; words like `Up 3 minutes` say no more.
-    began_s: float = field(default=0.0, compare=False)
-
-    @property
-    def is_done(self) -> bool:
-        """It did its work and ended well: rules, certificate."""
-        return self.state == "exited" and self.code == 0 and (self.service.endswith("-rules") or self.service == "tls")
-
-    @property
-    def is_refused(self) -> bool:
-        """A loader that says the kernel or the engine does not allow its way of capturing."""
-        return self.state == "exited" and self.code == REFUSED and self.service.endswith("-loader")
-
-    @property
-    def words(self) -> str:
-        """Its state, as `meshdns status` has it."""
-        return "done" if self.is_done else "refused" if self.is_refused else self.state
-
-    @property
-    def is_as_it_must_be(self) -> bool:
-        """It runs, or is one of those that need not."""
-        return self.state == "running" or self.is_done or self.is_refused
-
-
-@dataclass(frozen=True)
-class Ended:
-    """Services that a run itself has ended."""
-
-    now: AbstractSet[str] = frozenset()
-    ever: AbstractSet[str] = frozenset()  # also those that it has started again
+_LOG_LINES = 3
+# What runs beside a pod's own parts: as an application would, but for the observer, which reads rule counters and
+# connection tracking, and captures packets.
+_BESIDE: Mapping[str, Mapping[str, Any]] = {"observer": {"cap_add": ["NET_ADMIN", "NET_RAW"]}}
+_APPLICATION: Mapping[str, Any] = {"user": "1000:1000"}
+_ENGINE_FACTS = ("ServerVersion", "Driver", "CgroupVersion", "CgroupDriver", "KernelVersion", "OperatingSystem")
 
 
 @dataclass(frozen=True)
@@ -181,7 +128,7 @@ def _cgroup2() -> str:
 
 @dataclass
 class Testbed:
-    """Containers of one Compose project on this machine's engine."""
+    """Containers of one Compose project on this machine's engine: a `place.Place`."""
 
     __test__ = False  # the name is the domain's; pytest must not collect it
 
@@ -193,69 +140,161 @@ class Testbed:
     world: World = field(default_factory=worlds.shipped)
     _client: docker.DockerClient | None = None
     _lock: locks.Lock | None = None
+    _groups: dict[str, cgroups.Group | None] = field(default_factory=dict)  # service -> its cgroup, once asked for
 
-    # -- the engine ------------------------------------------------------------------------------------------------
+    @property
+    def name(self) -> str:
+        """The Compose project's."""
+        return self.project
 
     @property
     def client(self) -> docker.DockerClient:
         """The engine's API. Raises EnvironmentProblem."""
         if self._client is None:
-            try:
-                # The SDK itself knows DOCKER_HOST and no contexts; certificates are found by the environment.
-                self._client = docker.from_env(timeout=60, environment=os.environ | {"DOCKER_HOST": engine.endpoint()})
-            except docker.errors.DockerException as error:
-                raise errors.EnvironmentProblem(
-                    f"the container engine does not answer ({error})", step="run `meshdns doctor`"
-                ) from None
+            self._client = sdk.client()
         return self._client
 
-    def container(self, service: str) -> Container:
-        """The container of a Compose service. Raises TestbedError."""
-        there = self.containers()
-        found = [c for c in there if c.labels.get("com.docker.compose.service") == service]
-        if not found:
-            step = "`meshdns status` lists those that are there" if there else "run `meshdns up`"
-            raise errors.TestbedError("there is no such container", place=service, step=step)
-        return found[0]
+    # -- what runs, and in it --------------------------------------------------------------------------------------
 
-    def containers(self) -> list[Container]:
-        """All containers of the project, stopped ones too. Raises TestbedError when the engine is gone."""
-        label = f"com.docker.compose.project={self.project}"
-        with _engine():
-            return self.client.containers.list(all=True, filters={"label": label}, ignore_removed=True)
+    def exec(self, where: str, argv: Sequence[str], *, timeout_s: float, given: str = "", image: str = "") -> str:
+        """See `Place`."""
+        with sdk.asked(where, f"{argv[0]} was not started"), self._container(where, image) as container:
+            return sdk.run(sdk.Program(self.client.api, container, argv), where, argv[0], timeout_s, given)
 
-    def engine_facts(self) -> dict[str, Any]:
-        """What the engine says of itself. Raises TestbedError."""
-        with _engine():
-            return dict(self.client.info())
+    def talk(
+        self, where: str, argv: Sequence[str], *, env: Mapping[str, str] | None = None, image: str = ""
+    ) -> Channel:
+        """See `Place`."""
+        with sdk.asked(where, f"{argv[0]} was not started"), contextlib.ExitStack() as stack:
+            container = stack.enter_context(self._container(where, image))
+            return Channel(sdk.Program(self.client.api, container, argv, env, stack.pop_all), where)
 
-    def image_ids(self) -> dict[str, str]:
-        """Role -> id of its image. Raises TestbedError."""
-        with _engine():
-            return {role: str(self.client.images.get(tag).id) for role, tag in sorted(self.images.items())}
+    @contextlib.contextmanager
+    def _container(self, where: str, image: str) -> Iterator[str]:
+        """The name of a service's container, or of one that shares a pod's namespaces meanwhile."""
+        own = f"{self.project}-{where}-1"  # Compose v2's scheme
+        if not image:
+            yield own
+            return
+        labels = {"project": self.project, "service": f"{where}-attached", "oneoff": "True"}
+        joined = self.client.containers.create(
+            self.images[image],
+            ["infinity"],
+            entrypoint=["sleep"],
+            name=f"{self.project}-{where}-attached-{secrets.token_hex(4)}",
+            network_mode=f"container:{own}",
+            cap_drop=["ALL"],
+            security_opt=["no-new-privileges:true"],
+            read_only=True,
+            volumes={str(self.state): {"bind": "/state", "mode": "ro"}},
+            labels={f"com.docker.compose.{key}": value for key, value in labels.items()},
+            **_BESIDE.get(image, _APPLICATION),
+        )
+        try:
+            joined.start()
+            yield str(joined.name)
+        finally:
+            with contextlib.suppress(*sdk.ERRORS):
+                joined.remove(force=True)
+
+    def kill(self, *services: str, signal: str = "SIGKILL") -> int:
+        """See `Place`."""
+        at_ns = time.monotonic_ns()  # by name: to look containers up first would take longer than what is measured
+        with sdk.asked(", ".join(services), "could not be killed"):
+            for service in services:
+                name = f"{self.project}-{service}-1"
+                self.client.api.pause(name) if signal == "SIGSTOP" else self.client.api.kill(name, signal)
+        return at_ns
+
+    def start(self, *services: str) -> None:
+        """See `Place`."""
+        with sdk.asked(", ".join(services), "could not be started"):
+            for service in services:
+                name = f"{self.project}-{service}-1"
+                is_paused = self.client.api.inspect_container(name)["State"]["Paused"]
+                self.client.api.unpause(name) if is_paused else self.client.api.start(name)
+
+    def usage(self, services: Collection[str]) -> dict[str, Usage]:
+        """See `Place`: two small files a service, once its cgroup is known."""
+        if unknown := set(services) - self._groups.keys():
+            running = {part.service: part.id for part in self.parts() if part.state == "running"}
+            with sdk.asked():
+                known = {each: self.client.api.inspect_container(running[each]) for each in unknown & {*running}}
+            self._groups |= dict.fromkeys(unknown)
+            self._groups |= {each: cgroups.of_process(found["State"]["Pid"]) for each, found in known.items()}
+        return {each: group.read() for each in services if (group := self._groups[each])}
+
+    def address(self, pod: str) -> str:
+        """See `Place`."""
+        return address(self.world, self.nets, pod)
+
+    def put(self, path: str, text: str | None) -> None:
+        """See `Place`."""
+        target = self.state / path
+        if text is None:
+            target.unlink(missing_ok=True)
+            return
+        fresh = target.with_suffix(".new")
+        fresh.write_text(text)
+        fresh.replace(target)
+
+    def read(self, path: str) -> str:
+        """See `Place`."""
+        try:
+            return (self.state / path).read_text()
+        except FileNotFoundError:
+            raise errors.TestbedError("there is no such file", place=path, step="see `meshdns status`") from None
+
+    # -- what is there ---------------------------------------------------------------------------------------------
 
     def parts(self) -> list[Part]:
-        """What is there, by one question to the engine. Raises TestbedError."""
+        """See `Place`."""
         label = f"com.docker.compose.project={self.project}"
-        with _engine():
+        with sdk.asked():
             found = self.client.api.containers(all=True, filters={"label": label})
         return [_part(one) for one in found if one["Labels"].get("com.docker.compose.oneoff") != "True"]
 
-    def ending(self, part: Part) -> Mapping[str, Any]:
-        """The engine's `State` of a container, empty where it is gone. Raises TestbedError."""
-        with _engine():
+    def account(self, part: Part) -> Account:
+        """See `Place`."""
+        with sdk.asked():
             try:
-                return dict(self.client.api.inspect_container(part.id)["State"])
+                state = self.client.api.inspect_container(part.id)["State"]
+                log = self.client.api.logs(part.id, tail=_LOG_LINES).decode(errors="replace").strip().splitlines()
             except docker.errors.NotFound:
-                return {}
+                return Account()
+        return Account(int(state["ExitCode"]), bool(state["OOMKilled"]), state["FinishedAt"], tuple(log))
 
-    def name(self, service: str) -> str:
-        """Container name of a service (Compose v2's scheme)."""
-        return f"{self.project}-{service}-1"
+    def facts(self) -> dict[str, Any]:
+        """See `Place`."""
+        with sdk.asked():
+            info = self.client.info()
+            ids = {role: str(self.client.images.get(tag).id) for role, tag in sorted(self.images.items())}
+        client, mesh = cpu_sets()
+        return {
+            "engine": {key: info.get(key, "") for key in _ENGINE_FACTS},
+            "images": {role: {"tag": self.images[role], "id": found} for role, found in ids.items()},
+            "cpu_sets": {"client": client, "mesh": mesh},
+            "versions": {"docker": importlib.metadata.version("docker")},
+        }
 
-    def channel(self, service: str, argv: list[str], env: Mapping[str, str] | None = None) -> Channel:
-        """Start a program in a service's container and talk to it."""
-        return Channel(self.name(service), argv, env)
+    def containers(self) -> list[Container]:
+        """All containers of the project, stopped and attached ones too. Raises TestbedError when the engine is gone."""
+        label = f"com.docker.compose.project={self.project}"
+        with sdk.asked():
+            return self.client.containers.list(all=True, filters={"label": label}, ignore_removed=True)
+
+    def require(self, service: str) -> None:
+        """Raises TestbedError unless there is a container of this service."""
+        there = {part.service for part in self.parts()}
+        if service not in there:
+            step = "`meshdns status` lists those that are there" if there else "run `meshdns up`"
+            raise errors.TestbedError("there is no such container", place=service, step=step)
+
+    def interactive(self, *arguments: str) -> int:
+        """`docker compose` with our project and the terminal; its exit code."""
+        return subprocess.call(
+            dockercli.argv(*self._compose(*arguments)), env=os.environ | self._environment(partial=True)
+        )
 
     # -- up and down -----------------------------------------------------------------------------------------------
 
@@ -270,24 +309,6 @@ class Testbed:
         if not {part.folder for part in found} <= {str(paths.HOME), ""}:  # another's, with its own keys and files
             return False
         return (self.state / READY).exists() and all(part.is_as_it_must_be for part in found)
-
-    def refusals(self) -> dict[str, str]:
-        """Pods whose way of capturing this kernel or engine does not allow -> why, in the loader's words."""
-        found: dict[str, str] = {}
-        for part in self.parts():
-            if part.is_refused:
-                with _engine():
-                    lines = self.client.api.logs(part.id, tail=1).decode(errors="replace").strip().splitlines()
-                found[part.service.removesuffix("-loader")] = lines[-1] if lines else "no reason given"
-        return found
-
-    def has(self, pod: Pod) -> bool:
-        """Whether a pod is wanted."""
-        return pod.group == CORE or pod.group in self.groups
-
-    def clients(self) -> list[Pod]:
-        """The client pods that are wanted."""
-        return [client for client in self.world.clients if self.has(client)]
 
     def up(self, announce: process.Announce) -> None:
         """Every pod is up and every proxy and name server answers. Raises EnvironmentProblem or TestbedError.
@@ -308,7 +329,7 @@ class Testbed:
         announce(f"starting {len(self._services())} containers")
         try:
             self._compose_up()
-            self.wait_ready()
+            readiness.wait(self)
             (self.state / READY).touch()
         except BaseException:
             self.down()
@@ -324,10 +345,11 @@ class Testbed:
             )
 
     def _remove(self) -> None:
+        self._groups.clear()
         env = os.environ | self._environment(partial=True)
         down = self._compose("down", "--volumes", "--remove-orphans", "--timeout", "2")
         for _ in range(2):  # what an interrupted start was still making is in the way only once
-            done = process.run(*down, timeout_s=DOWN_TIMEOUT_S, env=env)
+            done = dockercli.run(*down, timeout_s=DOWN_TIMEOUT_S, env=env)
             if done.ok or not self.containers():
                 break
         if not done.ok and self.containers():
@@ -337,19 +359,19 @@ class Testbed:
                 step=f"try `docker rm -f $(docker ps -aq --filter label=com.docker.compose.project={self.project})`",
             )
         for left in self.containers():  # observers that were attached when their run was killed
-            with contextlib.suppress(*_SDK):
+            with contextlib.suppress(*sdk.ERRORS):
                 left.remove(force=True)
         shutil.rmtree(self.state, ignore_errors=True)
         self._remove_networks()
 
     def _networks(self) -> list[str]:
         label = f"com.docker.compose.project={self.project}"
-        with _engine():
+        with sdk.asked():
             return sorted(str(network.name) for network in self.client.networks.list(filters={"label": label}))
 
     def _on(self, network: str) -> tuple[str, ...]:
         """The containers on it, but for those that are gone and still counted."""
-        with _engine():
+        with sdk.asked():
             found = self.client.api.inspect_network(network).get("Containers") or {}
         return tuple(sorted(each["Name"] for key, each in found.items() if not key.startswith("ep-")))
 
@@ -360,14 +382,14 @@ class Testbed:
         `up` of this project takes it again; whoever wants its subnet is told by `down`.
         """
         for name in self._networks():
-            with contextlib.suppress(*_SDK):  # one that is kept does not keep the others
+            with contextlib.suppress(*sdk.ERRORS):  # one that is kept does not keep the others
                 self.client.api.remove_network(name)
 
     def _compose(self, *arguments: str) -> tuple[str, ...]:
         rendered = self.state / "compose.yaml"
         file = rendered if rendered.exists() else COMPOSE / "compose.yaml"
         where = ("--project-directory", str(paths.HOME), "-f", str(file))
-        return ("docker", "compose", "-p", self.project, *where, *arguments)
+        return ("compose", "-p", self.project, *where, *arguments)
 
     def _environment(self, partial: bool = False) -> dict[str, str]:
         client, mesh = cpu_sets()
@@ -393,7 +415,7 @@ class Testbed:
         }
 
     def _compose_up(self) -> None:
-        done = process.run(
+        done = dockercli.run(
             *self._compose("up", "--detach", "--no-build", "--pull", "never", "--quiet-pull"),
             timeout_s=UP_TIMEOUT_S,
             env=self._environment(),
@@ -450,7 +472,8 @@ class Testbed:
     def lock(self) -> locks.Lock:
         """Held by whoever changes or uses this testbed, from whichever checkout. Raises TestbedError."""
         if self._lock is None:  # remembered: an engine that dies is not asked again
-            self._lock = locks.testbed(str(self.engine_facts().get("ID", "")), self.project)
+            with sdk.asked():
+                self._lock = locks.testbed(str(self.client.info().get("ID", "")), self.project)
         return self._lock
 
     def exclusive(
@@ -468,7 +491,7 @@ class Testbed:
 
     def _refuse_busy_networks(self) -> None:
         wanted = [ipaddress.ip_network(cidr) for cidr in self.nets.cidrs()]
-        with _engine():
+        with sdk.asked():
             networks = self.client.networks.list()
         for network in networks:
             if (network.attrs.get("Labels") or {}).get("com.docker.compose.project") == self.project:
@@ -478,271 +501,11 @@ class Testbed:
                 if any(taken.version == 4 and taken.overlaps(one) for one in wanted):
                     raise self._busy(f"the container network {network.name}")
 
-    # -- readiness -------------------------------------------------------------------------------------------------
-
-    def wait_ready(self) -> None:
-        """Init containers succeeded, everything else runs and answers. Raises TestbedError that names who does not."""
-        began_s = asked_s = time.monotonic()
-        with self.observers() as observers:
-            while True:
-                waiting = self._not_ready(observers)
-                if not waiting:
-                    return
-                if time.monotonic() - asked_s > UNRESOLVED_S:
-                    self._ask_again(waiting.keys())
-                    asked_s = time.monotonic()
-                if time.monotonic() - began_s > READY_TIMEOUT_S:
-                    service, fact = next(iter(waiting.items()))
-                    raise errors.TestbedError(
-                        f"{fact} after {READY_TIMEOUT_S} s", place=service, step=self._last_words(service)
-                    )
-                time.sleep(0.2)
-
-    def _not_ready(self, observers: Mapping[str, Channel]) -> dict[str, str]:
-        """Services that do not answer, each with what is wrong."""
-        waiting: dict[str, str] = {}
-        refused = self.refusals()
-        for part in self.parts():
-            if part.state == "exited" and not part.is_as_it_must_be:
-                raise errors.TestbedError(
-                    f"the container ended with code {part.code}",
-                    place=part.service,
-                    step=self._last_words(part.service),
-                )
-        for service, (pod, page) in self._probes().items():
-            if any(service.startswith(f"{each}-") for each in refused):
-                continue
-            reply, _ = observers[pod].ask({"op": "snapshot", "pages": [page]}, timeout_s=15)
-            if reply["pages"][0] is None:
-                waiting[service] = "does not answer"
-        if "xds" in self.groups and not self._postgres_listens():
-            waiting["world-postgres"] = "does not answer"
-        for client in self.clients():
-            if not client.sidecar or client.pod in refused or f"{client.pod}-envoy" in waiting:
-                continue
-            if self._endpoints(observers, client.pod) < 3:
-                waiting[f"{client.pod}-envoy"] = "has not resolved its endpoints"
-        return waiting
-
-    def _ask_again(self, waiting: AbstractSet[str]) -> None:
-        """Governed sidecars among these services are started anew.
-
-        One that asked for a name before the replicas were ready, and so before it had records, was told NXDOMAIN: it
-        would ask again only after its refresh rate, a minute.
-        """
-        for service in {f"{client.pod}-envoy" for client in self.clients() if client.governed} & waiting:
-            with _engine(service, "could not be started anew"):
-                self.container(service).restart(timeout=0)
-
-    def _postgres_listens(self) -> bool:
-        """The slowest of the servers outside, where no observer is."""
-        ask = f"/usr/lib/postgresql/*/bin/pg_isready -q -h 127.0.0.1 -p {self.world.backends['postgres'].ports[0]}"
-        return process.run("docker", "exec", self.name("world-postgres"), "sh", "-c", ask, timeout_s=15).ok
-
-    def _endpoints(self, observers: Mapping[str, Channel], pod: str) -> int:
-        """Fewest healthy members among the client sidecar's service clusters."""
-        governed = self.world.named(pod).governed
-        known = [each for each in self.world.backends.values() if each.governed and each.watched]
-        hosts = "|".join(re.escape(service.host) for service in known)
-        cluster = rf"outbound\|80\|\|({hosts})" if governed else "-http"
-        pattern = urllib.parse.quote(rf"{cluster}\.membership_healthy", safe="")
-        page = {"url": f"http://127.0.0.1:{ISTIO.admin_port}/stats?format=json&filter={pattern}"}
-        reply, _ = observers[pod].ask({"op": "snapshot", "pages": [page]}, timeout_s=15)
-        stats = json.loads(reply["pages"][0] or '{"stats": []}')["stats"]
-        return min((int(s["value"]) for s in stats if "value" in s), default=0)
-
-    def _probes(self) -> dict[str, tuple[str, dict[str, Any]]]:
-        """Service -> (who asks, page): what must answer before anything is measured."""
-        probes: dict[str, tuple[str, dict[str, Any]]] = {}
-        for client in self.clients():
-            probes |= {name: (client.pod, page) for name, page in _own_probes(client).items()}
-        for server in filter(self.has, self.world.meshed):
-            base = f"http://{self.nets.pod(server.host)}"
-            stats = {"url": f"{base}:{ISTIO.stats_port}/stats?filter=^server.live$", "timeout_s": 1}
-            probes[f"{server.pod}-envoy"] = ("observer", stats)
-            status = {"url": f"{base}:{ISTIO.status_port}/status", "timeout_s": 1}
-            probes[f"{server.pod}-app"] = ("observer", status)
-        for pod in self.world.alone:
-            status = {"url": f"http://{self.nets.pod(pod.host)}:{ISTIO.status_port}/status", "timeout_s": 1}
-            probes[pod.pod] = ("observer", status)
-        if "xds" in self.groups:
-            plane = f"http://{self.nets.pod(self.world.named('control-plane').host)}:{ports.PORT_PLANE}/ready"
-            probes["control-plane"] = ("observer", {"url": plane, "timeout_s": 1})
-        probes["dns-bind"] = ("observer", self.bind_page())
-        probes["dns-dnsdist"] = ("observer", self.dnsdist_page())
-        return probes
-
-    def bind_page(self) -> dict[str, Any]:
-        """BIND's statistics."""
-        return {"url": f"http://{self.nets.pod(self.world.named('dns').host)}:8053/json/v1/server", "timeout_s": 2}
-
-    def dnsdist_page(self) -> dict[str, Any]:
-        """dnsdist's statistics and rules."""
-        return {
-            "url": f"http://{self.nets.pod(self.world.named('dns').host)}:8083/api/v1/servers/localhost",
-            "headers": {"X-API-Key": self.keys().web_password},
-            "timeout_s": 2,
-        }
-
-    def _last_words(self, service: str) -> str:
-        return self.log_ends(service) or f"see `meshdns logs {service}`"
-
-    def log_ends(self, service: str) -> str:
-        """The last words of a container, as the end of a sentence; empty where it has none."""
-        with contextlib.suppress(errors.MeshdnsError, *_SDK):
-            lines = self.client.api.logs(self.name(service), tail=3).decode(errors="replace").strip().splitlines()
-            return f"its log ends: {' / '.join(line.strip()[:200] for line in lines)}" if lines else ""
-        return ""
-
-    @contextlib.contextmanager
-    def observers(self) -> Iterator[dict[str, Channel]]:
-        """A channel to every observer: by client pod name, and `observer` for servers and name servers."""
-        services = {client.pod: f"{client.pod}-observer" for client in self.clients()} | {"observer": "observer"}
-        with contextlib.ExitStack() as stack:
-            yield {
-                key: stack.enter_context(self.channel(service, ["python3", "-m", "observer"]))
-                for key, service in services.items()
-            }
-
-    @contextlib.contextmanager
-    def attached(self, pod: str) -> Iterator[Channel]:
-        """A channel to an observer that joins a pod's namespaces for a while. Raises TestbedError."""
-        name = f"{self.project}-{pod}-attached-{os.getpid()}"
-        # Reading rule counters and connection tracking; capturing packets.
-        joined = self._joined(pod, "observer", ["sleep", "infinity"], name=name, cap_add=["NET_ADMIN", "NET_RAW"])
-        try:
-            with Channel(name, ["python3", "-m", "observer"]) as channel:
-                yield channel
-        finally:
-            with contextlib.suppress(*_SDK):
-                joined.remove(force=True)
-
-    def within(self, pod: str, role: str, argv: list[str], timeout_s: float) -> str:
-        """What a program of an image prints when it runs in a pod as an application would. Raises TestbedError."""
-        mounts = {str(self.state): {"bind": "/state", "mode": "ro"}}
-        joined = self._joined(pod, role, argv[1:], entrypoint=argv[:1], user="1000:1000", volumes=mounts)
-        try:
-            with _engine(pod, f"{argv[0]} did not end"):
-                code = joined.wait(timeout=timeout_s)["StatusCode"]
-                said, wrong = joined.logs(stderr=False).decode(), joined.logs(stdout=False).decode(errors="replace")
-        finally:
-            with contextlib.suppress(*_SDK):
-                joined.remove(force=True)
-        if code:
-            raise errors.TestbedError(f"{argv[0]} failed ({wrong.strip().splitlines()[-1:]})", place=pod)
-        return said
-
-    def _joined(self, pod: str, role: str, command: list[str], **more: Any) -> Container:
-        """A container that shares a pod's namespaces."""
-        labels = {"project": self.project, "service": f"{pod}-attached", "oneoff": "True"}
-        image, owner = self._image(role), self.container(pod).id
-        with _engine(pod, "nobody could join"):
-            return self.client.containers.run(
-                image,
-                command,
-                detach=True,
-                network_mode=f"container:{owner}",
-                cap_drop=["ALL"],
-                security_opt=["no-new-privileges:true"],
-                read_only=True,
-                labels={f"com.docker.compose.{key}": value for key, value in labels.items()},
-                **more,
-            )
-
-    def _image(self, role: str) -> str:
-        """The image of a role; a testbed that is only looked at takes it from what is up."""
-        return self.images.get(role) or str(self.container("observer").attrs["Config"]["Image"])
-
-    # -- conditions and looking in ---------------------------------------------------------------------------------
-
-    def set_dns_delay(self, delay_ms: float) -> None:
-        """From now on dnsdist delays each UDP answer by this much. Raises TestbedError."""
-        done = process.run(
-            "docker", "exec", self.name("dns-dnsdist"), "dnsdist", "-C", "/etc/meshdns/dnsdist.conf", "-c",
-            "-e", f"delay_ms={delay_ms:g}", timeout_s=10,
-        )  # fmt: skip
-        if not done.ok:
-            raise errors.TestbedError(f"the delay was not set ({done.last_lines(1)})", place="dns-dnsdist")
-
-    def set_sidecar(self, client: Pod, observers: Mapping[str, Channel], *, up: bool) -> None:
-        """The pod's Envoy is killed, or started and ready again. Raises TestbedError."""
-        service = f"{client.pod}-envoy"
-        container = self.container(service)
-        with _engine(service, f"could not be {'started' if up else 'killed'}"):
-            container.start() if up else container.kill()
-        page = _own_probes(client)[service]
-        deadline = time.monotonic() + READY_TIMEOUT_S
-        while up and (
-            observers[client.pod].ask({"op": "snapshot", "pages": [page]}, timeout_s=15)[0]["pages"][0] is None
-            or self._endpoints(observers, client.pod) < 3
-        ):
-            if time.monotonic() > deadline:
-                raise errors.TestbedError("is not ready again", place=service, step=self._last_words(service))
-            time.sleep(0.05)
-
-    def kill(self, *services: str, signal: str = "SIGKILL") -> int:
-        """Signal their first processes; the instant before that (CLOCK_MONOTONIC). Raises TestbedError."""
-        at_ns = time.monotonic_ns()  # by name: to look containers up first would take longer than what is measured
-        with _engine(", ".join(services), "could not be killed"):
-            for service in services:
-                self.client.api.kill(self.name(service), signal)
-        return at_ns
-
-    def status(self) -> list[Row]:
-        """A row per container."""
-        rows = []
-        taken = {client.pod: client.intercepted() for client in self.world.clients}
-        taken |= {server.pod: f"tcp in and out ({server.mechanism})" for server in self.world.meshed}
-        parts = {part.id: part for part in self.parts()}
-        for container in self.containers():
-            service = container.labels["com.docker.compose.service"]
-            pod = next((p for p in sorted(taken, key=len, reverse=True) if service.startswith(p)), service)
-            networks = container.attrs["NetworkSettings"]["Networks"].values()
-            address = " ".join(filter(None, (n.get("IPAddress", "") for n in networks)))
-            part = parts.get(str(container.id))
-            words = container.status if part is None else part.words
-            rows.append(Row(pod, service, words, address, taken.get(pod, "nothing") if service == pod else ""))
-        return sorted(rows, key=lambda row: (row.pod, row.container))
-
-    def interactive(self, *arguments: str) -> int:
-        """`docker compose` with our project and the terminal; its exit code."""
-        return subprocess.call(self._compose(*arguments), env=os.environ | self._environment(partial=True))
-
-
-# What the engine's SDK raises: its own errors and, where the engine is gone, those of requests (which are OSErrors).
-_SDK = (docker.errors.DockerException, OSError)
-
-
-@contextlib.contextmanager
-def _engine(place: str = "container engine", fact: str = "it refused") -> Iterator[None]:
-    """What the SDK raises becomes a TestbedError: `fact` where the engine said no, else that it is gone."""
-    try:
-        yield
-    except docker.errors.APIError as error:
-        raise errors.TestbedError(
-            f"{fact} ({error.explanation or error})", place=place, step="see `meshdns status`"
-        ) from None
-    except _SDK as error:
-        raise errors.TestbedError(
-            f"it stopped answering ({error})", place="container engine", step=f"start it and {errors.AGAIN}"
-        ) from None
-
-
-def _own_probes(client: Pod) -> dict[str, dict[str, Any]]:
-    """Service -> page on the pod's loopback that answers once it is ready."""
-    pages = {}
-    if client.sidecar:
-        pages["envoy"] = f"{ISTIO.admin_port}/ready"
-    if client.dns == "agent":
-        pages["dns"] = f"{ports.PORT_DNS_METRICS}/metrics"
-    if client.mechanism == "ebpf":
-        pages["loader"] = f"{ports.PORT_LOADER}/counters"
-    return {f"{client.pod}-{part}": {"url": f"http://127.0.0.1:{page}", "timeout_s": 1} for part, page in pages.items()}
-
 
 def _part(listed: Mapping[str, Any]) -> Part:
     """From the engine's list, which has the exit code in words only: `Exited (137) 2 seconds ago`."""
     labels, code = listed["Labels"], re.match(r"Exited \((\d+)\)", listed["Status"])
+    networks = (listed.get("NetworkSettings") or {}).get("Networks") or {}
     return Part(
         labels["com.docker.compose.service"],
         listed["Id"],
@@ -751,6 +514,7 @@ def _part(listed: Mapping[str, Any]) -> Part:
         listed["Created"],
         labels.get("com.docker.compose.project.working_dir", ""),
         _began_s(listed["Status"]),
+        " ".join(filter(None, (each.get("IPAddress") for each in networks.values()))),
     )
 
 

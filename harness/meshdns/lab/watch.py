@@ -1,16 +1,15 @@
-"""Whether every part of a testbed is still as it must be while a run needs it, and what became of one that is not."""
+"""Whether every part of a place is still as it must be while a run needs it, and what became of one that is not."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from meshdns.core import errors
-from meshdns.lab.compose.testbed import Ended, Part, Testbed
+from meshdns.lab.place import Account, Ended, Part, Place
 
 # A conversation with a container breaks before the engine's list says that it ended; and who takes a testbed down ends
 # its containers before removing them: what is told is what it was like at the end.
@@ -30,19 +29,19 @@ class _Lost:
 
 
 class Watch:
-    """The containers of a testbed that is up, as they were when a run began."""
+    """The parts of a place that is up, as they were when a run began."""
 
-    def __init__(self, bed: Testbed) -> None:
+    def __init__(self, place: Place) -> None:
         """Remembers what is there. Raises TestbedError."""
-        self._bed = bed
-        self._since_s = time.time()  # by the clock that the engine goes by, also where somebody sets it
-        self._parts = {part.id: part for part in bed.parts()}
+        self._place = place
+        self._since_s = time.time()  # by the clock that the place goes by, also where somebody sets it
+        self._parts = {part.id: part for part in place.parts()}
 
     @contextlib.contextmanager
     def during(self, what: str, ended: Callable[[], Ended] = Ended) -> Iterator[None]:
         """Raises LostPartError if a part is lost when this is left, also in place of an error that may come of that.
 
-        `ended`: what is down, or was, on purpose. One question to the engine, where all is well.
+        `ended`: what is down, or was, on purpose. One question to the place, where all is well.
         """
         try:
             yield
@@ -59,7 +58,7 @@ class Watch:
             raise self._told(self._settled(lost, ended), what)
 
     def _lost(self, ended: Ended) -> list[_Lost]:
-        now = {part.id: part for part in self._bed.parts()}
+        now = {part.id: part for part in self._place.parts()}
         return [
             _Lost(part, now.get(part.id))
             for part in self._parts.values()
@@ -85,25 +84,25 @@ class Watch:
     def _told(self, lost: Collection[_Lost], what: str) -> errors.LostPartError:
         removed = any(one.now is None for one in lost)
         if removed and 2 * len(lost) > len(self._parts):  # an engine with much to remove may stop for a while half-way
-            place = f"testbed {self._bed.project}"
+            place = f"testbed {self._place.name}"
             return errors.LostPartError(f"somebody removed it {what}", place=place, step=errors.AGAIN)
-        endings = [(one, self._bed.ending(one.part)) for one in lost]
+        accounts = [(one, self._place.account(one.part)) for one in lost]
         # The first to end may have ended the others; what was removed says nothing of when.
-        (first, ending), *others = sorted(endings, key=lambda each: each[1].get("FinishedAt") or "")
-        words = self._bed.log_ends(first.part.service) if first.now else ""
-        facts = [f"{_how(first, ending)} {what}", _beside([one for one, _ in others]), words]
+        (first, account), *others = sorted(accounts, key=lambda each: each[1].ended)
+        facts = [f"{_how(first, account)} {what}", _beside([one for one, _ in others])]
+        facts += [account.log_ends] if first.now else []
         return errors.LostPartError("; ".join(filter(None, facts)), place=first.part.service, step=errors.AGAIN)
 
 
-def _how(lost: _Lost, ending: Mapping[str, Any]) -> str:
+def _how(lost: _Lost, account: Account) -> str:
     if lost.now is None:
         return "somebody removed the container"
     if lost.now.state == "running":
         return "somebody started the container anew"
     if lost.now.state not in ("exited", "dead"):
         return f"the container was {lost.now.state}"
-    code = int(ending.get("ExitCode", lost.now.code or 0))
-    if ending.get("OOMKilled"):
+    code = (lost.now.code or 0) if account.code is None else account.code
+    if account.no_memory:
         return f"the container was killed for want of memory (exit code {code})"
     with contextlib.suppress(ValueError):  # 128 and the signal, as in the shell
         return f"the container was killed by {signal.Signals(code - 128).name} (exit code {code})"

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from meshdns.core import errors
-from meshdns.lab.compose import testbed, watch
-from meshdns.lab.compose.testbed import Ended, Part
-from meshdns.measure import plan, run
-from shipped import WORLD
+from meshdns.lab import watch
+from meshdns.lab.place import REFUSED, Account, Ended, Part
 
 NOTHING = Ended()
 
@@ -29,7 +23,7 @@ WHOLE = [
     part("client-plain"),
     part("client-answers-envoy"),
     part("client-mode1-rules", "exited", 0),
-    part("client-ebpf-loader", "exited", testbed.REFUSED),
+    part("client-ebpf-loader", "exited", REFUSED),
     part("tls", "exited", 0),
     part("control-plane"),
 ]
@@ -38,10 +32,10 @@ WHOLE = [
 class Bed:
     """A testbed whose parts change between two looks."""
 
-    project = "meshdns"
+    name = "meshdns"
 
     def __init__(self) -> None:
-        self.now, self.endings = list(WHOLE), dict[str, Mapping[str, Any]]()
+        self.now, self.accounts = list(WHOLE), dict[str, Account]()
         self.later: list[Part] | None = None  # what is seen from the look after the next one
 
     def parts(self) -> list[Part]:
@@ -50,13 +44,10 @@ class Bed:
 
     def ends(self, service: str, state: str = "exited", code: int = 0, **ending: Any) -> None:
         self.now = [replace(each, state=state, code=code) if each.service == service else each for each in self.now]
-        self.endings[service] = {"ExitCode": code, **ending}
+        self.accounts[service] = Account(code, log=(f"{service} says goodbye",), **ending)
 
-    def ending(self, part: Part) -> Mapping[str, Any]:
-        return self.endings.get(part.service, {})
-
-    def log_ends(self, service: str) -> str:
-        return f"its log ends: {service} says goodbye"
+    def account(self, part: Part) -> Account:
+        return self.accounts.get(part.service, Account())
 
 
 @pytest.fixture
@@ -78,8 +69,8 @@ def lost(bed: Bed, ends: Any, ended: Ended = NOTHING) -> str:
 @pytest.mark.parametrize(
     ("ending", "said"),
     [
-        ({"code": 137, "OOMKilled": False}, "the container was killed by SIGKILL (exit code 137) in block 3"),
-        ({"code": 137, "OOMKilled": True}, "the container was killed for want of memory (exit code 137) in block 3"),
+        ({"code": 137, "no_memory": False}, "the container was killed by SIGKILL (exit code 137) in block 3"),
+        ({"code": 137, "no_memory": True}, "the container was killed for want of memory (exit code 137) in block 3"),
         ({"code": 0}, "the container ended with exit code 0 in block 3"),
         ({"code": 1}, "the container ended with exit code 1 in block 3"),
         ({"state": "paused"}, "the container was paused in block 3"),
@@ -120,38 +111,13 @@ def test_a_part_that_was_started_anew_is_lost_unless_the_run_did_it(bed: Bed) ->
 
 def test_the_first_that_ended_is_named_and_the_others_beside_it(bed: Bed) -> None:
     def two() -> None:
-        bed.ends("client-plain", code=1, FinishedAt="2025-01-01T00:00:02Z")
-        bed.ends("control-plane", code=137, FinishedAt="2025-01-01T00:00:01Z")
+        bed.ends("client-plain", code=1, ended="2025-01-01T00:00:02Z")
+        bed.ends("control-plane", code=137, ended="2025-01-01T00:00:01Z")
 
     assert (
         "control-plane: the container was killed by SIGKILL (exit code 137) in block 3; lost too: client-plain; "
         in lost(bed, two)
     )
-
-
-@pytest.mark.parametrize(
-    ("where", "when"), [("_resolutions", "after the last block"), ("Conditions", "before the first block")]
-)
-def test_a_run_names_what_it_loses_outside_of_blocks_too(
-    bed: Bed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str, when: str
-) -> None:
-    def loses(*_: object) -> None:
-        bed.ends("control-plane", code=1)
-        raise errors.TestbedError("the program in the container ended")
-
-    for name in ("_refused", "_known"):
-        monkeypatch.setattr(run, name, lambda *_: {})
-    for name in ("_require_some", "Session"):
-        monkeypatch.setattr(run, name, lambda *_, **__: None)
-    monkeypatch.setattr(run, "_block", lambda *_: iter(()))
-    monkeypatch.setattr(run, "Agents", lambda _: nullcontext())
-    monkeypatch.setattr(run, "Conditions", lambda *_: nullcontext(SimpleNamespace(ended=Ended)))
-    monkeypatch.setattr(run.counters, "Reader", lambda *_: None)
-    monkeypatch.setattr(Bed, "observers", lambda _: nullcontext({}), raising=False)
-    monkeypatch.setattr(run, where, loses)
-    short = replace(plan.find("quick", WORLD), blocks=2)
-    with pytest.raises(errors.LostPartError, match=f"^control-plane: .* exit code 1 {when}; "):
-        run.execute(short, bed, tmp_path, None)  # type: ignore[arg-type]
 
 
 def test_a_testbed_that_is_gone_was_removed_by_somebody(bed: Bed) -> None:

@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 
 from meshdns.core import errors
-from meshdns.lab.compose import locks
+from meshdns.lab import locks
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 # Holds the lock, with a program beside it that outlives it, until its standard input ends.
 HOLDER = """
 import os, subprocess, sys
 from pathlib import Path
-from meshdns.lab.compose import locks
+from meshdns.lab import locks
 locks.FOLDERS = (Path(sys.argv[1]),)
 os.umask(0o077)
 os.setuid(int(sys.argv[2]))

@@ -1,0 +1,143 @@
+"""The load of one trial: the agent's or another tool's, with what is to happen or to be captured meanwhile."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+import pyarrow as pa
+
+from meshdns.core import errors
+from meshdns.lab import plane
+from meshdns.lab.channel import Channel
+from meshdns.lab.observers import Observers
+from meshdns.lab.place import Place
+from meshdns.measure import capture, counters, duration, jobs, rulers
+from meshdns.measure.conditions import Conditions
+from meshdns.measure.plan import Cell, Trial
+
+AGENT = ("python3", "-m", "agent")
+ANSWER_SLACK_S = 30  # beyond the load's own limit: sending the columns to us
+CHANGE_AT = 0.25  # of a load's duration
+
+
+class Agents:
+    """Load agents, started when first needed: one per client pod and ndots, since glibc reads RES_OPTIONS once."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._channels: dict[tuple[str, int], Channel] = {}
+
+    def of(self, arm: str, ndots: int) -> Channel:
+        """The agent in an arm's client pod."""
+        key = ("plain" if arm == "null" else arm, ndots)  # the calibration target needs no pod of its own
+        if key not in self._channels:
+            service = f"{self._place.world.arms[key[0]].pod}-app"
+            self._channels[key] = self._place.talk(service, AGENT, env={"RES_OPTIONS": f"ndots:{ndots}"})
+            self._channels[key].ask({"kind": "ping"}, ANSWER_SLACK_S)
+        return self._channels[key]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for channel in self._channels.values():
+            channel.close()
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What came back from a load, before it is judged."""
+
+    table: pa.Table
+    agent: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Loads:
+    """Loads on one place, one after the other."""
+
+    place: Place
+    agents: Agents
+    observers: Observers
+    reader: counters.Reader
+    conditions: Conditions
+
+    def make(self, index: int, trial: Trial, seed: int) -> Loaded:
+        """The load of a trial, which is number `index` of its block. Raises TestbedError."""
+        cell = trial.cell
+        if cell.tool != "agent":
+            table, known = rulers.measure(index, trial, self.place)
+            return Loaded(table, known)
+        agent = self.agents.of(cell.arm, cell.ndots)
+        job = jobs.job(trial, self.place.world, self.place.nets, seed)
+        limit_s = job["duration_limit_s"] + trial.timeout_ms / 1000 + ANSWER_SLACK_S
+        with self._captured(trial) as pcap, self._changing(trial) as changed:
+            header, body = agent.ask(job, limit_s)
+        table = jobs.table(index, header, body)
+        if pcap:
+            table = capture.joined(table, cell, pcap["eth0"], self.place.address(self._client(cell)))
+        return Loaded(table, header["facts"] | changed)
+
+    @contextlib.contextmanager
+    def _captured(self, trial: Trial) -> Iterator[dict[str, bytes]]:
+        """Packets on the client pod's interface while the load runs, where the plan asks for it: there afterwards."""
+        found: dict[str, bytes] = {}
+        if not trial.capture:
+            yield found
+            return
+        observer = self.observers[self._client(trial.cell)]
+        observer.ask({"op": "capture", "interfaces": ["eth0"], "ports": [53, 8080, 8443]}, ANSWER_SLACK_S)
+        try:
+            yield found
+        finally:
+            reply, _ = observer.ask({"op": "captured"}, ANSWER_SLACK_S)
+            found |= {interface: base64.b64decode(pcap) for interface, pcap in reply["pcap"].items()}
+
+    @contextlib.contextmanager
+    def _changing(self, trial: Trial) -> Iterator[dict[str, Any]]:
+        """A change comes about while the load runs, and is taken back after it; what is known of it then."""
+        kind, changed, failed = trial.cell.change, dict[str, Any](), list[errors.MeshdnsError]()
+        encrypted = list[float]()  # right after the change, where replicas stay so that their counters tell
+        if kind == "none" or self.conditions.plane is None:
+            yield changed
+            return
+        governed = self.conditions.plane
+        self._await_usual(trial.cell, governed)
+
+        def act() -> None:
+            try:
+                changed["change"] = governed.change(kind)
+                if not any(plane.EFFECTS[kind]):
+                    encrypted.append(self.reader.encrypted(trial.cell))
+            except errors.MeshdnsError as error:
+                failed.append(error)
+
+        timer = threading.Timer(trial.seconds(self.place.world) * CHANGE_AT, act)
+        timer.start()
+        try:
+            yield changed
+            timer.join()
+            if encrypted:
+                changed["change"]["mutual_tls"] = self.reader.encrypted(trial.cell) - encrypted[0]
+        finally:
+            timer.join()
+            governed.restore(kind)
+        if failed:
+            raise failed[0]
+
+    def _await_usual(self, cell: Cell, governed: plane.Plane) -> None:
+        """What an earlier trial changed is forgotten by name tables, and by sidecars that resolve names themselves."""
+        time.sleep(duration.FORGET_S)
+        service = self.place.world.backends[cell.backend]
+        if service.resolved:
+            governed.await_resolved(service.fqdn, self.observers[self._client(cell)])
+
+    def _client(self, cell: Cell) -> str:
+        """The pod that asks: for the calibration target the plain one."""
+        return self.place.world.arms["plain" if cell.arm == "null" else cell.arm].pod
