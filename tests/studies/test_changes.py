@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import matplotlib as mpl
@@ -25,11 +24,11 @@ from changes_world import World
 from meshdns import store
 from meshdns.analysis import absent, figures, gates, stats, text
 from meshdns.core import errors
-from meshdns.core.world import Nets
 from meshdns.lab import plane
 from meshdns.measure import counters, plan
 from meshdns.studies import changes, claims
 from meshdns.studies.changes import Change, Load, Spell
+from recording import Recording
 from shipped import WORLD
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "05-following-change.ipynb"
@@ -360,26 +359,27 @@ def test_what_was_not_watched_long_enough_or_not_tried_is_not_judged(minutes: st
     assert set(changes.unnoticed_table(rotated.assign(failed=1))["verdict"]) == {"MISSED"}
 
 
-def test_an_unrelated_service_comes_and_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mesh").mkdir()
-    path, there = tmp_path / "mesh" / plane.UNRELATED, list[bool]()
+def test_an_unrelated_service_comes_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    path, there, place = f"mesh/{plane.UNRELATED}", list[bool](), Recording(frozenset({"xds"}))
 
     def status(_: plane.Plane) -> dict[str, Any]:
-        return {"configuration": {"number": 7 + path.exists(), "error": "", "fault": ""}}
+        return {"configuration": {"number": 7 + (path in place.files), "error": "", "fault": ""}}
 
     monkeypatch.setattr(plane.Plane, "status", status)
     monkeypatch.setattr(plane, "unsettled", lambda *_: iter(()))
-    monkeypatch.setattr("time.sleep", lambda _: there.append(path.exists()))
-    bed: Any = SimpleNamespace(state=tmp_path, nets=Nets(), world=WORLD)
-    plane.Plane(bed, bed).change("unrelated")
+    monkeypatch.setattr("time.sleep", lambda _: there.append(path in place.files))
+    observer: Any = None
+    plane.Plane(place, observer).change("unrelated")
     assert there == [True]
-    assert not path.exists()
-    plane.Plane(bed, bed)._edit("unrelated", changed=False)  # what `restore` does: there is nothing left to take away
+    assert path not in place.files
+    plane.Plane(place, observer)._edit(
+        "unrelated", changed=False
+    )  # what `restore` does: there is nothing left to take away
 
 
 def test_servers_are_counted_where_replicas_stay() -> None:
     reader = object.__new__(counters.Reader)
-    reader._testbed, reader._world = SimpleNamespace(nets=Nets()), WORLD  # type: ignore[assignment]
+    reader._place, reader._world = Recording(), WORLD
     counted = {
         change: set(reader._servers(plan.Cell("unnoticed", "mode2-xds", "shop", change=change)))
         for change in plan.CHANGES

@@ -387,8 +387,10 @@ class Testbed:
 
     def _compose(self, *arguments: str) -> tuple[str, ...]:
         rendered = self.state / "compose.yaml"
-        file = rendered if rendered.exists() else COMPOSE / "compose.yaml"
-        where = ("--project-directory", str(paths.HOME), "-f", str(file))
+        if not rendered.exists():  # of a testbed that another checkout has started, or of none
+            self.state.mkdir(parents=True, exist_ok=True)
+            rendered.write_text(rendering.composition(self.world, COMPOSE, self.world.groups))
+        where = ("--project-directory", str(paths.HOME), "-f", str(rendered))
         return ("compose", "-p", self.project, *where, *arguments)
 
     def _environment(self, partial: bool = False) -> dict[str, str]:
