@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,37 @@ def test_the_makefile_explains_its_targets():
     assert list(targets) == ["help", "report", "test", "quick", "lab", "bench", "sample", "up", "down", "lint", "clean"]
     printed = subprocess.run(["make", "-s"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
     assert all(f"make {name}" in printed and text in printed for name, text in targets.items())
+
+
+# What tries several modules at once, and why.
+OF_SEVERAL = {
+    "agent/test_agent_wire.py": "the three readers of answers, by the same bytes",
+    "lab/test_mesh.py": "names, rules and configurations of one world",
+    "lab/test_recording_place.py": "the place in memory, which lies in tests/worlds",
+    "studies/test_tables.py": "the tables of one made-up world",
+}
+KINDS = ("envoy", "kernel", "traffic", "unit")  # what the other tests of a module need, or do without
+
+
+def test_tests_lie_where_the_modules_lie_that_they_try():
+    package = ROOT / "harness" / "meshdns"
+    sources = (each.parent if each.stem == "__init__" else each for each in package.rglob("*.py"))
+    modules = [each.relative_to(package) for each in sources]
+    there = Counter(each.stem for each in modules)
+    wrong = []
+    for path in sorted((ROOT / "tests").rglob("*/test_*.py")):
+        room, name = path.relative_to(ROOT / "tests").parent, path.stem.removeprefix("test_")
+        if not (package / room).is_dir():  # of the whole, or in a browser
+            continue
+        inside = {each.stem for each in modules if each.parent == room}
+        fitting = (
+            {each for each in inside if there[each] == 1} | {f"{room.name}_{each}" for each in inside} | {room.name}
+        )
+        kinds = {f"{each}_{kind}" for each in fitting for kind in KINDS}
+        if name not in fitting | kinds and path.relative_to(ROOT / "tests").as_posix() not in OF_SEVERAL:
+            wrong.append(f"{path.relative_to(ROOT)}: no module, or several, of {room} are called so")
+    assert not wrong, "\n".join(wrong)
+    assert all((ROOT / "tests" / each).exists() for each in OF_SEVERAL)
 
 
 def test_hooks_need_no_network():

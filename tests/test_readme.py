@@ -66,8 +66,8 @@ HELD = {
     "dig @127.0.0.1 -p 1053 stock-db.example.com.shop.svc.cluster.local": Held(
         "not everybody has it; the block above asks the same", by="tests/test_readme.py"
     ),
-    "iptables-restore --noflush": Held(OTHERS, by="tests/interception/test_loading.py"),
-    "nft -f": Held(OTHERS, by="tests/interception/test_loading.py"),
+    "iptables-restore --noflush": Held(OTHERS, by="tests/interception/test_kernel.py"),
+    "nft -f": Held(OTHERS, by="tests/interception/test_kernel.py"),
     ". .venv/bin/activate": Held("changes the shell that it is typed in", "test -f .venv/bin/activate"),
 }
 

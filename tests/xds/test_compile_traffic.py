@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from envoydriver import binary
 from test_compile import CLIENT, PUBLISHED, SERVER, build, standing
-from test_validate import issued
+from test_compile_envoy import issued
 
 from generators import document
 from meshdns.istio.registry import Registry

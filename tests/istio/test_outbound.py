@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_model_registry import build, entry, peer, piece, service
+from test_registry import build, entry, peer, piece, service
 
 import generators
 from generators import document

@@ -6,7 +6,7 @@ import dns.rdatatype
 import dns.zone
 import pytest
 from hypothesis import given, settings
-from test_model_registry import HTTP, build, entry, piece, service
+from test_registry import HTTP, build, entry, piece, service
 
 import generators
 from generators import document
