@@ -17,7 +17,7 @@ from matplotlib.colors import to_rgb
 
 import measured
 from meshdns import store
-from meshdns.analysis import cells, figures, stats
+from meshdns.analysis import cells, figures, looks, stats
 from meshdns.studies import claims, lookups, requests, ruler
 
 
@@ -98,7 +98,7 @@ def test_the_others_draw(usual: store.Runs) -> None:
     drawn(figures.delays(lookups.delays(usual), stats.Interval(2.0, 1.5, 2.5, 5, 0.95)))
     drawn(figures.residuals(ruler.ladder(usual)[0]))
     drawn(figures.biases(ruler.bias_values(usual)))
-    ax = drawn(figures.verdicts(claims.table(claims.verdicts(usual))))
+    ax = drawn(figures.verdicts(claims.table(claims.verdicts(usual), usual)))
     assert labels(ax) == list(claims.TEXTS)
 
 
@@ -125,8 +125,8 @@ def test_a_delay_without_pairs_is_left_out(usual: store.Runs) -> None:
 
 
 def test_arms_differ_without_colour() -> None:
-    assert len({each.marker for each in figures.LOOKS.values()}) == len(figures.LOOKS)
-    grey = {arm: float(np.dot(to_rgb(each.colour), (0.299, 0.587, 0.114))) for arm, each in figures.LOOKS.items()}
+    assert len({each.marker for each in looks.KNOWN.values()}) == len(looks.KNOWN)
+    grey = {arm: float(np.dot(to_rgb(each.colour), (0.299, 0.587, 0.114))) for arm, each in looks.KNOWN.items()}
     compared = [arm for arm in grey if arm != "plain-aa"]  # the twin is hollow
     assert all(abs(grey[a] - grey[b]) > 0.05 for a, b in itertools.combinations(compared, 2)), grey
 

@@ -99,7 +99,7 @@ def test_each_modes_sidecar_has_a_grid_of_its_own(usual: store.Runs) -> None:
     assert second.loc["a virtual IP", "captured, sidecar up"] == "proxied"
     assert second.loc["a virtual IP", "captured, sidecar down"] == "refused\nat the sidecar's port"
     assert first.loc["a ServiceEntry's address", "captured, sidecar up"] == "proxied"
-    assert {answers.mode(arm) for arm in WORLD.answering} == set(answers.SIDECARS)
+    assert {answers.mode(WORLD.arms[arm]) for arm in WORLD.answering} == set(answers.SIDECARS)
 
 
 def test_every_answer_of_the_testbed_has_a_meaning_and_a_side() -> None:

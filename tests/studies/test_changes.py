@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 import changes_world
 import measured
+import policies_world
 from changes_world import World
 from meshdns import store
 from meshdns.analysis import absent, figures, gates, stats, text
@@ -341,7 +342,7 @@ def minutes(tmp_path_factory: pytest.TempPathFactory) -> store.Runs:
 
 def test_a_minute_without_a_failure_meets_the_bar_and_handshakes_are_told(minutes: store.Runs) -> None:
     shown = changes.unnoticed_table(changes.unnoticed(minutes)).set_index(["change", "arm"])
-    assert list(dict.fromkeys(shown.index.get_level_values("arm"))) == list(changes.ARMS[1:])
+    assert list(dict.fromkeys(shown.index.get_level_values("arm"))) == list(policies_world.MODES)
     assert set(shown["verdict"]) == {"met"}
     assert set(shown["watched"]) == {"61 s"}
     said = changes.unnoticed_answer(changes.unnoticed(minutes))
@@ -515,7 +516,7 @@ def test_checks_refuse_what_cannot(world: Callable[..., store.Runs], how: dict[s
 def test_a_cell_that_tells_of_no_change_is_left_out(usual: store.Runs) -> None:
     agents = [{} if cell["arm"] == "plain" else cell["agent"] for cell in usual.cells.to_dict("records")]
     runs = replace(usual, cells=usual.cells.assign(agent=agents))
-    assert set(changes.followed(runs)["arm"]) == set(changes.ARMS[1:])
+    assert set(changes.followed(runs)["arm"]) == set(policies_world.MODES)
 
 
 @pytest.mark.parametrize("shift_s", [-60, 60])

@@ -38,7 +38,7 @@ def test_every_claim_has_a_row_and_only_what_was_measured_a_verdict(usual: store
     assert {claim for claim, verdict in by_claim.items() if verdict == claims.UNMEASURED} == unmeasured
     assert all(bool(each.numbers) == bool(each.notebook) == (each.verdict != claims.UNMEASURED) for each in found)
     assert claims.answer(found).startswith("3 of 17 claims have a verdict")
-    assert len(claims.table(found)) == 17
+    assert len(claims.table(found, usual)) == 17
 
 
 def matrix(*cells: Cell) -> pd.DataFrame:

@@ -10,8 +10,8 @@ import pytest
 import measured
 import policies_world
 from meshdns import store
-from meshdns.studies import claims, mtls, policies
-from policies_world import World
+from meshdns.studies import claims, mtls
+from policies_world import MODES, World
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def test_strict_refuses_plain_text_and_permissive_takes_it(usual: store.Runs) ->
     assert cell(table, "strict", "plain") == "refused, by the server's sidecar"
     assert cell(table, "permissive", "plain") == "served, no TLS handshake"
     assert cell(table, "disable", "mode1-xds") == "served, no TLS handshake"
-    for arm in policies.MODES:
+    for arm in MODES:
         assert cell(table, "strict", arm) == cell(table, "permissive", arm) == "served, mutual TLS"
     refused = mtls.rows(table, "strict", "plain")[0]
     assert (refused["requests"], refused["served"], refused["failed as"]) == (60, 0, "60 reset")
@@ -58,8 +58,12 @@ def test_outcomes_that_differ_are_counted(usual: store.Runs) -> None:
 def test_the_grid_has_a_row_per_client_and_a_column_per_policy(usual: store.Runs) -> None:
     grid = mtls.grid(mtls.matrix(usual))
     assert list(grid.columns) == list(mtls.WANTED)
-    assert list(grid.index) == [mtls.MEANINGS[arm] for arm in policies.ARMS]
-    assert list(grid.index)[2:] == ["sidecar, mode 2 by the agent's proxy", "sidecar, mode 2 by Envoy's DNS filter"]
+    assert list(grid.index) == [
+        "no sidecar",
+        "sidecar, mode 1",
+        "sidecar, mode 2 by the agent's proxy",
+        "sidecar, mode 2 by Envoy's DNS filter",
+    ]
     assert grid.loc["no sidecar", "strict"] == "refused\nby the server's sidecar"
 
 

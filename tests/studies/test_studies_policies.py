@@ -24,7 +24,7 @@ from meshdns.analysis import absent, cells, figures, gates, shares, stats, text
 from meshdns.core import errors, plans, units
 from meshdns.measure import counters, plan
 from meshdns.studies import claims, policies
-from policies_world import World
+from policies_world import ARMS, MODES, World
 from shipped import WORLD
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "04-what-the-sidecar-buys.ipynb"
@@ -125,7 +125,7 @@ def test_the_table_knows_what_the_world_does(usual: store.Runs) -> None:
     without = row(table, "fail30", "none", "plain")
     assert without["served"].holds(0.9)  # a third of the requests meets the replica that fails 30 %
     assert without["reading"] == "the baseline"
-    for arm in policies.MODES:
+    for arm in MODES:
         tried = row(table, "fail30", "retries", arm)
         assert tried["served"].estimate > 0.995
         assert tried["reading"] == "more"
@@ -146,7 +146,7 @@ def test_the_table_knows_what_the_world_does(usual: store.Runs) -> None:
 def test_every_try_counts_but_not_what_a_breaker_refuses(usual: store.Runs) -> None:
     table = policies.faults(usual)
     made = 8 * 130  # the warm-up too
-    for arm in policies.MODES:
+    for arm in MODES:
         for fault, policy in (("slow", "timeouts"), ("dead", "none"), ("fail30", "retries"), ("overload", "breaker")):
             found = row(table, fault, policy, arm)
             tries = made + found["retries"] - found["breaker overflows"]
@@ -190,7 +190,7 @@ def test_rows_come_in_the_order_in_which_they_are_read(usual: store.Runs) -> Non
     table = policies.faults(usual)
     assert list(dict.fromkeys(table["fault"])) == ["fail30", "slow", "dead", "overload"]
     assert list(table["row"][:4]) == ["503s, no policy"] * 4
-    assert list(table["arm"][:4]) == list(policies.ARMS)
+    assert list(table["arm"][:4]) == list(ARMS)
 
 
 def test_a_quantile_of_few_served_requests_is_left_out(usual: store.Runs) -> None:
@@ -231,10 +231,10 @@ def test_what_people_read_has_units_and_no_raw_values(usual: store.Runs) -> None
 
 def test_the_promised_share_lies_inside_where_it_is_kept(usual: store.Runs, unheeded: store.Runs) -> None:
     kept, broken = (policies.split(each).set_index("arm") for each in (usual, unheeded))
-    assert kept.loc[list(policies.MODES), "10 % inside"].tolist() == ["yes"] * 3
+    assert kept.loc[list(MODES), "10 % inside"].tolist() == ["yes"] * 3
     assert kept.loc["plain", "10 % inside"] == "NO"
     assert kept.loc["plain", "share of v2"].holds(1 / 3)
-    assert broken.loc[list(policies.MODES), "10 % inside"].tolist() == ["NO"] * 3
+    assert broken.loc[list(MODES), "10 % inside"].tolist() == ["NO"] * 3
     said = policies.split_answer(policies.split(usual))
     assert "the promised 10 % lies inside the interval in mode1-xds, mode2-xds and mode2-envoy-xds." in said
     assert "outside it in mode1-xds, mode2-xds and mode2-envoy-xds" in policies.split_answer(policies.split(unheeded))
@@ -253,7 +253,7 @@ def test_an_interval_that_holds_an_even_third_too_keeps_no_promise(usual: store.
     vague = table.assign(**{"10 % inside": gates.UNKNOWN})
     assert "holds an even third too and does not tell whether" in policies.split_answer(vague)
     assert "lies inside" not in policies.split_answer(vague)
-    one = table.assign(**{"10 % inside": table["10 % inside"].where(table["arm"] != policies.MODE1, gates.UNKNOWN)})
+    one = table.assign(**{"10 % inside": table["10 % inside"].where(table["arm"] != MODES[0], gates.UNKNOWN)})
     assert "; in mode1-xds the interval holds an even third too" in policies.split_answer(one)
 
 
@@ -280,7 +280,7 @@ def test_the_answer_follows_the_data(usual: store.Runs, unheeded: store.Runs) ->
 def test_of_policies_that_serve_alike_none_at_all_is_named(usual: store.Runs) -> None:
     table = policies.faults(usual)
     dead = table[(table["fault"] == "dead")]
-    spare = dead[dead["arm"].isin(policies.MODES)]
+    spare = dead[dead["arm"].isin(MODES)]
     alike = spare.assign(policy="none", row="dead address, no policy")
     both = pd.concat([dead[dead["arm"] == policies.PLAIN], alike, spare.assign(policy="retries"), spare])
     assert "with a sidecar and no policy" in policies.answer(both).splitlines()[-1]
@@ -477,7 +477,7 @@ def test_the_kinds_of_fault_and_policy_all_have_a_name() -> None:
     from meshdns.measure import plan
 
     assert set(policies.FAULT) == {"none", *plan.FAULTS}
-    assert set(policies.ARMS) <= set(WORLD.arms)
+    assert set(ARMS) <= set(WORLD.arms)
     assert cells.PROBABILITIES[1] == policies.TAIL
 
 

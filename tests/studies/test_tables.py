@@ -15,7 +15,7 @@ from hypothesis import strategies
 import measured
 from measured import World
 from meshdns import store
-from meshdns.analysis import cells, gates, provenance, stats, text
+from meshdns.analysis import cells, gates, looks, provenance, stats, text
 from meshdns.core import errors, paths, units
 from meshdns.studies import card, consistency, lookups, requests, ruler
 from shipped import WORLD
@@ -305,12 +305,12 @@ def test_cpu_goes_to_the_containers_of_the_arm(usual: store.Runs) -> None:
     assert table.loc["mode2-envoy → meshed", "client sidecar"].estimate == pytest.approx(250_000, rel=0.1)
     assert table.loc["mode2-envoy → meshed", "bind"].estimate == 0
     assert table.loc["plain → plain", "client sidecar"].estimate == 0
-    plain = ("plain", "plain")
-    assert requests.role(plain, "client-plain-app") == "client app"
-    assert requests.role(plain, "client-plain-aa-app") == ""
-    assert requests.role(plain, "legacy-2") == "server (nginx)"
-    assert requests.role(plain, "web-1-envoy") == ""
-    assert requests.role(("plain", "meshed"), "web-1-envoy") == "server sidecar"
+    plain, seen = ("plain", "plain"), looks.of_runs(usual)
+    assert requests.role(plain, "client-plain-app", seen) == "client app"
+    assert requests.role(plain, "client-plain-aa-app", seen) == ""
+    assert requests.role(plain, "legacy-2", seen) == "server (nginx)"
+    assert requests.role(plain, "web-1-envoy", seen) == ""
+    assert requests.role(("plain", "meshed"), "web-1-envoy", seen) == "server sidecar"
     assert {"client app", "server (nginx)"} <= set(requests.memory(usual)["role"])
 
 

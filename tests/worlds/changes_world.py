@@ -78,12 +78,20 @@ def runs(root: Path, world: World | None = None, blocks: int = 4, seed: int = 1)
     return store.load(build(root, world, blocks, seed))
 
 
-def build(root: Path, world: World | None = None, blocks: int = 4, seed: int = 1, name: str = "") -> Path:
-    """The finished folder of a run of the shipped plan `name`, or of one with every change in every arm."""
+def build(
+    root: Path,
+    world: World | None = None,
+    blocks: int = 4,
+    seed: int = 1,
+    name: str = "",
+    *,
+    asked: plan.Plan | None = None,
+) -> Path:
+    """The finished folder of a run of the shipped plan `name`, of another, or of one with every change in every arm."""
     world = world or World()
-    made = dataclasses.replace(plan.find(name, WORLD) if name else _plan(world), blocks=blocks)
+    made = dataclasses.replace(asked or (plan.find(name, WORLD) if name else _plan(world)), blocks=blocks)
     header = store.RunHeader(f"change-{seed}", made.to_json(), seed, "2026-01-01T00:00:00Z", blocks, {})
-    writer = store.create(root, header, WORLD)
+    writer = store.create(root, header, made.world)
     for block in range(blocks):
         begin_ns = (block + 1) * 10**15
         cells, records = [], []

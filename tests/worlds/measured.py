@@ -67,14 +67,22 @@ def runs(root: Path, world: World | None = None, blocks: int = 8, seed: int = 1,
     return store.load(build(root, world, blocks, seed, name))
 
 
-def build(root: Path, world: World | None = None, blocks: int = 8, seed: int = 1, name: str = "quick") -> Path:
-    """The finished folder of a run of the shipped plan `name`."""
-    asked = plan.find(name, WORLD)
+def build(
+    root: Path,
+    world: World | None = None,
+    blocks: int = 8,
+    seed: int = 1,
+    name: str = "quick",
+    *,
+    asked: plan.Plan | None = None,
+) -> Path:
+    """The finished folder of a run of the shipped plan `name`, or of another."""
+    asked = asked or plan.find(name, WORLD)
     # Every experiment in every block: fewer blocks give the same intervals.
     experiments = tuple(dataclasses.replace(each, every=1) for each in asked.experiments)
     asked = dataclasses.replace(asked, blocks=blocks, experiments=experiments)
     header = store.RunHeader(f"{name}-{seed}", asked.to_json(), seed, "2026-01-01T00:00:00Z", blocks, _facts())
-    writer = store.create(root, header, WORLD)
+    writer = store.create(root, header, asked.world)
     for block in range(blocks):
         rng = np.random.default_rng([seed, block])
         trials = asked.block(block)

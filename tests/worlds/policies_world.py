@@ -143,6 +143,8 @@ arrival = "closed"
 count = 30
 warmup = 5
 """
+ARMS = ("plain", "mode1-xds", "mode2-xds", "mode2-envoy-xds")
+MODES = ARMS[1:]
 REPLICAS = ("shop-1", "shop-2", "shop-3")
 REAL = {"api": "198.19.0.80", "postgres": "198.19.0.81", "redis": "198.19.0.82"}
 VIRTUAL = {"api": "240.240.0.1", "postgres": "240.240.0.2", "redis": "240.240.0.3"}
@@ -185,7 +187,7 @@ def build(
     experiments = tuple(dataclasses.replace(each, every=1) for each in asked.experiments)
     asked = dataclasses.replace(asked, experiments=experiments)
     header = store.RunHeader(f"policies-{seed}", asked.to_json(), seed, "2026-01-01T00:00:00Z", blocks, world.facts)
-    writer = store.create(root, header, WORLD)
+    writer = store.create(root, header, asked.world)
     for block in range(blocks):
         made = [_cell(world, trial, n, block, seed) for n, trial in enumerate(asked.block(block))]
         writer.write_block(

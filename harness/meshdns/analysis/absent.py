@@ -14,13 +14,14 @@ import pandas as pd
 from IPython.display import display
 
 from meshdns import store
+from meshdns.analysis import looks
 from meshdns.core import plans
 
 MIME = "application/vnd.meshdns.absent+json"
-ATTRIBUTE = "absent"  # of a table
+ATTRIBUTE, LEFT_OUT = "absent", "left out"  # of a table
 TRACES, CONFORMANCE, GOVERNED = "traces", "conformance", "governed"  # no experiments, but facts of a run
 _BY = {TRACES: ("quick",), CONFORMANCE: ("quick",), GOVERNED: ("policies",)}
-_WORDS = {
+WORDS = {  # for the experiments and facts that notebooks ask for
     "lookup": "lookups of a cluster name",
     "names": "other kinds of name and record",
     "delay": "a cluster DNS that answers later",
@@ -67,15 +68,28 @@ class Absent:
 
 
 def of(table: Frame, runs: store.Runs, *experiments: str) -> Frame:
-    """The same table, which knows what was not measured if no valid cell of these experiments is there."""
+    """The same table, which knows how its arms look, and what was not measured if no valid cell of these experiments
+    is there."""
     there = set(runs.cells["experiment"][runs.cells["valid"].astype(bool)])
-    return knowing(table, () if there & set(experiments) else experiments)
+    return knowing(looks.known(table, looks.of_runs(runs)), () if there & set(experiments) else experiments)
 
 
 def knowing(table: Frame, names: Iterable[str]) -> Frame:
     """The same table, which knows that this was not measured."""
     table.attrs[ATTRIBUTE] = list(names)
     return table
+
+
+def leaving(table: Frame, arms: Iterable[str], why: str) -> Frame:
+    """The same table, which says beside its rows that it leaves these arms out."""
+    names = [*arms]
+    table.attrs[LEFT_OUT] = f"Left out here: {', '.join(names)}. {why}" if names else ""
+    return table
+
+
+def left_out(table: pd.DataFrame) -> str:
+    """The sentence on the arms that the table leaves out; "" of none."""
+    return str(table.attrs.get(LEFT_OUT, ""))
 
 
 def known(table: pd.DataFrame) -> tuple[str, ...]:
@@ -93,7 +107,7 @@ def sentence(names: Iterable[str]) -> str:
     by_plans: dict[tuple[str, ...], list[str]] = {}
     for name in dict.fromkeys(names):
         measuring = _BY.get(name) or tuple(plans.measuring(name))
-        by_plans.setdefault(measuring, []).append(_WORDS.get(name, name))
+        by_plans.setdefault(measuring, []).append(WORDS.get(name, name))
     parts = [f"{', '.join(words)}{_measured_by(each)}" for each, words in by_plans.items()]
     return f"Not measured in these runs: {'; '.join(parts)}." if parts else ""
 

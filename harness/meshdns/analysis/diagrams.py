@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from meshdns.analysis import absent, figures
+from meshdns.analysis import absent, figures, looks
 from meshdns.studies import transfers
 
 # The order in which a request meets them.
@@ -67,13 +67,14 @@ class _Arrow:
 def sequence(found: Mapping[str, transfers.Path], *arms: str) -> Figure:
     """The traced requests of these arms side by side; a word in the place of one that is missing."""
     drawn = {arm: _arrows(found[arm]) if arm in found else [] for arm in arms}
+    seen = looks.Looks({arm: looks.Looks().pod(arm) for arm in found})
     rows = max([6, *(len(arrows) for arrows in drawn.values())])
     if not any(drawn.values()):
         absent.tell([absent.TRACES])
     with _styled():
         figure, places = plt.subplots(1, len(arms), figsize=(figures.WIDTH, _ROW * (rows + 3)), squeeze=False)
         for ax, (arm, arrows) in zip(places[0], drawn.items(), strict=True):
-            ax.set_title(arm, color=figures.look(arm).colour, fontweight="bold")
+            ax.set_title(arm, color=seen[arm].colour, fontweight="bold")
             _panel(ax, arrows, rows)
             if not arrows:
                 ax.text(0.5, 0.5, "not traced in these runs", transform=ax.transAxes, ha="center", fontsize=9)
@@ -155,14 +156,19 @@ def grid(table: pd.DataFrame, missing: str = "not measured in these runs") -> Ax
         if table.empty:
             absent.tell(absent.known(table))
             ax.text(0.5, 0.5, missing, transform=ax.transAxes, ha="center", fontsize=10)
-        ax.set_yticks([y + 0.5 for y in range(len(table))], [textwrap.fill(str(name), 22) for name in table.index])
-        heads = [textwrap.fill(str(name), 14) for name in table.columns]
+        ax.set_yticks([y + 0.5 for y in range(len(table))], [_filled(name, 22) for name in table.index])
+        heads = [_filled(name, 14) for name in table.columns]
         ax.set_xticks([x + 0.5 for x in range(len(heads))], heads)
         ax.xaxis.tick_top()
         ax.tick_params(length=0, labelsize=8.5)
         ax.grid(visible=False)
         ax.spines[:].set_visible(False)
         return ax
+
+
+def _filled(name: object, width: int) -> str:
+    """In lines; arms, which have hyphens, stay whole."""
+    return textwrap.fill(str(name), width, break_on_hyphens=False, break_long_words=False)
 
 
 def _cell(ax: Axes, place: tuple[int, int], said: str) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from meshdns.analysis import absent, stats, text
+from meshdns.analysis import absent, looks, stats, text
 from meshdns.core import units
 from meshdns.studies import changes, ruler
 
@@ -32,30 +31,6 @@ VISIBLE_BLOCKS = 30  # up to so many blocks each is drawn; more would be a smear
 _LANES = 3  # arms that a row has room for, side by side; with more of them it is taller
 
 
-@dataclass(frozen=True)
-class Look:
-    """How an arm looks."""
-
-    colour: str
-    marker: str
-
-
-# Okabe and Ito's colours, in an order of falling lightness in grey within what is compared.
-LOOKS = {
-    "ip": Look("#999999", "v"),
-    "plain": Look("#222222", "o"),
-    "plain-aa": Look("#666666", "s"),
-    "mode1": Look("#D55E00", "^"),
-    "mode2-envoy": Look("#0072B2", "D"),
-    # Lighter or darker than theirs where two would be one grey.
-    "mode2-agent": Look("#009E73", "P"),
-    "nftables": Look("#F0A800", ">"),
-    "tproxy": Look("#742C5B", "X"),
-    "ebpf": Look("#3FA0DA", "*"),
-}
-OTHER = Look("#444444", "o")
-# The same mode, configured by the control plane.
-ALIKE = {"mode1-xds": "mode1", "mode2-xds": "mode2-agent", "mode2-envoy-xds": "mode2-envoy"}
 # Phases and containers are told apart by lightness and hatch: colour is taken.
 _SHADES = (
     ("#f2f2f2", ""),
@@ -88,11 +63,6 @@ def _tall(rows: int) -> float:
     return 1.1 + 0.34 * rows
 
 
-def look(arm: str) -> Look:
-    """The arm's look."""
-    return LOOKS.get(ALIKE.get(arm, arm), OTHER)
-
-
 def _us(values: Any) -> Any:
     return np.asarray(values, dtype=float) / units.NS_PER_US
 
@@ -101,22 +71,21 @@ def _mark(
     ax: Axes,
     y: float,
     each: stats.Interval,
-    arm: str,
+    style: looks.Look,
     blocks: Any,
     *,
     spread: float = 0.26,
     unit: float = units.NS_PER_US,
 ) -> None:
     """One estimate with its interval, and the blocks behind it; `unit` is what the axis counts in."""
-    style = look(arm)
     if len(blocks) < VISIBLE_BLOCKS:
         jitter = y + spread * np.linspace(-1, 1, len(blocks)) if len(blocks) > 1 else np.full(len(blocks), y)
         ax.scatter(np.asarray(blocks) / unit, jitter, s=9, color=style.colour, alpha=0.45, linewidths=0, zorder=2)
     low, high = (each.low, each.high) if np.isfinite(each.half_width) else (each.estimate, each.estimate)
     ax.plot([low / unit, high / unit], [y, y], color=style.colour, linewidth=2.4, zorder=3)
-    hollow = "white" if arm == "plain-aa" else style.colour
+    face = "white" if style.hollow else style.colour
     ax.plot(
-        [each.estimate / unit], [y], style.marker, color=style.colour, markerfacecolor=hollow, markersize=7.5, zorder=4
+        [each.estimate / unit], [y], style.marker, color=style.colour, markerfacecolor=face, markersize=7.5, zorder=4
     )
 
 
@@ -143,12 +112,13 @@ def _from_zero(ax: Axes, frame: pd.DataFrame, name: str, label: str) -> None:
 
 def latencies(table: pd.DataFrame, label: str = "p50 from the due time", rows: str = "arm") -> Axes:
     """One row per arm or step: p50 with its interval, and every block."""
+    seen = looks.of(table)
     with _axes(_tall(len(table))) as ax:
         if table.empty:
             _unmeasured(ax, absent.known(table))
             return ax
         for y, row in enumerate(table.to_dict("records")):
-            _mark(ax, y, row["p50"], row["arm"], row["values"])
+            _mark(ax, y, row["p50"], seen[row["arm"]], row["values"])
         _rows(ax, list(table[rows]))
         _from_zero(ax, table, "p50", label)
         return ax
@@ -162,18 +132,19 @@ def names(table: pd.DataFrame, lookup: str) -> Axes:
             _unmeasured(ax, ["names"])
             return ax
     levels = part[["name_kind", "qtype", "ndots"]].drop_duplicates().to_records(index=False).tolist()
-    arms = [arm for arm in LOOKS if arm in set(part["arm"])]
+    seen = looks.of(table)
+    arms = seen.held(part["arm"])
     several = part["ndots"].nunique() > 1
     step = min(0.26, 0.84 / max(len(arms), 1))  # rows of different names must not meet
     with _axes(1.8 + (0.1 + 0.08 * len(arms)) * len(levels)) as ax:
         for row in part.to_dict("records"):
             y = levels.index((row["name_kind"], row["qtype"], row["ndots"]))
             offset = step * (arms.index(row["arm"]) - (len(arms) - 1) / 2)
-            _mark(ax, y + offset, row["p50"], row["arm"], row["values"], spread=0.38 * step)
+            _mark(ax, y + offset, row["p50"], seen[row["arm"]], row["values"], spread=0.38 * step)
         _rows(ax, [f"{name} {qtype}" + (f", ndots {ndots}" if several else "") for name, qtype, ndots in levels])
         _from_zero(ax, part, "p50", f"{lookup}: p50")
         ax.legend(
-            handles=_arm_handles(arms),
+            handles=_arm_handles(seen, arms),
             loc="lower left",
             bbox_to_anchor=(0, 1),
             ncols=min(len(arms), 4),
@@ -182,9 +153,9 @@ def names(table: pd.DataFrame, lookup: str) -> Axes:
         return ax
 
 
-def _arm_handles(arms: Sequence[str]) -> list[Line2D]:
+def _arm_handles(seen: looks.Looks, arms: Sequence[str]) -> list[Line2D]:
     return [
-        Line2D([], [], color=look(arm).colour, marker=look(arm).marker, markersize=7, linewidth=2, label=arm)
+        Line2D([], [], color=seen[arm].colour, marker=seen[arm].marker, markersize=7, linewidth=2, label=arm)
         for arm in arms
     ]
 
@@ -198,7 +169,7 @@ def delays(table: pd.DataFrame, crossing: stats.Interval | None = None) -> Axes:
             return ax
         added = table["delay, ms"].to_numpy(dtype=float)
         each = [row.absolute for row in table["mode 2 minus plain"]]
-        style = look("mode2-agent")
+        style = looks.KNOWN["mode2-agent"]
         scale = units.NS_PER_MS
         for x, values in zip(added, table["values"], strict=True):
             ax.scatter(np.full(len(values), x), values / scale, s=9, color=style.colour, alpha=0.45, linewidths=0)
@@ -229,6 +200,7 @@ def delays(table: pd.DataFrame, crossing: stats.Interval | None = None) -> Axes:
 
 def stacked(table: pd.DataFrame, parts: Sequence[str], label: str, total: str = "total") -> Axes:
     """One bar per step, its parts end to end; the line at its end is the interval of the total."""
+    seen = looks.of(table)
     with _axes(1.7 + 0.36 * len(table)) as ax:
         if table.empty:
             _unmeasured(ax, absent.known(table))
@@ -243,7 +215,7 @@ def stacked(table: pd.DataFrame, parts: Sequence[str], label: str, total: str = 
             )  # fmt: skip
             left += width
         for y, (whole, arm) in enumerate(zip(table[total], table["arm"], strict=True)):
-            _mark(ax, y, whole, str(arm), np.empty(0))
+            _mark(ax, y, whole, seen[str(arm)], np.empty(0))
         _rows(ax, list(table["step"]))
         ax.set_xlim(0, None)
         ax.set_xlabel(label)
@@ -253,6 +225,7 @@ def stacked(table: pd.DataFrame, parts: Sequence[str], label: str, total: str = 
 
 def differences(table: pd.DataFrame, floor: stats.NoiseFloor | None, label: str = "difference of p50, µs") -> Axes:
     """One row per change: the paired difference with its interval; the band is what equal arms differ by."""
+    seen = looks.of(table)
     with _axes(_tall(len(table))) as ax:
         if table.empty:
             _unmeasured(ax, absent.known(table))
@@ -261,7 +234,7 @@ def differences(table: pd.DataFrame, floor: stats.NoiseFloor | None, label: str 
             ax.axvspan(-_us(floor.absolute), _us(floor.absolute), color="#dddddd", zorder=0)
         ax.axvline(0, color="#222222", linewidth=1)
         for y, row in enumerate(table.to_dict("records")):
-            _mark(ax, y, row["p50"].absolute, row["arm"], row["values"])
+            _mark(ax, y, row["p50"].absolute, seen[row["arm"]], row["values"])
         _rows(ax, list(table["change"]))
         ends = [_us(v) for row in table["p50"] for v in (row.absolute.low, row.absolute.high) if np.isfinite(v)]
         if ends:
@@ -274,7 +247,8 @@ def differences(table: pd.DataFrame, floor: stats.NoiseFloor | None, label: str 
 def contrasts(table: pd.DataFrame, column: str, label: str) -> Axes:
     """A row per measure, mechanisms side by side: paired differences; grey is what equal arms differ by there."""
     measures = list(dict.fromkeys(table["measure"]))
-    arms = [arm for arm in LOOKS if arm in set(table["arm"])]
+    seen = looks.of(table)
+    arms = seen.held(table["arm"])
     with _axes(1.3 + (0.16 + 0.19 * len(arms)) * max(len(measures), 1)) as ax:
         if not measures:
             _unmeasured(ax, absent.known(table))
@@ -284,11 +258,11 @@ def contrasts(table: pd.DataFrame, column: str, label: str) -> Axes:
         ax.axvline(0, color="#222222", linewidth=1)
         for row in table.to_dict("records"):
             y = measures.index(row["measure"]) + 0.8 / len(arms) * (arms.index(row["arm"]) - (len(arms) - 1) / 2)
-            _mark(ax, y, row[column].absolute, row["arm"], row["values"], spread=0.07)
+            _mark(ax, y, row[column].absolute, seen[row["arm"]], row["values"], spread=0.07)
         _rows(ax, measures)
         ax.set_xlabel(f"{label}, µs (grey: noise floor)" + _around_zero(ax, table, column, floors))
         shown = table.drop_duplicates("arm").set_index("arm")["mechanism"]
-        handles = _arm_handles(arms)
+        handles = _arm_handles(seen, arms)
         for handle, arm in zip(handles, arms, strict=True):
             handle.set_label(str(shown[arm]))
         ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(arms), handletextpad=0.3)
@@ -316,7 +290,7 @@ def residuals(table: pd.DataFrame) -> Axes:
             _unmeasured(ax, ["card-ladder"])
             return ax
         ax.axhline(0, color="#222222", linewidth=1)
-        ax.plot(table["added, µs"], table["residual, µs"], color=OTHER.colour, marker=OTHER.marker)
+        ax.plot(table["added, µs"], table["residual, µs"], color=looks.OTHER.colour, marker=looks.OTHER.marker)
         ax.grid(visible=True, axis="y")
         reach = max(6.0, 1.2 * float(table["residual, µs"].abs().max()))
         ax.set_ylim(-reach, reach)
@@ -391,7 +365,8 @@ def follow(table: pd.DataFrame, connection: str = changes.NEW) -> list[Axes]:
     """Rows by change and what is called, arms side by side: until traffic had followed, and error-seconds."""
     table = table[table["connection"] == connection]
     labels, places = _grouped(table)
-    arms = [arm for arm in changes.ARMS if arm in set(table["arm"])]
+    seen = looks.of(table)
+    arms = seen.held(table["arm"])
     lanes = max(len(arms), _LANES)
     with _grid(1, 2, 1.4 + 0.1 * lanes * max(len(labels), 1), sharey=True, width_ratios=[3, 2]) as axes:
         first, second = axes[0]
@@ -401,8 +376,8 @@ def follow(table: pd.DataFrame, connection: str = changes.NEW) -> list[Axes]:
             return [first, second]
         for row in table.to_dict("records"):
             y = places[row["change"], row["backend"]] + 0.9 / lanes * (arms.index(row["arm"]) - (len(arms) - 1) / 2)
-            _spell(first, y, row["followed"], row["arm"], row["rest"])
-            _spell(second, y, row["errors"], row["arm"], row["rest"])
+            _spell(first, y, row["followed"], seen[row["arm"]], row["rest"])
+            _spell(second, y, row["errors"], seen[row["arm"]], row["rest"])
         _rows(first, labels)
         for label, name in zip(first.get_yticklabels(), labels, strict=True):
             label.set_fontweight("bold" if name.endswith(":") else "normal")
@@ -416,7 +391,7 @@ def follow(table: pd.DataFrame, connection: str = changes.NEW) -> list[Axes]:
         never = Line2D(
             [], [], color="#444444", marker="o", markerfacecolor="white", linewidth=0, label="not before its load ended"
         )
-        handles = [*_arm_handles(arms), *[never] * late]
+        handles = [*_arm_handles(seen, arms), *[never] * late]
         # The last is the longest: beside four arms it has a column of its own.
         first.figure.legend(handles=handles, loc="outside upper left", ncols=4 if len(handles) <= 4 else 3)
         return [first, second]
@@ -430,15 +405,15 @@ def _grouped(table: pd.DataFrame) -> tuple[list[str], dict[tuple[str, str], int]
         labels.append(f"replica {changes.SAID.get(str(change), change)}:")
         for backend in dict.fromkeys(part["backend"]):
             places[str(change), str(backend)] = len(labels)
-            labels.append(f"{changes.CALLED.get(backend, backend)} ({changes.endpoints('', backend)})")
+            labels.append(f"{changes.CALLED.get(backend, backend)} ({changes.endpoints(str(backend), sidecar=True)})")
     return labels, places
 
 
-def _spell(ax: Axes, y: float, spell: changes.Spell, arm: str, rest: float) -> None:
+def _spell(ax: Axes, y: float, spell: changes.Spell, style: looks.Look, rest: float) -> None:
     """Its median, interval and blocks in s; hollow at the end of the load (`rest`, ns) if it did not end."""
     if not spell.n:
         return
-    style, known = look(arm), spell.values[np.isfinite(spell.values)] / units.NS_PER_S
+    known = spell.values[np.isfinite(spell.values)] / units.NS_PER_S
     if spell.n < VISIBLE_BLOCKS:
         ax.scatter(known, np.full(len(known), y), s=9, color=style.colour, alpha=0.45, linewidths=0, zorder=2)
     if spell.interval is not None and np.isfinite(spell.interval.half_width):
@@ -462,8 +437,9 @@ _SERVED = {
 
 def timeline(table: pd.DataFrame) -> list[Axes]:
     """A panel per way to know endpoints and arm: who served the requests around the change, as shares over time."""
-    levels = list(itertools.product(changes.BACKENDS, changes.ARMS))
-    parts = [part for each in levels if len(part := table[(table["backend"] == each[0]) & (table["arm"] == each[1])])]
+    ways = sorted(set(table["backend"]), key=lambda way: (looks.place(changes.BACKENDS, way), way))
+    levels = itertools.product(ways, looks.of(table).held(table["arm"]))
+    parts = [part for way, arm in levels if len(part := table[(table["backend"] == way) & (table["arm"] == arm)])]
     columns = min(max(len(parts), 1), 3)
     rows = max(-(-len(parts) // columns), 1)
     with _grid(rows, columns, 1.1 + 1.45 * rows, sharex=True, sharey=True) as axes:
@@ -524,6 +500,7 @@ def compared(
     Shares have an axis up to 100 %; durations are in ms, on a logarithmic axis where they are far apart.
     """
     rows, arms = list(dict.fromkeys(table["row"])), list(dict.fromkeys(table["arm"]))
+    seen = looks.of(table)
     lanes = max(len(arms), _LANES)
     with _axes(1.3 + 0.14 * lanes * max(len(rows), 1)) as ax:
         if table.empty:
@@ -538,13 +515,21 @@ def compared(
         for row in table.to_dict("records"):
             if _known(row[column]):
                 offset = 0.81 / lanes * (arms.index(row["arm"]) - (len(arms) - 1) / 2)
-                _mark(ax, rows.index(row["row"]) + offset, row[column], row["arm"], row[values], spread=0.08, unit=unit)
+                _mark(
+                    ax,
+                    rows.index(row["row"]) + offset,
+                    row[column],
+                    seen[row["arm"]],
+                    row[values],
+                    spread=0.08,
+                    unit=unit,
+                )
         _rows(ax, rows)
         groups = [name.partition(",")[0] for name in rows]
         for y in [n for n in range(1, len(rows)) if groups[n] != groups[n - 1] and len(set(groups)) < len(groups)]:
             ax.axhline(y - 0.5, color="#bbbbbb", linewidth=0.8)
         # Of the figure: four arms are wider than the axes.
-        ax.figure.legend(handles=_arm_handles(arms), loc="outside upper left", ncols=len(arms), handletextpad=0.3)
+        ax.figure.legend(handles=_arm_handles(seen, arms), loc="outside upper left", ncols=len(arms), handletextpad=0.3)
         return ax
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Template
 
 from meshdns import store
 from meshdns.analysis import cells, text
@@ -25,7 +24,6 @@ MAX_FAILED = 0.01  # more failures than this shift the quantiles of those that s
 # How a whole run reads in a table; the rest of the facts stays in run.json.
 _FACTS = ("meshdns", "commit", "envoy", "bind", "dnsdist", "nginx", "python")
 _MACHINE = ("cpu", "cpus", "kernel")
-WITH_WORDS = Template("{{ table|safe }}<p>{{ words }}</p>", autoescape=True)
 
 
 def load(runs: str | Path) -> store.Runs:
@@ -68,19 +66,9 @@ def invalid(runs: store.Runs) -> pd.DataFrame:
     return counted.sort_values("cells", ascending=False, ignore_index=True)
 
 
-class Checked(text.Shown):
-    """What was checked, and what the page does not read of the runs."""
-
-    _metadata = ("words",)
-    words: str = ""
-
-    def _repr_html_(self) -> str:
-        return str(WITH_WORDS.render(table=super()._repr_html_(), words=self.words))
-
-
-def reconciled(runs: store.Runs, table: pd.DataFrame) -> Checked:
+def reconciled(runs: store.Runs, table: pd.DataFrame) -> text.Shown:
     """The table of these experiments, and how its cells add up with those of the runs."""
-    checked = Checked(table)
+    checked = text.Shown(table)
     names = set(table["experiment"]) if len(table) else set()
     every = runs.cells
     mine, invalid = every["experiment"].isin(names), ~every["valid"].astype(bool)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
+from jinja2 import Template
 
 from meshdns.analysis import absent, stats
 from meshdns.core import units
@@ -80,11 +81,18 @@ def reading(difference: stats.Difference | None, floor: stats.NoiseFloor | None)
 
 
 class Shown(pd.DataFrame):
-    """A table that a notebook shows whole: pandas would cut long sentences and long tables."""
+    """A table that a notebook shows whole, with words of its own: pandas would cut long sentences and long tables."""
+
+    _metadata = ("words",)
+    words: str = ""
 
     def _repr_html_(self) -> str:
         with pd.option_context("display.max_colwidth", None):
-            return self.to_html(border=0)
+            whole = self.to_html(border=0)
+        return str(_WITH_WORDS.render(table=whole, words=self.words)) if self.words else whole
+
+
+_WITH_WORDS = Template("{{ table|safe }}<p>{{ words }}</p>", autoescape=True)
 
 
 def shown(table: pd.DataFrame, made_of: pd.DataFrame | None = None) -> Shown | absent.Absent:
@@ -105,7 +113,9 @@ def shown(table: pd.DataFrame, made_of: pd.DataFrame | None = None) -> Shown | a
             out[f"{name}, %"] = [ABSENT if each is None else percent(each.relative) for each in values]
         else:
             out[str(name)] = [_cell(value) for value in values]
-    return Shown(out, index=[""] * len(table))  # row numbers would read as data
+    whole = Shown(out, index=[""] * len(table))  # row numbers would read as data
+    whole.words = absent.left_out(table)
+    return whole
 
 
 def _cell(value: object) -> object:

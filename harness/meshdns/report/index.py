@@ -15,6 +15,7 @@ from meshdns.analysis import provenance, text
 from meshdns.core import paths, plans
 from meshdns.report import markup
 from meshdns.report.page import Page
+from meshdns.studies import own
 
 NAME = "index.html"
 TITLE = "Sidecars and DNS: what was asked, what was measured"
@@ -46,11 +47,18 @@ def document(pages: Sequence[Page], runs: store.Runs, unasked: Sequence[Unasked]
         self_test=next((each for each in pages if each.stem.startswith(SELF_TEST)), None),
         cards=sorted(pages, key=lambda each: (each.stem.startswith(SELF_TEST), each.stem.startswith(CLAIMS))),
         unasked=unasked,
+        own=_own(runs),
         commands=commands,
         how=how,
         table=markup.accessible(provenance.table(runs).rename_axis(columns=None).to_html(border=0)),
         runs=runs,
     )
+
+
+def _own(runs: store.Runs) -> str:
+    """What was measured and is asked by no notebook, as a table; "" of nothing."""
+    shown = text.shown(found) if len(found := own.levels(runs)) else None
+    return str(markup.accessible(shown.to_html(border=0))) if isinstance(shown, text.Shown) else ""
 
 
 def about(runs: store.Runs) -> list[str]:

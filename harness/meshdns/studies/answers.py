@@ -7,6 +7,7 @@ sidecar or past it; `looped` reached the sidecar's own port, so that it was to c
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -14,17 +15,16 @@ import numpy as np
 import pandas as pd
 
 from meshdns import store
-from meshdns.analysis import absent, cells, provenance, text
+from meshdns.analysis import absent, cells, looks, provenance, text
 from meshdns.core import errors
+from meshdns.core.world import Pod
 
 EXPERIMENT = "answers"
-GUARDED, UNGUARDED, MODE2 = (
-    "answers",
-    "unguarded",
-    "answers-mode2",
-)  # mode 1's sidecar, with its loop guard and without; mode 2's
-SIDECARS = {"mode 1": (GUARDED, UNGUARDED), "mode 2": (MODE2,)}
+# Arms that sentences and claims tell of: mode 1's sidecar, with its loop guard and without; mode 2's.
+GUARDED, UNGUARDED, MODE2 = "answers", "unguarded", "answers-mode2"
+SIDECARS = ("mode 1", "mode 2")
 OUTCOMES = ("proxied", "direct", "looped", "refused", "lost")
+_WORDS = ["means", "mode"]  # of the levels
 LEVELS = ["answer", "arm", "intercepted", "sidecar"]
 MEANINGS = {
     "pod": "a pod's address",
@@ -66,14 +66,15 @@ def condition(intercepted: object, sidecar: str) -> str:
     return f"{'captured' if intercepted else 'not captured'}, sidecar {sidecar}"
 
 
-def meaning(answer: str, arm: str) -> str:
-    """The answered address in words, and whether the sidecar's guard was left out."""
-    return MEANINGS[answer] + (", no guard" if arm == UNGUARDED else "")
+def _meaning(answer: str, client: Pod) -> str:
+    """The answered address in words, whether the sidecar's guard was left out, and the arm if it is none of ours."""
+    own = "" if client.arm in (GUARDED, UNGUARDED, MODE2) else f", {client.arm}"
+    return MEANINGS.get(answer, answer) + (", no guard" if not client.guarded else "") + own
 
 
-def mode(arm: str) -> str:
-    """Whose sidecar it is."""
-    return next(name for name, arms in SIDECARS.items() if arm in arms)
+def mode(client: Pod) -> str:
+    """Whose sidecar it is: that of mode 2 knows virtual IPs."""
+    return SIDECARS[client.virtual_ips or client.dns_proxy]
 
 
 def matrix(runs: store.Runs) -> pd.DataFrame:
@@ -91,7 +92,11 @@ def matrix(runs: store.Runs) -> pd.DataFrame:
     table = _ordered(runs, table)
     words = [_word(row) for row in table.to_dict("records")]
     stops = [_stopped(row) for row in table.to_dict("records")]
-    table = table.assign(outcome=words, stopped=stops)[[*LEVELS, "outcome", "stopped", *names[len(LEVELS) :]]]
+    seen = looks.of_runs(runs)
+    means = [_meaning(answer, seen.pod(arm)) for answer, arm in zip(table["answer"], table["arm"], strict=True)]
+    table = table.assign(outcome=words, stopped=stops, means=means, mode=[mode(seen.pod(arm)) for arm in table["arm"]])[
+        [*LEVELS, *_WORDS, "outcome", "stopped", *names[len(LEVELS) :]]
+    ]
     return absent.of(table, runs, EXPERIMENT)
 
 
@@ -137,12 +142,14 @@ def _outcomes(per_cell: pd.DataFrame) -> pd.DataFrame:
 def _ordered(runs: store.Runs, table: pd.DataFrame) -> pd.DataFrame:
     ranks: dict[str, list[Any]] = {
         "answer": list(runs.world.answers),
-        "arm": list(runs.world.answering),
+        "arm": looks.of_runs(runs).held(table["arm"]),
         "intercepted": [True, False],
         "sidecar": ["up", "down"],
     }
-    keys = pd.DataFrame({name: table[name].map(levels.index) for name, levels in ranks.items()})
-    return table.loc[keys.sort_values(LEVELS).index].reset_index(drop=True)
+    keys = pd.DataFrame(
+        {name: table[name].map(functools.partial(looks.place, levels)) for name, levels in ranks.items()}
+    )
+    return table.loc[pd.DataFrame(keys).sort_values(LEVELS).index].reset_index(drop=True)
 
 
 def _word(row: dict[Any, Any]) -> str:
@@ -190,23 +197,21 @@ def rows(table: pd.DataFrame, *answers: str, **levels: object) -> list[dict[Any,
 
 def grid(table: pd.DataFrame, sidecar: str = "mode 1") -> pd.DataFrame:
     """The matrix of a mode's sidecar as people read it: a row per answer, a column per condition, in words."""
-    table = table[table["arm"].isin(SIDECARS[sidecar])]
+    table = table[table["mode"] == sidecar]
     words: dict[str, dict[str, str]] = {condition(*each): {} for each in CONDITIONS}
     for row in table.to_dict("records"):
         found = f"{row['outcome']}\n{row['stopped']}".strip()
-        words[condition(row["intercepted"], row["sidecar"])][meaning(row["answer"], row["arm"])] = found
-    index = list(dict.fromkeys(itertools.starmap(meaning, zip(table["answer"], table["arm"], strict=True))))
+        words[condition(row["intercepted"], row["sidecar"])][row["means"]] = found
+    index = list(dict.fromkeys(table["means"]))
     whole = pd.DataFrame(words, index=index, columns=list(words), dtype=object).fillna(text.ABSENT)
     return absent.knowing(whole, absent.known(table) or (EXPERIMENT,))
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
     """For people: the sidecar's mode, the answer and the condition in words, and the counts."""
-    answers = itertools.starmap(meaning, zip(table["answer"], table["arm"], strict=True))
     conditions = itertools.starmap(condition, zip(table["intercepted"], table["sidecar"], strict=True))
-    modes = map(mode, table["arm"])
-    front = pd.DataFrame({"sidecar of": list(modes), "answer": list(answers), "condition": list(conditions)})
-    whole = pd.concat([front, table.drop(columns=[*LEVELS, *OUTCOMES])], axis=1)
+    front = pd.DataFrame({"sidecar of": table["mode"], "answer": table["means"], "condition": list(conditions)})
+    whole = pd.concat([front, table.drop(columns=[*LEVELS, *_WORDS, *OUTCOMES])], axis=1)
     return absent.knowing(whole, absent.known(table))
 
 
@@ -267,7 +272,7 @@ def share(found: list[dict[Any, Any]]) -> str:
 def _fates(found: list[dict[Any, Any]]) -> str:
     by_outcome: dict[str, list[str]] = {}
     for row in found:
-        by_outcome.setdefault(str(row["outcome"]), []).append(MEANINGS[row["answer"]])
+        by_outcome.setdefault(str(row["outcome"]), []).append(MEANINGS.get(row["answer"], row["answer"]))
     return "; ".join(f"{outcome}: {text.listed(answers)}" for outcome, answers in by_outcome.items())
 
 
@@ -276,5 +281,5 @@ def _loops(table: pd.DataFrame) -> list[str]:
     ends: dict[str, list[str]] = {}
     for row in rows(table, *TO_SIDECAR, intercepted=True, sidecar="up"):
         if row["looped"]:
-            ends.setdefault(row["stopped"], []).append(meaning(row["answer"], row["arm"]))
+            ends.setdefault(row["stopped"], []).append(row["means"])
     return [f"A loop was ended {end}: {text.listed(begun)}." for end, begun in ends.items()]

@@ -16,15 +16,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from meshdns import store
-from meshdns.analysis import absent, cells, gates, provenance, stats, text
+from meshdns.analysis import absent, cells, gates, looks, provenance, stats, text
 from meshdns.core import errors, units
 
 Instants = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 CHANGE, GONE, UNNOTICED = "change", "gone", "unnoticed"  # experiments
-PLAIN = "plain"
-ARMS = (PLAIN, "mode1-xds", "mode2-xds", "mode2-envoy-xds")
 NEW, KEPT = "new", "keepalive"
 CONNECTIONS = (NEW, KEPT)
 EDS, ORIGINAL_DST, STRICT_DNS = "EDS", "ORIGINAL_DST", "STRICT_DNS"
@@ -44,7 +42,6 @@ UNSEEN = {
     "unrelated": "another Service comes and goes",
 }
 ALIVE = "unready"  # what is removed lives on, so that it can be kept
-RESOLVERS = {"mode1-xds": "c-ares", "mode1-getaddrinfo": "getaddrinfo", "mode1-hickory": "hickory"}
 BAR_NS = 300 * units.NS_PER_MS  # what EDS may add to the probe period until a ready replica is asked first (p50)
 JUDGED = "up"  # by that bar: nothing but readiness changes
 BAR_HZ, BAR_S = 500.0, 60.0  # a change goes unnoticed if no request fails at such a rate for so long
@@ -214,10 +211,10 @@ _LEVELS = ["change", "backend", "arm", "connection"]
 _SPELLS = ("followed", "added", "left", "errors", "failing", "over probe", "took")
 
 
-def endpoints(arm: str, backend: str) -> str:
-    """How the endpoints of this backend are known in this arm."""
-    sidecar, own = BACKENDS.get(backend, (text.ABSENT, text.ABSENT))
-    return own if arm == PLAIN else sidecar
+def endpoints(backend: str, *, sidecar: bool) -> str:
+    """How the endpoints of this backend are known, by a sidecar or by a client without one."""
+    by_sidecar, own = BACKENDS.get(backend, (text.ABSENT, text.ABSENT))
+    return by_sidecar if sidecar else own
 
 
 def made(agent: dict[str, Any]) -> Change | None:
@@ -273,9 +270,9 @@ def _timed(row: Row, load: Load, change: Change) -> Row:
     }
 
 
-def _parts(frame: pd.DataFrame) -> list[tuple[tuple[str, ...], pd.DataFrame]]:
+def _parts(frame: pd.DataFrame, runs: store.Runs) -> list[tuple[tuple[str, ...], pd.DataFrame]]:
     """The levels that were measured, in the order of this page, each with its cells."""
-    orders = (tuple(SAID), tuple(BACKENDS), ARMS, CONNECTIONS)
+    orders = (tuple(SAID), tuple(BACKENDS), tuple(runs.world.arms), CONNECTIONS)
 
     def place(level: tuple[str, ...]) -> list[tuple[int, str]]:
         return [([*order, each].index(each), each) for each, order in zip(level, orders, strict=True)]
@@ -297,12 +294,15 @@ def followed(runs: store.Runs) -> pd.DataFrame:
     """A row per change, backend, arm and connection: how long until traffic had followed (Spells, ns)."""
     found = _per_cell(runs, _timed)
     spells = {name: _spells(found, _LEVELS, name) for name in _SPELLS} if len(found) else {}
-    rows = []
-    for level, mine in _parts(found):
+    rows, seen = [], looks.of_runs(runs)
+    for level, mine in _parts(found, runs):
         change, backend, arm, connection = level
         rows.append(
             {"change": change, "backend": backend, "arm": arm, "connection": connection}
-            | {"endpoints": endpoints(arm, backend), "blocks": cells.blocks_of(mine)}
+            | {
+                "endpoints": endpoints(backend, sidecar=seen.pod(arm).sidecar),
+                "blocks": cells.blocks_of(mine),
+            }
             | {name: each(level) for name, each in spells.items()}
             | {name: int(mine[name].sum()) for name in ("failed", "after")}
             | {"probe": float(mine["probe"].median()), "rest": float(mine["rest"].min())}
@@ -419,12 +419,15 @@ def kept(runs: store.Runs) -> pd.DataFrame:
         each, removed = stay(load, change), len(change.removed)
         return {"removed": removed, "on it": each.connections, "stayed": each.stayed, "later": each.requests}
 
-    found = _per_cell(runs, counted)
+    found, seen = _per_cell(runs, counted), looks.of_runs(runs)
     rows = []
-    for level, mine in _parts(found):
+    for level, mine in _parts(found, runs):
         if level[-1] == KEPT and mine["removed"].any():
             sums = {name: int(mine[name].sum()) for name in ("on it", "stayed", "later")}
-            more: Row = {"endpoints": endpoints(level[2], level[1]), "blocks": cells.blocks_of(mine)}
+            more: Row = {
+                "endpoints": endpoints(level[1], sidecar=seen.pod(level[2]).sidecar),
+                "blocks": cells.blocks_of(mine),
+            }
             rows.append(dict(zip(_LEVELS, level, strict=True)) | more | sums)
     table = pd.DataFrame(rows, columns=[*_LEVELS, "endpoints", "blocks", "on it", "stayed", "later"])
     return absent.of(table, runs, CHANGE)
@@ -448,11 +451,12 @@ def kept_table(found: pd.DataFrame) -> pd.DataFrame:
 def outcomes(runs: store.Runs) -> pd.DataFrame:
     """A row where requests failed: how all those that ended after the change ended, summed over blocks."""
     found = _per_cell(runs, lambda _, load, change: {"kinds": kinds(load, change)})
-    rows = []
-    for level, mine in _parts(found):
+    rows, seen = [], looks.of_runs(runs)
+    for level, mine in _parts(found, runs):
         counted = pd.DataFrame(list(mine["kinds"])).sum().astype(int).to_dict()
         if set(counted) - {"ok"}:
-            row = dict(zip(_LEVELS, level, strict=True)) | {"endpoints": endpoints(level[2], level[1])}
+            known = endpoints(level[1], sidecar=seen.pod(level[2]).sidecar)
+            row = dict(zip(_LEVELS, level, strict=True)) | {"endpoints": known}
             rows.append(_named(row) | {"connection": level[-1], "requests": sum(counted.values())} | counted)
     named = ["a replica is", "arm", "endpoints by", "connection", "requests", "ok"]
     if not rows:
@@ -485,8 +489,9 @@ def timeline(runs: store.Runs, change: str, connection: str = NEW) -> pd.DataFra
     by = pd.concat(parts).groupby(["backend", "arm", "bin"], sort=False, observed=True)
     found = by[list(SHARES)].mean().assign(requests=by.size()).reset_index()
     found["from_ns"] = found["bin"] * BIN_NS
-    found["endpoints"] = [endpoints(str(a), str(b)) for a, b in zip(found["arm"], found["backend"], strict=True)]
-    return found.sort_values(["backend", "arm", "bin"], ignore_index=True)
+    seen, levels = looks.of_runs(runs), zip(found["arm"], found["backend"], strict=True)
+    found["endpoints"] = [endpoints(str(backend), sidecar=seen.pod(str(arm)).sidecar) for arm, backend in levels]
+    return looks.known(found.sort_values(["backend", "arm", "bin"], ignore_index=True), seen)
 
 
 # --- a name that is gone ---
@@ -512,13 +517,13 @@ def _gone(_: Row, load: Load, change: Change) -> Row:
 def gone(runs: store.Runs) -> pd.DataFrame:
     """A row per resolver of the sidecar: requests and successes before the record was removed, after, since failing."""
     found = _per_cell(runs, _gone, GONE)
-    rows = []
-    arms = list(dict.fromkeys(found["arm"].astype(str))) if len(found) else []
-    for arm in sorted(arms, key=[*RESOLVERS, *arms].index):
+    rows, seen = [], looks.of_runs(runs)
+    arms = seen.held(found["arm"]) if len(found) else []
+    for arm, resolver in looks.apart({arm: seen.pod(arm).resolver for arm in arms}).items():
         mine = found[found["arm"] == arm]
         numbers = [name for name in _GONE if name not in ("failing", "rest")]
         rows.append(
-            {"arm": arm, "resolver": RESOLVERS.get(arm, arm), "blocks": cells.blocks_of(mine)}
+            {"arm": arm, "resolver": resolver, "blocks": cells.blocks_of(mine)}
             | {name: int(mine[name].sum()) for name in numbers}
             | {"failing": _spells(found, ["arm"], "failing")(arm), "rest": float(mine["rest"].min())}
         )
@@ -557,8 +562,12 @@ def unnoticed(runs: store.Runs) -> pd.DataFrame:
         return absent.of(pd.DataFrame(columns=[*_UNSEEN, "longest", *_SUMS]), runs, UNNOTICED)
     by = found.groupby(_UNSEEN, observed=True, sort=False)
     sums = by[_SUMS].sum(min_count=1).assign(longest=by["seconds"].max()).reset_index()
-    place = {name: n for n, name in enumerate([*UNSEEN, *ARMS])}
-    return sums.sort_values(["change", "arm"], key=lambda names: names.astype(str).map(place), ignore_index=True)
+    order = [*UNSEEN, *runs.world.arms]
+    return sums.sort_values(
+        ["change", "arm"],
+        key=lambda names: names.astype(str).map(lambda name: looks.place(order, name)),
+        ignore_index=True,
+    )
 
 
 _UNSEEN, _SUMS = ["change", "arm", "rate_hz"], ["seconds", "requests", "failed", "mutual TLS"]

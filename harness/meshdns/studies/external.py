@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from meshdns import store
-from meshdns.analysis import absent, cells, shares, text
+from meshdns.analysis import absent, cells, looks, shares, text
 from meshdns.core.world import World
 from meshdns.studies import policies
 
@@ -45,12 +45,12 @@ def table(runs: store.Runs) -> pd.DataFrame:
     )
     rows = []
     for backend in BACKENDS:
-        for arm in [name for name in runs.world.arms if name in set(chosen["arm"])]:
+        for arm in looks.of_runs(runs).held(chosen["arm"]):
             cells_of = chosen[(chosen["backend"] == backend) & (chosen["arm"] == arm)]
             requests = tried[(tried["backend"] == backend) & (tried["arm"] == arm)]
             if len(requests):
                 rows.append(_row(runs.world, backend, arm, cells_of, requests))
-    return pd.DataFrame(rows, columns=_TABLE)
+    return absent.of(pd.DataFrame(rows, columns=_TABLE), runs, policies.EXTERNAL)
 
 
 def _tried(runs: store.Runs, chosen: pd.DataFrame) -> pd.DataFrame:
@@ -120,9 +120,10 @@ def shown(found: pd.DataFrame) -> pd.DataFrame:
     return out
 
 
-def rows(found: pd.DataFrame, *backends: str, arms: tuple[str, ...] = policies.ARMS) -> list[dict[Any, Any]]:
-    """The rows of these services and clients."""
-    return found[found["backend"].isin(backends) & found["arm"].isin(arms)].to_dict("records")
+def rows(found: pd.DataFrame, *backends: str, captured: bool | None = None) -> list[dict[Any, Any]]:
+    """The rows of these services, of all clients or only of those with a sidecar or without."""
+    chosen = found[found["backend"].isin(backends)].to_dict("records")
+    return [row for row in chosen if captured is None or bool(row["captured"]) == captured]
 
 
 def through(row: dict[Any, Any]) -> bool:
@@ -143,7 +144,7 @@ def _http(found: list[dict[Any, Any]]) -> str:
         by_kind.setdefault(row["answered"], []).append(row["arm"])
     said = [f"with a {each} address in {text.listed(arms)}" for each, arms in by_kind.items()]
     served = [f"{shares.percent(row['right share'])} in {row['arm']}" for row in found]
-    sidecars = [row for row in found if row["arm"] in policies.MODES]
+    sidecars = [row for row in found if row["captured"]]
     took = [f"{row['in the sidecar']} of {row['requests made']} in {row['arm']}" for row in sidecars]
     rest = f"; through the sidecar's route for it went {text.listed(took)}" if took else ""
     return (

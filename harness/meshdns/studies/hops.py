@@ -34,7 +34,9 @@ def paths(runs: store.Runs) -> dict[str, Path]:
 def table(found: Mapping[str, Path], *arms: str) -> pd.DataFrame:
     """A row per hop of these arms, in order."""
     rows = [{"arm": arm} | line for arm in arms if arm in found for line in _lines(found[arm])]
-    return absent.knowing(pd.DataFrame(rows, columns=["arm", *_HEADS]), (absent.TRACES,))
+    whole = absent.knowing(pd.DataFrame(rows, columns=["arm", *_HEADS]), (absent.TRACES,))
+    others = [arm for arm in found if arm not in arms]
+    return absent.leaving(whole, others, "What each part saw of their requests is listed with that of all arms.")
 
 
 _HEADS = ["#", "times", "kind", "from", "to", "where", "asked for", "reached", "packets", "bytes", "said", "answer",

@@ -6,6 +6,7 @@ Latency is counted from the due time. Arms are compared with `plain` in the same
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,13 +15,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from meshdns import store
-from meshdns.analysis import absent, cells, stats, text
+from meshdns.analysis import absent, cells, looks, stats, text
 from meshdns.core import units
 
-ARMS = ("plain", "plain-aa", "mode1", "mode2-envoy", "mode2-agent")  # the order of the ladder; `ip` asks no DNS
-BASE, TWIN, MODE1, MODE2_ENVOY, MODE2 = (
-    ARMS  # mode 2 is what Istio does: its agent's proxy; Envoy's filter is the other
-)
+# Arms that sentences and claims compare; tables have every arm. Mode 2 is what Istio does: its agent's proxy.
+BASE, TWIN, MODE1, MODE2_ENVOY, MODE2 = "plain", "plain-aa", "mode1", "mode2-envoy", "mode2-agent"
 PROXIED = (MODE2_ENVOY, MODE2)
 NAME = ["lookup", "name_kind", "qtype", "ndots"]
 RCODES = {0: "NOERROR", 2: "SERVFAIL", 3: "NXDOMAIN", 5: "REFUSED"}
@@ -41,7 +40,7 @@ def by_arm(runs: store.Runs) -> pd.DataFrame:
     over_all = {p: cells.pooled(runs, chosen, "arm", "from due", p) for p in tails}
     floor = cells.noise_floor(medians, BASE, TWIN)
     rows: list[dict[str, Any]] = []
-    for arm in (each for each in ARMS if each in medians.columns):
+    for arm in looks.of_runs(runs).held(medians.columns):
         difference = None if arm == BASE else cells.paired(medians, BASE, arm)
         rows.append(
             {
@@ -103,22 +102,21 @@ def by_name(runs: store.Runs) -> pd.DataFrame:
                 "values": cells.column(medians, level),
             }
         )
-    return absent.of(_ordered(pd.DataFrame(rows)), runs, "names")
+    return _ordered(absent.of(pd.DataFrame(rows), runs, "names"))
 
 
 def queries(runs: store.Runs, *experiments: str) -> pd.DataFrame:
     """Queries counted at client, DNS proxy and cluster DNS: exact sums over all valid cells, and what is left over."""
     chosen = cells.select(runs, *(experiments or ("lookup", "names")), kind="lookup", tool="agent")
-    chosen = chosen[chosen["arm"].isin(ARMS)]
     counted = chosen.assign(
         lookups=cells.asked(runs, chosen),
         **{name: cells.counter(chosen, counter) for name, counter in COUNTERS.items()},
     )
     sums = ["lookups", *COUNTERS]
     table = counted.groupby([*NAME, "arm"], observed=True)[sums].sum().astype(int).reset_index()
-    proxied = table["arm"].isin(PROXIED)
+    proxied = np.array([runs.world.arms[str(arm)].dns_proxy for arm in table["arm"]], dtype=bool)
     counts = {name: table[name].to_numpy(dtype=float) for name in COUNTERS}
-    left_over = disagreement(counts, proxied.to_numpy()).astype(int)
+    left_over = disagreement(counts, proxied).astype(int)
     out = table.rename(
         columns={"client": "at client", "proxy": "at proxy", "upstream": "by proxy", "cluster": "at cluster DNS"}
     )
@@ -127,7 +125,7 @@ def queries(runs: store.Runs, *experiments: str) -> pd.DataFrame:
     out["cluster DNS, per lookup"] = table["cluster"] / table["lookups"].clip(lower=1)
     out["residual"] = left_over
     out["agree"] = np.where(left_over == 0, "yes", "NO")
-    return absent.of(_ordered(out), runs, *(experiments or ("lookup", "names")))
+    return _ordered(absent.of(out, runs, *(experiments or ("lookup", "names"))))
 
 
 def disagreement(counts: Mapping[str, cells.Values], proxied: NDArray[np.bool_]) -> cells.Values:
@@ -145,8 +143,8 @@ def return_codes(runs: store.Runs) -> pd.DataFrame:
     answers = np.where(codes == 0, np.where(has_address, "address", "NODATA"), named)
     levels = chosen[["name_kind", "qtype", "arm"]].iloc[position].reset_index(drop=True)
     counted = levels.assign(answer=answers).value_counts(["name_kind", "qtype", "arm", "answer"])
-    table = _ordered(counted.unstack(fill_value=0).reset_index().rename_axis(columns=None))
-    return absent.of(table, runs, "names")
+    table = counted.unstack(fill_value=0).reset_index().rename_axis(columns=None)
+    return _ordered(absent.of(table, runs, "names"))
 
 
 def aaaa(codes: pd.DataFrame, arm: str) -> str:
@@ -177,7 +175,10 @@ def delays(runs: store.Runs, name_kind: str = "fqdn") -> pd.DataFrame:
             }
         )
     columns = ["delay, ms", "blocks", BASE, MODE2, "mode 2 minus plain", "reading", "values"]
-    return absent.of(pd.DataFrame(rows, columns=columns), runs, "delay")
+    table = absent.of(pd.DataFrame(rows, columns=columns), runs, "delay")
+    held = looks.of_runs(runs).held(cells.select(runs, "delay", name_kind=name_kind)["arm"])
+    others = [arm for arm in held if arm not in (BASE, TWIN, MODE2)]
+    return absent.leaving(table, others, f"Delays are compared between {BASE} and {MODE2}.")
 
 
 def break_even(runs: store.Runs, name_kind: str = "fqdn") -> stats.BreakEven | None:
@@ -210,10 +211,10 @@ def _ordered(table: pd.DataFrame) -> pd.DataFrame:
         "lookup": ["wire", "getaddrinfo"],
         "name_kind": ["fqdn", "short", "external", "absent"],
         "qtype": ["A", "AAAA", "A+AAAA"],
-        "arm": list(ARMS),
     }
+    order["arm"] = looks.of(table).held(table["arm"]) if len(table) else []
     ranks = {
-        name: table[name].map({level: rank for rank, level in enumerate(levels)})
+        name: table[name].map(functools.partial(looks.place, levels))
         for name, levels in order.items()
         if name in table.columns
     }
@@ -236,12 +237,13 @@ def answer(runs: store.Runs) -> str:
     base = rows[BASE]
     opening = f"Without a mesh a cluster name is answered in {text.interval(base['p50'])}"
     said = [f"{opening} (p50, {text.blocks(base['blocks'])})."]
-    said += [_arm_sentence(arm, rows[arm]) for arm in (MODE2, MODE2_ENVOY, MODE1) if arm in rows]
+    order = dict.fromkeys([*(arm for arm in (MODE2, MODE2_ENVOY, MODE1) if arm in rows), *rows])
+    said += [_arm_sentence(arm, rows[arm]) for arm in order if arm not in (BASE, TWIN)]
     return " ".join(reversed(said[:2])) + "".join(f" {each}" for each in said[2:])
 
 
 def _arm_sentence(arm: str, row: dict[Any, Any]) -> str:
-    label = {MODE1: "Mode 1", MODE2: "Mode 2", MODE2_ENVOY: "Mode 2 by Envoy's own DNS filter"}[arm]
+    label = {MODE1: "Mode 1", MODE2: "Mode 2", MODE2_ENVOY: "Mode 2 by Envoy's own DNS filter"}.get(arm, arm)
     opening = f"{label} answers a cluster name in {text.interval(row['p50'])}"
     difference, verdict = row["p50 against plain"], row["reading"]
     if verdict in text.CLEAR:
@@ -269,7 +271,7 @@ def _per_lookup(table: pd.DataFrame) -> list[str]:
     whole = asked.pivot_table(index=NAME, columns="arm", values="cluster DNS, per lookup", observed=True).dropna()
     if whole.empty:
         return []
-    means = text.listed([f"{units.number(whole[arm].mean())} in {arm}" for arm in ARMS if arm in whole])
+    means = text.listed([f"{units.number(whole[arm].mean())} in {arm}" for arm in looks.of(table).held(whole.columns)])
     kinds = f"the {len(whole)} kinds of lookup" if len(whole) > 1 else "the one kind of lookup"
     return [f"Queries that reach the cluster DNS per lookup, as a mean over {kinds} that all arms made: {means}."]
 
@@ -277,7 +279,9 @@ def _per_lookup(table: pd.DataFrame) -> list[str]:
 def aaaa_answer(codes: pd.DataFrame) -> str:
     """Whether a name without that record type is answered alike."""
     plain = aaaa(codes, BASE)
-    others = {arm: answer for arm in PROXIED if (answer := aaaa(codes, arm))}
+    seen = looks.of(codes)
+    proxied = [arm for arm in seen.held(codes["arm"]) if seen.pod(arm).dns_proxy] if len(codes) else []
+    others = {arm: answer for arm in proxied if (answer := aaaa(codes, arm))}
     if not plain or not others:
         return "AAAA queries for an A-only name were not measured with and without mode 2."
     if set(others.values()) == {plain}:

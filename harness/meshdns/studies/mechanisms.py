@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 
 from meshdns import store
-from meshdns.analysis import absent, cells, provenance, stats, text
+from meshdns.analysis import absent, cells, looks, provenance, stats, text
 from meshdns.core import units
+from meshdns.core.world import Pod
 from meshdns.studies import requests
 
 FLOW, PACKET = "each flow", "each packet"
@@ -54,13 +55,14 @@ class Measure:
 
 
 BASE = Mechanism("mode2-agent", "in-iptables", "iptables", FLOW)
-OTHERS = (
+SHIPPED = (
+    BASE,
     Mechanism("nftables", "in-nftables", "nftables", FLOW),
     Mechanism("tproxy", "in-tproxy", "TPROXY", PACKET),
     Mechanism("ebpf", "in-ebpf", "eBPF", FLOW),
 )
-MECHANISMS = (BASE, *OTHERS)
 PLAIN, TWIN = "plain", "plain-aa"
+UNMESHED = Mechanism(PLAIN, "", "nothing (plain)", "")
 NEW = Measure("new connection", "a request on a new connection", "capture", "new", "", ("dns", "connect", "first byte"))
 KEPT = Measure("kept alive", "a request on a connection kept alive", "capture-keepalive", "keepalive")
 LOOKUP = Measure("UDP lookup", "a UDP lookup", "capture-lookup", "none")
@@ -81,6 +83,35 @@ def experiments(runs: store.Runs) -> list[str]:
     there = set(runs.cells["experiment"])
     wanted = dict.fromkeys([*(measure.experiment for measure in MEASURES), *SWEEPS])
     return [name for name in wanted if name in there]
+
+
+def compared(runs: store.Runs) -> tuple[Mechanism, ...]:
+    """The mechanisms: iptables first, and after those that everybody knows any other arm or server that was measured
+    here, by its own name."""
+    return tuple(each for each in _held(runs) if each.asked)
+
+
+def _held(runs: store.Runs) -> tuple[Mechanism, ...]:
+    """All of these, and before them what captures nothing."""
+    chosen = runs.cells[runs.cells["experiment"].isin(experiments(runs))]
+    known = {PLAIN, TWIN, *(each.arm for each in SHIPPED), *(each.backend for each in SHIPPED)}
+    seen = looks.of_runs(runs)
+    clients = [seen.pod(arm) for arm in seen.held(chosen["arm"]) if arm not in known]
+    bare = [Mechanism(each.arm, "", f"nothing ({each.arm})", "") for each in clients if not _captures(each)]
+    own = [Mechanism(each.arm, "", each.arm, _asked(each)) for each in clients if _captures(each)]
+    inbound = chosen.loc[chosen["experiment"].isin(each.experiment for each in MEASURES if each.twins), "backend"]
+    for name in sorted(set(inbound) - known):
+        servers = (pod for pod in runs.world.pods if pod.backend == name)
+        own += [Mechanism(name, name, name, next((_asked(each) for each in servers), FLOW))]
+    return (UNMESHED, *bare, *SHIPPED, *own)
+
+
+def _captures(client: Pod) -> bool:
+    return client.sidecar or client.dns_proxy
+
+
+def _asked(pod: Pod) -> str:
+    return PACKET if pod.mechanism == "tproxy" else FLOW
 
 
 def _cells(runs: store.Runs, measure: Measure) -> pd.DataFrame:
@@ -119,7 +150,7 @@ def levels(runs: store.Runs) -> pd.DataFrame:
     """A row per mechanism, and one without a mesh: p50 of every measure."""
     rows: list[dict[str, Any]] = []
     medians = {measure: _medians(runs, _cells(runs, measure), [measure.by]) for measure in MEASURES}
-    for mechanism in (Mechanism(PLAIN, "", "nothing (plain)", ""), *MECHANISMS):
+    for mechanism in _held(runs):
         found = {each.name: cells.interval(values, each.of(mechanism)) for each, values in medians.items()}
         if any(each.n for each in found.values()):
             rows.append({"captured by": mechanism.name} | found)
@@ -132,7 +163,7 @@ def differences(runs: store.Runs) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for measure in MEASURES:
         values, noise = _medians(runs, _cells(runs, measure), [measure.by]), floor(runs, measure)
-        for mechanism in OTHERS:
+        for mechanism in compared(runs)[1:]:
             found = _compared(values, measure.of(BASE), measure.of(mechanism), noise, AGAINST)
             if found:
                 rows.append({"measure": measure.name, "mechanism": mechanism.name, "arm": mechanism.arm} | found)
@@ -146,7 +177,7 @@ def phases(runs: store.Runs) -> pd.DataFrame:
         chosen = _cells(runs, measure)
         for phase in measure.phases:
             values, noise = _medians(runs, chosen, [measure.by], phase), floor(runs, measure, phase)
-            for mechanism in OTHERS:
+            for mechanism in compared(runs)[1:]:
                 found = _compared(values, measure.of(BASE), measure.of(mechanism), noise, AGAINST)
                 if found:
                     rows.append({"measure": measure.name, "phase": phase, "mechanism": mechanism.name} | found)
@@ -169,7 +200,7 @@ def rules(runs: store.Runs) -> pd.DataFrame:
     for experiment, measure in SWEEPS.items():
         values, noise = _sweep(runs, experiment), floor(runs, measure)
         for count in sorted({int(count) for _, count in map(tuple, values.columns)} - {0}):
-            for mechanism in MECHANISMS:
+            for mechanism in compared(runs):
                 found = _compared(values, (mechanism.arm, 0), (mechanism.arm, count), noise, ADDED)
                 row = {"measure": f"{measure.name}, {count} rules", "mechanism": mechanism.name, "arm": mechanism.arm}
                 rows += [row | found] if found else []
@@ -190,7 +221,7 @@ def slopes(runs: store.Runs) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for experiment, measure in SWEEPS.items():
         values, noise = _sweep(runs, experiment), floor(runs, measure)
-        for mechanism in MECHANISMS:
+        for mechanism in compared(runs):
             counts = _counts(values, mechanism)
             if len(counts) < 2 or counts[0]:
                 continue
@@ -252,7 +283,7 @@ def cpu(runs: store.Runs) -> pd.DataFrame:
         whole = {name: _by(chosen, spent[name], measure.by) for name in requests.ROLES}
         others = _by(chosen, spent[list(requests.BEHIND_CLIENT)].sum(axis=1), measure.by)
         noise = _cpu_floor(runs, measure)
-        for mechanism in MECHANISMS:
+        for mechanism in compared(runs):
             level = measure.of(mechanism)
             if not len(cells.column(others, level)):
                 continue
@@ -280,11 +311,11 @@ def _by(chosen: pd.DataFrame, values: pd.Series[float], by: str) -> pd.DataFrame
 
 def _spent(runs: store.Runs, chosen: pd.DataFrame) -> pd.DataFrame:
     """ns per request and role, a row per cell."""
-    spent = np.zeros((len(chosen), len(requests.ROLES)))
+    spent, seen = np.zeros((len(chosen), len(requests.ROLES))), looks.of_runs(runs)
     places = zip(chosen["arm"], chosen["backend"], chosen["cpu_us"], strict=True)
     for row, (arm, backend, used) in enumerate(places):
         for service, us in used.items():
-            if role := requests.role((str(arm), str(backend)), service):
+            if role := requests.role((str(arm), str(backend)), service, seen):
                 spent[row, requests.ROLES.index(role)] += units.us_to_ns(float(us))
     share = np.maximum(cells.asked(runs, chosen), 1)[:, None]
     return pd.DataFrame(spent / share, columns=list(requests.ROLES))
@@ -321,7 +352,7 @@ def counts(runs: store.Runs) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     every = runs.cells[runs.cells["experiment"].isin(experiments(runs))]
     for count in COUNTS:
-        for mechanism in MECHANISMS:
+        for mechanism in compared(runs):
             by, level = ("backend", mechanism.backend) if count.inbound else ("arm", mechanism.arm)
             chosen = every[every[by] == level]
             if chosen.empty:
@@ -361,7 +392,7 @@ def entries(runs: store.Runs) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     outbound = [measure for measure in MEASURES if not measure.twins]
     left = {measure: _entries(_cells(runs, measure)) for measure in outbound}
-    for mechanism in (Mechanism(PLAIN, "", "nothing (plain)", ""), *MECHANISMS):
+    for mechanism in _held(runs):
         row: dict[str, Any] = {}
         for measure, values in left.items():
             found = cells.interval(values, mechanism.arm)
@@ -396,7 +427,7 @@ def availability(runs: store.Runs) -> pd.DataFrame:
             "inbound, blocks": cells.blocks_of(chosen[chosen["backend"] == mechanism.backend]),
             "refused": refusal(runs, mechanism) or text.ABSENT,
         }
-        for mechanism in MECHANISMS
+        for mechanism in compared(runs)
     ]
     return pd.DataFrame(rows)
 
@@ -456,7 +487,7 @@ def _size(row: dict[Any, Any]) -> str:
 
 def _lacking(runs: store.Runs) -> list[str]:
     said = []
-    for mechanism in MECHANISMS:
+    for mechanism in compared(runs):
         if reason := refusal(runs, mechanism):
             said.append(f"{mechanism.name} was refused on this machine ({reason}).")
         elif cells.select(runs, arm=mechanism.arm).empty:

@@ -12,19 +12,13 @@ import numpy as np
 import pandas as pd
 
 from meshdns import store
-from meshdns.analysis import absent, cells, text
+from meshdns.analysis import absent, cells, looks, text
 from meshdns.store import samples
 from meshdns.studies import policies
 
 STRICT, PERMISSIVE, DISABLE = "strict", "permissive", "disable"
 WANTED = (STRICT, PERMISSIVE, DISABLE)
 SERVED, REFUSED, LOST = "served", "refused", "lost"
-MEANINGS = {
-    policies.PLAIN: "no sidecar",
-    policies.MODE1: "sidecar, mode 1",
-    policies.MODE2: "sidecar, mode 2 by the agent's proxy",
-    policies.MODE2_ENVOY: "sidecar, mode 2 by Envoy's DNS filter",
-}
 _COUNTED = {
     "at the application": "servers/nginx_rq",
     "closed without a chain": "servers/no_chain",
@@ -47,11 +41,11 @@ def matrix(runs: store.Runs) -> pd.DataFrame:
     chosen = chosen.assign(**_failures(runs, chosen), **counts)
     rows = []
     for policy in WANTED:
-        for arm in dict.fromkeys([*policies.ARMS, *chosen["arm"]]):
+        for arm in looks.of_runs(runs).held(chosen["arm"]):
             found = chosen[(chosen["policy"] == policy) & (chosen["arm"] == arm)]
             if len(found):
                 rows.append({"policy": policy, "arm": arm} | _row(found))
-    return pd.DataFrame(rows, columns=_MATRIX)
+    return absent.of(pd.DataFrame(rows, columns=_MATRIX), runs, policies.MTLS)
 
 
 def _failures(runs: store.Runs, chosen: pd.DataFrame) -> dict[str, cells.Values]:
@@ -102,16 +96,12 @@ def _encrypted(row: dict[str, Any]) -> str:
 def grid(table: pd.DataFrame) -> pd.DataFrame:
     """As people read it: a row per client, a column per policy, the outcome and what it means in words."""
     words: dict[str, dict[str, str]] = {policy: {} for policy in WANTED}
+    seen = looks.of(table)
+    clients = looks.apart({arm: looks.words(seen.pod(arm)) for arm in seen.held(table["arm"])})
     for row in table.to_dict("records"):
-        words[row["policy"]][meaning(row["arm"])] = f"{row['outcome']}\n{row['means']}"
-    index = [meaning(arm) for arm in dict.fromkeys(table["arm"])]
-    found = pd.DataFrame(words, index=index, columns=list(WANTED)).fillna(text.ABSENT)
+        words[row["policy"]][clients[row["arm"]]] = f"{row['outcome']}\n{row['means']}"
+    found = pd.DataFrame(words, index=list(clients.values()), columns=list(WANTED)).fillna(text.ABSENT)
     return absent.knowing(found, absent.known(table))
-
-
-def meaning(arm: str) -> str:
-    """The client in words."""
-    return MEANINGS.get(arm, arm)
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:

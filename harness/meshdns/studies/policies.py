@@ -16,15 +16,13 @@ import numpy as np
 import pandas as pd
 
 from meshdns import store
-from meshdns.analysis import absent, cells, gates, provenance, shares, stats, text
+from meshdns.analysis import absent, cells, gates, looks, provenance, shares, stats, text
 from meshdns.core import errors
 from meshdns.studies import lookups
 
 FAULTS, SPLIT, MTLS, EXTERNAL = "faults", "split", "mtls", "external"  # experiments of this notebook
 EXPERIMENTS = (FAULTS, SPLIT, MTLS, EXTERNAL)
-PLAIN, MODE1, MODE2, MODE2_ENVOY = "plain", "mode1-xds", "mode2-xds", "mode2-envoy-xds"
-MODES = (MODE1, MODE2, MODE2_ENVOY)
-ARMS = (PLAIN, *MODES)
+PLAIN = "plain"  # what every arm is compared with
 NONE = "none"
 LEVEL = ["fault", "policy", "arm"]
 PLAN = "`meshdns report --plan policies`"
@@ -70,6 +68,17 @@ def experiments(runs: store.Runs) -> list[str]:
     """Those of this notebook that the runs hold."""
     there = set(runs.cells["experiment"])
     return [name for name in EXPERIMENTS if name in there]
+
+
+def modes(table: pd.DataFrame) -> list[str]:
+    """Its arms that have a sidecar."""
+    seen = looks.of(table)
+    return [arm for arm in seen.held(table["arm"]) if seen.pod(arm).sidecar]
+
+
+def wrong(fault: str) -> Fault:
+    """The fault in words; one that has none here by its name."""
+    return FAULT.get(fault, Fault(fault, fault))
 
 
 def policy_name(policy: str) -> str:
@@ -120,7 +129,7 @@ def faults(runs: store.Runs) -> pd.DataFrame:
         against = None if plain is None or arm == PLAIN else shares.difference(plain, mine)
         rows.append(
             {
-                "row": f"{FAULT[fault].name}, {policy_name(policy)}",
+                "row": f"{wrong(fault).name}, {policy_name(policy)}",
                 "fault": fault,
                 "policy": policy,
                 "arm": arm,
@@ -142,7 +151,7 @@ def faults(runs: store.Runs) -> pd.DataFrame:
                 "p90 values": cells.column(found[TAIL], level),
             }
         )
-    return pd.DataFrame(rows, columns=_FAULTS)
+    return absent.of(pd.DataFrame(rows, columns=_FAULTS), runs, FAULTS)
 
 
 _FAULTS = [
@@ -155,14 +164,14 @@ def _levels(runs: store.Runs, chosen: pd.DataFrame) -> list[tuple[str, str, str]
     """Fault, policy and arm of the rows, in the order in which they are read."""
     ranks: tuple[Sequence[str], ...] = (list(FAULT), POLICIES, list(runs.world.arms))
     found = {(str(fault), str(policy), str(arm)) for fault, policy, arm in chosen[LEVEL].itertuples(index=False)}
-    return sorted(found, key=lambda level: tuple(rank.index(name) for rank, name in zip(ranks, level, strict=True)))
+    return sorted(found, key=lambda level: [(looks.place(*each), each[1]) for each in zip(ranks, level, strict=True)])
 
 
 def outcomes(table: pd.DataFrame) -> pd.DataFrame:
     """For people: how many were served, and what the sidecar did for it."""
     out = pd.DataFrame(
         {
-            "fault": [FAULT[each].name for each in table["fault"]],
+            "fault": [wrong(each).name for each in table["fault"]],
             "policy": [policy_name(each) for each in table["policy"]],
             "arm": table["arm"],
             "blocks": table["blocks"],
@@ -205,7 +214,7 @@ def replicas(runs: store.Runs) -> pd.DataFrame:
         whole = mine.sum(axis="columns")
         rows.append(
             {
-                "fault": FAULT[fault].name,
+                "fault": wrong(fault).name,
                 "policy": policy_name(policy),
                 "arm": arm,
                 "answered": int(whole.to_numpy().sum()),
@@ -258,7 +267,7 @@ def split(runs: store.Runs) -> pd.DataFrame:
                 "10 % inside": _inside(share),
             }
         )
-    return pd.DataFrame(rows, columns=_SPLIT)
+    return absent.of(pd.DataFrame(rows, columns=_SPLIT), runs, SPLIT)
 
 
 _SPLIT = ["policy", "arm", "blocks", "answered", "by v2", "share of v2", "all requests", "10 % inside"]
@@ -326,40 +335,43 @@ def answer(table: pd.DataFrame) -> str:
     """What a sidecar and its policies buy against each fault."""
     if table.empty:
         return f"What passing a sidecar buys was not measured in these runs; {PLAN} measures it."
-    each = [_of(table[table["fault"] == fault].to_dict("records")) for fault in dict.fromkeys(table["fault"])]
-    return "\n".join([_headline(table.to_dict("records")), "", *(f"- {said}" for said in each if said)])
+    each = [_of(table[table["fault"] == fault]) for fault in dict.fromkeys(table["fault"])]
+    return "\n".join([_headline(_meshed(table)), "", *(f"- {said}" for said in each if said)])
 
 
 def _headline(rows: Rows) -> str:
     """The largest gain, of those that all modes measured agree on: with many rows one alone may differ by chance."""
     by_level: dict[tuple[str, str], Rows] = {}
     for row in rows:
-        if row["arm"] in MODES:
-            by_level.setdefault((row["fault"], row["policy"]), []).append(row)
+        by_level.setdefault((row["fault"], row["policy"]), []).append(row)
     clear = [level for level, found in by_level.items() if {row["reading"] for row in found} == {"more"}]
     if not clear:
         return "No policy was seen to serve more requests in every mode than are served without a mesh."
     best = max((row for level in clear for row in by_level[level]), key=lambda row: float(row[AGAINST].estimate))
-    alone = [FAULT[fault].said for fault, policy in clear if policy == NONE]
+    alone = [wrong(fault).said for fault, policy in clear if policy == NONE]
     return (
-        f"Passing the sidecar buys most against {FAULT[best['fault']].said}: "
+        f"Passing the sidecar buys most against {wrong(best['fault']).said}: "
         f"{shares.points(best[AGAINST]).lstrip('+')} more requests are served with {_with(best['policy'])} in "
         f"{best['arm']} than without a mesh. A sidecar without a policy is seen to serve more against "
         f"{text.listed(alone, 'or') if alone else 'none of the faults'}."
     )
 
 
+def _meshed(table: pd.DataFrame) -> Rows:
+    return table[table["arm"].isin(modes(table))].to_dict("records")
+
+
 def _with(policy: str) -> str:
     return "a sidecar and no policy" if policy == NONE else policy
 
 
-def _of(rows: Rows) -> str:
+def _of(table: pd.DataFrame) -> str:
     """One fault: how many are served without a mesh and by which policy more or fewer, and p90 where it is shorter."""
-    plain = next((row for row in rows if row["arm"] == PLAIN and row["policy"] == NONE), None)
-    meshed = [row for row in rows if row["arm"] in MODES and row[AGAINST] is not None]
+    rows = table[(table["arm"] == PLAIN) & (table["policy"] == NONE)].to_dict("records")
+    plain, meshed = next(iter(rows), None), [row for row in _meshed(table) if row[AGAINST] is not None]
     if plain is None or not meshed:
         return ""
-    said = FAULT[plain["fault"]].said
+    said = wrong(plain["fault"]).said
     opening = f"{said[0].upper()}{said[1:]}: {shares.percent(plain['served'])} of requests are served without a mesh"
     return "; ".join([opening, *_served(meshed), *_shorter(meshed, plain)]) + "."
 
@@ -433,8 +445,8 @@ def split_answer(table: pd.DataFrame) -> str:
 
 
 def _divided(table: pd.DataFrame) -> list[dict[Any, Any]]:
-    return [row for row in table.to_dict("records") if row["policy"] == SPLIT and row["arm"] in MODES]
+    return [row for row in _meshed(table) if row["policy"] == SPLIT]
 
 
 def _undivided(table: pd.DataFrame) -> list[dict[Any, Any]]:
-    return [row for row in table.to_dict("records") if row["policy"] != SPLIT or row["arm"] not in MODES]
+    return table[(table["policy"] != SPLIT) | ~table["arm"].isin(modes(table))].to_dict("records")

@@ -7,7 +7,7 @@ phases do not add up to the median of the total; means do, so the ledger shows m
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from meshdns import store
-from meshdns.analysis import absent, cells, provenance, stats, text
+from meshdns.analysis import absent, cells, looks, provenance, stats, text
 from meshdns.core import units
 from meshdns.studies import lookups
 
@@ -84,9 +84,9 @@ CHANGES = (
 
 # Role <- Compose service; what matches nothing belongs to another pod, idle in this cell.
 _ROLES = (
-    ("client app", r"client-{arm}-app"),
-    ("client sidecar", r"client-{arm}-envoy"),
-    ("DNS proxy", r"client-{arm}-dns"),
+    ("client app", r"{client}-app"),
+    ("client sidecar", r"{client}-envoy"),
+    ("DNS proxy", r"{client}-dns"),
     ("server sidecar", r"{server}-envoy"),
     ("server (nginx)", r"{server}(-app)?"),
     ("dnsdist", r"dns-dnsdist"),
@@ -105,8 +105,26 @@ def _medians(runs: store.Runs, experiment: str, statistic: float | str = 0.5) ->
     return cells.matrix(cells.per_cell(runs, chosen, "from due", statistic), ["arm", "backend"])
 
 
-def _steps(values: pd.DataFrame) -> list[Step]:
-    return [step for step in LADDER if step.level in values.columns]
+def _steps(levels: Iterable[Sequence[object]], seen: looks.Looks) -> list[Step]:
+    """The steps that were measured: the ladder, then any other in the order of the world."""
+    measured = [(str(arm), str(backend)) for arm, backend in levels]
+    further = [level for level in measured if level not in STEPS]
+    order = seen.held(arm for arm, _ in further)
+    further.sort(key=lambda level: (order.index(level[0]), level[1]))
+    others = [Step(*level, f"{looks.words(seen.pod(level[0]))}, calls {level[1]}") for level in further]
+    return [*(step for step in LADDER if step.level in measured), *others]
+
+
+def _compared(steps: Sequence[Step], seen: looks.Looks) -> list[Change]:
+    """The changes of the ladder, and each further step against no mesh and against the arm that it is most like."""
+    found = [*CHANGES]
+    for step in (each for each in steps if each.level not in STEPS):
+        pod = seen.pod(step.arm)
+        mode = {"agent": MODE2[0], "envoy": MODE2_ENVOY[0]}.get(pod.dns, MODE1[0] if pod.sidecar else PLAIN[0])
+        like = (mode, step.backend)
+        found += [Change(like, step.level, f"{step.arm} for {mode}, {step.backend}")] * (step.level != like != PLAIN)
+        found.append(Change(PLAIN, step.level, f"{step.label} for {PLAIN[0]} → {PLAIN[1]}"))
+    return found
 
 
 def ladder(runs: store.Runs, experiment: str = "request") -> pd.DataFrame:
@@ -126,7 +144,7 @@ def ladder(runs: store.Runs, experiment: str = "request") -> pd.DataFrame:
             "p99": lookups.tail(cells.interval(found[0.99], step.level), over_all[0.99].get("/".join(step.level))),
             "values": cells.column(found[0.5], step.level),
         }
-        for step in _steps(found[0.5])
+        for step in _steps(found[0.5].columns, looks.of_runs(runs))
     ]
     return absent.of(pd.DataFrame(rows), runs, experiment)
 
@@ -139,7 +157,7 @@ def phases(runs: store.Runs, experiment: str = "request") -> pd.DataFrame:
         for phase in [*cells.PHASES, "from start"]
     }
     rows: list[dict[str, Any]] = []
-    for step in _steps(found["from start"]):
+    for step in _steps(found["from start"].columns, looks.of_runs(runs)):
         means = {phase: cells.interval(values, step.level) for phase, values in found.items()}
         total = means.pop("from start")
         left_over = total.estimate - sum(each.estimate for each in means.values())
@@ -166,7 +184,9 @@ def changes(runs: store.Runs, experiment: str = "request") -> pd.DataFrame:
     medians = _medians(runs, experiment)
     noise = cells.noise_floor(medians, PLAIN, TWIN)
     rows: list[dict[str, Any]] = []
-    for change in CHANGES:
+    steps = _steps(medians.columns, looks.of_runs(runs))
+    labels = {step.level: step.label for step in steps}
+    for change in _compared(steps, looks.of_runs(runs)):
         found = cells.paired(medians, change.a, change.b)
         if found is None:
             continue
@@ -174,8 +194,8 @@ def changes(runs: store.Runs, experiment: str = "request") -> pd.DataFrame:
         rows.append(
             {
                 "change": change.what,
-                "from": STEPS[change.a].label,
-                "to": STEPS[change.b].label,
+                "from": labels[change.a],
+                "to": labels[change.b],
                 "arm": change.b[0],
                 "blocks": found.absolute.n,
                 "p50": found,
@@ -202,7 +222,7 @@ def waits(runs: store.Runs, experiment: str = "open") -> pd.DataFrame:
                 "hidden wait p50": cells.interval(lag, step.level),
                 "hidden wait mean": cells.interval(mean, step.level),
             }
-            for step in _steps(due)
+            for step in _steps(due.columns, looks.of_runs(runs))
         ]
     )
     return absent.of(table, runs, experiment)
@@ -219,7 +239,8 @@ def sizes(runs: store.Runs) -> pd.DataFrame:
     medians = cells.matrix(cells.per_cell(runs, chosen, "from due"), by)
     other = set(map(tuple, chosen[chosen["experiment"].isin(SIZED)][by].to_numpy()))
     rows: list[dict[str, Any]] = []
-    for step in (each for each in LADDER if each.level != TWIN):  # plain once more says nothing of sizes
+    steps = _steps({level[:2] for level in other}, looks.of_runs(runs))
+    for step in (each for each in steps if each.level != TWIN):  # plain once more says nothing of sizes
         for level in sorted(each for each in other if each[:2] == step.level and each in medians.columns):
             usual = (*level[:3], False, USUAL_BYTES)
             found = cells.paired(medians, usual, level)
@@ -253,18 +274,18 @@ def _sized(row: dict[Any, Any]) -> str:
     return f"{size} through TLS" if row["TLS"] == "yes" else size
 
 
-def role(step: Level, service: str) -> str:
+def role(step: Level, service: str, seen: looks.Looks) -> str:
     """What the container does in a cell of that step; "" for one that is only there."""
     arm, backend = step
     server = r"legacy-\d+" if backend == "plain" else r"web-\w+"
-    forms = ((name, form.format(arm=re.escape(arm), server=server)) for name, form in _ROLES)
+    forms = ((name, form.format(client=re.escape(seen.pod(arm).pod), server=server)) for name, form in _ROLES)
     return next((name for name, form in forms if re.fullmatch(form, service)), "")
 
 
 def cpu(runs: store.Runs, experiment: str = "request") -> pd.DataFrame:
     """A row per step: CPU time per request in each kind of container, and their sum (intervals in ns)."""
     chosen = cells.select(runs, experiment, tool="agent")
-    rows = _by_role(chosen, "cpu_us")
+    rows = _by_role(runs, chosen, "cpu_us")
     share = units.us_to_ns(1) / np.maximum(cells.asked(runs, chosen), 1)
     spent = rows.mul(share, axis=0)
     whole = {name: cells.matrix(chosen.assign(value=spent[name]), ["arm", "backend"]) for name in spent.columns}
@@ -275,7 +296,7 @@ def cpu(runs: store.Runs, experiment: str = "request") -> pd.DataFrame:
             {"step": step.label, "arm": step.arm, "blocks": len(cells.column(total, step.level))}
             | {name: cells.interval(values, step.level) for name, values in whole.items()}
             | {"without client": cells.interval(others, step.level), "total": cells.interval(total, step.level)}
-            for step in _steps(total)
+            for step in _steps(total.columns, looks.of_runs(runs))
         ]
     )
     return absent.of(table, runs, experiment)
@@ -284,11 +305,12 @@ def cpu(runs: store.Runs, experiment: str = "request") -> pd.DataFrame:
 def memory(runs: store.Runs, experiment: str = "request") -> pd.DataFrame:
     """A row per container that takes part: memory at the end of the cells, median and largest, in MB."""
     chosen = cells.select(runs, experiment)
+    seen = looks.of_runs(runs)
     rows = [
-        (service, role(step, service), size / 1e6)
+        (service, role(step, service, seen), size / 1e6)
         for step, sizes in zip(_levels(chosen), chosen["memory_bytes"], strict=True)
         for service, size in sizes.items()
-        if role(step, service)
+        if role(step, service, seen)
     ]
     frame = pd.DataFrame(rows, columns=["container", "role", "MB"])
     table = frame.groupby(["role", "container"])["MB"].agg(["median", "max"]).reset_index()
@@ -304,13 +326,13 @@ def _levels(chosen: pd.DataFrame) -> list[Level]:
     return [(str(arm), str(backend)) for arm, backend in zip(chosen["arm"], chosen["backend"], strict=True)]
 
 
-def _by_role(chosen: pd.DataFrame, field: str) -> pd.DataFrame:
+def _by_role(runs: store.Runs, chosen: pd.DataFrame, field: str) -> pd.DataFrame:
     """Sums per role, a row per cell of `chosen`."""
-    rows = []
+    rows, seen = [], looks.of_runs(runs)
     for step, spent in zip(_levels(chosen), chosen[field], strict=True):
         sums = dict.fromkeys(ROLES, 0.0)
         for service, value in spent.items():
-            if found := role(step, service):
+            if found := role(step, service, seen):
                 sums[found] += float(value)
         rows.append(sums)
     return pd.DataFrame(rows, columns=list(ROLES))

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from meshdns.analysis import figures, stats
+from meshdns.analysis import looks, stats
 from meshdns.core import units
 
 WIDTH_IN, DPI = 10.5, 110  # fills a JupyterLab cell on a laptop
@@ -43,9 +43,10 @@ def draw(curves: pd.DataFrame, per_block: pd.DataFrame, numbers: pd.DataFrame) -
 
 def _curves(ax: Axes, curves: pd.DataFrame, series: Sequence[str], percentiles: Sequence[float]) -> None:
     """Share of requests up to a latency; the chosen percentiles are lines across."""
+    seen = looks.of(curves)
     for name, curve in curves.groupby("series", sort=False):
         arm = str(curve["arm"].iloc[0])
-        colour, line = figures.look(arm).colour, _line(str(name), arm, series)
+        colour, line = seen[arm].colour, _line(str(name), arm, series)
         ax.step(curve["latency_ns"], curve["share"], where="post", color=colour, linestyle=line, label=str(name))
     for percentile in percentiles:
         ax.axhline(percentile / 100, color="0.75", linewidth=0.8, zorder=0)
@@ -58,10 +59,10 @@ def _curves(ax: Axes, curves: pd.DataFrame, series: Sequence[str], percentiles: 
 
 def _blocks(ax: Axes, per_block: pd.DataFrame, numbers: pd.DataFrame) -> None:
     """A row per series and percentile: the blocks as points, their mean with its interval."""
-    labels = []
+    labels, seen = [], looks.of(per_block)
     for at, row in enumerate(numbers.itertuples(index=False)):
         mine = (per_block["series"] == row.series) & (per_block["percentile"] == row.percentile)
-        look = figures.look(str(row.arm))
+        look = seen[str(row.arm)]
         values = per_block.loc[mine, "value_ns"].dropna()
         ax.plot(values, [at] * len(values), "|", color=look.colour, alpha=0.45, markersize=7)
         labels.append(f"{row.series}  p{row.percentile:g}")
@@ -73,7 +74,7 @@ def _blocks(ax: Axes, per_block: pd.DataFrame, numbers: pd.DataFrame) -> None:
     _latency_axis(ax, per_block["value_ns"])
 
 
-def _interval(ax: Axes, interval: stats.Interval, at: int, look: figures.Look) -> None:
+def _interval(ax: Axes, interval: stats.Interval, at: int, look: looks.Look) -> None:
     low = max(interval.low, 0.0)  # a latency is not negative, whatever Student says of few blocks
     ax.plot([low, interval.high], [at, at], color=look.colour, linewidth=2.5, solid_capstyle="butt", alpha=0.9)
     ax.plot([interval.estimate], [at], look.marker, color=look.colour, markersize=5)

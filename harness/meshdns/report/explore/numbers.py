@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from meshdns import store
-from meshdns.analysis import cells, stats, text
+from meshdns.analysis import cells, looks, stats, text
 
 TOTAL = "total"
 PHASES = (*cells.PHASES, TOTAL)
@@ -86,7 +86,8 @@ def points(runs: store.Runs, selection: Selection) -> pd.DataFrame:
         values = cells.per_cell(runs, rows, _measure(selection, phase), percentile / 100)
         values = values.rename(columns={"value": "value_ns", "n": "requests"}).sort_values(IN_ORDER, kind="stable")
         parts.append(values.assign(phase=phase, percentile=percentile)[POINT])
-    return pd.concat(parts, ignore_index=True) if len(rows) and parts else pd.DataFrame(columns=POINT)
+    whole = pd.concat(parts, ignore_index=True) if len(rows) and parts else pd.DataFrame(columns=POINT)
+    return looks.known(whole, looks.of_runs(runs))
 
 
 def table(per_block: pd.DataFrame) -> pd.DataFrame:
@@ -111,7 +112,7 @@ def ecdf(runs: store.Runs, selection: Selection) -> pd.DataFrame:
                 share = np.linspace(0, 1, min(CURVE_POINTS, found.size))
                 curve = {"series": series, "arm": arm, "phase": phase, "share": share}
                 curves.append(pd.DataFrame(curve | {"latency_ns": np.quantile(found, share)}))
-    return pd.concat(curves[1:] or curves, ignore_index=True)
+    return looks.known(pd.concat(curves[1:] or curves, ignore_index=True), looks.of_runs(runs))
 
 
 def shown(numbers: pd.DataFrame) -> pd.DataFrame:
@@ -135,8 +136,7 @@ def _skipped(factor: str) -> tuple[str, ...]:
 
 def _rank(runs: store.Runs, level: Hashable) -> int:
     """Arms stand in the order of their world; other words in that of the alphabet."""
-    arms = list(runs.world.arms)
-    return arms.index(str(level)) if level in arms else len(arms)
+    return looks.place(runs.world.arms, level)
 
 
 def _series(runs: store.Runs, rows: pd.DataFrame) -> list[str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import pandas as pd
 
 from meshdns import store
+from meshdns.analysis import absent, cells, looks
 from meshdns.studies import answers, changes, external, governed, hops, lookups, mtls, policies, requests
 from meshdns.studies.claims.cost import choice, resolving_cost, transparency
 from meshdns.studies.claims.mesh import external_name, learnt, one_model, passing, strict_mtls
@@ -103,9 +104,15 @@ def verdicts(runs: store.Runs) -> list[Verdict]:
     return [decided.get(claim, unmeasured(claim)) for claim in TEXTS]
 
 
-def table(found: list[Verdict]) -> pd.DataFrame:
+# What is compared by the names of its arms.
+_BY_NAME = ("lookup", "names", "delay", "request", "keepalive", answers.EXPERIMENT)
+_NAMED = {*(step.arm for step in requests.LADDER), answers.GUARDED, answers.UNGUARDED, answers.MODE2}
+
+
+def table(found: list[Verdict], runs: store.Runs) -> pd.DataFrame:
     """A row per claim."""
-    return pd.DataFrame(
+    held = looks.of_runs(runs).held(cells.select(runs, *_BY_NAME)["arm"])
+    whole = pd.DataFrame(
         [
             {
                 "claim": each.claim,
@@ -118,6 +125,8 @@ def table(found: list[Verdict]) -> pd.DataFrame:
             for each in found
         ]
     )
+    others = [arm for arm in held if arm not in _NAMED]
+    return absent.leaving(whole, others, "Claims are judged by the arms that stand for the two modes.")
 
 
 def answer(found: list[Verdict]) -> str:

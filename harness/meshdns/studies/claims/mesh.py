@@ -70,7 +70,7 @@ def _kept_up(name: str, rows: list[dict[str, Any]]) -> str:
 
 def external_name(found: pd.DataFrame) -> Verdict:
     """C11: whether sidecars send api.example.com by what the ServiceEntry says; TCP services on one port as well."""
-    named = external.rows(found, external.API, arms=policies.MODES)
+    named = external.rows(found, external.API, captured=True)
     if not named:
         return unmeasured("C11", f"needs calls of an external name through a sidecar; {policies.PLAN}")
     numbers = "; ".join(
@@ -84,7 +84,7 @@ def external_name(found: pd.DataFrame) -> Verdict:
     if broken:
         because = f"on the mode: not all requests were sent by the sidecar's own route in {text.listed(broken)}"
         return Verdict("C11", DEPENDS, because, numbers, BUYS)
-    streams = external.rows(found, *external.TCP, arms=policies.MODES)
+    streams = external.rows(found, *external.TCP, captured=True)
     wrong = [row for row in streams if row["right"] < row["connections"]]
     if streams:
         counted = [f"{row['backend']} in {row['arm']} {row['right']} of {row['connections']}" for row in streams]
@@ -101,7 +101,7 @@ def strict_mtls(matrix: pd.DataFrame) -> Verdict:
     """C12: clients with and without a sidecar, where servers want mutual TLS and where they take both."""
     asked = {
         "strict, no sidecar": mtls.rows(matrix, mtls.STRICT, policies.PLAIN),
-        "strict, sidecar": mtls.rows(matrix, mtls.STRICT, *policies.MODES),
+        "strict, sidecar": mtls.rows(matrix, mtls.STRICT, *policies.modes(matrix)),
         "permissive, no sidecar": mtls.rows(matrix, mtls.PERMISSIVE, policies.PLAIN),
     }
     if not all(asked.values()):
@@ -163,13 +163,15 @@ _WORK = {
 
 def passing(found: pd.DataFrame, answered: pd.DataFrame, divided: pd.DataFrame) -> Verdict:
     """C17: which policies act on traffic that passes a sidecar, and what of it there is without one."""
-    meshed = [row for row in found.to_dict("records") if row["arm"] in policies.MODES]
+    meshed = found[found["arm"].isin(policies.modes(found))].to_dict("records")
     works, numbers = _works(meshed), [_gain(meshed)]
     for name, (policy, event) in _WORK.items():
         if mine := [row for row in meshed if row["policy"] == policy]:
             count, asked = sum(int(row[event]) for row in mine), sum(row["requests"] for row in mine)
             numbers.append(f"{name} {count} times in {asked} requests")
-    split = divided[(divided["policy"] == policies.SPLIT) & divided["arm"].isin(policies.MODES)].to_dict("records")
+    split = divided[(divided["policy"] == policies.SPLIT) & divided["arm"].isin(policies.modes(divided))].to_dict(
+        "records"
+    )
     known = [row["10 % inside"] for row in split if row["10 % inside"] in ("yes", "NO")]
     works |= {"traffic split": all(inside == "yes" for inside in known)} if known else {}
     numbers += [f"split {shares.percent(row['share of v2'])} in {row['arm']}" for row in split]

@@ -85,9 +85,7 @@ def loop(matrix: pd.DataFrame) -> Verdict:
     if not found:
         return unmeasured("C3", _NO_MATRIX)
     numbers = "; ".join(
-        f"{answers.meaning(row['answer'], row['arm'])}: {row['outcome']}"
-        + (f", ended {row['stopped']}" if row["looped"] else "")
-        for row in found
+        f"{row['means']}: {row['outcome']}" + (f", ended {row['stopped']}" if row["looped"] else "") for row in found
     )
     if any(row["passed through"] > row["requests"] for row in found if row["looped"]):
         held = any(row["at guard"] for row in found)
