@@ -122,7 +122,7 @@ def without_a_screen() -> None:
     mpl.use("agg")
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3, 4))])
 def test_an_arm_that_differs_by_its_name_and_one_option_is_shown_where_that_one_is(seed: int, tmp_path: Path) -> None:
     chance = random.Random(seed)
     twins = {pod.arm: copied(chance, pod) for pod in WORLD.clients}
