@@ -32,7 +32,6 @@ from meshdns.studies import hops
 from shipped import WORLD
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("[0-9]*.ipynb"))
-BASES = ("ip", "plain", "plain-aa")  # with these all others are compared
 OPTIONS: dict[str, tuple[Any, ...]] = {
     "dns": ("cluster", "envoy", "agent"), "mechanism": ("iptables", "nftables", "tproxy", "ebpf"),
     "resolver": ("c-ares", "getaddrinfo"), "guarded": (True, False), "outside": (True, False), "ready": (True, False),
@@ -142,7 +141,7 @@ def test_an_arm_that_differs_by_its_name_and_one_option_is_shown_where_that_one_
 
 
 def test_runs_with_arms_that_no_longer_exist_are_shown(tmp_path: Path) -> None:
-    renamed = {pod.arm: f"{pod.arm}-of-yore" for pod in WORLD.clients if pod.arm not in BASES}
+    renamed = {pod.arm: f"{pod.arm}-of-yore" for pod in WORLD.clients}
     pods = tuple(dataclasses.replace(pod, arm=renamed.get(pod.arm, pod.arm)) for pod in WORLD.pods)
     runs = made(tmp_path, dataclasses.replace(WORLD, pods=pods), lambda arm: (renamed.get(arm, arm),))
     assert not set(renamed) & set(runs.cells["arm"])

@@ -7,7 +7,7 @@ larger mark its 95 % interval. Axes of durations start at zero; what lies beyond
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from meshdns.studies import changes, ruler
 STYLE = Path(__file__).with_name("meshdns.mplstyle")
 WIDTH = 6.4  # inches; see meshdns.mplstyle
 VISIBLE_BLOCKS = 30  # up to so many blocks each is drawn; more would be a smear
+FIGURE_LETTERS, AXES_LETTERS = 88, 68  # of a legend, as wide as the figure or as axes beside their labels
 _LANES = 3  # arms that a row has room for, side by side; with more of them it is taller
 
 
@@ -147,7 +148,7 @@ def names(table: pd.DataFrame, lookup: str) -> Axes:
             handles=_arm_handles(seen, arms),
             loc="lower left",
             bbox_to_anchor=(0, 1),
-            ncols=min(len(arms), 4),
+            ncols=min(_columns(arms, AXES_LETTERS), 4),
             handletextpad=0.3,
         )
         return ax
@@ -158,6 +159,12 @@ def _arm_handles(seen: looks.Looks, arms: Sequence[str]) -> list[Line2D]:
         Line2D([], [], color=seen[arm].colour, marker=seen[arm].marker, markersize=7, linewidth=2, label=arm)
         for arm in arms
     ]
+
+
+def _columns(labels: Iterable[str], letters: int = FIGURE_LETTERS) -> int:
+    """How many of these labels a legend holds side by side; a mark takes as much as six letters."""
+    lengths = [len(label) for label in labels]
+    return max(min(len(lengths), letters // (max(lengths, default=0) + 6)), 1)
 
 
 def delays(table: pd.DataFrame, crossing: stats.Interval | None = None) -> Axes:
@@ -265,7 +272,13 @@ def contrasts(table: pd.DataFrame, column: str, label: str) -> Axes:
         handles = _arm_handles(seen, arms)
         for handle, arm in zip(handles, arms, strict=True):
             handle.set_label(str(shown[arm]))
-        ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(arms), handletextpad=0.3)
+        ax.legend(
+            handles=handles,
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=_columns(shown, AXES_LETTERS),
+            handletextpad=0.3,
+        )
         return ax
 
 
@@ -393,7 +406,9 @@ def follow(table: pd.DataFrame, connection: str = changes.NEW) -> list[Axes]:
         )
         handles = [*_arm_handles(seen, arms), *[never] * late]
         # The last is the longest: beside four arms it has a column of its own.
-        first.figure.legend(handles=handles, loc="outside upper left", ncols=4 if len(handles) <= 4 else 3)
+        first.figure.legend(
+            handles=handles, loc="outside upper left", ncols=min(4 if len(handles) <= 4 else 3, _columns(arms))
+        )
         return [first, second]
 
 
@@ -529,7 +544,9 @@ def compared(
         for y in [n for n in range(1, len(rows)) if groups[n] != groups[n - 1] and len(set(groups)) < len(groups)]:
             ax.axhline(y - 0.5, color="#bbbbbb", linewidth=0.8)
         # Of the figure: four arms are wider than the axes.
-        ax.figure.legend(handles=_arm_handles(seen, arms), loc="outside upper left", ncols=len(arms), handletextpad=0.3)
+        ax.figure.legend(
+            handles=_arm_handles(seen, arms), loc="outside upper left", ncols=_columns(arms), handletextpad=0.3
+        )
         return ax
 
 

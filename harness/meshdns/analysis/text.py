@@ -102,7 +102,9 @@ def shown(table: pd.DataFrame, made_of: pd.DataFrame | None = None) -> Shown | a
     """
     if table.empty:
         missing = absent.known(table if made_of is None else made_of)
-        return absent.Absent(missing) if missing else Shown({"": ["nothing to list"]}, index=[""])
+        if missing and not absent.left_out(table):
+            return absent.Absent(missing)
+        return _with_words(Shown({"": ["nothing to list"]}, index=[""]), absent.left_out(table))
     out: dict[str, Any] = {}
     for name, values in table.items():
         kinds = {type(value) for value in values} - {type(None)}
@@ -113,9 +115,12 @@ def shown(table: pd.DataFrame, made_of: pd.DataFrame | None = None) -> Shown | a
             out[f"{name}, %"] = [ABSENT if each is None else percent(each.relative) for each in values]
         else:
             out[str(name)] = [_cell(value) for value in values]
-    whole = Shown(out, index=[""] * len(table))  # row numbers would read as data
-    whole.words = absent.left_out(table)
-    return whole
+    return _with_words(Shown(out, index=[""] * len(table)), absent.left_out(table))  # row numbers would read as data
+
+
+def _with_words(table: Shown, words: str) -> Shown:
+    table.words = words
+    return table
 
 
 def _cell(value: object) -> object:

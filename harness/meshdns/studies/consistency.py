@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import stats as scipy_stats
 
 from meshdns import store
-from meshdns.analysis import cells, gates, stats, text
+from meshdns.analysis import cells, gates, looks, stats, text
 from meshdns.core import units
 from meshdns.studies import lookups, requests, ruler
 
@@ -48,7 +48,8 @@ def _answered(runs: store.Runs, chosen: pd.DataFrame) -> NDArray[np.int64]:
 
 def _dns_residual(runs: store.Runs, chosen: pd.DataFrame) -> NDArray[np.float64]:
     counts = {name: cells.counter(chosen, counter) for name, counter in lookups.COUNTERS.items()}
-    proxied = np.array([runs.world.arms[str(arm)].dns_proxy for arm in chosen["arm"]], dtype=bool)
+    seen = looks.of_runs(runs)
+    proxied = np.array([seen.pod(str(arm)).dns_proxy for arm in chosen["arm"]], dtype=bool)
     return lookups.disagreement(counts, proxied)
 
 

@@ -88,7 +88,7 @@ def _row(world: World, backend: str, arm: str, cells_of: pd.DataFrame, requests:
         "backend": backend,
         "arm": arm,
         "service": world.backends[backend],
-        "captured": world.arms[arm].sidecar,
+        "captured": looks.Looks(world.arms).pod(arm).sidecar,
         "blocks": len(per_block),
         "connections": len(requests),
         "answered": " and ".join(dict.fromkeys(kind(each, world) for each in answered)) or text.ABSENT,

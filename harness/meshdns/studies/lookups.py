@@ -114,7 +114,8 @@ def queries(runs: store.Runs, *experiments: str) -> pd.DataFrame:
     )
     sums = ["lookups", *COUNTERS]
     table = counted.groupby([*NAME, "arm"], observed=True)[sums].sum().astype(int).reset_index()
-    proxied = np.array([runs.world.arms[str(arm)].dns_proxy for arm in table["arm"]], dtype=bool)
+    seen = looks.of_runs(runs)
+    proxied = np.array([seen.pod(str(arm)).dns_proxy for arm in table["arm"]], dtype=bool)
     counts = {name: table[name].to_numpy(dtype=float) for name in COUNTERS}
     left_over = disagreement(counts, proxied).astype(int)
     out = table.rename(

@@ -124,7 +124,7 @@ def faults(runs: store.Runs) -> pd.DataFrame:
     rows = []
     for level in _levels(runs, chosen):
         fault, policy, arm = level
-        mine, sidecar = sums[level], runs.world.arms[arm].sidecar
+        mine, sidecar = sums[level], looks.of_runs(runs).pod(arm).sidecar
         plain, alone = (sums.get((fault, NONE, other)) for other in (PLAIN, arm))
         against = None if plain is None or arm == PLAIN else shares.difference(plain, mine)
         rows.append(

@@ -120,10 +120,10 @@ def _compared(steps: Sequence[Step], seen: looks.Looks) -> list[Change]:
     found = [*CHANGES]
     for step in (each for each in steps if each.level not in STEPS):
         pod = seen.pod(step.arm)
-        mode = {"agent": MODE2[0], "envoy": MODE2_ENVOY[0]}.get(pod.dns, MODE1[0] if pod.sidecar else PLAIN[0])
+        mode = {"agent": MODE2[0], "envoy": MODE2_ENVOY[0]}.get(pod.dns, MODE1[0]) if pod.sidecar else PLAIN[0]
         like = (mode, step.backend)
         found += [Change(like, step.level, f"{step.arm} for {mode}, {step.backend}")] * (step.level != like != PLAIN)
-        found.append(Change(PLAIN, step.level, f"{step.label} for {PLAIN[0]} → {PLAIN[1]}"))
+        found.append(Change(PLAIN, step.level, f"{step.label} for no mesh"))
     return found
 
 
