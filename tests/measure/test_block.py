@@ -13,6 +13,7 @@ from meshdns.core.progress import Progress
 from meshdns.lab import plane, watch
 from meshdns.measure import block, duration, facts, plan, run, session
 from meshdns.measure.block import measure_block
+from meshdns.measure.factors import fault
 from recording import Recording
 from shipped import WORLD
 
@@ -20,8 +21,8 @@ from shipped import WORLD
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing here takes time, so nothing is waited for."""
-    for wait in ("DRAIN_S", "FORGET_S"):
-        monkeypatch.setattr(duration, wait, 0.0)
+    monkeypatch.setattr(duration, "FORGET_S", 0.0)
+    monkeypatch.setitem(fault.LEVELS, "overload", fault.Fault("/overload"))
     for wait in ("GRACE_S", "STAY_S"):
         monkeypatch.setattr(plane, wait, 0.0)
     for wait in ("_LATE_S", "_STILL_S", "_PAUSE_S"):

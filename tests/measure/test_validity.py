@@ -118,3 +118,14 @@ def test_a_run_says_how_many_trials_were_invalid_and_mostly_why_and_where() -> N
         "timeout (1); 3 of them in arm mode1"
     )
     assert validity.summary([*valid, *invalid[2:4], *invalid[:2]]).endswith("timeout (1)")  # no arm has more than half
+
+
+def test_counters_agree_to_the_packet_however_many_there_are() -> None:
+    """2 of 200,000 is a hundred-thousandth: no tolerance is small enough."""
+    many = 200_000
+    what = Trial(Cell("lookup", "plain", connection="keepalive"), many, 0, 2000, capture=False)
+    agent = {"queries_sent": many, "connections_opened": 0}
+    right = {"pod/rule/dns_client": many, "dnsdist/from_pod": many}
+    assert [*validity._path(what, right, agent, WORLD)] == []
+    [said] = validity._path(what, right | {"dnsdist/from_pod": many - 2}, agent, WORLD)
+    assert said.endswith(f"{many - 2}, expected {many}")

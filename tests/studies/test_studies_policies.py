@@ -474,9 +474,9 @@ def test_the_notebook_runs_on_the_shipped_plan(tmp_path: Path, name: str) -> Non
 
 
 def test_the_kinds_of_fault_and_policy_all_have_a_name() -> None:
-    from meshdns.measure import plan
+    from meshdns.measure.factors import fault
 
-    assert set(policies.FAULT) == {"none", *plan.FAULTS}
+    assert set(policies.FAULT) == {"none", *fault.LEVELS}
     assert set(ARMS) <= set(WORLD.arms)
     assert cells.PROBABILITIES[1] == policies.TAIL
 

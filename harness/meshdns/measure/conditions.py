@@ -15,7 +15,7 @@ from meshdns.lab import readiness
 from meshdns.lab.observers import Observers
 from meshdns.lab.place import Ended, Place
 from meshdns.lab.plane import Plane
-from meshdns.measure import duration
+from meshdns.measure.factors import fault
 from meshdns.measure.plan import Cell
 
 ASK_TIMEOUT_S = 30
@@ -39,8 +39,8 @@ class Conditions:
             self._set_delay(cell.dns_delay_ms)
         if self.plane:
             self.plane.govern(cell.policy)
-        if cell.fault == "overload":
-            time.sleep(duration.DRAIN_S)
+        if drain_s := fault.of(cell.fault).drain_s:
+            time.sleep(drain_s)
         client = self._place.world.arms.get(cell.arm)
         if client is not None and client.sidecar:
             self._set_extra(client, cell.extra_rules)

@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Iterable
 
 from meshdns.core.world import World
+from meshdns.measure.factors import fault
 from meshdns.measure.plan import Plan, Trial
 
-DRAIN_S = 1.5  # the queues that an overload before this one has left are empty again
 FORGET_S = 1.0  # a name table is written and read anew within less
 # Of a trial beside its load (from data/sample): readings before and after; a policy that takes another's place; a
 # change that is taken back.
@@ -31,8 +31,7 @@ def of_trial(trial: Trial, before: Trial | None, world: World) -> float:
     expected_s = trial.seconds(world) + OVERHEAD_S
     if before is not None and before.cell.policy != cell.policy:
         expected_s += POLICY_S
-    if cell.fault == "overload":
-        expected_s += DRAIN_S
+    expected_s += fault.of(cell.fault).drain_s
     if cell.change != "none":
         expected_s += FORGET_S + RESTORE_S
     return expected_s

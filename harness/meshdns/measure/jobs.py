@@ -11,6 +11,7 @@ import pyarrow as pa
 from meshdns.core import resolver
 from meshdns.core.world import Nets, Service, World
 from meshdns.lab import names
+from meshdns.measure.factors import fault
 from meshdns.measure.plan import Cell, Trial
 from meshdns.store import samples
 
@@ -81,8 +82,8 @@ def _request(cell: Cell, world: World, nets: Nets) -> dict[str, Any]:
         return {"address": "", "port": service.ports[0], "request": "", "tls": None, "tcp": tcp}
     # A one-off request says so, as one-off clients do; the server then closes first and keeps the port's TIME_WAIT.
     close = "Connection: close\r\n" if cell.connection == "new" else ""
-    path = f"/{cell.fault}" if cell.fault in ("fail30", "slow", "overload") else ""
-    head = f"GET {path}/bytes/{cell.body_bytes} HTTP/1.1\r\nHost: {service.fqdn}\r\nUser-Agent: meshdns\r\n{close}\r\n"
+    path = f"{fault.of(cell.fault).path}/bytes/{cell.body_bytes}"
+    head = f"GET {path} HTTP/1.1\r\nHost: {service.fqdn}\r\nUser-Agent: meshdns\r\n{close}\r\n"
     return {
         "address": nets.pod(service.hosts[0]) if direct else "",
         "port": port,

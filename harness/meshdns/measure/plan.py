@@ -19,6 +19,7 @@ from typing import Any, get_type_hints
 
 from meshdns.core import errors, plans
 from meshdns.core.world import CORE, Pod, World
+from meshdns.measure.factors import fault
 
 BODY_SIZES = (0, 1024, 16384, 131072, 1048576)  # files in the web image
 MAX_SECONDS = 24 * 3600  # a plan that runs for longer is a typing error
@@ -27,7 +28,6 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}")  # the beginning of a run's 
 
 # What one request of a closed loop takes, rounded from the cells of data/sample (two CPUs): for expectations only.
 _LOOKUP_S, _LIBC_S, _REQUEST_S, _GOVERNED_S = 0.0001, 0.0007, 0.0003, 0.0009
-_SLOW_S = 0.035  # the fault slow: one replica in three takes 100 ms
 _RULER_START_S = 0.1  # another program starts, and writes down what it saw
 _NOWHERE = ("unroutable", "virtual")  # answers that lead to nobody: each request waits until its time is out
 
@@ -89,8 +89,8 @@ class Trial:
         cell = self.cell
         if cell.answer in _NOWHERE and (cell.sidecar == "up" or not cell.intercepted):
             return self.timeout_ms / 1000
-        if cell.fault == "slow":
-            return _SLOW_S
+        if usual_s := fault.of(cell.fault).request_s:
+            return usual_s
         spent_s = cell.null_delay_us / 1e6
         arm = world.arms.get(cell.arm)
         in_pod = arm is not None and arm.dns_proxy and cell.name_kind in ("fqdn", "short")  # a proxy knows the name
@@ -212,7 +212,6 @@ class Plan:
                 "blocks": self.blocks}  # fmt: skip
 
 
-FAULTS = ("fail30", "slow", "dead", "overload")
 POLICIES = ("retries", "timeouts", "outlier", "breaker", "split", "strict", "permissive", "disable", "reconnect")
 CHANGES = ("up", "down", "replace", "unready", "crash", "gone", "rotate", "unrelated")
 
@@ -234,7 +233,7 @@ def _allowed(world: World) -> dict[str, tuple[Any, ...]]:
         "answer": (*world.answers, "none"),
         "sidecar": ("up", "down"),
         "policy": (*POLICIES, "none"),
-        "fault": (*FAULTS, "none"),
+        "fault": (*fault.LEVELS, fault.NONE),
         "change": (*CHANGES, "none"),
         "ndots": tuple(range(16)),  # resolv.conf(5): capped at 15
     }
@@ -385,13 +384,13 @@ def _pod_checks(cell: Cell, world: World) -> list[tuple[bool, str]]:
         (asked or (cell.intercepted and cell.sidecar == "up"), "only trials of answers take a pod's sidecar away"),
         (cell.extra_rules == 0 or (client is not None and client.sidecar), "extra_rules need an arm that captures"),
         *_mesh_checks(cell, client, governed=world.is_governed(cell.backend)),
+        *fault.rules(cell.fault, cell.backend, world),
     ]
 
 
 def _mesh_checks(cell: Cell, client: Pod | None, *, governed: bool) -> list[tuple[bool, str]]:
     """Rules for what the control plane configures, as (holds, rule)."""
     mode = client is not None and client.governed
-    in_shop = cell.backend in ("shop", "shop-dead")
     return [
         (
             not governed or mode or cell.arm == "plain",
@@ -401,11 +400,6 @@ def _mesh_checks(cell: Cell, client: Pod | None, *, governed: bool) -> list[tupl
         (
             governed or cell.policy == cell.change == "none",
             "policy and change are of the control plane's backends",
-        ),
-        (cell.fault == "none" or in_shop, "fault is of the backends shop and shop-dead"),
-        (
-            (cell.fault == "dead") == (cell.backend == "shop-dead"),
-            "the fault dead is the backend shop-dead, and it alone",
         ),
         (cell.change == "none" or cell.arrival != "closed", "a change happens under a load with a rate"),
         (

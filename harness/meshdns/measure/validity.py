@@ -149,7 +149,7 @@ def _path(trial: Trial, counts: Counts, agent: Mapping[str, Any], world: World) 
         pairs += _request_path(cell, client, counts, requests, connections, meshed=meshed)
     for what, counted, expected in pairs:
         if counted != expected:  # to the packet: counters are whole numbers
-            yield f"path not taken: {what}: {counted:g}, expected {expected:g}"
+            yield f"path not taken: {what}: {counted:.0f}, expected {expected:.0f}"
 
 
 def _request_path(

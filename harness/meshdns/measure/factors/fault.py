@@ -1,0 +1,49 @@
+"""Faults of the replicas: how a request asks for one, or which backend has it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from meshdns.core.world import World
+
+NONE, SERVER = "none", "shop"  # the part that can fail
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One of the two says what fails; a fault that neither does would be an ordinary request under its name."""
+
+    path: str = ""  # before that of a request: there the servers fail (compose/web/shop.conf)
+    backend: str = ""  # the one that has it, and it alone
+    request_s: float = 0.0  # what a request then takes; 0: as usual
+    drain_s: float = 0.0  # until the queues that it leaves are empty again
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where nothing would fail."""
+        if bool(self.path) == bool(self.backend):
+            raise ValueError("a fault has a path at the servers, or a backend")
+
+
+LEVELS = {
+    "fail30": Fault("/fail30"),
+    "slow": Fault("/slow", request_s=0.035),  # one replica in three takes 100 ms
+    "dead": Fault(backend="shop-dead"),
+    "overload": Fault("/overload", drain_s=1.5),
+}
+USUAL = Fault(backend="any")
+
+
+def of(level: str) -> Fault:
+    """What the level stands for; `none` is the usual request of any backend."""
+    return LEVELS.get(level, USUAL)
+
+
+def rules(level: str, backend: str, world: World) -> Iterator[tuple[bool, str]]:
+    """As (holds, rule): the cells in which the level means something."""
+    service, own = world.backends.get(backend), {each.backend: name for name, each in LEVELS.items() if each.backend}
+    able = service is not None and any(world.named(pod).part == SERVER for pod in service.replicas)
+    yield level == NONE or able, f"fault is of backends whose replicas are the part {SERVER}"
+    yield own.get(backend, level) == level, f"the backend {backend} has the fault {own.get(backend)}, and no other"
+    where = of(level).backend
+    yield level == NONE or not where or where == backend, f"the fault {level} is the backend {where}, and it alone"
