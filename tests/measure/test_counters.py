@@ -7,7 +7,7 @@ import re
 import urllib.parse
 
 from meshdns.measure import counters
-from meshdns.measure.plan import Cell
+from meshdns.measure.cell import Cell
 from shipped import WORLD
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from meshdns.core.world import Nets
 from meshdns.measure import validity
-from meshdns.measure.plan import Cell, Trial
+from meshdns.measure.cell import Cell
+from meshdns.measure.plan import Trial
 from meshdns.store import samples
 from shipped import WORLD
 

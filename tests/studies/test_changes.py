@@ -26,7 +26,9 @@ from meshdns import store
 from meshdns.analysis import absent, figures, gates, stats, text
 from meshdns.core import errors
 from meshdns.lab import plane
-from meshdns.measure import counters, plan
+from meshdns.measure import counters
+from meshdns.measure.cell import Cell
+from meshdns.measure.factors import change as changing
 from meshdns.studies import changes, claims
 from meshdns.studies.changes import Change, Load, Spell
 from recording import Recording
@@ -382,12 +384,12 @@ def test_servers_are_counted_where_replicas_stay() -> None:
     reader = object.__new__(counters.Reader)
     reader._place, reader._world = Recording(), WORLD
     counted = {
-        change: set(reader._servers(plan.Cell("unnoticed", "mode2-xds", "shop", change=change)))
-        for change in plan.CHANGES
+        change: set(reader._servers(Cell("unnoticed", "mode2-xds", "shop", change=change)))
+        for change in changing.LEVELS
     }
     stays = {f"shop-{n}/governed" for n in (1, 2, 3)}
     gone = {"up", "down", "replace", "unready", "crash"}
-    assert counted == {change: set() if change in gone else stays for change in plan.CHANGES}
+    assert counted == {change: set() if change in gone else stays for change in changing.LEVELS}
 
 
 def test_failures_have_their_kind_and_retries_leave_none(usual: store.Runs, world: Callable[..., store.Runs]) -> None:

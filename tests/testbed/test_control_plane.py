@@ -11,7 +11,8 @@ import pytest
 from meshdns.lab import plane
 from meshdns.lab.compose.testbed import Testbed
 from meshdns.lab.place import Place
-from meshdns.measure.plan import Cell, Trial
+from meshdns.measure.cell import Cell
+from meshdns.measure.plan import Trial
 from meshdns.measure.session import Session
 from shipped import WORLD
 

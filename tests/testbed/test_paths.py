@@ -14,8 +14,9 @@ from meshdns.interception.conventions import ISTIO
 from meshdns.lab import observers, readiness
 from meshdns.lab.compose.testbed import Testbed
 from meshdns.measure import block, trace
+from meshdns.measure.cell import Cell
 from meshdns.measure.load import Agents, Loads
-from meshdns.measure.plan import Cell, Trial
+from meshdns.measure.plan import Trial
 from meshdns.measure.session import Measured, Session
 from shipped import WORLD
 

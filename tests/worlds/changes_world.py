@@ -18,6 +18,7 @@ import numpy as np
 from measured import block_of
 from meshdns import store
 from meshdns.measure import plan
+from meshdns.measure.cell import Cell
 from meshdns.store import samples
 from shipped import WORLD
 
@@ -148,7 +149,7 @@ class _Requests:
 
 
 def _cell(
-    world: World, trial: tuple[plan.Cell, int], index: int, begin_ns: int, rng: np.random.Generator
+    world: World, trial: tuple[Cell, int], index: int, begin_ns: int, rng: np.random.Generator
 ) -> tuple[dict[str, Any], samples.CellRecord]:
     cell, n = trial
     at_ns = begin_ns + round(AT * n / cell.rate_hz * 1e9)
@@ -210,7 +211,7 @@ def _cell(
     return columns, record
 
 
-def _served(world: World, cell: plan.Cell, made: _Requests, rng: np.random.Generator) -> None:
+def _served(world: World, cell: Cell, made: _Requests, rng: np.random.Generator) -> None:
     """Who serves each request, and which fail."""
     added, removed, ends_s = CHANGES[cell.change]
     way = (PLAIN if cell.arm == "plain" else WAYS)[cell.backend]

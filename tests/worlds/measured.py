@@ -18,6 +18,7 @@ import pyarrow as pa
 from meshdns import store
 from meshdns.core.world import Nets
 from meshdns.measure import plan
+from meshdns.measure.cell import Cell
 from meshdns.store import samples
 from shipped import WORLD
 
@@ -103,7 +104,7 @@ def block_of(cells: list[dict[str, Any]]) -> pa.Table:
     return samples.table(columns | words)
 
 
-def _rng(seed: int, block: int, cell: plan.Cell) -> np.random.Generator:
+def _rng(seed: int, block: int, cell: Cell) -> np.random.Generator:
     """Chance of this cell alone: an experiment more in the plan, or a factor that it leaves alone, changes nothing."""
     levels = {each.name: getattr(cell, each.name) for each in dataclasses.fields(cell)}
     told = {each.name: levels[each.name] for each in dataclasses.fields(cell) if levels[each.name] != each.default}
@@ -175,26 +176,26 @@ def _cell(
     return columns, record
 
 
-def _queries(cell: plan.Cell) -> int:
+def _queries(cell: Cell) -> int:
     if cell.lookup == "none" or cell.connection == "keepalive":
         return 0
     searched = cell.name_kind in ("external", "absent") and cell.ndots == 5
     return (4 if searched else 1) * (2 if cell.qtype == "A+AAAA" else 1)
 
 
-def _forwarded(cell: plan.Cell) -> bool:
+def _forwarded(cell: Cell) -> bool:
     return not _mode2(cell) or cell.name_kind in ("external", "absent")
 
 
-def _mode2(cell: plan.Cell) -> bool:
+def _mode2(cell: Cell) -> bool:
     return cell.arm != "null" and WORLD.arms[cell.arm].dns_proxy
 
 
-def _sidecar(cell: plan.Cell) -> bool:
+def _sidecar(cell: Cell) -> bool:
     return cell.arm != "null" and WORLD.arms[cell.arm].sidecar
 
 
-def _dns(world: World, cell: plan.Cell) -> tuple[float, float]:
+def _dns(world: World, cell: Cell) -> tuple[float, float]:
     if cell.arm == "null":
         return world.dns["null"], world.slope * cell.null_delay_us
     if not _queries(cell):
@@ -205,11 +206,11 @@ def _dns(world: World, cell: plan.Cell) -> tuple[float, float]:
     return (world.dns[cell.arm] + forwarding) * rounds, 1_000 * cell.dns_delay_ms * reached
 
 
-def _connect(world: World, cell: plan.Cell) -> float:
+def _connect(world: World, cell: Cell) -> float:
     return 60.0 + world.capture.get(cell.arm, world.capture.get(cell.backend, 0.0)) + world.per_rule * cell.extra_rules
 
 
-def _http(world: World, cell: plan.Cell) -> float:
+def _http(world: World, cell: Cell) -> float:
     if cell.kind == "lookup":
         return 0.0
     client = world.sidecar if _sidecar(cell) else 0.0
@@ -218,7 +219,7 @@ def _http(world: World, cell: plan.Cell) -> float:
     return 150.0 + client + server + again
 
 
-def _starts(cell: plan.Cell, total: Any, begin_ns: int, rng: np.random.Generator) -> tuple[Any, Any]:
+def _starts(cell: Cell, total: Any, begin_ns: int, rng: np.random.Generator) -> tuple[Any, Any]:
     n = len(total)
     if cell.rate_hz:
         due = begin_ns + (np.cumsum(rng.exponential(1, n)) / cell.rate_hz * 1e9).astype(np.int64)
@@ -230,7 +231,7 @@ def _starts(cell: plan.Cell, total: Any, begin_ns: int, rng: np.random.Generator
     return start, start
 
 
-def _rcode(world: World, cell: plan.Cell) -> int:
+def _rcode(world: World, cell: Cell) -> int:
     if not _queries(cell):
         return -1
     if cell.name_kind == "absent":
@@ -238,7 +239,7 @@ def _rcode(world: World, cell: plan.Cell) -> int:
     return world.aaaa_rcode if cell.qtype == "AAAA" and cell.arm == "mode2-envoy" and not _forwarded(cell) else 0
 
 
-def _address(cell: plan.Cell) -> str:
+def _address(cell: Cell) -> str:
     if cell.name_kind == "absent" or cell.qtype == "AAAA" or not _queries(cell):
         return ""
     if cell.name_kind == "external":
@@ -273,7 +274,7 @@ def _counters(world: World, trial: plan.Trial) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-def _cpu(cell: plan.Cell, made: int, rng: np.random.Generator) -> dict[str, float]:
+def _cpu(cell: Cell, made: int, rng: np.random.Generator) -> dict[str, float]:
     if cell.arm == "null":
         return {}
     pod = f"client-{cell.arm}"

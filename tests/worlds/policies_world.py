@@ -18,6 +18,7 @@ import numpy as np
 from measured import block_of
 from meshdns import store
 from meshdns.measure import plan
+from meshdns.measure.cell import Cell
 from meshdns.store import samples
 from shipped import WORLD
 
@@ -274,7 +275,7 @@ def _columns(made: list[_Request], index: int, begin_ns: int, rng: np.random.Gen
     }
 
 
-def _request(world: World, cell: plan.Cell, rng: np.random.Generator, counters: Counter[str]) -> _Request:
+def _request(world: World, cell: Cell, rng: np.random.Generator, counters: Counter[str]) -> _Request:
     sidecar = WORLD.arms[cell.arm].sidecar
     if cell.backend in REAL:
         return _outside(world, cell, rng, counters)
@@ -289,7 +290,7 @@ def _request(world: World, cell: plan.Cell, rng: np.random.Generator, counters: 
     return _through(world, cell, rng, counters)
 
 
-def _through(world: World, cell: plan.Cell, rng: np.random.Generator, counters: Counter[str]) -> _Request:
+def _through(world: World, cell: Cell, rng: np.random.Generator, counters: Counter[str]) -> _Request:
     """A sidecar's tries, as its policy has them."""
     among = REPLICAS
     if cell.policy == "split":
@@ -314,7 +315,7 @@ def _through(world: World, cell: plan.Cell, rng: np.random.Generator, counters: 
 
 
 def _tried(
-    world: World, cell: plan.Cell, rng: np.random.Generator, counters: Counter[str], among: tuple[str, ...]
+    world: World, cell: Cell, rng: np.random.Generator, counters: Counter[str], among: tuple[str, ...]
 ) -> _Request:
     """One try on one replica."""
     dead = cell.fault == "dead" and rng.random() < 1 / (len(among) + 1)
@@ -329,7 +330,7 @@ def _tried(
     return _Request("http_error" if failed else "ok", 503 if failed else 200, replica, us=700.0 + slow)
 
 
-def _let_in(world: World, cell: plan.Cell, counters: Counter[str]) -> bool:
+def _let_in(world: World, cell: Cell, counters: Counter[str]) -> bool:
     """Whether the servers' sidecars take the connection."""
     encrypted = WORLD.arms[cell.arm].sidecar and cell.policy != "disable"
     counters["servers/mtls_cx"] += encrypted
@@ -339,7 +340,7 @@ def _let_in(world: World, cell: plan.Cell, counters: Counter[str]) -> bool:
     return False
 
 
-def _outside(world: World, cell: plan.Cell, rng: np.random.Generator, counters: Counter[str]) -> _Request:
+def _outside(world: World, cell: Cell, rng: np.random.Generator, counters: Counter[str]) -> _Request:
     """A service of the world."""
     client, name = WORLD.arms[cell.arm], cell.backend
     address = VIRTUAL[name] if client.dns_proxy else REAL[name]

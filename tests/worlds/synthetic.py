@@ -30,7 +30,7 @@ import numpy as np
 import pyarrow as pa
 
 from meshdns import store
-from meshdns.measure import plan
+from meshdns.measure.cell import Cell
 from meshdns.store import samples
 from shipped import WORLD
 
@@ -55,7 +55,7 @@ COUNTERS = (
 
 
 @dataclass(frozen=True)
-class SyntheticCell(plan.Cell):
+class SyntheticCell(Cell):
     """A cell of the plan, and how many queries its lookup takes."""
 
     arrival: str = "closed"

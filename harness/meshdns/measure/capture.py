@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from meshdns.core import errors
-from meshdns.measure.plan import Cell
+from meshdns.measure.cell import Cell
 
 _MAGIC_NS = 0xA1B23C4D
 _UDP, _TCP = 17, 6

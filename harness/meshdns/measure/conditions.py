@@ -15,8 +15,8 @@ from meshdns.lab import readiness
 from meshdns.lab.observers import Observers
 from meshdns.lab.place import Ended, Place
 from meshdns.lab.plane import Plane
+from meshdns.measure.cell import Cell
 from meshdns.measure.factors import fault
-from meshdns.measure.plan import Cell
 
 ASK_TIMEOUT_S = 30
 

@@ -20,7 +20,7 @@ from meshdns.lab.names import DNSDIST_RULE
 from meshdns.lab.observers import Observers
 from meshdns.lab.place import Place, Usage
 from meshdns.lab.plane import EFFECTS
-from meshdns.measure.plan import Cell
+from meshdns.measure.cell import Cell
 
 ASK_TIMEOUT_S = 30
 Counts = dict[str, float]

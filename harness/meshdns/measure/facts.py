@@ -19,7 +19,8 @@ from meshdns.lab import observers, plane
 from meshdns.lab.channel import Channel
 from meshdns.lab.place import Place
 from meshdns.measure import counters, trace
-from meshdns.measure.plan import Cell, Plan
+from meshdns.measure.cell import Cell
+from meshdns.measure.plan import Plan
 from meshdns.measure.session import Session
 
 PACKAGES = ("pandas", "numpy", "scipy", "pyarrow", "dnspython", "papermill", "matplotlib", "seaborn")

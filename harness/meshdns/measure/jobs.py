@@ -11,8 +11,9 @@ import pyarrow as pa
 from meshdns.core import resolver
 from meshdns.core.world import Nets, Service, World
 from meshdns.lab import names
+from meshdns.measure.cell import Cell
 from meshdns.measure.factors import fault
-from meshdns.measure.plan import Cell, Trial
+from meshdns.measure.plan import Trial
 from meshdns.store import samples
 
 TLS_CERTIFICATE = "/tls/certificate/tls.crt"  # where the client container has it

@@ -18,8 +18,9 @@ from meshdns.lab.channel import Channel
 from meshdns.lab.observers import Observers
 from meshdns.lab.place import Place
 from meshdns.measure import capture, counters, duration, jobs, rulers
+from meshdns.measure.cell import Cell
 from meshdns.measure.conditions import Conditions
-from meshdns.measure.plan import Cell, Trial
+from meshdns.measure.plan import Trial
 
 AGENT = ("python3", "-m", "agent")
 ANSWER_SLACK_S = 30  # beyond the load's own limit: sending the columns to us

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from meshdns.core import errors, plans
-from meshdns.core.world import CORE, Pod, World
-from meshdns.measure.factors import fault
+from meshdns.core.world import CORE, World
+from meshdns.measure import factors
+from meshdns.measure.cell import Cell
+from meshdns.measure.factors import answer, fault
 
-BODY_SIZES = (0, 1024, 16384, 131072, 1048576)  # files in the web image
 MAX_SECONDS = 24 * 3600  # a plan that runs for longer is a typing error
 MAX_CELLS = 10_000  # in a block: their number is stored in 16 bits, and an invalid cell is measured up to three times
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}")  # the beginning of a run's name, on every file system
@@ -29,43 +30,6 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}")  # the beginning of a run's 
 # What one request of a closed loop takes, rounded from the cells of data/sample (two CPUs): for expectations only.
 _LOOKUP_S, _LIBC_S, _REQUEST_S, _GOVERNED_S = 0.0001, 0.0007, 0.0003, 0.0009
 _RULER_START_S = 0.1  # another program starts, and writes down what it saw
-_NOWHERE = ("unroutable", "virtual")  # answers that lead to nobody: each request waits until its time is out
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One combination of factor levels. What does not apply is "none", 0 or false, never absent."""
-
-    experiment: str
-    arm: str
-    backend: str = "none"
-    kind: str = "lookup"
-    lookup: str = "wire"
-    name_kind: str = "fqdn"
-    qtype: str = "A"
-    ndots: int = 5
-    connection: str = "none"
-    arrival: str = "constant"
-    rate_hz: float = 0.0
-    concurrency: int = 1
-    dns_delay_ms: float = 0.0
-    body_bytes: int = 0
-    wait: str = "spin"
-    tool: str = "agent"
-    null_delay_us: float = 0.0
-    tls: bool = False
-    extra_rules: int = 0  # that match nothing, before those that capture
-    answer: str = "none"  # what the name is answered with, where that is the question
-    intercepted: bool = True
-    sidecar: str = "up"
-    policy: str = "none"  # what the mesh's configuration says beyond the services themselves
-    fault: str = "none"  # of the replicas
-    change: str = "none"  # of the replicas or their records, while the load runs
-
-    def state(self) -> tuple[str, int, bool, str, str]:
-        """What must be brought about before this cell can be measured."""
-        own = self.arm if self.answer != "none" else ""
-        return own, self.extra_rules, self.intercepted, self.sidecar, self.policy
 
 
 @dataclass(frozen=True)
@@ -87,7 +51,7 @@ class Trial:
     def _request_s(self, world: World) -> float:
         """Expected duration of one request in a closed loop, as warm-ups are."""
         cell = self.cell
-        if cell.answer in _NOWHERE and (cell.sidecar == "up" or not cell.intercepted):
+        if cell.answer in answer.NOWHERE and (cell.sidecar == "up" or not cell.intercepted):
             return self.timeout_ms / 1000
         if usual_s := fault.of(cell.fault).request_s:
             return usual_s
@@ -212,39 +176,8 @@ class Plan:
                 "blocks": self.blocks}  # fmt: skip
 
 
-POLICIES = ("retries", "timeouts", "outlier", "breaker", "split", "strict", "permissive", "disable", "reconnect")
-CHANGES = ("up", "down", "replace", "unready", "crash", "gone", "rotate", "unrelated")
-
-
-def _allowed(world: World) -> dict[str, tuple[Any, ...]]:
-    """Factor -> its levels, where these are few."""
-    return {
-        "arm": (*world.arms, "null"),
-        "kind": ("lookup", "request"),
-        "backend": (*world.backends, "none"),
-        "lookup": ("none", "wire", "getaddrinfo"),
-        "name_kind": ("fqdn", "short", "external", "absent"),
-        "qtype": ("A", "AAAA", "A+AAAA"),
-        "connection": ("new", "keepalive", "none"),
-        "arrival": ("closed", "constant", "poisson"),
-        "wait": ("spin", "block"),
-        "tool": ("agent", "h2load", "dnsperf"),
-        "body_bytes": BODY_SIZES,
-        "answer": (*world.answers, "none"),
-        "sidecar": ("up", "down"),
-        "policy": (*POLICIES, "none"),
-        "fault": (*fault.LEVELS, fault.NONE),
-        "change": (*CHANGES, "none"),
-        "ndots": tuple(range(16)),  # resolv.conf(5): capped at 15
-    }
-
-
+# Of a plan's other numbers.
 BOUNDS: dict[str, tuple[float, float]] = {
-    "rate_hz": (0, 20_000),
-    "concurrency": (1, 1000),
-    "dns_delay_ms": (0, 1000),
-    "null_delay_us": (0, 10_000),
-    "extra_rules": (0, 10_000),
     "count": (1, 1_000_000),
     "warmup": (0, 100_000),
     "timeout_ms": (1, 60_000),
@@ -265,7 +198,7 @@ def _scalar(place: str, key: str, value: Any, kind: type, allowed: Mapping[str, 
         raise _refuse(place, f"{key} is {value!r}", f"give a {kind.__name__}")
     if key in allowed and value not in allowed[key]:
         raise _refuse(place, f"{key} is {value!r}", f"choose from {', '.join(map(str, allowed[key]))}")
-    low, high = BOUNDS.get(key, (None, None))
+    low, high = (BOUNDS | factors.bounds()).get(key, (None, None))
     if low is not None and high is not None and not low <= value <= high:  # type: ignore[operator]
         raise _refuse(place, f"{key} is {value}", f"give a number from {low:g} to {high:g}")
     return value
@@ -288,7 +221,7 @@ def _known(place: str, table: dict[str, Any], known: set[str]) -> None:
 
 
 def _experiment(place: str, table: dict[str, Any], world: World) -> Experiment:
-    allowed, hints = _allowed(world), get_type_hints(Experiment)
+    allowed, hints = factors.levels(world), get_type_hints(Experiment)
     _known(place, table, set(hints))
     for key in ("name", "arm"):
         if key not in table:
@@ -312,101 +245,9 @@ def _experiment(place: str, table: dict[str, Any], world: World) -> Experiment:
 
 def _measurable(place: str, cell: Cell, world: World) -> None:
     """Refuse combinations that have no meaning, rather than measure something else."""
-    arm, request = cell.arm, cell.kind == "request"
-    by_address = cell.backend in {each.backend for each in world.inbound}
-    checks = [
-        (not request or cell.connection != "none", "a request needs connection new or keepalive"),
-        (request or cell.connection != "new", "a lookup has connection none, or keepalive to use one socket for all"),
-        (request == (cell.backend != "none"), "a request needs a backend, a lookup has none"),
-        (request or cell.lookup != "none", "a lookup needs lookup wire or getaddrinfo"),
-        (arm != "ip" or (request and cell.lookup == "none"), "the arm ip knows addresses: kind request, lookup none"),
-        (arm in ("ip", "null") or cell.lookup != "none", "every arm but ip reaches its backend by name"),
-        (arm != "ip" or cell.backend != "static", "static is a way for a sidecar to know its endpoints"),
-        (not request or cell.name_kind in ("fqdn", "short"), "requests go to names of the cluster: fqdn or short"),
-        ((cell.rate_hz > 0) == (cell.arrival != "closed"), "open loops need rate_hz above 0, closed loops have none"),
-        (
-            cell.lookup != "getaddrinfo" or (cell.arrival == "closed" and cell.concurrency == 1),
-            "getaddrinfo blocks its caller: arrival closed, concurrency 1",
-        ),
-        (cell.lookup != "getaddrinfo" or cell.wait == "block", "getaddrinfo waits in the C library: wait block"),
-        (cell.lookup == "none" or not request or "A" in cell.qtype.split("+"), "a request needs an IPv4 address: A"),
-        (request or not (cell.body_bytes or cell.tls), "a lookup has neither body_bytes nor tls"),
-        (
-            cell.lookup != "getaddrinfo" or request or cell.connection == "none",
-            "getaddrinfo has sockets of its own: a lookup by it has connection none",
-        ),
-        (arm == "null" or cell.null_delay_us == 0, "null_delay_us belongs to the arm null"),
-        (
-            arm != "null" or (not request and cell.lookup == "wire" and cell.backend == "none"),
-            "the arm null is the calibration target: kind lookup, lookup wire, no backend",
-        ),
-        (
-            arm != "null" or (cell.name_kind == "fqdn" and not cell.dns_delay_ms),
-            "the calibration target asks no DNS server: name_kind fqdn, no dns_delay_ms",
-        ),
-        *_ruler_checks(cell),
-        (arm == "ip" or not by_address, "one replica alone is called by its address: arm ip"),
-        *_pod_checks(cell, world),
-    ]
-    for holds, rule in checks:
+    for holds, rule in (each for factor in factors.ALL for each in factor.rules(cell, world)):
         if not holds:
             raise _refuse(f"{place} {cell.arm}", rule, "change the factor or split the experiment")
-
-
-def _ruler_checks(cell: Cell) -> list[tuple[bool, str]]:
-    """Rules for what other people's rulers can measure, as (holds, rule)."""
-    kept = cell.connection == "keepalive" and cell.arm not in ("ip", "null")
-    return [
-        (cell.tool == "agent" or cell.arrival == "closed", "other rulers run closed loops"),
-        (
-            cell.tool != "h2load" or (cell.kind == "request" and kept and not cell.tls and cell.fault == "none"),
-            "h2load asks a Service: kind request, connection keepalive, no tls, no fault, neither arm ip nor null",
-        ),
-        (
-            cell.tool != "dnsperf"
-            or (cell.kind == "lookup" and kept and cell.lookup == "wire" and cell.name_kind == "fqdn"),
-            "dnsperf asks by wire: kind lookup, connection keepalive, lookup wire, name_kind fqdn, not arm null",
-        ),
-        (cell.tool != "dnsperf" or "+" not in cell.qtype, "dnsperf asks for one type: qtype A or AAAA"),
-    ]
-
-
-def _pod_checks(cell: Cell, world: World) -> list[tuple[bool, str]]:
-    """Rules for what is done to a pod, as (holds, rule)."""
-    client = world.arms.get(cell.arm)
-    asked = cell.answer != "none"
-    return [
-        (not asked or cell.arm in world.answering, f"answers are tried in {' and '.join(world.answering)}"),
-        (
-            not asked or (cell.kind == "request" and cell.connection == "new" and cell.lookup == "wire"),
-            "an answer is tried by kind request, connection new, lookup wire",
-        ),
-        (asked or (cell.intercepted and cell.sidecar == "up"), "only trials of answers take a pod's sidecar away"),
-        (cell.extra_rules == 0 or (client is not None and client.sidecar), "extra_rules need an arm that captures"),
-        *_mesh_checks(cell, client, governed=world.is_governed(cell.backend)),
-        *fault.rules(cell.fault, cell.backend, world),
-    ]
-
-
-def _mesh_checks(cell: Cell, client: Pod | None, *, governed: bool) -> list[tuple[bool, str]]:
-    """Rules for what the control plane configures, as (holds, rule)."""
-    mode = client is not None and client.governed
-    return [
-        (
-            not governed or mode or cell.arm == "plain",
-            "backends of the control plane are called by plain or its arms",
-        ),
-        (governed or not mode, "arms of the control plane call its backends"),
-        (
-            governed or cell.policy == cell.change == "none",
-            "policy and change are of the control plane's backends",
-        ),
-        (cell.change == "none" or cell.arrival != "closed", "a change happens under a load with a rate"),
-        (
-            not governed or (not cell.tls and cell.lookup == "wire"),
-            "the control plane's backends: no tls, lookup wire",
-        ),
-    ]
 
 
 def parse(text: str, place: str, world: World) -> Plan:

@@ -18,9 +18,10 @@ from meshdns.lab import observers, readiness
 from meshdns.lab.place import Place
 from meshdns.lab.watch import Watch
 from meshdns.measure import counters, duration, validity
+from meshdns.measure.cell import Cell
 from meshdns.measure.conditions import Conditions
 from meshdns.measure.load import Agents, Loads
-from meshdns.measure.plan import Cell, Trial
+from meshdns.measure.plan import Trial
 from meshdns.store import samples
 
 

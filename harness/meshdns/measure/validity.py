@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from meshdns.core.world import Nets, Pod, World
-from meshdns.measure.plan import Cell, Trial
+from meshdns.measure.cell import Cell
+from meshdns.measure.plan import Trial
 from meshdns.store.samples import CellRecord
 
 LATE_NS = 10_000_000  # a request that starts this much after its due time was not offered when the plan said

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from meshdns.core.world import World
+from meshdns.measure.cell import Cell
 
 NONE, SERVER = "none", "shop"  # the part that can fail
 
@@ -32,6 +34,7 @@ LEVELS = {
     "overload": Fault("/overload", drain_s=1.5),
 }
 USUAL = Fault(backend="any")
+BOUNDS: dict[str, tuple[float, float]] = {}
 
 
 def of(level: str) -> Fault:
@@ -39,8 +42,14 @@ def of(level: str) -> Fault:
     return LEVELS.get(level, USUAL)
 
 
-def rules(level: str, backend: str, world: World) -> Iterator[tuple[bool, str]]:
-    """As (holds, rule): the cells in which the level means something."""
+def levels(_: World) -> dict[str, tuple[Any, ...]]:
+    """All of them."""
+    return {"fault": (*LEVELS, NONE)}
+
+
+def rules(cell: Cell, world: World) -> Iterator[tuple[bool, str]]:
+    """As (holds, rule)."""
+    level, backend = cell.fault, cell.backend
     service, own = world.backends.get(backend), {each.backend: name for name, each in LEVELS.items() if each.backend}
     able = service is not None and any(world.named(pod).part == SERVER for pod in service.replicas)
     yield level == NONE or able, f"fault is of backends whose replicas are the part {SERVER}"
