@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from meshdns.core.world import World
+from meshdns.core.world import Pod, World
+from meshdns.lab import readiness
+from meshdns.lab.place import Ended
 from meshdns.measure.cell import Cell
+from meshdns.measure.factors import control
 
 NOWHERE = ("unroutable", "virtual")  # they lead to nobody: each request waits until its time is out
 BOUNDS: dict[str, tuple[float, float]] = {}
@@ -15,6 +18,39 @@ BOUNDS: dict[str, tuple[float, float]] = {}
 def levels(world: World) -> dict[str, tuple[Any, ...]]:
     """Those of the world."""
     return {"answer": (*world.answers, "none"), "sidecar": ("up", "down")}
+
+
+class Interception(control.OfPods[bool]):
+    """The pod's observer takes the rules that capture away, and puts them back."""
+
+    usual = True
+
+    def wanted(self, cell: Cell) -> bool:
+        """Whether they are there."""
+        return cell.intercepted
+
+    def set(self, client: Pod, level: bool) -> None:
+        """See `control.OfPods`."""
+        self.tell(client, {"op": "interception", "on": level})
+
+
+class Sidecar(control.OfPods[bool]):
+    """The pod's Envoy is killed, and started again."""
+
+    usual = True
+
+    def wanted(self, cell: Cell) -> bool:
+        """Whether it is up."""
+        return cell.sidecar == "up"
+
+    def set(self, client: Pod, level: bool) -> None:
+        """See `control.OfPods`."""
+        readiness.set_sidecar(self.place, client, self.observers[client.pod], up=level)
+
+    def ended(self) -> Ended:
+        """See `control.Control`."""
+        down = {f"{pod}-envoy" for pod, up in self.levels.items() if not up}
+        return Ended(down, {f"{pod}-envoy" for pod in self.levels})
 
 
 def rules(cell: Cell, world: World) -> Iterator[tuple[bool, str]]:

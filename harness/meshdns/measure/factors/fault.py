@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from meshdns.core.world import World
+from meshdns.lab.place import Ended
 from meshdns.measure.cell import Cell
 
 NONE, SERVER = "none", "shop"  # the part that can fail
@@ -45,6 +47,29 @@ def of(level: str) -> Fault:
 def levels(_: World) -> dict[str, tuple[Any, ...]]:
     """All of them."""
     return {"fault": (*LEVELS, NONE)}
+
+
+class Control:
+    """Only waits until what an earlier one has left behind is gone; the fault itself is asked for by each request."""
+
+    def __init__(self, *_: object) -> None:
+        """Nothing of the place is needed."""
+
+    def apply(self, cell: Cell) -> None:
+        """See `control.Control`."""
+        if drain_s := of(cell.fault).drain_s:
+            time.sleep(drain_s)
+
+    def undo(self) -> None:
+        """See `control.Control`."""
+
+    def state(self) -> object:
+        """See `control.Control`."""
+        return None
+
+    def ended(self) -> Ended:
+        """See `control.Control`."""
+        return Ended()
 
 
 def rules(cell: Cell, world: World) -> Iterator[tuple[bool, str]]:
