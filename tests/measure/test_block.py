@@ -11,9 +11,9 @@ from meshdns import store
 from meshdns.core import errors
 from meshdns.core.progress import Progress
 from meshdns.lab import plane, watch
-from meshdns.measure import block, duration, facts, plan, run, session
+from meshdns.measure import block, facts, plan, run, session
 from meshdns.measure.block import measure_block
-from meshdns.measure.factors import fault
+from meshdns.measure.factors import change, fault
 from recording import Recording
 from shipped import WORLD
 
@@ -21,7 +21,7 @@ from shipped import WORLD
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing here takes time, so nothing is waited for."""
-    monkeypatch.setattr(duration, "FORGET_S", 0.0)
+    monkeypatch.setattr(change, "FORGET_S", 0.0)
     monkeypatch.setitem(fault.LEVELS, "overload", fault.Fault("/overload"))
     for wait in ("GRACE_S", "STAY_S"):
         monkeypatch.setattr(plane, wait, 0.0)

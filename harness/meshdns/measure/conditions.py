@@ -12,8 +12,8 @@ from meshdns.core import errors
 from meshdns.lab.observers import Observers
 from meshdns.lab.place import Ended, Place
 from meshdns.lab.plane import Plane
+from meshdns.measure import factors
 from meshdns.measure.cell import Cell
-from meshdns.measure.factors import answer, control, delay, fault, policy, rules
 
 
 class Conditions:
@@ -21,11 +21,7 @@ class Conditions:
 
     def __init__(self, place: Place, observers: Observers) -> None:
         self.plane = Plane(place, observers["observer"]) if "xds" in place.groups else None
-        each: tuple[control.Make, ...] = (rules.Control, answer.Interception, answer.Sidecar)
-        self._controls: list[control.Control] = [
-            *(delay.Control(place, observers), policy.Control(self.plane), fault.Control()),
-            *(make(place, observers) for make in each),
-        ]
+        self._controls = [one for each in factors.ALL for one in each.controls(place, observers, self.plane)]
 
     def prepare(self, cell: Cell) -> bool:
         """The testbed is as the cell wants it; whether anything had to change for that. Raises TestbedError."""

@@ -6,13 +6,10 @@ import itertools
 from collections.abc import Iterable
 
 from meshdns.core.world import World
-from meshdns.measure.factors import fault
+from meshdns.measure import factors
 from meshdns.measure.plan import Plan, Trial
 
-FORGET_S = 1.0  # a name table is written and read anew within less
-# Of a trial beside its load (from data/sample): readings before and after; a policy that takes another's place; a
-# change that is taken back.
-OVERHEAD_S, POLICY_S, RESTORE_S = 0.018, 0.4, 2.0
+OVERHEAD_S = 0.018  # of a trial beside its load: readings before and after (from data/sample)
 
 
 def seconds(what: Plan, blocks: Iterable[int]) -> float:
@@ -27,11 +24,6 @@ def seconds(what: Plan, blocks: Iterable[int]) -> float:
 
 def of_trial(trial: Trial, before: Trial | None, world: World) -> float:
     """Expected duration of a trial after the one before it in its block."""
-    cell = trial.cell
-    expected_s = trial.seconds(world) + OVERHEAD_S
-    if before is not None and before.cell.policy != cell.policy:
-        expected_s += POLICY_S
-    expected_s += fault.of(cell.fault).drain_s
-    if cell.change != "none":
-        expected_s += FORGET_S + RESTORE_S
-    return expected_s
+    previous = before.cell if before else None
+    more_s = sum(factor.seconds(trial.cell, previous) for factor in factors.ALL)
+    return trial.seconds(world) + OVERHEAD_S + more_s

@@ -17,9 +17,10 @@ from meshdns.lab import plane
 from meshdns.lab.channel import Channel
 from meshdns.lab.observers import Observers
 from meshdns.lab.place import Place
-from meshdns.measure import capture, counters, duration, jobs, rulers
+from meshdns.measure import capture, counters, jobs, rulers
 from meshdns.measure.cell import Cell
 from meshdns.measure.conditions import Conditions
+from meshdns.measure.factors import change
 from meshdns.measure.plan import Trial
 
 AGENT = ("python3", "-m", "agent")
@@ -134,7 +135,7 @@ class Loads:
 
     def _await_usual(self, cell: Cell, governed: plane.Plane) -> None:
         """What an earlier trial changed is forgotten by name tables, and by sidecars that resolve names themselves."""
-        time.sleep(duration.FORGET_S)
+        time.sleep(change.FORGET_S)
         service = self.place.world.backends[cell.backend]
         if service.resolved:
             governed.await_resolved(service.fqdn, self.observers[self._client(cell)])

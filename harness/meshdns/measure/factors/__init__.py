@@ -1,30 +1,26 @@
-"""What a plan varies, a module for each knob: its levels, their bounds, and the cells in which they mean something."""
+"""What a plan varies, a module for each knob; `factor` says what one is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from meshdns.core.world import World
-from meshdns.measure.cell import Cell
-from meshdns.measure.factors import answer, arm, backend, change, delay, fault, load, name, policy, rules
+from meshdns.measure.factors.answer import Answer
+from meshdns.measure.factors.arm import Arm
+from meshdns.measure.factors.backend import Backend
+from meshdns.measure.factors.change import Change
+from meshdns.measure.factors.delay import Delay
+from meshdns.measure.factors.factor import Factor
+from meshdns.measure.factors.fault import Faults
+from meshdns.measure.factors.load import Load
+from meshdns.measure.factors.name import Name
+from meshdns.measure.factors.policy import Policy
+from meshdns.measure.factors.rules import ExtraRules
 
-
-class Factor(Protocol):
-    """What a module of a knob says."""
-
-    @property
-    def BOUNDS(self) -> Mapping[str, tuple[float, float]]:  # noqa: N802  a constant of the module
-        """Column -> least and greatest level, where these are numbers."""
-
-    def levels(self, world: World, /) -> dict[str, tuple[Any, ...]]:
-        """Column -> its levels, where these are few."""
-
-    def rules(self, cell: Cell, world: World, /) -> Iterator[tuple[bool, str]]:
-        """Why a cell is not possible, as (holds, rule)."""
-
-
-ALL: tuple[Factor, ...] = (load, backend, name, arm, delay, answer, rules, policy, fault, change)
+# In the order in which their rules are told and their levels set.
+ALL: tuple[Factor, ...] = (
+    Load(), Backend(), Name(), Arm(), Delay(), Policy(), Faults(), ExtraRules(), Answer(), Change(),
+)  # fmt: skip
 
 
 def levels(world: World) -> dict[str, tuple[Any, ...]]:
@@ -34,4 +30,4 @@ def levels(world: World) -> dict[str, tuple[Any, ...]]:
 
 def bounds() -> dict[str, tuple[float, float]]:
     """Of all factors."""
-    return {column: both for factor in ALL for column, both in factor.BOUNDS.items()}
+    return {column: both for factor in ALL for column, both in factor.bounds.items()}

@@ -7,20 +7,17 @@ from typing import Any
 
 from meshdns.core.world import Pod, World
 from meshdns.lab import readiness
-from meshdns.lab.place import Ended
+from meshdns.lab.observers import Observers
+from meshdns.lab.place import Ended, Place
+from meshdns.lab.plane import Plane
 from meshdns.measure.cell import Cell
-from meshdns.measure.factors import control
+from meshdns.measure.factors import factor
+from meshdns.measure.factors.factor import Factor, Rules
 
 NOWHERE = ("unroutable", "virtual")  # they lead to nobody: each request waits until its time is out
-BOUNDS: dict[str, tuple[float, float]] = {}
 
 
-def levels(world: World) -> dict[str, tuple[Any, ...]]:
-    """Those of the world."""
-    return {"answer": (*world.answers, "none"), "sidecar": ("up", "down")}
-
-
-class Interception(control.OfPods[bool]):
+class Interception(factor.OfPods[bool]):
     """The pod's observer takes the rules that capture away, and puts them back."""
 
     usual = True
@@ -30,11 +27,11 @@ class Interception(control.OfPods[bool]):
         return cell.intercepted
 
     def set(self, client: Pod, level: bool) -> None:
-        """See `control.OfPods`."""
+        """See `factor.OfPods`."""
         self.tell(client, {"op": "interception", "on": level})
 
 
-class Sidecar(control.OfPods[bool]):
+class Sidecar(factor.OfPods[bool]):
     """The pod's Envoy is killed, and started again."""
 
     usual = True
@@ -44,21 +41,33 @@ class Sidecar(control.OfPods[bool]):
         return cell.sidecar == "up"
 
     def set(self, client: Pod, level: bool) -> None:
-        """See `control.OfPods`."""
+        """See `factor.OfPods`."""
         readiness.set_sidecar(self.place, client, self.observers[client.pod], up=level)
 
     def ended(self) -> Ended:
-        """See `control.Control`."""
+        """See `factor.Control`."""
         down = {f"{pod}-envoy" for pod, up in self.levels.items() if not up}
         return Ended(down, {f"{pod}-envoy" for pod in self.levels})
 
 
-def rules(cell: Cell, world: World) -> Iterator[tuple[bool, str]]:
-    """As (holds, rule)."""
-    asked = cell.answer != "none"
-    yield not asked or cell.arm in world.answering, f"answers are tried in {' and '.join(world.answering)}"
-    yield (
-        not asked or (cell.kind == "request" and cell.connection == "new" and cell.lookup == "wire"),
-        "an answer is tried by kind request, connection new, lookup wire",
-    )
-    yield asked or (cell.intercepted and cell.sidecar == "up"), "only trials of answers take a pod's sidecar away"
+class Answer(Factor):
+    """See the module."""
+
+    def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
+        """Those of the world."""
+        return {"answer": (*world.answers, "none"), "sidecar": ("up", "down")}
+
+    def rules(self, cell: Cell, world: World) -> Rules:
+        """As (holds, rule)."""
+        asked = cell.answer != "none"
+        yield not asked or cell.arm in world.answering, f"answers are tried in {' and '.join(world.answering)}"
+        yield (
+            not asked or (cell.kind == "request" and cell.connection == "new" and cell.lookup == "wire"),
+            "an answer is tried by kind request, connection new, lookup wire",
+        )
+        yield asked or (cell.intercepted and cell.sidecar == "up"), "only trials of answers take a pod's sidecar away"
+
+    def controls(self, place: Place, observers: Observers, plane: Plane | None) -> Iterator[factor.Control]:
+        """See `Factor`."""
+        yield Interception(place, observers)
+        yield Sidecar(place, observers)

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from meshdns.core.world import World
 from meshdns.measure.cell import Cell
+from meshdns.measure.factors.factor import Factor, Rules
 
+FORGET_S = 1.0  # a name table is written and read anew within less
+RESTORE_S = 2.0  # until it is taken back (from data/sample)
 LEVELS = ("up", "down", "replace", "unready", "crash", "gone", "rotate", "unrelated")
-BOUNDS: dict[str, tuple[float, float]] = {}
 
 
-def levels(_: World) -> dict[str, tuple[Any, ...]]:
-    """All of them."""
-    return {"change": (*LEVELS, "none")}
+class Change(Factor):
+    """See the module."""
 
+    def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
+        """All of them."""
+        return {"change": (*LEVELS, "none")}
 
-def rules(cell: Cell, world: World) -> Iterator[tuple[bool, str]]:
-    """As (holds, rule)."""
-    pushed = world.is_governed(cell.backend)
-    yield pushed or cell.change == "none", "policy and change are of the control plane's backends"
-    yield cell.change == "none" or cell.arrival != "closed", "a change happens under a load with a rate"
+    def rules(self, cell: Cell, world: World) -> Rules:
+        """As (holds, rule)."""
+        pushed = world.is_governed(cell.backend)
+        yield pushed or cell.change == "none", "policy and change are of the control plane's backends"
+        yield cell.change == "none" or cell.arrival != "closed", "a change happens under a load with a rate"
+
+    def seconds(self, cell: Cell, before: Cell | None) -> float:
+        """See `Factor`."""
+        return FORGET_S + RESTORE_S if cell.change != "none" else 0.0

@@ -3,45 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import ClassVar
 
-from meshdns.core.world import World
 from meshdns.lab.observers import Observers
-from meshdns.lab.place import Ended, Place
+from meshdns.lab.place import Place
+from meshdns.lab.plane import Plane
 from meshdns.measure.cell import Cell
-
-BOUNDS = {"dns_delay_ms": (0.0, 1000.0)}
-
-
-def levels(_: World) -> dict[str, tuple[Any, ...]]:
-    """Any within the bounds."""
-    return {}
+from meshdns.measure.factors import factor
+from meshdns.measure.factors.factor import Factor
 
 
-class Control:
+class Control(factor.Control):
     """dnsdist delays each UDP answer."""
 
-    def __init__(self, place: Place, _: Observers) -> None:
+    def __init__(self, place: Place) -> None:
         self._place = place
         self._delay_ms = -1.0  # unknown: a resumed run may find any
 
     def apply(self, cell: Cell) -> None:
-        """See `control.Control`."""
+        """See `factor.Control`."""
         if cell.dns_delay_ms != self._delay_ms:
             self._set(cell.dns_delay_ms)
 
     def undo(self) -> None:
-        """See `control.Control`."""
+        """See `factor.Control`."""
         if self._delay_ms > 0:
             self._set(0.0)
 
     def state(self) -> object:
-        """See `control.Control`."""
+        """See `factor.Control`."""
         return self._delay_ms
-
-    def ended(self) -> Ended:
-        """See `control.Control`."""
-        return Ended()
 
     def _set(self, delay_ms: float) -> None:
         told = ["dnsdist", "-C", "/etc/meshdns/dnsdist.conf", "-c", "-e", f"delay_ms={delay_ms:g}"]
@@ -49,6 +40,11 @@ class Control:
         self._delay_ms = delay_ms
 
 
-def rules(_: Cell, __: World) -> Iterator[tuple[bool, str]]:
-    """Whoever asks may be answered later."""
-    yield from ()
+class Delay(Factor):
+    """See the module."""
+
+    bounds: ClassVar = {"dns_delay_ms": (0.0, 1000.0)}
+
+    def controls(self, place: Place, observers: Observers, plane: Plane | None) -> Iterator[factor.Control]:
+        """See `Factor`."""
+        yield Control(place)

@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from meshdns.core.world import World
-from meshdns.lab.place import Ended
+from meshdns.lab.observers import Observers
+from meshdns.lab.place import Place
+from meshdns.lab.plane import Plane
 from meshdns.measure.cell import Cell
+from meshdns.measure.factors import factor
+from meshdns.measure.factors.factor import Factor, Rules
 
 NONE, SERVER = "none", "shop"  # the part that can fail
 
@@ -36,7 +40,6 @@ LEVELS = {
     "overload": Fault("/overload", drain_s=1.5),
 }
 USUAL = Fault(backend="any")
-BOUNDS: dict[str, tuple[float, float]] = {}
 
 
 def of(level: str) -> Fault:
@@ -44,40 +47,39 @@ def of(level: str) -> Fault:
     return LEVELS.get(level, USUAL)
 
 
-def levels(_: World) -> dict[str, tuple[Any, ...]]:
-    """All of them."""
-    return {"fault": (*LEVELS, NONE)}
-
-
-class Control:
+class Control(factor.Control):
     """Only waits until what an earlier one has left behind is gone; the fault itself is asked for by each request."""
 
-    def __init__(self, *_: object) -> None:
-        """Nothing of the place is needed."""
-
     def apply(self, cell: Cell) -> None:
-        """See `control.Control`."""
+        """See `factor.Control`."""
         if drain_s := of(cell.fault).drain_s:
             time.sleep(drain_s)
 
-    def undo(self) -> None:
-        """See `control.Control`."""
 
-    def state(self) -> object:
-        """See `control.Control`."""
-        return None
+class Faults(Factor):
+    """See the module."""
 
-    def ended(self) -> Ended:
-        """See `control.Control`."""
-        return Ended()
+    def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
+        """All of them."""
+        return {"fault": (*LEVELS, NONE)}
 
+    def rules(self, cell: Cell, world: World) -> Rules:
+        """As (holds, rule)."""
+        level, backend = cell.fault, cell.backend
+        service, own = (
+            world.backends.get(backend),
+            {each.backend: name for name, each in LEVELS.items() if each.backend},
+        )
+        able = service is not None and any(world.named(pod).part == SERVER for pod in service.replicas)
+        yield level == NONE or able, f"fault is of backends whose replicas are the part {SERVER}"
+        yield own.get(backend, level) == level, f"the backend {backend} has the fault {own.get(backend)}, and no other"
+        where = of(level).backend
+        yield level == NONE or not where or where == backend, f"the fault {level} is the backend {where}, and it alone"
 
-def rules(cell: Cell, world: World) -> Iterator[tuple[bool, str]]:
-    """As (holds, rule)."""
-    level, backend = cell.fault, cell.backend
-    service, own = world.backends.get(backend), {each.backend: name for name, each in LEVELS.items() if each.backend}
-    able = service is not None and any(world.named(pod).part == SERVER for pod in service.replicas)
-    yield level == NONE or able, f"fault is of backends whose replicas are the part {SERVER}"
-    yield own.get(backend, level) == level, f"the backend {backend} has the fault {own.get(backend)}, and no other"
-    where = of(level).backend
-    yield level == NONE or not where or where == backend, f"the fault {level} is the backend {where}, and it alone"
+    def seconds(self, cell: Cell, before: Cell | None) -> float:
+        """See `Factor`."""
+        return of(cell.fault).drain_s
+
+    def controls(self, place: Place, observers: Observers, plane: Plane | None) -> Iterator[factor.Control]:
+        """See `Factor`."""
+        yield Control()

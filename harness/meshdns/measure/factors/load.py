@@ -2,39 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from meshdns.core.world import World
 from meshdns.measure.cell import Cell
+from meshdns.measure.factors.factor import Factor, Rules
 
 BODY_SIZES = (0, 1024, 16384, 131072, 1048576)  # files in the web image
-BOUNDS = {"rate_hz": (0.0, 20_000.0), "concurrency": (1.0, 1000.0)}
 
 
-def levels(_: World) -> dict[str, tuple[Any, ...]]:
-    """Those that are few."""
-    return {
-        "kind": ("lookup", "request"),
-        "connection": ("new", "keepalive", "none"),
-        "arrival": ("closed", "constant", "poisson"),
-        "wait": ("spin", "block"),
-        "tool": ("agent", "h2load", "dnsperf"),
-        "body_bytes": BODY_SIZES,
-    }
-
-
-def rules(cell: Cell, _: World) -> Iterator[tuple[bool, str]]:
-    """As (holds, rule)."""
-    request = cell.kind == "request"
-    yield not request or cell.connection != "none", "a request needs connection new or keepalive"
-    yield request or cell.connection != "new", "a lookup has connection none, or keepalive to use one socket for all"
-    yield (cell.rate_hz > 0) == (cell.arrival != "closed"), "open loops need rate_hz above 0, closed loops have none"
-    yield request or not (cell.body_bytes or cell.tls), "a lookup has neither body_bytes nor tls"
-    yield from _others(cell)
-
-
-def _others(cell: Cell) -> Iterator[tuple[bool, str]]:
+def _others(cell: Cell) -> Rules:
     """What other load generators can measure."""
     kept = cell.connection == "keepalive" and cell.arm not in ("ip", "null")
     yield cell.tool == "agent" or cell.arrival == "closed", "other load generators run closed loops"
@@ -48,3 +25,35 @@ def _others(cell: Cell) -> Iterator[tuple[bool, str]]:
         "dnsperf asks by wire: kind lookup, connection keepalive, lookup wire, name_kind fqdn, not arm null",
     )
     yield cell.tool != "dnsperf" or "+" not in cell.qtype, "dnsperf asks for one type: qtype A or AAAA"
+
+
+class Load(Factor):
+    """See the module."""
+
+    bounds: ClassVar = {"rate_hz": (0.0, 20_000.0), "concurrency": (1.0, 1000.0)}
+
+    def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
+        """Those that are few."""
+        return {
+            "kind": ("lookup", "request"),
+            "connection": ("new", "keepalive", "none"),
+            "arrival": ("closed", "constant", "poisson"),
+            "wait": ("spin", "block"),
+            "tool": ("agent", "h2load", "dnsperf"),
+            "body_bytes": BODY_SIZES,
+        }
+
+    def rules(self, cell: Cell, world: World) -> Rules:
+        """As (holds, rule)."""
+        request = cell.kind == "request"
+        yield not request or cell.connection != "none", "a request needs connection new or keepalive"
+        yield (
+            request or cell.connection != "new",
+            "a lookup has connection none, or keepalive to use one socket for all",
+        )
+        yield (
+            (cell.rate_hz > 0) == (cell.arrival != "closed"),
+            "open loops need rate_hz above 0, closed loops have none",
+        )
+        yield request or not (cell.body_bytes or cell.tls), "a lookup has neither body_bytes nor tls"
+        yield from _others(cell)

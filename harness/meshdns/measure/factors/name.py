@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from meshdns.core.world import World
 from meshdns.measure.cell import Cell
-
-BOUNDS: dict[str, tuple[float, float]] = {}
-
-
-def levels(_: World) -> dict[str, tuple[Any, ...]]:
-    """All of them."""
-    return {
-        "lookup": ("none", "wire", "getaddrinfo"),
-        "name_kind": ("fqdn", "short", "external", "absent"),
-        "qtype": ("A", "AAAA", "A+AAAA"),
-        "ndots": tuple(range(16)),  # resolv.conf(5): capped at 15
-    }
+from meshdns.measure.factors.factor import Factor, Rules
 
 
-def rules(cell: Cell, _: World) -> Iterator[tuple[bool, str]]:
-    """As (holds, rule)."""
-    request, by_libc = cell.kind == "request", cell.lookup == "getaddrinfo"
-    yield request or cell.lookup != "none", "a lookup needs lookup wire or getaddrinfo"
-    yield not request or cell.name_kind in ("fqdn", "short"), "requests go to names of the cluster: fqdn or short"
-    yield (
-        not by_libc or (cell.arrival == "closed" and cell.concurrency == 1),
-        "getaddrinfo blocks its caller: arrival closed, concurrency 1",
-    )
-    yield not by_libc or cell.wait == "block", "getaddrinfo waits in the C library: wait block"
-    yield (
-        cell.lookup == "none" or not request or "A" in cell.qtype.split("+"),
-        "a request needs an IPv4 address: A",
-    )
-    yield (
-        not by_libc or request or cell.connection == "none",
-        "getaddrinfo has sockets of its own: a lookup by it has connection none",
-    )
+class Name(Factor):
+    """See the module."""
+
+    def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
+        """All of them."""
+        return {
+            "lookup": ("none", "wire", "getaddrinfo"),
+            "name_kind": ("fqdn", "short", "external", "absent"),
+            "qtype": ("A", "AAAA", "A+AAAA"),
+            "ndots": tuple(range(16)),  # resolv.conf(5): capped at 15
+        }
+
+    def rules(self, cell: Cell, world: World) -> Rules:
+        """As (holds, rule)."""
+        request, by_libc = cell.kind == "request", cell.lookup == "getaddrinfo"
+        yield request or cell.lookup != "none", "a lookup needs lookup wire or getaddrinfo"
+        yield not request or cell.name_kind in ("fqdn", "short"), "requests go to names of the cluster: fqdn or short"
+        yield (
+            not by_libc or (cell.arrival == "closed" and cell.concurrency == 1),
+            "getaddrinfo blocks its caller: arrival closed, concurrency 1",
+        )
+        yield not by_libc or cell.wait == "block", "getaddrinfo waits in the C library: wait block"
+        yield (
+            cell.lookup == "none" or not request or "A" in cell.qtype.split("+"),
+            "a request needs an IPv4 address: A",
+        )
+        yield (
+            not by_libc or request or cell.connection == "none",
+            "getaddrinfo has sockets of its own: a lookup by it has connection none",
+        )

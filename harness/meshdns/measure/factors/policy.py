@@ -6,46 +6,58 @@ from collections.abc import Iterator
 from typing import Any
 
 from meshdns.core.world import World
-from meshdns.lab.place import Ended
+from meshdns.lab.observers import Observers
+from meshdns.lab.place import Ended, Place
 from meshdns.lab.plane import Plane
 from meshdns.measure.cell import Cell
+from meshdns.measure.factors import factor
+from meshdns.measure.factors.factor import Factor, Rules
 
+POLICY_S = 0.4  # until one has taken another's place at every sidecar (from data/sample)
 # Each is a file of compose/policies.
 LEVELS = ("retries", "timeouts", "outlier", "breaker", "split", "strict", "permissive", "disable", "reconnect")
-BOUNDS: dict[str, tuple[float, float]] = {}
 
 
-def levels(_: World) -> dict[str, tuple[Any, ...]]:
-    """All of them."""
-    return {"policy": (*LEVELS, "none")}
+class Control(factor.Control):
+    """The control plane's configuration."""
 
-
-class Control:
-    """The control plane's configuration; where there is none nothing is wanted of it."""
-
-    def __init__(self, plane: Plane | None) -> None:
+    def __init__(self, plane: Plane) -> None:
         self._plane = plane
 
     def apply(self, cell: Cell) -> None:
-        """See `control.Control`."""
-        if self._plane:
-            self._plane.govern(cell.policy)
+        """See `factor.Control`."""
+        self._plane.govern(cell.policy)
 
     def undo(self) -> None:
-        """See `control.Control`."""
-        if self._plane:
-            self._plane.govern("none")
+        """See `factor.Control`."""
+        self._plane.govern("none")
 
     def state(self) -> object:
-        """See `control.Control`."""
-        return self._plane.policy if self._plane else ""
+        """See `factor.Control`."""
+        return self._plane.policy
 
     def ended(self) -> Ended:
-        """See `control.Control`: by changes."""
-        return self._plane.ended if self._plane else Ended()
+        """See `factor.Control`: by changes."""
+        return self._plane.ended
 
 
-def rules(cell: Cell, world: World) -> Iterator[tuple[bool, str]]:
-    """As (holds, rule)."""
-    pushed = world.is_governed(cell.backend)
-    yield pushed or cell.policy == "none", "policy and change are of the control plane's backends"
+class Policy(Factor):
+    """See the module."""
+
+    def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
+        """All of them."""
+        return {"policy": (*LEVELS, "none")}
+
+    def rules(self, cell: Cell, world: World) -> Rules:
+        """As (holds, rule)."""
+        pushed = world.is_governed(cell.backend)
+        yield pushed or cell.policy == "none", "policy and change are of the control plane's backends"
+
+    def seconds(self, cell: Cell, before: Cell | None) -> float:
+        """See `Factor`."""
+        return POLICY_S if before is not None and before.policy != cell.policy else 0.0
+
+    def controls(self, place: Place, observers: Observers, plane: Plane | None) -> Iterator[factor.Control]:
+        """See `Factor`."""
+        if plane:
+            yield Control(plane)

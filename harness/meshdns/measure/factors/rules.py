@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import ClassVar
 
 from meshdns.core.world import Pod, World
+from meshdns.lab.observers import Observers
+from meshdns.lab.place import Place
+from meshdns.lab.plane import Plane
 from meshdns.measure.cell import Cell
-from meshdns.measure.factors import control
-
-BOUNDS = {"extra_rules": (0.0, 10_000.0)}
-
-
-def levels(_: World) -> dict[str, tuple[Any, ...]]:
-    """Any within the bounds."""
-    return {}
+from meshdns.measure.factors import factor
+from meshdns.measure.factors.factor import Factor, Rules
 
 
-class Control(control.OfPods[int]):
+class Control(factor.OfPods[int]):
     """The pod's observer puts them before the others."""
 
     usual = 0
@@ -27,11 +24,20 @@ class Control(control.OfPods[int]):
         return cell.extra_rules
 
     def set(self, client: Pod, level: int) -> None:
-        """See `control.OfPods`."""
+        """See `factor.OfPods`."""
         self.tell(client, {"op": "extra_rules", "count": level, "mechanism": client.mechanism})
 
 
-def rules(cell: Cell, world: World) -> Iterator[tuple[bool, str]]:
-    """As (holds, rule)."""
-    client = world.arms.get(cell.arm)
-    yield cell.extra_rules == 0 or (client is not None and client.sidecar), "extra_rules need an arm that captures"
+class ExtraRules(Factor):
+    """See the module."""
+
+    bounds: ClassVar = {"extra_rules": (0.0, 10_000.0)}
+
+    def rules(self, cell: Cell, world: World) -> Rules:
+        """As (holds, rule)."""
+        client = world.arms.get(cell.arm)
+        yield cell.extra_rules == 0 or (client is not None and client.sidecar), "extra_rules need an arm that captures"
+
+    def controls(self, place: Place, observers: Observers, plane: Plane | None) -> Iterator[factor.Control]:
+        """See `Factor`."""
+        yield Control(place, observers)

@@ -1,21 +1,26 @@
-"""What brings a cell's level about before it is measured, and takes it back after the run."""
+"""A knob of plans: what its levels are, when they mean something, and how they come about.
+
+A module of this folder is one; what it does not say is as here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Generic, TypeVar
 
-from meshdns.core.world import Pod
+from meshdns.core.world import Pod, World
 from meshdns.lab.observers import Observers
 from meshdns.lab.place import Ended, Place
+from meshdns.lab.plane import Plane
 from meshdns.measure.cell import Cell
 
 ASK_TIMEOUT_S = 30
 Level = TypeVar("Level")
+Rules = Iterator[tuple[bool, str]]
 
 
-class Control(Protocol):
-    """One thing that cells want different; it remembers how it stands, so that the same again costs nothing."""
+class Control:
+    """Brings a cell's level about before it is measured; it remembers how it stands: the same again costs nothing."""
 
     def apply(self, cell: Cell) -> None:
         """As the cell wants it. Raises TestbedError."""
@@ -28,9 +33,38 @@ class Control(Protocol):
 
     def ended(self) -> Ended:
         """Services that are not up because a cell wants it so, or were not."""
+        return Ended()
 
 
-class OfPods(Generic[Level]):
+class Factor:
+    """One or several columns of a cell that belong together."""
+
+    bounds: ClassVar[
+        Mapping[str, tuple[float, float]]
+    ] = {}  # column -> least and greatest level, where these are numbers
+
+    def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
+        """Column -> its levels, where these are few."""
+        del world
+        return {}
+
+    def rules(self, cell: Cell, world: World) -> Rules:
+        """Why a cell is not possible, as (holds, rule)."""
+        del cell, world
+        return iter(())
+
+    def seconds(self, cell: Cell, before: Cell | None) -> float:
+        """By how much a trial after that of the cell `before` is expected to take longer, beside its load."""
+        del cell, before
+        return 0.0
+
+    def controls(self, place: Place, observers: Observers, plane: Plane | None) -> Iterator[Control]:
+        """What brings its levels about; `plane` where the place has a control plane."""
+        del place, observers, plane
+        return iter(())
+
+
+class OfPods(Control, Generic[Level]):
     """A level of each pod that captures; subclasses say which, and how it is set."""
 
     usual: Level
@@ -62,10 +96,6 @@ class OfPods(Generic[Level]):
         """See `Control`."""
         return dict(self.levels)
 
-    def ended(self) -> Ended:
-        """See `Control`."""
-        return Ended()
-
     def _change(self, client: Pod, level: Level) -> None:
         if level != self.levels.get(client.pod, self.usual):
             self.set(client, level)
@@ -74,6 +104,3 @@ class OfPods(Generic[Level]):
     def tell(self, client: Pod, request: dict[str, object]) -> None:
         """The pod's observer does it. Raises TestbedError."""
         self.observers[client.pod].ask(request, ASK_TIMEOUT_S)
-
-
-Make = Callable[[Place, Observers], Control]
