@@ -213,7 +213,7 @@ def test_pages_of_a_run_with_markup_in_every_fact_hold_none_of_it(tmp_path: Path
 def test_a_question_that_was_not_asked_comes_with_the_plan_that_asks_it(runs: Path, tmp_path: Path) -> None:
     path = small_notebooks.write(tmp_path, "05_change")
     notebook = nbformat.read(path, as_version=4)
-    notebook.metadata["meshdns"] = {"needs": "change"}
+    notebook.metadata["meshdns"] = {"needs": ["change"]}
     nbformat.write(notebook, path)
     measured = store.load(runs)
     can, unasked = report._answerable([path], set(measured.cells["experiment"]))

@@ -77,16 +77,16 @@ def parameter(text: str) -> object:
 
 
 def _answerable(notebooks: Sequence[Path], experiments: Set[str]) -> tuple[list[Path], list[index.Unasked]]:
-    """Notebooks whose experiment (`needs` in their metadata) is among these, and what the others ask."""
+    """Notebooks one of whose experiments (`needs` in their metadata) is among these, and what the others ask."""
     can, unasked = [], []
     for notebook in notebooks:
         document = json.loads(notebook.read_text(encoding="utf-8"))
         needs = document.get("metadata", {}).get("meshdns", {}).get("needs")
-        if needs is None or needs in experiments:
+        if needs is None or experiments & set(needs):
             can.append(notebook)
         else:
             question = "".join(document["cells"][0]["source"]).splitlines()[0].lstrip("# ")
-            unasked.append(index.Unasked(question, plans.measuring(needs)))
+            unasked.append(index.Unasked(question, plans.measuring(needs[0])))
     return can, unasked
 
 
