@@ -6,11 +6,12 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import yaml
 
 from meshdns import store
 from meshdns.core import errors
 from meshdns.core.progress import Progress
-from meshdns.lab import plane, watch
+from meshdns.lab import plane, watch, world
 from meshdns.measure import block, facts, plan, run, session
 from meshdns.measure.block import measure_block
 from meshdns.measure.factors import change, fault
@@ -134,3 +135,43 @@ def test_a_run_names_what_it_loses(
         run.execute(what, place, tmp_path, Progress(1, "test"))
     said = f"dns-bind: the container was killed by SIGKILL (exit code 137) {when}; its log ends: dns-bind says goodbye"
     assert str(caught.value).startswith(said)
+
+
+SMALL = """
+name = "small"
+seed = 1
+blocks = 2
+[[experiment]]
+name = "request"
+kind = "request"
+arm = ["bare", "meshy"]
+backend = "meshed"
+connection = "new"
+arrival = "closed"
+count = 3
+warmup = 1
+"""
+
+
+def test_a_world_of_ones_own_needs_none_of_the_shipped_arms(tmp_path: Path) -> None:
+    """Two arms by names of their own, and what every testbed has; one replica instead of three."""
+    kept = {"meshdns", "kube-dns", "dns", "world-dns", "observer", "web", "web-headless", "web-1"}
+    renamed = {"client-plain": "bare", "client-mode2-agent": "meshy"}
+    documents = []
+    for path in sorted(world.SHIPPED.glob("*.yaml")):
+        for each in yaml.safe_load_all(path.read_text()):
+            name = each["metadata"]["name"]
+            if name in renamed:
+                each["metadata"]["annotations"]["meshdns/arm"] = renamed[name]
+            if each["kind"] == "EndpointSlice" and name != "kube-dns":
+                each["endpoints"] = each["endpoints"][:1]
+            documents += [each] if each["kind"] == "Namespace" or name in kept | renamed.keys() else []
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump_all(documents))
+    mine = world.read([tmp_path / "mine.yaml"])
+    place = Recording(world=mine)
+    place.up(lambda _: None)
+    what = plan.parse(SMALL, "small", mine)
+    folder = run.execute(what, place, tmp_path / "runs", Progress(1, "test"))
+    stored = store.load(folder)
+    assert list(stored.world.arms) == ["bare", "meshy"]
+    assert stored.cells["valid"].all(), stored.cells["reasons"].tolist()

@@ -392,9 +392,9 @@ class Load:
             return "127.0.0.1"
         if self.client.dns_proxy and not (name == self.where.world.external_name and not self.client.governed):
             return self.where._table(self.client.dns).get(name, "")
-        world = self.where.address("world-web")
-        zone = {each.fqdn: each.cluster_ip or world for each in self.where.world.backends.values()}
-        return {**zone, self.where.world.external_name: world}.get(name, "")
+        outside = f"{self.where.nets.world}.80"
+        zone = {each.fqdn: each.cluster_ip or outside for each in self.where.world.backends.values()}
+        return {**zone, self.where.world.external_name: outside}.get(name, "")
 
     def answer(self) -> Answer:
         """Header and columns."""

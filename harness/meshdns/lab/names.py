@@ -6,6 +6,8 @@ from meshdns.core.world import Nets, Service, World
 from meshdns.dnsproxy import conformance
 from meshdns.lab import ports
 
+DNSDIST_RULE = "from-"  # how dnsdist's counting rules begin, each named after a pod
+
 
 def conformance_world(world: World, nets: Nets) -> conformance.World:
     """The names that the conformance suite asks for; mode 2's DNS proxies know them beside the services."""
@@ -18,9 +20,6 @@ def conformance_world(world: World, nets: Nets) -> conformance.World:
         upstream_name=world.external_name,
         absent_name="absent.example.com",
     )
-
-
-DNSDIST_RULE = "from-"  # how dnsdist's counting rules begin, each named after a pod
 
 
 def application_name(world: World, name_kind: str, service: Service) -> str:

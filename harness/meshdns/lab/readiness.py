@@ -19,7 +19,6 @@ from meshdns.lab.place import Place
 
 TIMEOUT_S = 60  # proxies and name servers answer within a few seconds of their start
 UNRESOLVED_S = 5  # then, and again, a sidecar whose names are not resolved is started anew (`_ask_again`)
-_ENDPOINTS = 3  # of every service: its replicas
 
 
 def refusals(place: Place) -> dict[str, str]:
@@ -51,10 +50,7 @@ def set_sidecar(place: Place, client: Pod, observer: Channel, *, up: bool) -> No
         return
     place.start(service)
     deadline = time.monotonic() + TIMEOUT_S
-    while (
-        observers.page(observer, _own_probes(client)[service]) is None
-        or _endpoints(place, client, observer) < _ENDPOINTS
-    ):
+    while observers.page(observer, _own_probes(client)[service]) is None or not _resolved(place, client, observer):
         if time.monotonic() > deadline:
             raise _unready(place, service, "is not ready again")
         time.sleep(0.05)
@@ -82,12 +78,11 @@ def _not_ready(place: Place, asking: Observers) -> dict[str, str]:
         for service, (pod, page) in _probes(place).items()
         if not any(service.startswith(f"{each}-") for each in refused) and observers.page(asking[pod], page) is None
     }
-    if "xds" in place.groups and not _postgres_listens(place):
-        waiting["world-postgres"] = "does not answer"
+    waiting |= dict.fromkeys(_deaf(place), "does not answer")
     for client in observers.clients(place):
         if not client.sidecar or client.pod in refused or f"{client.pod}-envoy" in waiting:
             continue
-        if _endpoints(place, client, asking[client.pod]) < _ENDPOINTS:
+        if not _resolved(place, client, asking[client.pod]):
             waiting[f"{client.pod}-envoy"] = "has not resolved its endpoints"
     return waiting
 
@@ -104,22 +99,29 @@ def _ask_again(place: Place, waiting: Collection[str]) -> None:
             place.start(service)
 
 
-def _postgres_listens(place: Place) -> bool:
-    """The slowest of the servers outside, where no observer is."""
-    ask = f"/usr/lib/postgresql/*/bin/pg_isready -q -h 127.0.0.1 -p {place.world.backends['postgres'].ports[0]}"
-    said = place.exec("world-postgres", ["sh", "-c", f"{ask} && echo yes || echo no"], timeout_s=15)
-    return said.strip() == "yes"
+def _deaf(place: Place) -> list[str]:
+    """Of the servers outside the slowest, where no observer is: PostgreSQL's that do not listen yet."""
+    world = place.world
+    there = {pod.pod for pod in world.pods if pod.part == "world-postgres" and pod.group in (CORE, *place.groups)}
+    ports_of = {each.served_by: each.ports[0] for each in world.services if each.served_by in there}
+    ask = "/usr/lib/postgresql/*/bin/pg_isready -q -h 127.0.0.1 -p {} && echo yes || echo no"
+    said = {
+        pod: place.exec(pod, ["sh", "-c", ask.format(port)], timeout_s=15).strip() for pod, port in ports_of.items()
+    }
+    return [pod for pod, words in said.items() if words != "yes"]
 
 
-def _endpoints(place: Place, client: Pod, observer: Channel) -> int:
-    """Fewest healthy members among the client sidecar's service clusters."""
-    known = [each for each in place.world.backends.values() if each.governed and each.watched]
+def _resolved(place: Place, client: Pod, observer: Channel) -> bool:
+    """Whether each service's cluster of the client's sidecar has as many healthy members as the smallest has pods."""
+    pushed = [each for each in place.world.backends.values() if each.governed and each.watched]
+    known = pushed if client.governed else place.world.static
     hosts = "|".join(re.escape(service.host) for service in known)
     cluster = rf"outbound\|80\|\|({hosts})" if client.governed else "-http"
     pattern = urllib.parse.quote(rf"{cluster}\.membership_healthy", safe="")
     url = f"http://127.0.0.1:{ISTIO.admin_port}/stats?format=json&filter={pattern}"
     stats = json.loads(observers.page(observer, {"url": url}) or '{"stats": []}')["stats"]
-    return min((int(each["value"]) for each in stats if "value" in each), default=0)
+    fewest = min((int(each["value"]) for each in stats if "value" in each), default=0)
+    return fewest >= min((len(service.replicas) for service in known), default=0)
 
 
 def _probes(place: Place) -> dict[str, tuple[str, Page]]:
@@ -135,7 +137,7 @@ def _probes(place: Place) -> dict[str, tuple[str, Page]]:
         if server.group in (CORE, *place.groups):
             outside(f"{server.pod}-envoy", server.pod, f"{ISTIO.stats_port}/stats?filter=^server.live$")
             outside(f"{server.pod}-app", server.pod, f"{ISTIO.status_port}/status")
-    for pod in place.world.alone:
+    for pod in (each for each in place.world.alone if each.group in (CORE, *place.groups)):
         outside(pod.pod, pod.pod, f"{ISTIO.status_port}/status")
     if "xds" in place.groups:
         outside("control-plane", "control-plane", f"{ports.PORT_PLANE}/ready")

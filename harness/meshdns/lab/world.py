@@ -184,6 +184,18 @@ class _Builder:
         for one in self.of("Pod"):
             self._add_pod(one)
         refuse(self.faults)
+        wanted = [
+            "dns",
+            "world-dns",
+            "observer",
+            *(["control-plane"] if any(p.governed for p in self.pods.values()) else []),
+        ]
+        for name in wanted:
+            if name not in self.pods:
+                settings.fault(f"the world has no Pod {name}", "take it from compose/worlds", "metadata", "name")
+        if not any(pod.arm for pod in self.pods.values()):
+            settings.fault("no Pod is an arm", f"give one the annotation {OURS}arm", "metadata", "name")
+        refuse(self.faults)
         services = tuple(self._services(settings.namespace, data["domain"]))
         self._once(services)
         if data["lookup"] not in {service.name for service in services}:

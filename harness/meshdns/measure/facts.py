@@ -8,17 +8,18 @@ import importlib.metadata
 import json
 import platform
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from meshdns import __version__
 from meshdns.core import paths
+from meshdns.core.world import CORE
 from meshdns.interception.conventions import ISTIO
 from meshdns.lab import observers, plane
 from meshdns.lab.channel import Channel
 from meshdns.lab.place import Place
-from meshdns.measure import counters, trace
+from meshdns.measure import trace
 from meshdns.measure.cell import Cell
 from meshdns.measure.plan import Plan
 from meshdns.measure.session import Session
@@ -28,16 +29,6 @@ ASK_TIMEOUT_S = 30
 CONFORMANCE_TIMEOUT_S = 60  # some fifty questions, most answered at once
 _MODES = {"mode1", "mode2-agent"}  # traced whatever the plan asks: their paths are what the two modes are
 TRACED = "http://{service}/bytes/1024"  # as a neighbour asks; both sidecars, where there are any
-_VERSION_COMMANDS = {
-    "envoy": ("client-mode1-envoy", "envoy --version"),
-    "bind": ("dns-bind", "named -v"),
-    "dnsdist": ("dns-dnsdist", "dnsdist --version"),
-    "nginx": ("legacy-1", "nginx -v"),
-    "client python": ("client-plain-app", "python3 --version"),
-    "h2load": ("client-plain-app", "h2load --version"),
-    "dnsperf": ("client-plain-app", "dpkg-query -W -f '${Version}' dnsperf"),
-    "iptables": ("client-plain-observer", "iptables --version"),
-}
 
 
 def gather(what: Plan, opened: Session) -> dict[str, Any]:
@@ -50,7 +41,7 @@ def gather(what: Plan, opened: Session) -> dict[str, Any]:
         "networks": {"pods": place.nets.pods, "world": place.nets.world},
         "rules": {pod: each.ask({"op": "loaded"}, ASK_TIMEOUT_S)[0]["text"] for pod, each in opened.observers.items()},
         "envoy": _config_dumps(opened, arms | _MODES),
-        "envoy_servers": json.loads(place.read("web-1/envoy.json")),
+        "envoy_servers": _server_sidecar(place),
         "dns": _name_servers(place),
     }
     known["versions"] = _versions(place) | known["versions"]
@@ -58,12 +49,15 @@ def gather(what: Plan, opened: Session) -> dict[str, Any]:
         known["governed"] = plane.Plane(place, opened.observers["observer"]).told()
     known |= {"traces": _traces(opened, arms), "refused": opened.refused, "conformance": _conformance(place, arms)}
     # Last, when the machine has come to rest after the start of everything, as it is while blocks are measured.
-    return known | {"clock": {"plain": _clock(opened.agents.of("plain", 5))}}
+    calm = "plain" if "plain" in place.world.arms else observers.clients(place)[0].arm
+    return known | {"clock": {calm: _clock(opened.agents.of(calm, 5))}}
 
 
-def resolutions(reader: counters.Reader) -> dict[str, Any]:
+def resolutions(opened: Session) -> dict[str, Any]:
     """How often the sidecar of mode 1 has resolved endpoints since its start, by its own count and by the rules'."""
-    (counts,) = reader.counts(Cell("closing", "mode1"))
+    if "mode1" not in opened.place.world.arms:
+        return {}
+    (counts,) = opened.reader.counts(Cell("closing", "mode1"))
     names = {"attempts": "pod/envoy/cluster_resolutions", "queries": "pod/rule/dns_proxy"}
     return {"mode1": {name: counts[key] for name, key in names.items()}}
 
@@ -182,12 +176,36 @@ def _text(path: str) -> str:
         return ""
 
 
+def _server_sidecar(place: Place) -> dict[str, Any]:
+    """What the first replica's Envoy starts with, where it is told everything then; empty where there is none."""
+    static = (server for server in place.world.meshed if not server.governed)
+    found: dict[str, Any] = next((json.loads(place.read(f"{each.pod}/envoy.json")) for each in static), {})
+    return found
+
+
+def _programs(place: Place) -> Iterator[tuple[str, str, str]]:
+    """Name, a service that has it, and how it says its version."""
+    clients, world = observers.clients(place), place.world
+    sidecars = [f"{client.pod}-envoy" for client in clients if client.sidecar]
+    alone, meshed = ([pod for pod in pods if pod.group == CORE] for pods in (world.alone, world.meshed))
+    servers = [*(pod.pod for pod in alone), *(f"{pod.pod}-app" for pod in meshed)]
+    yield from (("envoy", service, "envoy --version") for service in sidecars[:1])
+    yield "bind", "dns-bind", "named -v"
+    yield "dnsdist", "dns-dnsdist", "dnsdist --version"
+    yield from (("nginx", service, "nginx -v") for service in servers[:1])
+    app = f"{clients[0].pod}-app"
+    yield "client python", app, "python3 --version"
+    yield "h2load", app, "h2load --version"
+    yield "dnsperf", app, "dpkg-query -W -f '${Version}' dnsperf"
+    yield "iptables", f"{clients[0].pod}-observer", "iptables --version"
+
+
 def _versions(place: Place) -> dict[str, str]:
     found = {"meshdns": __version__, "python": platform.python_version(), "commit": paths.commit()}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # of the notebooks' extra
             found[name] = importlib.metadata.version(name)
-    for name, (service, program) in _VERSION_COMMANDS.items():
+    for name, service, program in _programs(place):
         found[name] = _version_in(place.exec(service, ["sh", "-c", f"{program} 2>&1 || true"], timeout_s=20))
     return found
 

@@ -30,7 +30,7 @@ def execute(what: Plan, place: Place, root: Path, progress: Progress, resume: Pa
         for number in writer.missing():
             _keep(writer, measure_block(what, number, place, opened))
         with opened.during("after the last block"):
-            closing = {"resolutions": facts.resolutions(opened.reader)}
+            closing = {"resolutions": facts.resolutions(opened)}
     return writer.finish(now(), closing)
 
 

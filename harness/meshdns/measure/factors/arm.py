@@ -23,6 +23,8 @@ class Arm(Factor):
     def rules(self, cell: Cell, world: World) -> Rules:
         """As (holds, rule)."""
         arm, request = cell.arm, cell.kind == "request"
+        asks = "plain" in world.arms and any(pod.pod == "null-target" for pod in world.pods)
+        yield arm != NULL or asks, "the arm null needs a world with the arm plain and the Pod null-target"
         yield (
             arm != "ip" or (request and cell.lookup == "none"),
             "the arm ip knows addresses: kind request, lookup none",

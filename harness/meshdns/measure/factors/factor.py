@@ -5,6 +5,7 @@ A module of this folder is one; what it does not say is as here.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -39,9 +40,8 @@ class Control:
 class Factor:
     """One or several columns of a cell that belong together."""
 
-    bounds: ClassVar[
-        Mapping[str, tuple[float, float]]
-    ] = {}  # column -> least and greatest level, where these are numbers
+    # Column -> least and greatest level, where these are numbers.
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {}
 
     def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
         """Column -> its levels, where these are few."""
@@ -64,7 +64,7 @@ class Factor:
         return iter(())
 
 
-class OfPods(Control, Generic[Level]):
+class OfPods(Control, ABC, Generic[Level]):
     """A level of each pod that captures; subclasses say which, and how it is set."""
 
     usual: Level
@@ -73,13 +73,13 @@ class OfPods(Control, Generic[Level]):
         self.place, self.observers = place, observers
         self.levels: dict[str, Level] = {}
 
+    @abstractmethod
     def wanted(self, cell: Cell) -> Level:
         """The cell's."""
-        raise NotImplementedError
 
+    @abstractmethod
     def set(self, client: Pod, level: Level) -> None:
         """From now on. Raises TestbedError."""
-        raise NotImplementedError
 
     def apply(self, cell: Cell) -> None:
         """See `Control`."""

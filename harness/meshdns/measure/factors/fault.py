@@ -66,10 +66,8 @@ class Faults(Factor):
     def rules(self, cell: Cell, world: World) -> Rules:
         """As (holds, rule)."""
         level, backend = cell.fault, cell.backend
-        service, own = (
-            world.backends.get(backend),
-            {each.backend: name for name, each in LEVELS.items() if each.backend},
-        )
+        service = world.backends.get(backend)
+        own = {each.backend: name for name, each in LEVELS.items() if each.backend}
         able = service is not None and any(world.named(pod).part == SERVER for pod in service.replicas)
         yield level == NONE or able, f"fault is of backends whose replicas are the part {SERVER}"
         yield own.get(backend, level) == level, f"the backend {backend} has the fault {own.get(backend)}, and no other"
