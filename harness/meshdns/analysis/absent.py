@@ -21,33 +21,7 @@ MIME = "application/vnd.meshdns.absent+json"
 ATTRIBUTE, LEFT_OUT = "absent", "left out"  # of a table
 TRACES, CONFORMANCE, GOVERNED = "traces", "conformance", "governed"  # no experiments, but facts of a run
 _BY = {TRACES: ("quick",), CONFORMANCE: ("quick",), GOVERNED: ("policies",)}
-WORDS = {  # for the experiments and facts that notebooks ask for
-    "lookup": "lookups of a cluster name",
-    "names": "other kinds of name and record",
-    "delay": "a cluster DNS that answers later",
-    "request": "requests on new connections",
-    "keepalive": "requests on kept connections",
-    "open": "requests that arrive at random at one rate",
-    "tls": "TLS from the application",
-    "body": "bodies of other sizes",
-    "answers": "names answered with other addresses",
-    "faults": "faulty replicas and policies",
-    "split": "traffic that is split",
-    "mtls": "mutual TLS",
-    "external": "services outside the mesh",
-    "change": "changes of endpoints under load",
-    "gone": "a name that is removed",
-    "unnoticed": "changes that nobody should notice",
-    "capture": "capturing new connections",
-    "capture-keepalive": "capturing kept connections",
-    "capture-lookup": "capturing lookups",
-    "inbound": "capturing what comes in",
-    "rules": "extra rules, new connections",
-    "rules-keepalive": "extra rules, kept connections",
-    "rules-lookup": "extra rules, lookups",
-    "card-wire": "the agent's stamps beside packets",
-    "card-ladder": "known delays",
-    "card-ruler": "other load generators",
+_FACTS = {
     TRACES: "the way of a traced request in each mode",
     CONFORMANCE: "how the DNS proxies answer what Istio's agent is known to answer",
     GOVERNED: "names that the control plane pushed",
@@ -80,16 +54,15 @@ def knowing(table: Frame, names: Iterable[str]) -> Frame:
     return table
 
 
-def leaving(table: Frame, arms: Iterable[str], why: str) -> Frame:
+def leaving(table: Frame, arms: Iterable[str]) -> Frame:
     """The same table, which says beside its rows that it leaves these arms out."""
-    names = [*arms]
-    table.attrs[LEFT_OUT] = f"Left out here: {', '.join(names)}. {why}" if names else ""
+    table.attrs[LEFT_OUT] = [*arms]
     return table
 
 
-def left_out(table: pd.DataFrame) -> str:
-    """The sentence on the arms that the table leaves out; "" of none."""
-    return str(table.attrs.get(LEFT_OUT, ""))
+def left_out(table: pd.DataFrame) -> list[str]:
+    """The arms that the table leaves out."""
+    return list(table.attrs.get(LEFT_OUT, ()))
 
 
 def known(table: pd.DataFrame) -> tuple[str, ...]:
@@ -107,7 +80,7 @@ def sentence(names: Iterable[str]) -> str:
     by_plans: dict[tuple[str, ...], list[str]] = {}
     for name in dict.fromkeys(names):
         measuring = _BY.get(name) or tuple(plans.measuring(name))
-        by_plans.setdefault(measuring, []).append(WORDS.get(name, name))
+        by_plans.setdefault(measuring, []).append(_FACTS.get(name) or plans.about(name))
     parts = [f"{', '.join(words)}{_measured_by(each)}" for each, words in by_plans.items()]
     return f"Not measured in these runs: {'; '.join(parts)}." if parts else ""
 

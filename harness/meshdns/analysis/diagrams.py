@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from meshdns.analysis import absent, figures, looks
+from meshdns.analysis import absent, drawing, looks
 from meshdns.studies import transfers
 
 # The order in which a request meets them.
@@ -72,7 +72,7 @@ def sequence(found: Mapping[str, transfers.Path], *arms: str) -> Figure:
     if not any(drawn.values()):
         absent.tell([absent.TRACES])
     with _styled():
-        figure, places = plt.subplots(1, len(arms), figsize=(figures.WIDTH, _ROW * (rows + 3)), squeeze=False)
+        figure, places = plt.subplots(1, len(arms), figsize=(drawing.WIDTH, _ROW * (rows + 3)), squeeze=False)
         for ax, (arm, arrows) in zip(places[0], drawn.items(), strict=True):
             ax.set_title(arm, color=seen[arm].colour, fontweight="bold")
             _panel(ax, arrows, rows)
@@ -84,7 +84,7 @@ def sequence(found: Mapping[str, transfers.Path], *arms: str) -> Figure:
 def _styled() -> Any:
     """Our style, with the notebook's backend loaded before: see `figures`."""
     plt.draw_if_interactive()  # type: ignore[no-untyped-call]
-    return plt.style.context(figures.STYLE)
+    return plt.style.context(drawing.STYLE)
 
 
 def _arrows(path: transfers.Path) -> list[_Arrow]:
@@ -147,7 +147,7 @@ def _draw(ax: Axes, y: float, arrow: _Arrow, names: Sequence[str]) -> None:
 def grid(table: pd.DataFrame, missing: str = "not measured in these runs") -> Axes:
     """A row per answer, a column per condition, the outcome in words on a ground whose lightness repeats it."""
     with _styled():
-        ax: Axes = plt.subplots(figsize=(figures.WIDTH, 0.9 + 0.46 * max(len(table), 2)))[1]
+        ax: Axes = plt.subplots(figsize=(drawing.WIDTH, 0.9 + 0.46 * max(len(table), 2)))[1]
         ax.set_xlim(0, len(table.columns))
         ax.set_ylim(max(len(table), 1), 0)
         for y, (_, words) in enumerate(table.iterrows()):

@@ -49,6 +49,13 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Pooled:
+    """A quantile over all blocks together, in the place of an interval that no block has the samples for."""
+
+    value_ns: float  # NaN of too few in all
+
+
+@dataclass(frozen=True)
 class Difference:
     """b minus a, paired inside blocks."""
 

@@ -1,9 +1,14 @@
-"""How numbers of tables read: cells of a shown table, and the phrases of which answers are made."""
+"""How tables read: their headings, their cells, and the phrases of which answers are made.
+
+Tables that are computed have identifiers as columns (`p50`, `delay_ms`) and values as cells; what people read in their
+place is here, and what is of one study in the `Words` of its answer.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -61,6 +66,7 @@ def turned(each: stats.Interval, sign: int) -> stats.Interval:
 
 
 UNRESOLVED = "not resolved"  # how the reading of a difference begins whose sign the data do not tell
+BASELINE = "the baseline"  # reading of what the others are compared with
 TWIN = "the noise floor"  # reading of an arm against its equal: what they differ by is noise, whatever it is
 CLEAR = ("less", "more")  # readings that tell a difference
 
@@ -95,27 +101,51 @@ class Shown(pd.DataFrame):
 _WITH_WORDS = Template("{{ table|safe }}<p>{{ words }}</p>", autoescape=True)
 
 
-def shown(table: pd.DataFrame, made_of: pd.DataFrame | None = None) -> Shown | absent.Absent:
-    """The table as people read it: intervals with units, differences in µs and in %, no columns of raw values.
+@dataclass(frozen=True)
+class Words:
+    """What people read in the place of a table's identifiers."""
 
-    Without a row it says whether that was not measured, as the table knows or what it was made of, or nothing is there.
+    headings: Mapping[str, str] = field(default_factory=dict)  # of columns, where `heading` does not say it
+    values: Mapping[str, Mapping[Hashable, object]] = field(default_factory=dict)  # column -> value -> as it is read
+    left_out: str = ""  # why a table leaves arms out
+
+
+_UNITS = {"ns": "ns", "us": "µs", "ms": "ms", "s": "s", "mb": "MB", "kb": "kB", "percent": "%", "hz": "/s"}
+
+
+def heading(column: str) -> str:
+    """`delay_ms` is read as `delay, ms`, and `name_kind` as `name kind`."""
+    words, _, unit = column.rpartition("_")
+    return f"{words.replace('_', ' ')}, {_UNITS[unit]}" if words and unit in _UNITS else column.replace("_", " ")
+
+
+def shown(table: pd.DataFrame, words: Words = Words(), columns: Sequence[str] | None = None) -> Shown | absent.Absent:
+    """The table, or these columns of it, as people read it: intervals with units, differences in µs and in %.
+
+    Columns of raw values are left out. Without a row it says whether that was not measured, as the table knows, or
+    nothing is there.
     """
+    arms = absent.left_out(table)
+    beside = f"Left out here: {', '.join(arms)}. {words.left_out}".rstrip() if arms else ""
     if table.empty:
-        missing = absent.known(table if made_of is None else made_of)
-        if missing and not absent.left_out(table):
+        missing = absent.known(table)
+        if missing and not arms:
             return absent.Absent(missing)
-        return _with_words(Shown({"": ["nothing to list"]}, index=[""]), absent.left_out(table))
+        return _with_words(Shown({"": ["nothing to list"]}, index=[""]), beside)
     out: dict[str, Any] = {}
-    for name, values in table.items():
-        kinds = {type(value) for value in values} - {type(None)}
+    for column, cells in (table if columns is None else table[[*columns]]).items():
+        name = str(column)
+        known = words.values.get(name, {})
+        values: list[Any] = [known.get(each, each) if known else each for each in cells]
+        said, kinds = words.headings.get(name, heading(name)), {type(value) for value in values} - {type(None)}
         if kinds == {np.ndarray}:
             continue
         if kinds == {stats.Difference}:
-            out[f"{name}, µs"] = [ABSENT if each is None else interval(each.absolute, signed=True) for each in values]
-            out[f"{name}, %"] = [ABSENT if each is None else percent(each.relative) for each in values]
+            out[f"{said}, µs"] = [ABSENT if each is None else interval(each.absolute, signed=True) for each in values]
+            out[f"{said}, %"] = [ABSENT if each is None else percent(each.relative) for each in values]
         else:
-            out[str(name)] = [_cell(value) for value in values]
-    return _with_words(Shown(out, index=[""] * len(table)), absent.left_out(table))  # row numbers would read as data
+            out[said] = [_cell(value) for value in values]
+    return _with_words(Shown(out, index=[""] * len(table)), beside)  # row numbers would read as data
 
 
 def _with_words(table: Shown, words: str) -> Shown:
@@ -126,8 +156,12 @@ def _with_words(table: Shown, words: str) -> Shown:
 def _cell(value: object) -> object:
     if isinstance(value, stats.Interval):
         return microseconds(value)
+    if isinstance(value, stats.Pooled):
+        return ABSENT if np.isnan(value.value_ns) else f"{units.duration(value.value_ns, 'µs')} (blocks pooled)"
     if value is None or value is pd.NaT or (isinstance(value, float) and np.isnan(value)):
         return ABSENT
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.0f}" if value.is_integer() else units.number(value)
     return value

@@ -104,6 +104,7 @@ class Experiment:
     series: str = (
         ""  # the experiment this one belongs to, where one table of factors cannot say it; its own name if empty
     )
+    about: str = ""  # what is measured by it, in a few words
 
     def cells(self) -> list[Cell]:
         """All combinations, in the order the factors are written."""
@@ -264,7 +265,7 @@ def parse(text: str, place: str, world: World) -> Plan:
 
 def from_json(document: dict[str, Any], place: str, world: World) -> Plan:
     """A plan from its TOML or JSON tree. Raises InputError."""
-    document = dict(document)
+    document = plans.whole(document, place)
     tables = document.pop("experiment", [])
     _known(place, document, {"name", "question", "seed", "blocks"})
     for key in ("name", "seed", "blocks"):
@@ -314,7 +315,7 @@ def _once(what: Plan, place: str) -> None:
 
 def find(name: str, world: World) -> Plan:
     """A shipped plan by name, or a plan file by path. Raises InputError."""
-    path = plans.FOLDER / f"{name}.toml" if name in plans.shipped() else Path(name)
+    path = plans.shipped().get(name, Path(name))
     step = f"use {', '.join(plans.shipped())}, or a path to a TOML file"
     try:
         text = path.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Index: experiments that no notebook asks for, such as those of a plan of one's own, as levels without a claim."""
+"""Experiments that no study reads, such as those of a plan of one's own, as levels without a claim."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ from typing import Any
 
 import pandas as pd
 
-from meshdns import store
-from meshdns.analysis import absent, cells, looks, provenance, text
+from meshdns import store, studies
+from meshdns.analysis import cells, looks, text
 
-COLUMNS = ["experiment", "arm", "factors", "blocks", "invalid cells", "p50", "p90"]
+COLUMNS = ["experiment", "arm", "factors", "blocks", "invalid_cells", "p50", "p90"]
 _ALWAYS = ("experiment", "arm")
 
 
 def experiments(runs: store.Runs) -> list[str]:
     """Their names."""
-    names = sorted(set(map(str, runs.cells["experiment"])))
-    return [name for name in names if name not in absent.WORDS and not name.startswith(provenance.RULER)]
+    return sorted(set(map(str, runs.cells["experiment"])) - studies.experiments())
 
 
 def levels(runs: store.Runs) -> pd.DataFrame:
@@ -39,7 +38,7 @@ def _rows(runs: store.Runs, experiment: str) -> list[dict[str, Any]]:
         good = mine[mine["valid"].astype(bool)]
         row = dict(zip(by, level, strict=True)) | {
             "blocks": cells.blocks_of(good),
-            "invalid cells": len(mine) - len(good),
+            "invalid_cells": len(mine) - len(good),
         }
         rows.append(
             {"experiment": experiment} | row | {"p50": cells.interval(p50, level), "p90": cells.interval(p90, level)}

@@ -1,4 +1,4 @@
-"""Notebook 01: how the DNS proxies of mode 2 answer what Istio's agent is known to answer.
+"""How the DNS proxies of mode 2 answer what Istio's agent is known to answer.
 
 The rows are those of the conformance suite, asked at the start of the run from inside each pod, as an application asks.
 """
@@ -12,7 +12,6 @@ import pandas as pd
 from meshdns import store
 from meshdns.analysis import absent, text
 
-EXPECTED = "Istio's agent"
 SAME = "the same"
 
 Row = dict[str, Any]
@@ -36,13 +35,13 @@ def differences(runs: store.Runs) -> pd.DataFrame:
     """A row per behaviour in which some proxy differs from Istio's agent, a column per proxy."""
     found = _rows(runs)
     table = [
-        {"topic": row["topic"], "question": row["question"], EXPECTED: row["expected"]}
+        {"topic": row["topic"], "question": row["question"], "agent": row["expected"]}
         | {arm: _seen(rows.get(case)) for arm, rows in found.items()}
         for case, row in _cases(found).items()
         if not all(rows.get(case, row)["agrees"] for rows in found.values())
     ]
     names = () if found else (absent.CONFORMANCE,)
-    return absent.knowing(pd.DataFrame(table, columns=["topic", "question", EXPECTED, *found]), names)
+    return absent.knowing(pd.DataFrame(table, columns=["topic", "question", "agent", *found]), names)
 
 
 def _seen(row: Row | None) -> str:
@@ -51,11 +50,7 @@ def _seen(row: Row | None) -> str:
     return SAME if row["agrees"] else str(row["observed"])
 
 
-def answer(runs: store.Runs) -> str:
-    """How many of the behaviours each proxy shows."""
+def agreeing(runs: store.Runs) -> tuple[int, dict[str, int]]:
+    """How many behaviours were asked for, and how many of them each proxy shows."""
     found = _rows(runs)
-    if not found:
-        return "How the DNS proxies differ from Istio's agent was not asked in these runs."
-    said = [f"{arm} has {sum(row['agrees'] for row in rows.values())}" for arm, rows in found.items()]
-    total = len(_cases(found))
-    return f"Of {total} behaviours of Istio's agent {' and '.join(said)}; the table of behaviours lists the others."
+    return len(_cases(found)), {arm: sum(row["agrees"] for row in rows.values()) for arm, rows in found.items()}

@@ -1,0 +1,142 @@
+"""Following change: its own figures."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from meshdns.analysis import drawing, looks
+from meshdns.core import units
+from meshdns.studies import changes
+
+
+def follow(table: pd.DataFrame, connection: str = changes.NEW) -> list[Axes]:
+    """Rows by change and what is called, arms side by side: until traffic had followed, and error-seconds."""
+    table = table[table["connection"] == connection]
+    labels, places = _grouped(table)
+    seen = looks.of(table)
+    arms = seen.held(table["arm"])
+    lanes = max(len(arms), drawing.LANES)
+    with drawing.grid(1, 2, 1.4 + 0.1 * lanes * max(len(labels), 1), sharey=True, width_ratios=[3, 2]) as axes:
+        first, second = axes[0]
+        if table.empty:
+            drawing.unmeasured(first, [changes.CHANGE])
+            second.set_axis_off()
+            return [first, second]
+        for row in table.to_dict("records"):
+            y = places[row["change"], row["backend"]] + 0.9 / lanes * (arms.index(row["arm"]) - (len(arms) - 1) / 2)
+            _spell(first, y, row["followed"], seen[row["arm"]], row["rest"])
+            _spell(second, y, row["errors"], seen[row["arm"]], row["rest"])
+        drawing.rows(first, labels)
+        for label, name in zip(first.get_yticklabels(), labels, strict=True):
+            label.set_fontweight("bold" if name.endswith(":") else "normal")
+        first.tick_params(axis="y", length=0)
+        second.tick_params(axis="y", length=0)
+        first.set_xlim(0, 1.02 * float(table["rest"].max()) / units.NS_PER_S)
+        first.set_xlabel("followed after, s")
+        second.set_xlim(0, None)
+        second.set_xlabel("error-seconds")
+        late = any(np.isinf(each.p50) for each in table["followed"])
+        never = Line2D(
+            [], [], color="#444444", marker="o", markerfacecolor="white", linewidth=0, label="not before its load ended"
+        )
+        handles = [*drawing.arm_handles(seen, arms), *[never] * late]
+        # The last is the longest: beside four arms it has a column of its own.
+        first.figure.legend(
+            handles=handles, loc="outside upper left", ncols=min(4 if len(handles) <= 4 else 3, drawing.columns(arms))
+        )
+        return [first, second]
+
+
+def _grouped(table: pd.DataFrame) -> tuple[list[str], dict[tuple[str, str], int]]:
+    """The labels of all rows, a heading before those of each change, and the row of each change and backend."""
+    labels: list[str] = []
+    places: dict[tuple[str, str], int] = {}
+    for change, part in table.groupby("change", sort=False):
+        labels.append(f"replica {changes.SAID.get(str(change), change)}:")
+        for backend in dict.fromkeys(part["backend"]):
+            places[str(change), str(backend)] = len(labels)
+            labels.append(f"{changes.CALLED.get(backend, backend)} ({changes.endpoints(str(backend), sidecar=True)})")
+    return labels, places
+
+
+def _spell(ax: Axes, y: float, spell: changes.Spell, style: looks.Look, rest: float) -> None:
+    """Its median, interval and blocks in s; hollow at the end of the load (`rest`, ns) if it did not end."""
+    if not spell.n:
+        return
+    known = spell.values[np.isfinite(spell.values)] / units.NS_PER_S
+    if spell.n < drawing.VISIBLE_BLOCKS:
+        ax.scatter(known, np.full(len(known), y), s=9, color=style.colour, alpha=0.45, linewidths=0, zorder=2)
+    if spell.interval is not None and np.isfinite(spell.interval.half_width):
+        bounds = np.array([max(spell.interval.low, 0), spell.interval.high]) / units.NS_PER_S
+        ax.plot(bounds, [y, y], color=style.colour, linewidth=2.4, zorder=3)
+    never = np.isinf(spell.p50)
+    ax.plot(
+        [(rest if never else spell.p50) / units.NS_PER_S], [y], style.marker, color=style.colour, markersize=6.5,
+        markerfacecolor="white" if never else style.colour, clip_on=False, zorder=4,
+    )  # fmt: skip
+
+
+# Who served, from below to above; told apart in grey by lightness and hatch.
+_SERVED = {
+    "others": ("#f2f2f2", "", "replicas that stay"),
+    "removed": ("#9c9c9c", "", "removed"),
+    "added": ("#d9d9d9", "////", "added"),
+    "failed": ("#111111", "", "failed"),
+}
+
+
+def timeline(table: pd.DataFrame) -> list[Axes]:
+    """A panel per way to know endpoints and arm: who served the requests around the change, as shares over time."""
+    ways = sorted(set(table["backend"]), key=lambda way: (looks.place(changes.BACKENDS, way), way))
+    levels = itertools.product(ways, looks.of(table).held(table["arm"]))
+    parts = [part for way, arm in levels if len(part := table[(table["backend"] == way) & (table["arm"] == arm)])]
+    columns = min(max(len(parts), 1), 3)
+    rows = max(-(-len(parts) // columns), 1)
+    with drawing.grid(rows, columns, 1.1 + 1.45 * rows, sharex=True, sharey=True) as axes:
+        if table.empty:
+            drawing.unmeasured(axes[0][0], [changes.CHANGE])
+            return [axes[0][0]]
+        for ax, part in itertools.zip_longest(axes.flat, parts):
+            if part is None:
+                ax.set_axis_off()
+            else:
+                _shares(ax, part)
+                ax.set_title(f"{part['endpoints'].iloc[0]}\n{part['arm'].iloc[0]}", fontsize=10)
+        ends_ns = table["from_ns"].min(), table["from_ns"].max() + changes.BIN_NS
+        axes[0][0].set_xlim(*(each / units.NS_PER_S for each in ends_ns))
+        for column in axes.T:
+            lowest = [ax for ax in column if ax.axison][-1]
+            lowest.set_xlabel("s since the change")
+            lowest.xaxis.set_tick_params(labelbottom=True)
+        for ax in axes[:, 0]:
+            ax.set_ylabel("share")
+        handles = [
+            Patch(facecolor=colour, hatch=hatch, edgecolor="#444444", label=label)
+            for colour, hatch, label in _SERVED.values()
+        ]
+        axes[0][0].figure.legend(handles=handles, loc="outside upper left", ncols=4, columnspacing=1)
+        return list(axes.flat)
+
+
+def _shares(ax: Axes, part: pd.DataFrame) -> None:
+    """Shares of one panel, stacked."""
+    begin = part["from_ns"].to_numpy(dtype=float) / units.NS_PER_S
+    edges = np.append(begin, begin[-1] + changes.BIN_NS / units.NS_PER_S)
+    below = np.zeros(len(edges))
+    for name, (colour, hatch, _) in _SERVED.items():
+        share = part[name].to_numpy(dtype=float)
+        above = below + np.append(share, share[-1])
+        ax.fill_between(
+            edges, below, above, step="post", facecolor=colour, hatch=hatch, edgecolor="#444444", linewidth=0
+        )
+        below = above
+    ax.axvline(0, color="#D55E00", linewidth=1.2)
+    ax.set_ylim(0, 1)
+    ax.set_yticks([0, 0.5, 1])
+    ax.grid(visible=False)

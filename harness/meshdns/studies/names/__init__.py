@@ -1,0 +1,1 @@
+"""What does a name resolve to, how fast, and how many queries does it cost?"""
