@@ -10,7 +10,9 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 
 from meshdns.analysis import absent, drawing, looks, stats
+from meshdns.analysis.text import Words
 
+NONE = Words()
 # Phases and containers are told apart by lightness and hatch: colour is taken.
 _SHADES = (
     ("#f2f2f2", ""),
@@ -40,7 +42,7 @@ def latencies(table: pd.DataFrame, label: str = "p50 from the due time", rows: s
         return ax
 
 
-def stacked(table: pd.DataFrame, parts: Sequence[str], label: str, total: str = "total") -> Axes:
+def stacked(table: pd.DataFrame, parts: Sequence[str], label: str, total: str = "total", words: Words = NONE) -> Axes:
     """One bar per step, its parts end to end; the line at its end is the interval of the total."""
     seen = looks.of(table)
     with drawing.axes(1.7 + 0.36 * len(table)) as ax:
@@ -53,7 +55,7 @@ def stacked(table: pd.DataFrame, parts: Sequence[str], label: str, total: str = 
             width = np.maximum(drawing.us([each.estimate for each in table[part]]), 0)
             ax.barh(
                 range(len(table)), width, left=left, height=0.66, color=colour, hatch=hatch, edgecolor="#444444",
-                linewidth=0.6, label=part,
+                linewidth=0.6, label=words.heading(part),
             )  # fmt: skip
             left += width
         for y, (whole, arm) in enumerate(zip(table[total], table["arm"], strict=True)):
@@ -65,7 +67,12 @@ def stacked(table: pd.DataFrame, parts: Sequence[str], label: str, total: str = 
         return ax
 
 
-def differences(table: pd.DataFrame, floor: stats.NoiseFloor | None, label: str = "difference of p50, µs") -> Axes:
+def differences(
+    table: pd.DataFrame,
+    floor: stats.NoiseFloor | None,
+    label: str = "difference of p50, µs",
+    words: Words = NONE,
+) -> Axes:
     """One row per change: the paired difference with its interval; the band is what equal arms differ by."""
     seen = looks.of(table)
     with drawing.axes(drawing.tall(len(table))) as ax:
@@ -77,7 +84,7 @@ def differences(table: pd.DataFrame, floor: stats.NoiseFloor | None, label: str 
         ax.axvline(0, color="#222222", linewidth=1)
         for y, row in enumerate(table.to_dict("records")):
             drawing.mark(ax, y, row["p50"].absolute, seen[row["arm"]], row["values"])
-        drawing.rows(ax, list(table["change"]))
+        drawing.rows(ax, [str(words.value("change", each)) for each in table["change"]])
         ends = [drawing.us(v) for row in table["p50"] for v in (row.absolute.low, row.absolute.high) if np.isfinite(v)]
         if ends:
             span = max(ends) - min(*ends, 0)

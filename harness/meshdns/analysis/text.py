@@ -7,7 +7,7 @@ place is here, and what is of one study in the `Words` of its answer.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,22 +101,26 @@ class Shown(pd.DataFrame):
 _WITH_WORDS = Template("{{ table|safe }}<p>{{ words }}</p>", autoescape=True)
 
 
+_UNITS = {"ns": "ns", "us": "µs", "ms": "ms", "s": "s", "mb": "MB", "kb": "kB", "percent": "%", "hz": "/s"}
+
+
 @dataclass(frozen=True)
 class Words:
     """What people read in the place of a table's identifiers."""
 
     headings: Mapping[str, str] = field(default_factory=dict)  # of columns, where `heading` does not say it
-    values: Mapping[str, Mapping[Hashable, object]] = field(default_factory=dict)  # column -> value -> as it is read
+    values: Mapping[str, Mapping[Any, object]] = field(default_factory=dict)  # column -> value -> as it is read
     left_out: str = ""  # why a table leaves arms out
 
+    def heading(self, column: str) -> str:
+        """`delay_ms` is read as `delay, ms`, and `name_kind` as `name kind`, where nothing else is said."""
+        words, _, unit = column.rpartition("_")
+        usual = f"{words.replace('_', ' ')}, {_UNITS[unit]}" if words and unit in _UNITS else column.replace("_", " ")
+        return self.headings.get(column, usual)
 
-_UNITS = {"ns": "ns", "us": "µs", "ms": "ms", "s": "s", "mb": "MB", "kb": "kB", "percent": "%", "hz": "/s"}
-
-
-def heading(column: str) -> str:
-    """`delay_ms` is read as `delay, ms`, and `name_kind` as `name kind`."""
-    words, _, unit = column.rpartition("_")
-    return f"{words.replace('_', ' ')}, {_UNITS[unit]}" if words and unit in _UNITS else column.replace("_", " ")
+    def value(self, column: str, value: object) -> object:
+        """As it is read in that column."""
+        return self.values.get(column, {}).get(value, value)
 
 
 def shown(table: pd.DataFrame, words: Words = Words(), columns: Sequence[str] | None = None) -> Shown | absent.Absent:
@@ -135,9 +139,8 @@ def shown(table: pd.DataFrame, words: Words = Words(), columns: Sequence[str] | 
     out: dict[str, Any] = {}
     for column, cells in (table if columns is None else table[[*columns]]).items():
         name = str(column)
-        known = words.values.get(name, {})
-        values: list[Any] = [known.get(each, each) if known else each for each in cells]
-        said, kinds = words.headings.get(name, heading(name)), {type(value) for value in values} - {type(None)}
+        values: list[Any] = [words.value(name, each) for each in cells] if name in words.values else [*cells]
+        said, kinds = words.heading(name), {type(value) for value in values} - {type(None)}
         if kinds == {np.ndarray}:
             continue
         if kinds == {stats.Difference}:

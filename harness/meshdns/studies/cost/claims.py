@@ -1,24 +1,47 @@
-"""Claims about what a mode costs and who notices it: C6, C13, C16."""
+"""Claims about what a mode costs: C6, C13."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
 
+from meshdns import store
 from meshdns.analysis import stats, text
-from meshdns.studies import lookups
-from meshdns.studies.claims.verdict import (
+from meshdns.studies.cost.tables import (
+    KEPT,
+    LADDER,
+    MODE1,
+    MODE2,
+    REQUEST,
+    STATIC,
+    change,
+    changes,
+    difference,
+    floor,
+    path,
+)
+from meshdns.studies.verdict import (
     COST,
     DEPENDS,
-    NAMES,
     REFUTED,
     SUPPORTED,
     UNDECIDED,
     Verdict,
     both,
+    counted_at,
     unmeasured,
 )
+
+# Experiments whose arms are compared by name -> those that claims are judged by.
+JUDGED = dict.fromkeys((REQUEST, KEPT), tuple(arm for arm, _ in LADDER))
+
+
+def verdicts(runs: store.Runs) -> Iterator[Verdict]:
+    """What these runs say of them."""
+    yield resolving_cost(difference(runs, STATIC, MODE1), floor(runs), counted_at(path(runs), *MODE1))
+    yield choice(changes(runs), changes(runs, KEPT))
 
 
 def resolving_cost(
@@ -29,7 +52,7 @@ def resolving_cost(
         return unmeasured("C6", "needs mode 1 with both kinds of endpoints in two blocks")
     numbers = f"STRICT_DNS minus known endpoints {both(found)} (p50, {text.blocks(found.absolute.n)})"
     if row is not None and row["requests"]:
-        numbers += f"; {row['re-resolutions']} re-resolutions in {row['requests']} requests"
+        numbers += f"; {row['re_resolutions']} re-resolutions in {row['requests']} requests"
     reading = text.reading(found, floor)
     if reading == "more":
         return Verdict("C6", SUPPORTED, "requests take longer where the sidecar resolves the endpoints", numbers, COST)
@@ -67,32 +90,10 @@ def choice(new: pd.DataFrame, kept: pd.DataFrame) -> Verdict:
     return Verdict("C13", DEPENDS, because, numbers, COST)
 
 
-def _change(changes: pd.DataFrame) -> dict[Any, Any] | None:
-    if changes.empty:
+def _change(table: pd.DataFrame) -> dict[Any, Any] | None:
+    if table.empty:
         return None
-    for what in ("mode 2 for mode 1, both sidecars", "mode 2 for mode 1, client only"):
-        if found := changes[changes["change"] == what].to_dict("records"):
+    for pair in ((MODE1, MODE2), (("mode1", "plain"), ("mode2-agent", "plain"))):
+        if found := table[table["change"] == change(*pair)].to_dict("records"):
             return found[0]
     return None
-
-
-def transparency(codes: pd.DataFrame, path: pd.DataFrame) -> Verdict:
-    """C16: the same program ran in every arm; whether it could tell is asked by AAAA for an A-only name."""
-    plain = lookups.aaaa(codes, "plain") if len(codes) else ""
-    modes = {arm: lookups.aaaa(codes, arm) for arm in ("mode1", *lookups.PROXIED)} if len(codes) else {}
-    told = {arm: answer for arm, answer in modes.items() if answer and answer != plain}
-    if not plain or not any(modes.values()):
-        return unmeasured("C16", "needs AAAA lookups with and without a mesh")
-    numbers = ", ".join(f"{arm} {answer}" for arm, answer in {"plain": plain, **modes}.items() if answer)
-    numbers = (
-        f"AAAA for an A-only name: {numbers}; {int(path['answers'].sum())} requests by the same program in all arms"
-    )
-    if told:
-        arms = " and ".join(told)
-        because = (
-            f"on what they look at: requests succeed unchanged, but an AAAA query is answered differently in {arms}"
-        )
-        return Verdict("C16", DEPENDS, because, numbers, NAMES)
-    return Verdict(
-        "C16", UNDECIDED, "the one program tried needs no change and sees no difference; others follow", numbers, NAMES
-    )

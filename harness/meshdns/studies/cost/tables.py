@@ -1,0 +1,365 @@
+"""What a request costs, phase by phase and container by container, step by step up the ladder: the numbers.
+
+A step is an arm with a backend. Each change compares two steps that differ in one thing, in the same block. Medians of
+phases do not add up to the median of the total; means do, so the ledger shows means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from meshdns import store
+from meshdns.analysis import absent, cells, looks, provenance, stats, text
+from meshdns.core import units
+from meshdns.core.world import World
+from meshdns.studies.names.tables import tail
+
+Level = tuple[str, str]  # arm, backend
+
+
+# In this order, and after them any other in the order of the world.
+LADDER: tuple[Level, ...] = (
+    ("ip", "plain"),
+    ("plain", "plain"),
+    ("plain-aa", "plain"),
+    ("plain", "meshed"),
+    ("mode1", "plain"),
+    ("mode1", "static"),
+    ("mode1", "meshed"),
+    ("mode2-envoy", "plain"),
+    ("mode2-envoy", "meshed"),
+    ("mode2-agent", "plain"),
+    ("mode2-agent", "meshed"),
+)
+PLAIN, TWIN, MODE1, MODE2 = ("plain", "plain"), ("plain-aa", "plain"), ("mode1", "meshed"), ("mode2-agent", "meshed")
+STATIC, MODE2_ENVOY = ("mode1", "static"), ("mode2-envoy", "meshed")
+
+
+CHANGES: tuple[tuple[Level, Level], ...] = (
+    (PLAIN, TWIN),
+    (("ip", "plain"), PLAIN),
+    (PLAIN, ("plain", "meshed")),
+    (PLAIN, ("mode1", "plain")),
+    (("plain", "meshed"), MODE1),
+    (STATIC, MODE1),
+    (("mode1", "plain"), ("mode2-agent", "plain")),
+    (MODE1, MODE2),
+    (MODE2, MODE2_ENVOY),
+    (PLAIN, MODE1),
+    (PLAIN, MODE2),
+)
+
+# What a container does in a cell, by what is written after the name of its pod.
+_OF_CLIENT = {"-app": "client_app", "-envoy": "client_sidecar", "-dns": "dns_proxy"}
+_OF_SERVER = {"-envoy": "server_sidecar", "-app": "server", "": "server"}
+_ALONE = {"dns-dnsdist": "dnsdist", "dns-bind": "bind"}
+ROLES = (*_OF_CLIENT.values(), "server_sidecar", "server", *_ALONE.values())
+BEHIND_CLIENT = ROLES[1:]  # the client waits in a spin, and would dwarf them
+
+REQUEST, KEPT, OPEN = "request", "keepalive", "open"
+SIZED = ("tls", "body")  # experiments whose requests differ in TLS or body size
+EXPERIMENTS = (REQUEST, KEPT, OPEN, *SIZED)
+USUAL_BYTES = 1024  # of all others
+
+
+def label(level: Level) -> str:
+    """As figures and tables name the step; where only one backend makes sense it is left out."""
+    arm, backend = level
+    return arm if arm in ("ip", TWIN[0]) else f"{arm} → {backend}"
+
+
+def change(a: Level, b: Level) -> str:
+    """What the step from a to b is called."""
+    return f"{label(b)} against {label(a)}"
+
+
+def _medians(runs: store.Runs, experiment: str, statistic: float | str = 0.5) -> pd.DataFrame:
+    chosen = cells.select(runs, experiment)
+    return cells.matrix(cells.per_cell(runs, chosen, "from due", statistic), ["arm", "backend"])
+
+
+def _steps(levels: Iterable[Sequence[object]], seen: looks.Looks) -> list[Level]:
+    """The steps that were measured: the ladder, then any other in the order of the world."""
+    measured = [(str(arm), str(backend)) for arm, backend in levels]
+    further = [level for level in measured if level not in LADDER]
+    order = seen.held(arm for arm, _ in further)
+    further.sort(key=lambda level: (order.index(level[0]), level[1]))
+    return [*(level for level in LADDER if level in measured), *further]
+
+
+def _compared(steps: Sequence[Level], seen: looks.Looks) -> list[tuple[Level, Level]]:
+    """The changes of the ladder, and each further step against no mesh and against the arm that it is most like."""
+    found = [*CHANGES]
+    for step in (each for each in steps if each not in LADDER):
+        pod = seen.pod(step[0])
+        mode = {"agent": MODE2[0], "envoy": MODE2_ENVOY[0]}.get(pod.dns, MODE1[0]) if pod.sidecar else PLAIN[0]
+        like = (mode, step[1])
+        found += [(like, step)] * (step != like != PLAIN)
+        found.append((PLAIN, step))
+    return found
+
+
+def ladder(runs: store.Runs, experiment: str = REQUEST) -> pd.DataFrame:
+    """A row per step: p50, p90, p99 from the due time."""
+    chosen = cells.select(runs, experiment)
+    chosen = chosen.assign(step=chosen["arm"] + "/" + chosen["backend"])
+    found = {p: cells.matrix(cells.per_cell(runs, chosen, "from due", p), ["arm", "backend"]) for p in (0.5, 0.9, 0.99)}
+    over_all = {p: cells.pooled(runs, chosen, "step", "from due", p) for p in (0.9, 0.99)}
+    seen = looks.of_runs(runs)
+    rows: list[dict[str, Any]] = [
+        {
+            "step": label(step),
+            "meaning": label(step) if step in LADDER else f"{looks.words(seen.pod(step[0]))}, calls {step[1]}",
+            "arm": step[0],
+            "blocks": len(cells.column(found[0.5], step)),
+            "p50": cells.interval(found[0.5], step),
+            "p90": tail(cells.interval(found[0.9], step), over_all[0.9].get("/".join(step))),
+            "p99": tail(cells.interval(found[0.99], step), over_all[0.99].get("/".join(step))),
+            "values": cells.column(found[0.5], step),
+        }
+        for step in _steps(found[0.5].columns, seen)
+    ]
+    return absent.of(pd.DataFrame(rows), runs, experiment)
+
+
+def phases(runs: store.Runs, experiment: str = REQUEST) -> pd.DataFrame:
+    """A row per step: the mean of each phase and of the total (from start), which is their sum."""
+    chosen = cells.select(runs, experiment)
+    found = {
+        phase: cells.matrix(cells.per_cell(runs, chosen, phase, cells.MEAN), ["arm", "backend"])
+        for phase in [*cells.PHASES, "from start"]
+    }
+    rows: list[dict[str, Any]] = []
+    for step in _steps(found["from start"].columns, looks.of_runs(runs)):
+        means = {phase: cells.interval(values, step) for phase, values in found.items()}
+        total = means.pop("from start")
+        left_over = total.estimate - sum(each.estimate for each in means.values())
+        rows.append(
+            {"step": label(step), "arm": step[0], "blocks": total.n}
+            | means
+            | {"total": total, "left_over_ns": round(left_over, 1) + 0.0}  # no -0
+        )
+    return absent.of(pd.DataFrame(rows), runs, experiment)
+
+
+def floor(runs: store.Runs, experiment: str = REQUEST) -> stats.NoiseFloor | None:
+    """What equal arms differ by at p50."""
+    return cells.noise_floor(_medians(runs, experiment), PLAIN, TWIN)
+
+
+def difference(runs: store.Runs, a: Level, b: Level, experiment: str = REQUEST) -> stats.Difference | None:
+    """Step b minus step a at p50."""
+    return cells.paired(_medians(runs, experiment), a, b)
+
+
+def changes(runs: store.Runs, experiment: str = REQUEST) -> pd.DataFrame:
+    """A row per change of one thing: the paired difference of p50 and how it reads."""
+    medians = _medians(runs, experiment)
+    noise = cells.noise_floor(medians, PLAIN, TWIN)
+    rows: list[dict[str, Any]] = []
+    seen = looks.of_runs(runs)
+    for a, b in _compared(_steps(medians.columns, seen), seen):
+        found = cells.paired(medians, a, b)
+        if found is None:
+            continue
+        pair = medians[[a, b]].dropna().to_numpy(dtype=float)
+        rows.append(
+            {
+                "change": change(a, b),
+                "from": label(a),
+                "to": label(b),
+                "arm": b[0],
+                "blocks": found.absolute.n,
+                "p50": found,
+                "reading": text.TWIN if b == TWIN else text.reading(found, noise),
+                "levels": np.array([cells.interval(medians, each) for each in (a, b)], dtype=object),
+                "values": pair[:, 1] - pair[:, 0],
+            }
+        )
+    return absent.of(pd.DataFrame(rows), runs, experiment)
+
+
+def waits(runs: store.Runs, experiment: str = OPEN) -> pd.DataFrame:
+    """A row per step: requests of an open loop from their due time and from their start; the gap is the hidden wait."""
+    chosen = cells.select(runs, experiment)
+    by = ["arm", "backend"]
+    due, start, lag = (cells.matrix(cells.per_cell(runs, chosen, m), by) for m in ("from due", "from start", "lag"))
+    mean = cells.matrix(cells.per_cell(runs, chosen, "lag", cells.MEAN), by)
+    table = pd.DataFrame(
+        [
+            {
+                "step": label(step),
+                "p50_from_due": cells.interval(due, step),
+                "p50_from_start": cells.interval(start, step),
+                "hidden_wait_p50": cells.interval(lag, step),
+                "hidden_wait_mean": cells.interval(mean, step),
+            }
+            for step in _steps(due.columns, looks.of_runs(runs))
+        ]
+    )
+    return absent.of(table, runs, experiment)
+
+
+def sizes(runs: store.Runs) -> pd.DataFrame:
+    """A row per arm, backend, TLS and body size other than the usual: p50, and against the usual request of that step.
+
+    Empty if the runs hold no such cell. Compared only with requests that arrived alike, in the same blocks.
+    """
+    columns = ["step", "arm", "tls", "body_kb", "blocks", "p50", "p50_against_usual", "reading", "values"]
+    chosen = cells.select(runs, *SIZED, REQUEST)
+    by = ["arm", "backend", "arrival", "tls", "body_bytes"]
+    medians = cells.matrix(cells.per_cell(runs, chosen, "from due"), by)
+    other = set(map(tuple, chosen[chosen["experiment"].isin(SIZED)][by].to_numpy()))
+    rows: list[dict[str, Any]] = []
+    steps = _steps({level[:2] for level in other}, looks.of_runs(runs))
+    for step in (each for each in steps if each != TWIN):  # plain once more says nothing of sizes
+        for level in sorted(each for each in other if each[:2] == step and each in medians.columns):
+            usual = (*level[:3], False, USUAL_BYTES)
+            found = cells.paired(medians, usual, level)
+            noise = cells.noise_floor(medians, (*PLAIN, *usual[2:]), (*TWIN, *usual[2:]))
+            rows.append(
+                {
+                    "step": label(step),
+                    "arm": step[0],
+                    "tls": bool(level[3]),
+                    "body_kb": level[4] / 1024,
+                    "blocks": len(cells.column(medians, level)),
+                    "p50": cells.interval(medians, level),
+                    "p50_against_usual": found,
+                    "reading": text.reading(found, noise),
+                    "values": cells.column(medians, level),
+                }
+            )
+    return absent.of(pd.DataFrame(rows, columns=columns), runs, *SIZED)
+
+
+def role(step: Level, service: str, world: World) -> str:
+    """What the container does in a cell of that step; "" for one that is only there."""
+    arm, backend = step
+    client = looks.Looks(world.arms).pod(arm).pod
+    servers = world.backends[backend].replicas if backend in world.backends else ()
+    roles = {f"{client}{ending}": name for ending, name in _OF_CLIENT.items()} | _ALONE
+    roles |= {f"{server}{ending}": name for server in servers for ending, name in _OF_SERVER.items()}
+    return roles.get(service, "")
+
+
+def cpu(runs: store.Runs, experiment: str = REQUEST) -> pd.DataFrame:
+    """A row per step: CPU time per request in each kind of container, and their sum (intervals in ns)."""
+    chosen = cells.select(runs, experiment, tool="agent")
+    rows = _by_role(runs, chosen, "cpu_us")
+    share = units.us_to_ns(1) / np.maximum(cells.asked(runs, chosen), 1)
+    spent = rows.mul(share, axis=0)
+    whole = {name: cells.matrix(chosen.assign(value=spent[name]), ["arm", "backend"]) for name in spent.columns}
+    total = cells.matrix(chosen.assign(value=spent.sum(axis=1)), ["arm", "backend"])
+    others = cells.matrix(chosen.assign(value=spent[list(BEHIND_CLIENT)].sum(axis=1)), ["arm", "backend"])
+    table = pd.DataFrame(
+        [
+            {"step": label(step), "arm": step[0], "blocks": len(cells.column(total, step))}
+            | {name: cells.interval(values, step) for name, values in whole.items()}
+            | {"without_client": cells.interval(others, step), "total": cells.interval(total, step)}
+            for step in _steps(total.columns, looks.of_runs(runs))
+        ]
+    )
+    return absent.of(table, runs, experiment)
+
+
+def memory(runs: store.Runs, experiment: str = REQUEST) -> pd.DataFrame:
+    """A row per container that takes part: memory at the end of the cells, median and largest, in MB."""
+    chosen = cells.select(runs, experiment)
+    rows = [
+        (service, role(step, service, runs.world), size / 1e6)
+        for step, sizes in zip(_levels(chosen), chosen["memory_bytes"], strict=True)
+        for service, size in sizes.items()
+    ]
+    frame = pd.DataFrame([row for row in rows if row[1]], columns=["container", "role", "mb"])
+    table = frame.groupby(["role", "container"])["mb"].agg(median_mb="median", largest_mb="max").reset_index()
+    order = {name: rank for rank, name in enumerate(ROLES)}
+    by = table["role"].map(lambda name: order.get(name, len(order)))
+    return absent.of(table.iloc[np.lexsort((table["container"], by))].reset_index(drop=True), runs, experiment)
+
+
+def _levels(chosen: pd.DataFrame) -> list[Level]:
+    return [(str(arm), str(backend)) for arm, backend in zip(chosen["arm"], chosen["backend"], strict=True)]
+
+
+def _by_role(runs: store.Runs, chosen: pd.DataFrame, field: str) -> pd.DataFrame:
+    """Sums per role, a row per cell of `chosen`."""
+    rows = []
+    for step, spent in zip(_levels(chosen), chosen[field], strict=True):
+        sums = dict.fromkeys(ROLES, 0.0)
+        for service, value in spent.items():
+            if found := role(step, service, runs.world):
+                sums[found] += float(value)
+        rows.append(sums)
+    return pd.DataFrame(rows, columns=list(ROLES))
+
+
+# What the path of a request looks like in counters; sums over valid cells.
+_PATH = {
+    "redirected": "pod/rule/redirect_tcp",
+    "translated": "pod/rule/clusterip_tcp",
+    "in_sidecar": "pod/envoy/cluster_rq",
+    "at_server_sidecars": "servers/envoy_rq",
+    "at_servers": "servers/nginx_rq",
+    "client_queries": "pod/rule/dns_client",
+    "at_dns_proxy": "pod/dnsproxy/queries",
+    "forwarded": "pod/dnsproxy/forwarded",
+    "own_queries": "pod/rule/dns_proxy",
+    "re_resolutions": "pod/envoy/cluster_resolutions",
+    "at_cluster_dns": "dnsdist/from_pod",
+}
+
+
+def _given(world: World) -> dict[str, frozenset[str]]:
+    """Which addresses are of which kind."""
+    kinds = {"answered_cluster_ip": "cluster_ip", "answered_virtual_ip": "virtual_ip"}
+    return {name: frozenset(getattr(each, kind) for each in world.services) for name, kind in kinds.items()}
+
+
+def path(runs: store.Runs, experiments: Sequence[str] = (REQUEST,)) -> pd.DataFrame:
+    """A row per step: requests, the class of the answered addresses, and what each part of the path counted."""
+    chosen = cells.select(runs, *experiments, connection="new", tool="agent")
+    rows, position = cells.requests_of(runs, chosen)
+    answered = rows["address"].astype(str)
+    sums = chosen.assign(
+        requests=cells.asked(runs, chosen),
+        **{"seconds": chosen["wall_s"].astype(float)},
+        **{name: cells.counter(chosen, key) for name, key in _PATH.items()},
+        **{
+            name: np.bincount(position[[each in addresses for each in answered]], minlength=len(chosen))
+            for name, addresses in _given(runs.world).items()
+        },
+        answers=np.bincount(position, minlength=len(chosen)),
+    )
+    names = ["requests", "answers", "answered_cluster_ip", "answered_virtual_ip", *_PATH, "seconds"]
+    table = sums.groupby(["arm", "backend"], observed=True)[names].sum().reset_index()
+    order = {step: rank for rank, step in enumerate(LADDER)}
+    rank = [order.get(level, len(order)) for level in zip(table["arm"], table["backend"], strict=True)]
+    whole = [name for name in names if name != "seconds"]
+    return table.iloc[np.argsort(rank, kind="stable")].astype(dict.fromkeys(whole, int)).reset_index(drop=True)
+
+
+@dataclass(frozen=True)
+class Resolutions:
+    """How often the sidecar of mode 1 resolved endpoints on its own account, whatever the experiment."""
+
+    attempts: int  # by Envoy's count
+    queries: int  # packets to port 53, by the rules' count
+    span: str  # in which these were counted
+
+
+def resolutions(runs: store.Runs) -> Resolutions:
+    """It resolves by the clock, not by the request: as told at the end of the run, else over the cells of mode 1."""
+    told = [provenance.branch(header.facts, "resolutions").get("mode1") for header in runs.headers]
+    if all(told):
+        attempts, queries = (int(sum(each[name] for each in told if each)) for name in ("attempts", "queries"))
+        which = "the run" if len(told) == 1 else f"each of {len(told)} runs"
+        return Resolutions(attempts, queries, f"from its start to the end of {which}")
+    chosen = cells.select(runs, arm="mode1")
+    attempts, queries = (int(cells.counter(chosen, _PATH[n]).sum()) for n in ("re_resolutions", "own_queries"))
+    return Resolutions(attempts, queries, f"in {units.number(chosen['wall_s'].sum())} s of all mode 1 cells")
