@@ -30,17 +30,6 @@ FLOOR = stats.noise_floor([500_000.0] * 4, [505_000.0, 495_000.0, 504_000.0, 496
 SEEN, UNSEEN = requests.Resolutions(9, 20, "in 40 s"), requests.Resolutions(0, 0, "in 40 s")
 
 
-def test_every_claim_has_a_row_and_only_what_was_measured_a_verdict(usual: store.Runs) -> None:
-    found = claims.verdicts(usual)
-    assert [each.claim for each in found] == [f"C{n}" for n in range(1, 18)]
-    by_claim = {each.claim: each.verdict for each in found}
-    unmeasured = {"C1", "C3", "C5", "C8", "C9", "C10", "C11", "C12", "C14", "C15", "C17"}
-    assert {claim for claim, verdict in by_claim.items() if verdict == claims.UNMEASURED} == unmeasured
-    assert all(bool(each.numbers) == bool(each.notebook) == (each.verdict != claims.UNMEASURED) for each in found)
-    assert claims.answer(found).startswith("3 of 17 claims have a verdict")
-    assert len(claims.table(found, usual)) == 17
-
-
 def matrix(*cells: Cell) -> pd.DataFrame:
     """The usual matrix, but for these cells."""
     return answers.matrix(traces.changed(*cells))
@@ -186,26 +175,6 @@ def test_mode1_path_needs_a_second_resolution_that_was_seen(usual: store.Runs) -
     assert claims.mode1_path(path[path["arm"] != "mode1"], SEEN).verdict == claims.UNMEASURED
 
 
-@pytest.mark.parametrize(
-    ("found", "verdict"),
-    [
-        (difference(60), claims.SUPPORTED),
-        (difference(3), claims.UNDECIDED),  # below what equal arms show
-        (difference(0), claims.UNDECIDED),
-        (difference(-60), claims.UNDECIDED),  # faster once does not mean never slower
-        (None, claims.UNMEASURED),
-    ],
-)
-def test_resolving_costs_only_what_is_above_the_noise(found: stats.Difference | None, verdict: str) -> None:
-    assert claims.resolving_cost(found, FLOOR).verdict == verdict
-
-
-def test_resolving_cost_follows_the_runs(usual: store.Runs, tmp_path: Path) -> None:
-    assert {each.claim: each.verdict for each in claims.verdicts(usual)}["C6"] == claims.UNDECIDED
-    slow = claims.verdicts(measured.runs(tmp_path, World(strict_dns=80.0)))
-    assert {each.claim: each.verdict for each in slow}["C6"] == claims.SUPPORTED
-
-
 def test_mode2_path_is_refuted_by_what_leaves_the_pod(usual: store.Runs) -> None:
     path = requests.path(usual)
     assert claims.mode2_path(path, NOTHING).verdict == claims.SUPPORTED
@@ -233,51 +202,3 @@ def test_mode2_path_needs_a_sidecar_that_serves_virtual_ips(usual: store.Runs) -
     lost = claims.mode2_path(path, matrix(of_mode2("virtual", traces.PASSED, traces.SILENT)))
     assert (lost.verdict, lost.because) == (
         claims.REFUTED, "not every call was served by the sidecar at a virtual IP")  # fmt: skip
-
-
-def changes(us: float | None, reading: str) -> pd.DataFrame:
-    rows = (
-        []
-        if us is None
-        else [{"change": "mode 2 for mode 1, both sidecars", "p50": difference(us), "reading": reading}]
-    )
-    return pd.DataFrame(rows, columns=["change", "p50", "reading"])
-
-
-@pytest.mark.parametrize(
-    ("new", "kept", "verdict", "phrase"),
-    [
-        (
-            (-90, "less"),
-            (0, "not resolved (-1 to +1 µs)"),
-            claims.UNDECIDED,
-            "on kept ones the difference is not resolved",
-        ),
-        ((-90, "less"), (50, "more"), claims.DEPENDS, "slower on kept ones"),
-        ((-90, "less"), (-50, "less"), claims.DEPENDS, "new and kept alive"),
-        ((-90, "less"), (None, ""), claims.UNDECIDED, "kept ones are not measured"),
-        ((90, "more"), (0, "not resolved"), claims.REFUTED, "slower one"),
-        ((0, "not resolved (-1 to +1 µs)"), (0, "not resolved"), claims.UNDECIDED, "connections: not resolved"),
-        ((None, ""), (0, "not resolved"), claims.UNMEASURED, "both modes"),
-    ],
-)
-def test_choice_weighs_performance_and_nothing_else(
-    new: tuple[float | None, str], kept: tuple[float | None, str], verdict: str, phrase: str
-) -> None:
-    found = claims.choice(changes(*new), changes(*kept))
-    assert found.verdict == verdict
-    assert phrase in found.because
-
-
-def test_applications_can_tell_by_a_different_answer(usual: store.Runs, tmp_path: Path) -> None:
-    path = requests.path(usual)
-    found = claims.transparency(lookups.return_codes(usual), path)
-    assert found.verdict == claims.DEPENDS
-    assert "mode2-envoy NXDOMAIN" in found.numbers
-    alike = measured.runs(tmp_path, World(aaaa_rcode=0))
-    assert claims.transparency(lookups.return_codes(alike), path).verdict == claims.UNDECIDED
-    codes = lookups.return_codes(usual)
-    assert "mode2-agent NODATA" in found.numbers
-    told = codes.assign(arm=codes["arm"].replace({"mode2-envoy": "mode2-agent", "mode2-agent": "mode2-envoy"}))
-    assert "differently in mode2-agent" in claims.transparency(told, path).because
-    assert claims.transparency(codes[codes["qtype"] == "A"], path).verdict == claims.UNMEASURED

@@ -15,9 +15,13 @@ from hypothesis import strategies
 import measured
 from measured import World
 from meshdns import store
-from meshdns.analysis import cells, gates, looks, provenance, stats, text
-from meshdns.core import errors, paths, units
-from meshdns.studies import card, consistency, lookups, requests, ruler
+from meshdns.analysis import cells, gates, provenance, stats, text
+from meshdns.core import errors, paths
+from meshdns.studies import card, consistency, ruler
+from meshdns.studies.cost import answer as cost_answer
+from meshdns.studies.cost import tables as requests
+from meshdns.studies.names import answer as names_answer
+from meshdns.studies.names import tables as lookups
 from shipped import WORLD
 
 
@@ -124,194 +128,6 @@ def test_one_word_for_a_difference_whatever_the_ratios_say() -> None:
     assert text.size(uneven).endswith("more") == (text.word(uneven) == "more")
     clear = stats.paired([1e6, 1e6, 1e6, 2_000.0], [9.9e5, 9.9e5, 9.9e5, 200.0])
     assert clear.clear == ("clear in µs, not as a share" in text.size(clear))
-
-
-def test_names_and_delays_are_read_against_their_own_twin(tmp_path: Path) -> None:
-    world = World(noise=0.05, dns=World().dns | {"mode1": 214.0})
-    found = lookups.by_name(measured.runs(tmp_path, world, blocks=15))
-    assert {"plain-aa"} < set(found["arm"])
-    assert not set(found[found["arm"] == "mode1"]["reading"]) & {"less", "more"}
-    delays = lookups.delays(measured.runs(tmp_path / "delays", World()))
-    assert set(delays["reading"][delays["delay, ms"] > 0]) == {"less"}
-
-
-def test_lookups_turn_round_with_the_data(usual: store.Runs, tmp_path: Path) -> None:
-    said = lookups.answer(usual)
-    assert said.startswith("Mode 2 answers a cluster name in 6")
-    assert "less than without a mesh (8 blocks)" in said
-    assert "Mode 1 answers a cluster name in 2" in said
-    slow = World(
-        dns={
-            "plain": 100.0,
-            "plain-aa": 100.0,
-            "mode1": 100.0,
-            "mode2-envoy": 300.0,
-            "mode2-agent": 300.0,
-            "null": 40.0,
-        }
-    )
-    other = measured.runs(tmp_path, slow)
-    assert "% [" in lookups.answer(other)
-    assert "more than without a mesh" in lookups.answer(other)
-    table = lookups.delays(usual)
-    said = lookups.break_even_answer(table, lookups.break_even(usual))
-    assert "mode 2 answers a cluster name sooner than plain at 0, 1, 2 and 5 ms" in said
-    turned, found = lookups.delays(other), lookups.break_even(other)
-    assert found is not None
-    assert found.delay is not None
-    assert found.delay.estimate == pytest.approx(0.2, rel=0.1)  # ms: what mode 2 is slower by without any delay
-    said = lookups.break_even_answer(turned, found)
-    assert "sooner than plain at 1, 2 and 5 ms and later than plain at 0 ms; by the line" in said
-    assert lookups.crossing(turned, found) == found.delay
-    outside = lookups.break_even_answer(lookups.delays(usual, "external"), lookups.break_even(usual, "external"), "")
-    assert "later than plain at 0, 2 and 5 ms" in outside
-
-
-def swept(differences: dict[float, list[float]], floor_ns: float = 0.0) -> tuple[pd.DataFrame, stats.BreakEven]:
-    """The table of delays (ms) with these differences of mode 2 from plain (ns, a list per block), and its line."""
-    floor = stats.noise_floor([1e5] * 3, [1e5 + floor_ns, 1e5 - floor_ns, 1e5]) if floor_ns else None
-    rows = []
-    for delay, values in differences.items():
-        base = [1e6 * (1 + delay)] * len(values)
-        found = stats.paired(base, np.add(base, values))
-        rows.append(
-            {"delay, ms": delay, "blocks": len(values), "plain": stats.interval(base)}
-            | {"mode2-agent": stats.interval(np.add(base, values)), "mode 2 minus plain": found}
-            | {"reading": text.reading(found, floor)}
-        )
-    return pd.DataFrame(rows), stats.break_even(list(differences), np.array(list(differences.values())).T)
-
-
-def test_a_break_even_is_told_only_where_the_delays_measured_carry_it() -> None:
-    crossed = {0.0: [4e5, 5e5, 6e5], 1.0: [-5.1e5, -5e5, -4.9e5], 2.0: [-1.4e6, -1.5e6, -1.6e6]}
-    table, found = swept(crossed)
-    assert lookups.crossing(table, found) == found.delay
-    assert "both cost the same at 0.500 ms [" in lookups.break_even_answer(table, found)
-    bent, line = swept({**crossed, 2.0: [-1.4e5, -1.5e5, -1.6e5]})  # no line goes through these
-    assert line.delay is not None
-    assert lookups.crossing(bent, line) is None
-    beyond, line = swept({0.0: [9e5, 9.1e5, 9.2e5], 1.0: [7e5, 7.1e5, 7.2e5]})
-    assert line.delay is not None
-    assert lookups.crossing(beyond, line) is None  # extrapolated
-    assert "later than plain at 0 and 1 ms. At 0 ms" in lookups.break_even_answer(beyond, line)
-    drowned, line = swept(crossed, floor_ns=4e5)
-    assert lookups.crossing(drowned, line) is None
-    assert "No delay sweep" in lookups.break_even_answer(table[:0], None)
-
-
-NANOSECONDS = strategies.integers(-400_000, 400_000)
-
-
-# Blocks of differences that lie near a line through the delays, so that it may carry a break-even.
-LINES = strategies.builds(
-    lambda slope, root, noise: [[round(slope * (at - root)) + each for each in row] for at, row in enumerate(noise)],
-    strategies.sampled_from([-4e5, -1e4, 1e4, 4e5]),
-    strategies.floats(-1.0, 4.0),
-    strategies.lists(strategies.lists(strategies.integers(-100, 100), min_size=3, max_size=3), min_size=2, max_size=4),
-)
-
-
-@hypothesis.given(
-    strategies.lists(strategies.lists(NANOSECONDS, min_size=3, max_size=3), min_size=2, max_size=4) | LINES,
-    strategies.sampled_from([0.0, 3e4, 2e5]),
-)
-@hypothesis.example([[150_000, 149_900, 150_100], [-250_000, -249_950, -250_050]], 0.0)
-@hypothesis.example([[-250_000, -249_950, -250_050], [150_000, 149_900, 150_100]], 0.0)
-def test_the_sentence_of_the_delays_says_what_their_table_says(rows: list[list[int]], floor_ns: float) -> None:
-    delays = [float(n) for n in range(len(rows))]
-    table, found = swept({at: [float(each) for each in row] for at, row in zip(delays, rows, strict=True)}, floor_ns)
-    said = lookups.break_even_answer(table, found)
-    ahead, behind = (table["delay, ms"][table["reading"] == word].tolist() for word in ("less", "more"))
-    for word, at in (("sooner", ahead), ("later", behind)):
-        listed = text.listed([f"{each:g}" for each in at])
-        assert (f"{word} than plain at {listed} ms" in said) == bool(at), said
-    assert said.count("not resolved") == len(set(table["reading"]) - {"less", "more"})
-    if (delay := lookups.crossing(table, found)) is not None:
-        assert f"both cost the same at {units.number(delay.estimate)} ms" in said
-        sooner_above = found.line.slope.estimate < 0
-        assert all((each > delay.estimate) == sooner_above for each in ahead)
-        assert all((each > delay.estimate) != sooner_above for each in behind)
-    else:
-        assert "both cost the same" not in said
-
-
-def test_external_names_are_priced_with_their_levels(usual: store.Runs) -> None:
-    names = lookups.by_name(usual)
-    said = lookups.external_answer(names)
-    libc = names[(names["lookup"] == "getaddrinfo") & (names["name_kind"] == "external") & (names["ndots"] == 5)]
-    levels = [text.interval(libc["p50"][libc["arm"] == arm].iloc[0]) for arm in ("plain", "mode2-agent")]
-    assert f"through the C library (A+AAAA, ndots 5), {levels[0]} without a mesh and {levels[1]} in mode 2 (" in said
-    assert "% [" in said
-    assert lookups.external_answer(names[names["name_kind"] != "external"]) == ""
-
-
-def test_queries_agree_to_the_packet_or_say_that_they_do_not(usual: store.Runs, tmp_path: Path) -> None:
-    table = lookups.queries(usual)
-    assert set(table["residual"]) == {0}
-    row = table[(table["arm"] == "plain") & (table["name_kind"] == "external") & (table["ndots"] == 5)]
-    assert set(row[row["lookup"] == "getaddrinfo"]["client, per lookup"]) == {8.0}
-    kept = table[(table["arm"] == "mode2-envoy") & (table["name_kind"] == "fqdn")]
-    assert set(kept["at cluster DNS"]) == {0}
-    assert "counted the same queries" in lookups.queries_answer(table)
-    assert lookups.queries_answer(table[:0]).endswith("in all 0 combinations.")
-    lost = lookups.queries(measured.runs(tmp_path, World(lost_queries=1)))
-    assert "disagree in" in lookups.queries_answer(lost)
-    assert set(lost["agree"]) == {"NO"}
-
-
-def test_queries_per_lookup_are_of_lookups_that_all_arms_made(usual: store.Runs) -> None:
-    table = lookups.queries(usual)
-    said = lookups.queries_answer(table)
-    assert said.endswith("3.45 in plain, 3.48 in mode1, 2.91 in mode2-envoy and 2.91 in mode2-agent.")
-    cheap = (table["arm"] == "plain") & (table["name_kind"] == "fqdn") & (table["lookup"] == "wire")
-    counts = ["lookups", "at client", "at cluster DNS"]
-    more = table.assign(**{name: table[name].where(~cheap, 50 * table[name]) for name in counts})
-    assert lookups.queries_answer(more) == said  # so it is where other runs looked up names in plain alone
-
-
-def test_return_codes_tell_nodata_from_nxdomain(usual: store.Runs, tmp_path: Path) -> None:
-    assert "NODATA without a mesh, NXDOMAIN in mode2-envoy and NODATA in mode2-agent" in lookups.aaaa_answer(
-        lookups.return_codes(usual)
-    )
-    alike = measured.runs(tmp_path, World(aaaa_rcode=0))
-    assert "gets NODATA with and without mode 2" in lookups.aaaa_answer(lookups.return_codes(alike))
-
-
-def test_phases_add_up_and_changes_recover_the_world(usual: store.Runs, tmp_path: Path) -> None:
-    phases = requests.phases(usual)
-    assert len(phases) == len(requests.LADDER)
-    assert phases["left over, ns"].abs().max() < 1
-    changes = requests.changes(usual).set_index("change")
-    assert changes.loc["sidecar at the server", "p50"].absolute.estimate == pytest.approx(180_000, rel=0.1)
-    assert changes.loc["mode 2 for mode 1, both sidecars", "p50"].absolute.estimate == pytest.approx(-152_000, rel=0.15)
-    assert " µs shorter, " in requests.answer(usual)
-    slow = World(
-        dns={
-            "plain": 100.0,
-            "plain-aa": 100.0,
-            "mode1": 100.0,
-            "mode2-envoy": 300.0,
-            "mode2-agent": 300.0,
-            "null": 40.0,
-        }
-    )
-    slowly = requests.answer(measured.runs(tmp_path, slow))
-    assert " µs longer, " in slowly.partition("A request in mode 2 takes")[2].partition("On a")[0]
-    assert "shorter" not in slowly
-
-
-def test_cpu_goes_to_the_containers_of_the_arm(usual: store.Runs) -> None:
-    table = requests.cpu(usual).set_index("step")
-    assert table.loc["mode2-envoy → meshed", "client sidecar"].estimate == pytest.approx(250_000, rel=0.1)
-    assert table.loc["mode2-envoy → meshed", "bind"].estimate == 0
-    assert table.loc["plain → plain", "client sidecar"].estimate == 0
-    plain, seen = ("plain", "plain"), looks.of_runs(usual)
-    assert requests.role(plain, "client-plain-app", seen) == "client app"
-    assert requests.role(plain, "client-plain-aa-app", seen) == ""
-    assert requests.role(plain, "legacy-2", seen) == "server (nginx)"
-    assert requests.role(plain, "web-1-envoy", seen) == ""
-    assert requests.role(("plain", "meshed"), "web-1-envoy", seen) == "server sidecar"
-    assert {"client app", "server (nginx)"} <= set(requests.memory(usual)["role"])
 
 
 def verdict(lines: list[gates.Row], item: str) -> str:
@@ -529,7 +345,7 @@ def test_sentences_and_tables_of_any_world_agree(seed: int, tmp_path: Path) -> N
     arms = {arm: us * float(rng.uniform(0.5, 1.6)) for arm, us in World().dns.items()}
     world = World(dns=arms, noise=float(rng.choice([0.005, 0.05, 0.2])), sidecar=float(rng.choice([3.0, 260.0])))
     runs = measured.runs(tmp_path, world, blocks=3, seed=seed)
-    said = requests.answer(runs)
+    said = cost_answer.answer(runs)
     for table, among in ((requests.changes(runs), 3), (requests.changes(runs, "keepalive"), 3)):
         told = [
             row for row in table.to_dict("records") if row["change"].startswith(("whole mesh", "mode 2 for mode 1, b"))
@@ -551,17 +367,7 @@ def test_sentences_and_tables_of_any_world_agree(seed: int, tmp_path: Path) -> N
                 if clear
                 else f": the difference from no mesh is {row['reading']}"
             )
-            assert f"{opening}{phrase}" in lookups.answer(runs)
-
-
-def test_kept_connections_have_their_price_in_the_answer(usual: store.Runs) -> None:
-    said = requests.answer(usual)
-    for mode in ("mode 1", "mode 2"):
-        row = requests.changes(usual, "keepalive").set_index("change").loc[f"whole mesh, {mode}"]
-        before, after = (text.interval(each) for each in row["levels"])
-        price = f"a request with both sidecars in {mode} takes {after}, without a mesh {before}: "
-        assert f"On a connection kept alive {price}" in said
-        assert text.size(row["p50"]) in said
+            assert f"{opening}{phrase}" in names_answer.answer(runs)
 
 
 def test_what_was_not_measured_is_not_green() -> None:
@@ -611,21 +417,3 @@ def test_shown_tables_have_units_and_no_raw_values() -> None:
     assert shown["p50"].iloc[0] == "50.0 ± 2.5 µs"
     assert "a" * 80 in shown._repr_html_()
     assert text.size(stats.paired([100.0, 100.0], [40.0, 41.0])).endswith("less")
-
-
-def test_waits_are_of_the_open_loop(usual: store.Runs) -> None:
-    table = requests.waits(usual).set_index("step")
-    assert (table["p50 from due"].map(lambda each: each.estimate) > 0).all()
-    asked = cells.select(usual, "open")
-    assert set(asked["arrival"]) == {"poisson"}
-    assert table["hidden wait mean"].map(lambda each: each.estimate).max() > 0  # a closed loop has none by definition
-
-
-def test_sizes_and_tls_stand_beside_the_usual_request(usual: store.Runs, tmp_path: Path) -> None:
-    assert requests.sizes(usual).empty
-    assert "were not measured" in requests.sizes_answer(requests.sizes(usual))
-    table = requests.sizes(measured.runs(tmp_path, blocks=3, name="standard"))
-    assert set(zip(table["TLS"], table["body, kB"], strict=True)) == {("yes", 1.0), ("no", 16.0), ("no", 128.0)}
-    assert set(table["arm"]) == {"plain", "mode1", "mode2-envoy", "mode2-agent"}
-    assert {each.absolute.n for each in table["p50 against 1 kB without TLS"]} == {3}
-    assert "128 kB on plain → meshed" in requests.sizes_answer(table)

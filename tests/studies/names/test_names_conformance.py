@@ -9,10 +9,10 @@ import pandas as pd
 
 from meshdns import store
 from meshdns.analysis import text
-from meshdns.studies import conformance
+from meshdns.studies.names import answer, conformance
 from shipped import WORLD
 
-SAMPLE = Path(__file__).parents[2] / "data" / "sample"
+SAMPLE = Path(__file__).parents[3] / "data" / "sample"
 
 
 def row(case: str, observed: str) -> dict[str, Any]:
@@ -36,8 +36,8 @@ def test_each_proxy_is_shown_as_the_last_run_that_asked_it_saw_it() -> None:
     table = conformance.differences(measured).set_index("question")
     assert table["mode2-agent"].to_dict() == {"ra": "no", "aa": conformance.SAME, "new": "no"}
     assert table["mode2-envoy"].to_dict() == {"ra": conformance.SAME, "aa": "never", "new": text.ABSENT}
-    assert "Of 3 behaviours" in conformance.answer(measured)
-    assert "mode2-envoy has 1 and mode2-agent has 1" in conformance.answer(measured)
+    assert "Of 3 behaviours" in answer.conformance_answer(measured)
+    assert "mode2-envoy has 1 and mode2-agent has 1" in answer.conformance_answer(measured)
 
 
 def test_the_sample_shows_both_proxies() -> None:
@@ -48,4 +48,4 @@ def test_the_sample_shows_both_proxies() -> None:
 
 def test_runs_that_did_not_ask_say_so() -> None:
     assert conformance.differences(runs()).empty
-    assert "not asked" in conformance.answer(runs())
+    assert "not asked" in answer.conformance_answer(runs())
