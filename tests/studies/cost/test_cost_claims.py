@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import measured
@@ -12,6 +13,7 @@ from meshdns import store
 from meshdns.analysis import stats
 from meshdns.studies import verdict
 from meshdns.studies.cost import claims
+from meshdns.studies.cost import tables as requests
 
 
 @pytest.fixture(scope="module")
