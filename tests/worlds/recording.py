@@ -250,7 +250,7 @@ class Recording:
                 "tracked": lambda: {"entries": []},
                 "captured": lambda: {"pcap": dict.fromkeys(("eth0", "lo"), _NO_PACKETS), "dropped": 0},
             }
-            quiet = ("capture", "extra_rules", "interception")
+            quiet = ("capture", "run")
             if request["op"] not in (*replies, *quiet):
                 return {"error": f"unknown op {request['op']!r}"}, b""
             return replies.get(request["op"], dict[str, Any])(), b""

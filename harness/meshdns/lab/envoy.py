@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from meshdns.core.world import Nets, Pod, Service, World
+from meshdns.interception import mechanisms
 from meshdns.interception.conventions import ISTIO
 from meshdns.lab import names
 
@@ -63,7 +64,9 @@ def _chain(name: str, filters: Json, destination_port: int = 0) -> Json:
 def _capturing(name: str, port: int, chains: list[Json], pod: Pod, **more: Any) -> Json:
     """A listener for captured connections; one that was not captured (it names the port itself) goes nowhere."""
     chains = [_chain("to-itself", _tcp_proxy("blackhole"), port), *chains] if pod.guarded else chains
-    more |= {"transparent": True} if pod.mechanism == "tproxy" else {}  # with their addresses as they were
+    more |= (
+        {"transparent": True} if mechanisms.ALL[pod.mechanism].transparent else {}
+    )  # with their addresses as they were
     return _listener(name, "0.0.0.0", port, chains, **more)  # noqa: S104  REDIRECT may target any address
 
 

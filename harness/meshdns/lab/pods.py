@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from meshdns.core.world import CORE, Pod, World
+from meshdns.interception import mechanisms
 
 Service = dict[str, Any]
 Services = dict[str, Service]
@@ -43,14 +44,16 @@ def _in(pod: str, part: Service, *mounts: str, after: Mapping[str, dict[str, str
 def _captured(parts: Mapping[str, Service], pod: str, mechanism: str) -> tuple[Services, dict[str, Any]]:
     """What sets interception up in a pod, and the state it is in before anybody else starts."""
     ready = {f"{pod}-rules": _DONE}
-    if mechanism == "ebpf":  # the programs stay as long as the container that loaded them; the rules wait for it
+    if mechanisms.ALL[
+        mechanism
+    ].programs:  # the programs stay as long as the container that loaded them; the rules wait for it
         loader, after = _in(pod, parts["x-loader"], "/rules"), {f"{pod}-loader": _STARTED}
         return {f"{pod}-loader": loader, f"{pod}-rules": _in(pod, parts["x-rules"], "/rules", after=after)}, ready
     return {f"{pod}-rules": _in(pod, parts["x-rules"], "/rules")}, ready
 
 
 def _envoy(parts: Mapping[str, Service], mechanism: str) -> Service:
-    return parts["x-envoy-transparent" if mechanism == "tproxy" else "x-envoy"]
+    return parts["x-envoy-transparent" if mechanisms.ALL[mechanism].transparent else "x-envoy"]
 
 
 def _server(parts: Mapping[str, Service], server: Pod) -> Services:

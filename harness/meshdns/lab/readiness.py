@@ -11,6 +11,7 @@ from collections.abc import Collection
 
 from meshdns.core import errors
 from meshdns.core.world import CORE, Pod
+from meshdns.interception import mechanisms
 from meshdns.interception.conventions import ISTIO
 from meshdns.lab import observers, ports
 from meshdns.lab.channel import Channel
@@ -153,7 +154,7 @@ def _own_probes(client: Pod) -> dict[str, Page]:
         pages["envoy"] = f"{ISTIO.admin_port}/ready"
     if client.dns == "agent":
         pages["dns"] = f"{ports.PORT_DNS_METRICS}/metrics"
-    if client.mechanism == "ebpf":
+    if mechanisms.ALL[client.mechanism].programs:
         pages["loader"] = f"{ports.PORT_LOADER}/counters"
     return {f"{client.pod}-{part}": {"url": f"http://127.0.0.1:{page}", "timeout_s": 1} for part, page in pages.items()}
 

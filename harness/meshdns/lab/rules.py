@@ -7,25 +7,20 @@ comment, which have no verdict.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Iterator
 
 from meshdns.core.world import Nets, Pod, World
-from meshdns.interception import iptables, nftables, routing
+from meshdns.interception import mechanisms
 from meshdns.interception.conventions import ISTIO
-from meshdns.interception.ebpf.settings import from_options
+from meshdns.interception.mechanisms.mechanism import RULES
 from meshdns.interception.options import Options
-from meshdns.interception.ruleset import build
 
 
 def options(pod: Pod) -> Options:
     """What Istio asks of a sidecar's interception; port 53 too where the pod has a DNS proxy."""
+    mechanism = mechanisms.ALL[pod.mechanism]
     return Options.of(
-        **ISTIO.injected(),
-        redirect_dns=pod.dns_proxy,
-        capture_all_dns=pod.dns_proxy,
-        inbound_interception_mode="TPROXY" if pod.mechanism == "tproxy" else "REDIRECT",
+        **ISTIO.injected(), redirect_dns=pod.dns_proxy, capture_all_dns=pod.dns_proxy, **mechanism.options()
     )
 
 
@@ -34,36 +29,17 @@ def files(world: World, nets: Nets, pod: Pod) -> dict[str, str]:
     # A replica's static sidecar calls nobody; one that is governed knows the whole mesh, and resolves names of it.
     calls = pod.governed or bool(pod.arm)
     found = {"node": _node(world, nets, pod), "routes": _routes(world, nets, pod)} if calls else {}
+    commands = [f"ip -batch {RULES}/routes", f"iptables-restore --noflush {RULES}/node"] if calls else []
     if pod.sidecar:
-        found |= _interception(pod)
-    commands = [line for name, line in _LOADED_BY.items() if name in found]
-    if pod.mechanism == "ebpf":  # a loader that is refused says so itself; the rest of the testbed comes up
-        commands.append("python3 -m interception.ebpf --wait 10 || true")
+        mechanism = mechanisms.ALL[pod.mechanism]
+        own = mechanism.files(options(pod))
+        found, commands = found | own, [*commands, *mechanism.load(own)]
     return {**found, "apply": "".join(f"{line}\n" for line in commands)}
 
 
-_LOADED_BY = {  # in this order
-    "routes": "ip -batch /rules/routes",
-    "node": "iptables-restore --noflush /rules/node",
-    "policy-routes": "ip -batch /rules/policy-routes",
-    "iptables": "iptables-restore --noflush /rules/iptables",
-    "nftables": "nft -f /rules/nftables",
-}
-
-
-def _interception(pod: Pod) -> dict[str, str]:
-    wanted = options(pod)
-    if pod.mechanism == "ebpf":
-        from_options(wanted)  # what the programs cannot honour is refused here, not in the loader's container
-        return {"options.json": json.dumps(dataclasses.asdict(wanted), indent=1) + "\n"}
-    # First in OUTPUT: the container engine's own name server rule (127.0.0.11) must not come before ours.
-    if pod.mechanism == "nftables":
-        return {"nftables": nftables.render(build(wanted, "ipv4"), first=True, named=True)}
-    rules = build(wanted, "ipv4", outbound_tproxy=pod.mechanism == "tproxy")
-    found = {"iptables": iptables.render(rules, first=True, named=True)}
-    if lines := routing.render(rules)["ipv4"]:
-        found["policy-routes"] = lines
-    return found
+def counters(pod: Pod) -> list[tuple[tuple[str, ...], str]]:
+    """What prints the counters of the pod's rules, and how they stand there, as its observer is asked."""
+    return [(("iptables-save", "-c"), mechanisms.COUNTED), *mechanisms.ALL[pod.mechanism].counters]
 
 
 def _count(name: str) -> str:
@@ -87,8 +63,8 @@ def _cluster_ips(world: World, nets: Nets) -> Iterator[str]:
 
 
 def _dns_counts(pod: Pod) -> Iterator[str]:
-    # Programs change the address before there is a packet; rules see the port that the application asked for.
-    asked = ISTIO.dns_port if pod.mechanism == "ebpf" else 53
+    # Programs change the address before there is a packet, so that rules see the proxy's port.
+    asked = ISTIO.dns_port if mechanisms.ALL[pod.mechanism].programs else 53
     for protocol in ("udp", "tcp"):
         syn, suffix = ("", "") if protocol == "udp" else (" --syn", "_tcp")
         client, proxy = f"! --uid-owner {ISTIO.uid}", f"--uid-owner {ISTIO.uid}"

@@ -16,6 +16,7 @@ import yaml
 
 from meshdns.core import errors, paths
 from meshdns.core.world import CORE, Answer, Manifest, Nets, Pod, Service, World
+from meshdns.interception import mechanisms
 from meshdns.istio import documents
 from meshdns.istio.documents import Document, Value
 from meshdns.istio.faults import Fault, Place, refuse
@@ -38,7 +39,7 @@ _POD: dict[str, tuple[str, ...]] = {
     "arm": (), "backend": (), "part": PARTS, "group": (),
     "config": (STATIC, "xds"),  # what configures its sidecar: a bootstrap, or the control plane
     "dns": ("cluster", "envoy"),  # who answers port 53; Istio's agent is asked for by its own annotation
-    "mechanism": ("iptables", "nftables", "ebpf"),
+    "mechanism": tuple(mechanisms.ALL),
     "resolver": ("c-ares", "getaddrinfo", "hickory"),
     "loop-guard": _TRUTH, "virtual-ips": _TRUTH, "answers": _TRUTH, "outside": _TRUTH, "ready": _TRUTH,
 }  # fmt: skip

@@ -14,8 +14,9 @@ from typing import Any
 
 from meshdns.core import errors
 from meshdns.core.world import Pod, Service, World
+from meshdns.interception import mechanisms
 from meshdns.interception.conventions import ISTIO
-from meshdns.lab import ports, readiness
+from meshdns.lab import ports, readiness, rules
 from meshdns.lab.names import DNSDIST_RULE
 from meshdns.lab.observers import Observers
 from meshdns.lab.place import Place, Usage
@@ -152,7 +153,7 @@ class Reader:
 
 def _question(cell: Cell, world: World) -> dict[str, Any]:
     client = world.arms[cell.arm]
-    return {"op": "snapshot", "rules": client.mechanism, "pages": list(_local_pages(cell, client).values())}
+    return {"op": "snapshot", "rules": rules.counters(client), "pages": list(_local_pages(cell, client).values())}
 
 
 def _inside(cell: Cell, reply: Mapping[str, Any], world: World) -> Counts:
@@ -216,7 +217,7 @@ def _local_pages(cell: Cell, client: Pod) -> dict[str, dict[str, Any]]:
         }
     if client.dns == "agent":
         pages["dnsproxy"] = {"url": f"{base}:{ports.PORT_DNS_METRICS}/metrics"}
-    if client.mechanism == "ebpf":
+    if mechanisms.ALL[client.mechanism].programs:
         pages["loader"] = {"url": f"{base}:{ports.PORT_LOADER}/counters"}
     return pages
 

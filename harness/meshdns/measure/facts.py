@@ -15,6 +15,7 @@ from typing import Any
 from meshdns import __version__
 from meshdns.core import paths
 from meshdns.core.world import CORE
+from meshdns.interception import mechanisms
 from meshdns.interception.conventions import ISTIO
 from meshdns.lab import observers, plane
 from meshdns.lab.channel import Channel
@@ -126,7 +127,13 @@ def _config_dumps(opened: Session, arms: Collection[str]) -> dict[str, Any]:
     alike: dict[object, str] = {}
     for client in observers.clients(opened.place):
         if client.sidecar and client.arm in arms:
-            how = client.dns, client.guarded, client.mechanism == "tproxy", client.governed, client.resolver
+            how = (
+                client.dns,
+                client.guarded,
+                mechanisms.ALL[client.mechanism].transparent,
+                client.governed,
+                client.resolver,
+            )
             alike.setdefault(how, client.pod)
     return {pod: _config_dump(opened.observers[pod]) for pod in alike.values()}
 

@@ -22,8 +22,9 @@ import dns.rcode
 
 from meshdns.core import errors, resolver
 from meshdns.core.world import Pod, World
+from meshdns.interception import mechanisms
 from meshdns.interception.conventions import ISTIO
-from meshdns.lab import observers, ports
+from meshdns.lab import observers, ports, rules
 from meshdns.lab.channel import Channel
 from meshdns.lab.place import Place
 from meshdns.measure import capture, jobs
@@ -159,12 +160,12 @@ class _Counted:
 
 
 def _counted(pod: Pod, channel: Channel) -> _Counted:
-    rules = channel.ask({"op": "snapshot", "rules": pod.mechanism}, ANSWER_SLACK_S)[0]["rules"]
-    if pod.mechanism == "ebpf":  # its programs count what rules count elsewhere, by the same names
+    counted = channel.ask({"op": "snapshot", "rules": rules.counters(pod)}, ANSWER_SLACK_S)[0]["rules"]
+    if mechanisms.ALL[pod.mechanism].programs:  # its programs count what rules count elsewhere, by the same names
         loader = _page(channel, "counters", ports.PORT_LOADER) or {"counters": {}}
-        rules |= {name: rules.get(name, 0) + count for name, count in loader["counters"].items()}
+        counted |= {name: counted.get(name, 0) + count for name, count in loader["counters"].items()}
     page = _page(channel, "stats?format=json&usedonly") or {"stats": []}
-    return _Counted(rules, {each["name"]: each["value"] for each in page["stats"] if "value" in each})
+    return _Counted(counted, {each["name"]: each["value"] for each in page["stats"] if "value" in each})
 
 
 def _page(channel: Channel, path: str, port: int = ISTIO.admin_port) -> Any:

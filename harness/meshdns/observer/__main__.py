@@ -22,20 +22,19 @@ SOL_PACKET, PACKET_STATISTICS, PACKET_OUTGOING = 263, 6, 4  # linux/if_packet.h
 ROOM_BYTES = 64 << 20  # some 25,000 small packets: more than a captured trial sends
 HEAD_BYTES = 128  # Ethernet, IPv4 and TCP with options fit
 CONTROL_BYTES = 256
-_COUNTED = re.compile(r"^\[(\d+):\d+\].*--comment \"?meshdns:(\w+)")
-_NFT_COUNTED = re.compile(r"counter packets (\d+) bytes \d+.*comment \"meshdns:(\w+)\"")
 
 
-def rules(mechanism: str) -> dict[str, int]:
-    """Packets per rule comment, summed over the rules that share it (in nat: new flows)."""
-    found = [_COUNTED.match(line) for line in said("iptables-save", "-c").splitlines()]
-    if mechanism == "nftables":
-        found += [_NFT_COUNTED.search(line) for line in said("nft", "list", "ruleset", "inet").splitlines()]
-    counters: dict[str, int] = {}
-    for match in found:
-        if match:
-            counters[match[2]] = counters.get(match[2], 0) + int(match[1])
-    return counters
+def rules(counters: list[tuple[list[str], str]]) -> dict[str, int]:
+    """Packets per rule comment, summed over the rules that share it (in nat: new flows).
+
+    Each of `counters` is a program that prints them, and an expression with the number and the name of one.
+    """
+    found: dict[str, int] = {}
+    for command, counted in counters:
+        pattern = re.compile(counted)
+        for match in filter(None, map(pattern.search, said(*command).splitlines())):
+            found[match[2]] = found.get(match[2], 0) + int(match[1])
+    return found
 
 
 def said(*command: str, given: str = "") -> str:
@@ -44,26 +43,6 @@ def said(*command: str, given: str = "") -> str:
     if done.returncode:
         raise RuntimeError(f"{command[0]}: {done.stderr.strip() or done.returncode}")
     return done.stdout
-
-
-def extra_rules(count: int, mechanism: str) -> None:
-    """So many rules that match nothing stand before those that capture, in the table where these decide."""
-    if mechanism == "nftables":
-        lines = "".join(f"ip daddr 192.0.2.1 tcp dport {number} return\n" for number in range(1, count + 1))
-        chain = f"chain out {{\ntype nat hook output priority -102;\n{lines}}}"
-        said("nft", "-f", "-", given=f"table ip meshdns\ndelete table ip meshdns\ntable ip meshdns {{\n{chain}\n}}\n")
-        return
-    table = "mangle" if mechanism == "tproxy" else "nat"
-    lines = "".join(f"-A MESHDNS_EXTRA -d 192.0.2.1/32 -p tcp --dport {n} -j RETURN\n" for n in range(1, count + 1))
-    said("iptables-restore", "--noflush", given=f"*{table}\n:MESHDNS_EXTRA - [0:0]\n{lines}COMMIT\n")
-    if "-A OUTPUT -j MESHDNS_EXTRA" not in said("iptables", "-t", table, "-S", "OUTPUT"):
-        said("iptables", "-t", table, "-I", "OUTPUT", "1", "-j", "MESHDNS_EXTRA")
-
-
-def interception(on: bool) -> None:
-    """Outbound traffic is captured, or no longer: the jump to the capturing rules stands, or is taken out."""
-    where = ("-I", "OUTPUT", "1") if on else ("-D", "OUTPUT")
-    said("iptables", "-t", "nat", *where, "-j", "ISTIO_OUTPUT")
 
 
 def tracked() -> list[str]:
@@ -142,7 +121,7 @@ class State:
 def _snapshot(request: Request, state: State) -> dict[str, Any]:
     asked = state.pages.ask(request.get("pages", []))  # the servers work while the rules are read
     return {
-        "rules": rules(request["rules"]) if request.get("rules") else {},
+        "rules": rules(request.get("rules", [])),
         "conntrack": conntrack(),
         "pages": [question.answer() for question in asked],
     }
@@ -162,13 +141,9 @@ def _captured(_: Request, state: State) -> dict[str, Any]:
     }
 
 
-def _extra_rules(request: Request, _: State) -> dict[str, Any]:
-    extra_rules(request["count"], request["mechanism"])
-    return {}
-
-
-def _interception(request: Request, _: State) -> dict[str, Any]:
-    interception(request["on"])
+def _run(request: Request, _: State) -> dict[str, Any]:
+    for command, given in request["commands"]:
+        said(*command, given=given)
     return {}
 
 
@@ -178,8 +153,7 @@ OPERATIONS: dict[str, Callable[[Request, State], dict[str, Any]]] = {
     "tracked": lambda _request, _state: {"entries": tracked()},
     "capture": _capture,
     "captured": _captured,
-    "extra_rules": _extra_rules,
-    "interception": _interception,
+    "run": _run,
 }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from meshdns.core.world import Pod, World
+from meshdns.interception import mechanisms
 from meshdns.lab import readiness
 from meshdns.lab.observers import Observers
 from meshdns.lab.place import Ended, Place
@@ -28,7 +29,7 @@ class Interception(factor.OfPods[bool]):
 
     def set(self, client: Pod, level: bool) -> None:
         """See `factor.OfPods`."""
-        self.tell(client, {"op": "interception", "on": level})
+        self.run(client, mechanisms.ALL[client.mechanism].capture(level))
 
 
 class Sidecar(factor.OfPods[bool]):
@@ -64,6 +65,12 @@ class Answer(Factor):
         yield (
             not asked or (cell.kind == "request" and cell.connection == "new" and cell.lookup == "wire"),
             "an answer is tried by kind request, connection new, lookup wire",
+        )
+        client = world.arms.get(cell.arm)
+        capturing = mechanisms.ALL[client.mechanism] if client else None
+        yield (
+            cell.intercepted or capturing is None or bool(capturing.capture(False)),
+            "what captures in this arm cannot be taken out of its pod: intercepted true",
         )
         yield asked or (cell.intercepted and cell.sidecar == "up"), "only trials of answers take a pod's sidecar away"
 

@@ -6,10 +6,11 @@ A module of this folder is one; what it does not say is as here.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 from meshdns.core.world import Pod, World
+from meshdns.interception.mechanisms import Command
 from meshdns.lab.observers import Observers
 from meshdns.lab.place import Ended, Place
 from meshdns.lab.plane import Plane
@@ -101,6 +102,6 @@ class OfPods(Control, ABC, Generic[Level]):
             self.set(client, level)
             self.levels[client.pod] = level
 
-    def tell(self, client: Pod, request: dict[str, object]) -> None:
-        """The pod's observer does it. Raises TestbedError."""
-        self.observers[client.pod].ask(request, ASK_TIMEOUT_S)
+    def run(self, client: Pod, commands: Sequence[Command]) -> None:
+        """The pod's observer runs them. Raises TestbedError."""
+        self.observers[client.pod].ask({"op": "run", "commands": list(commands)}, ASK_TIMEOUT_S)

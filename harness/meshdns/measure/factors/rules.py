@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from meshdns.core.world import Pod, World
+from meshdns.interception import mechanisms
 from meshdns.lab.observers import Observers
 from meshdns.lab.place import Place
 from meshdns.lab.plane import Plane
@@ -25,7 +26,7 @@ class Control(factor.OfPods[int]):
 
     def set(self, client: Pod, level: int) -> None:
         """See `factor.OfPods`."""
-        self.tell(client, {"op": "extra_rules", "count": level, "mechanism": client.mechanism})
+        self.run(client, mechanisms.ALL[client.mechanism].extra_rules(level))
 
 
 class ExtraRules(Factor):
