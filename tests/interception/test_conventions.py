@@ -131,7 +131,7 @@ def test_a_number_of_istios_is_changed_in_one_place(tmp_path: Path) -> None:
 
 
 def test_ports_and_chains_have_one_owner() -> None:
-    """No other module spells a number or a name of a mesh; the DNS proxy and the observer run without this package."""
+    """No other module spells a number or a name of a mesh; the DNS proxy runs without this package."""
     meshes = [asdict(mesh) for mesh in conventions.ALL.values()]
     numbers = {value for mesh in meshes for key, value in mesh.items() if key.endswith("_port") and value}
     numbers |= {port for mesh in meshes for port in (*mesh["excluded_inbound"], *mesh["excluded_outbound"])}
@@ -146,7 +146,7 @@ def test_ports_and_chains_have_one_owner() -> None:
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Constant) and not isinstance(node.value, bool) and node.value in numbers | names
     }
-    assert found == {("observer/__main__.py", "ISTIO_OUTPUT")}
+    assert found == set()
     assert {address.rpartition(":")[2] for address in dnsproxy.LISTEN.values()} == {str(ISTIO.dns_port)}
 
 

@@ -93,7 +93,7 @@ def nobody(endpoints: dict[str, Any]) -> None:
     ("name", "change", "said"),
     [
         ("client-mode1", annotate(meshdns__colour="red"), "a Pod has no annotation meshdns/colour"),
-        ("client-mode1", annotate(meshdns__mechanism="magic"), "meshdns/mechanism is 'magic'; choose from iptables"),
+        ("client-mode1", annotate(meshdns__mechanism="magic"), "meshdns/mechanism is 'magic'; choose from ebpf, iptables"),
         (
             "client-mode1",
             annotate(sidecar_istio_io__logLevel="debug"),

@@ -13,6 +13,7 @@ import pytest
 from test_capture import frame, pcap
 
 from meshdns.core.world import Nets
+from meshdns.interception import mechanisms
 from meshdns.lab import place
 from meshdns.measure import jobs, trace
 from shipped import WORLD
@@ -92,10 +93,11 @@ class Observer:
             frames = [(n, frame(a, b, 6, ports, 0)) for n, (a, b, ports) in enumerate(PACKETS.get(self.pod, []))]
             return {"pcap": {"eth0": base64.b64encode(pcap(frames)).decode()}}, b""
         pages = [self.page(each["url"]) for each in request.get("pages", [])]
-        return {"rules": self.rules(request.get("rules", "")), "pages": pages}, b""
+        return {"rules": self.rules(request.get("rules", [])), "pages": pages}, b""
 
-    def rules(self, mechanism: str) -> dict[str, int]:
-        assert not mechanism or mechanism == MECHANISMS.get(self.pod, "iptables")
+    def rules(self, asked: list[Any]) -> dict[str, int]:
+        own = mechanisms.ALL[MECHANISMS.get(self.pod, "iptables")].counters
+        assert not asked or asked == [(("iptables-save", "-c"), mechanisms.COUNTED), *own]
         return {"inbound_tcp": 7 + (self.world.since >= 0)} if self.pod.startswith("web") else {"dns_client": 3}
 
     def page(self, url: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from .. import iptables, routing
+from ..conventions import ISTIO
 from ..options import Options
 from ..ruleset import build
 from .mechanism import RULES, Command, Mechanism
@@ -30,7 +31,7 @@ class Iptables(Mechanism):
     def capture(self, on: bool) -> list[Command]:
         """The jump to the rules that capture stands, or is taken out."""
         where = ("-I", "OUTPUT", "1") if on else ("-D", "OUTPUT")
-        return [Command(("iptables", "-t", self.table, *where, "-j", "ISTIO_OUTPUT"))]
+        return [Command(("iptables", "-t", self.table, *where, "-j", ISTIO.chains.output))]
 
 
 MECHANISM = Iptables()
