@@ -11,23 +11,13 @@ import yaml
 from meshdns import store
 from meshdns.core import errors
 from meshdns.core.progress import Progress
-from meshdns.lab import plane, watch, world
+from meshdns.lab import plane, world
 from meshdns.measure import block, facts, plan, run, session
 from meshdns.measure.block import measure_block
-from meshdns.measure.factors import change, fault
-from recording import Recording
+from recording import Recording, at_once
 from shipped import WORLD
 
-
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here takes time, so nothing is waited for."""
-    monkeypatch.setattr(change, "FORGET_S", 0.0)
-    monkeypatch.setitem(fault.LEVELS, "overload", fault.Fault("/overload"))
-    for wait in ("GRACE_S", "STAY_S"):
-        monkeypatch.setattr(plane, wait, 0.0)
-    for wait in ("_LATE_S", "_STILL_S", "_PAUSE_S"):
-        monkeypatch.setattr(watch, wait, 0.0)
+__all__ = ["at_once"]  # around every test
 
 
 def small(name: str, blocks: int = 2) -> plan.Plan:

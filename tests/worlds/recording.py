@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import itertools
 import json
+import random
 import re
 import struct
 import threading
@@ -23,21 +25,35 @@ from string import Template
 from typing import Any
 
 import dns.message
+import pytest
 import yaml
 
 from meshdns.core import errors, paths, resolver
 from meshdns.core.world import Nets, Pod, Service, World
 from meshdns.interception.conventions import ISTIO
-from meshdns.lab import names, place, readiness
+from meshdns.lab import names, place, plane, readiness, watch
 from meshdns.lab.channel import Channel
 from meshdns.lab.compose import rendering
 from meshdns.lab.place import REFUSED, Account, Part, Usage
+from meshdns.measure.factors import change, fault
 from shipped import WORLD
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here takes time, so nothing is waited for."""
+    monkeypatch.setattr(change, "FORGET_S", 0.0)
+    monkeypatch.setitem(fault.LEVELS, "overload", fault.Fault("/overload"))
+    for wait in ("GRACE_S", "STAY_S"):
+        monkeypatch.setattr(plane, wait, 0.0)
+    for wait in ("_LATE_S", "_STILL_S", "_PAUSE_S"):
+        monkeypatch.setattr(watch, wait, 0.0)
+
 
 INTEGERS = ("due_ns", "start_ns", "dns_ns", "connect_ns", "tls_ns", "first_byte_ns", "end_ns")
 WORDS = ("outcome", "address", "replica")
 NUMBERS = ("rcode", "status", "queries", "bytes", "local_port")
-LOOKUP_NS, REQUEST_NS = 100_000, 300_000
+LOOKUP_NS, REQUEST_NS = 50_000, 300_000
 Answer = tuple[dict[str, Any], bytes]
 Asked = Callable[[dict[str, Any]], Answer]
 
@@ -351,6 +367,7 @@ class Load:
         self.opened = (1 if self.kept else self.made) if job["kind"] == "request" else 0
         resolutions = self.opened if job["kind"] == "request" else self.made
         self.queries = resolutions * self.asked
+        self.usual_ns = LOOKUP_NS * 2 + (REQUEST_NS if self.service else 0)
 
     def _service(self, host: str) -> Service | None:
         if self.job["kind"] == "lookup":
@@ -424,12 +441,13 @@ class Load:
         return header, b"".join(raw)
 
     def _columns(self) -> tuple[dict[str, list[int]], dict[str, list[str]]]:
-        took = LOOKUP_NS + (REQUEST_NS if self.service else 0)
-        rate = self.job["arrival"]["rate_hz"]
-        begin, n = time.monotonic_ns(), self.count
-        due = [begin + round(k * (1e9 / rate if rate else took)) for k in range(n)]
+        rate, n = self.job["arrival"]["rate_hz"], self.count
+        chance = random.Random(f"{self.client.pod} {len(self.where.asked)} {self.where.counted.total()}")
+        took = [round(self.usual_ns * chance.lognormvariate(0, 0.1)) for _ in range(n)]
+        starts = itertools.accumulate([round(1e9 / rate)] * n if rate else took, initial=time.monotonic_ns())
+        due = list(starts)[:n]
         dns_ns = LOOKUP_NS if self.asked and not (self.kept and self.service) else 0
-        ends = [at + took for at in due]
+        ends = [at + each for at, each in zip(due, took, strict=True)]
         looked = [at + dns_ns for at in due]
         columns = {"due_ns": due, "start_ns": due, "dns_ns": looked, "connect_ns": looked, "tls_ns": looked,
                    "first_byte_ns": ends, "end_ns": ends}  # fmt: skip
