@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from meshdns.core import errors, extras, paths
+from meshdns.core import errors, extras, paths, plans
 
 if TYPE_CHECKING:
     from meshdns.core.world import Nets, World
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from meshdns.measure.plan import Plan
 
 # Verbs import what they need when they run: `meshdns --help` does not wait for pandas.
-PLANS = "change, interception, policies, quick, standard"
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 DESCRIPTION = """\
@@ -156,7 +155,7 @@ def _plan_options(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiv
     """What to measure, in one of several ways."""
     parser.add_argument("--keep", action="store_true", help="leave the testbed up afterwards")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--plan", default="quick", help=f"{PLANS}, or a TOML file (default: quick)")
+    what.add_argument("--plan", default="quick", help=f"{', '.join(plans.shipped())}, or a TOML file (default: quick)")
     what.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with an unfinished run (its own plan)")
     return what
 
