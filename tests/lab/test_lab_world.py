@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import json
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from meshdns import cli
-from meshdns.core import errors
+from meshdns.core import errors, schema
 from meshdns.core.world import World
 from meshdns.istio import reader
 from meshdns.lab import world
@@ -35,8 +40,8 @@ def test_kubernetes_and_istio_take_it() -> None:
 
 
 def test_it_survives_json_and_explains_itself_in_it() -> None:
-    again = World.from_json(json.loads(json.dumps(WORLD.to_json())))
-    assert World.from_json(json.loads(json.dumps(again.to_json()))) == again
+    again = schema.stored(World, json.loads(json.dumps(WORLD.to_json())), "x")
+    assert schema.stored(World, json.loads(json.dumps(again.to_json())), "x") == again
     assert again.arms == WORLD.arms
     assert [dataclasses.replace(each, replicas=dict(each.replicas)) for each in again.services] == list(WORLD.services)
 
@@ -93,13 +98,17 @@ def nobody(endpoints: dict[str, Any]) -> None:
     ("name", "change", "said"),
     [
         ("client-mode1", annotate(meshdns__colour="red"), "a Pod has no annotation meshdns/colour"),
-        ("client-mode1", annotate(meshdns__mechanism="magic"), "meshdns/mechanism is 'magic'; choose from ebpf, iptables"),
+        (
+            "client-mode1",
+            annotate(meshdns__mechanism="magic"),
+            "mechanism: 'magic' (text) is unknown; choose from ebpf, iptables",
+        ),
         (
             "client-mode1",
             annotate(sidecar_istio_io__logLevel="debug"),
             "sidecar.istio.io/logLevel is not honoured",
         ),
-        ("client-mode1", annotate(proxy_istio_io__config="concurrency: 2"), "concurrency is not honoured here"),
+        ("client-mode1", annotate(proxy_istio_io__config="concurrency: 2"), "concurrency: this field is not supported"),
         ("client-mode1", annotate(meshdns__arm="plain"), "the arm plain is there already"),
         ("client-mode1", moved, "10.0.0.1 is not an address of the testbed"),
         ("client-mode1", taken, "another Pod has this address"),
@@ -129,7 +138,7 @@ def test_what_nobody_would_honour_is_refused_with_its_place(
     ("text", "said"),
     [
         ("", "the world has no ConfigMap meshdns"),
-        ("- 1\n", "is not a manifest"),
+        ("- 1\n", "is not a mapping"),
         ("kind: [\n", "not YAML"),
     ],
 )
@@ -139,3 +148,46 @@ def test_a_file_that_is_no_world_is_refused(text: str, said: str, tmp_path: Path
         world.read([tmp_path / "world.yaml"])
     with pytest.raises(errors.InputError, match="cannot be read"):
         world.read([tmp_path / "none.yaml"])
+
+
+def paths_of(tree: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    yield path
+    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, each in pairs:
+        yield from paths_of(each, (*path, key))
+
+
+NEEDED = {
+    "meshdns",
+    "kube-dns",
+    "dns",
+    "world-dns",
+    "observer",
+    "control-plane",
+    "client-mode1",
+    "web-1",
+    "web-2",
+    "web-3",
+    "web",
+    "api",
+    "world-web",
+}
+SMALL = [each for each in documents() if each["metadata"]["name"].partition("-slice")[0] in NEEDED]
+ANY = st.sampled_from(
+    [None, True, -1, 10**25, 1.5, "", "x", "²", "9" * 5000, [], [1], {}, {"a": []}, "{", "- 1", "2026-99-99"]
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(list(paths_of(SMALL))[1:]), ANY)
+def test_any_value_anywhere_is_a_world_or_an_input_error(path: tuple[Any, ...], value: object) -> None:
+    changed = copy.deepcopy(SMALL)
+    inside = changed
+    for key in path[:-1]:
+        inside = inside[key]
+    inside[path[-1]] = value
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(yaml.dump_all(changed, Dumper=yaml.CSafeDumper))
+        file.flush()
+        with contextlib.suppress(errors.InputError):
+            assert world.read([Path(file.name)]).answers

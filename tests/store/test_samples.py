@@ -4,7 +4,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from meshdns.core import errors
+from meshdns.core import errors, schema
 from meshdns.store import samples
 
 RECORD = samples.CellRecord(
@@ -64,22 +64,24 @@ def test_wrong_columns_and_types_are_named() -> None:
 
 
 def test_a_record_survives_json() -> None:
-    assert samples.CellRecord.from_json(json.loads(json.dumps(RECORD.to_json()))) == RECORD
+    assert schema.stored(samples.CellRecord, json.loads(json.dumps(RECORD.to_json())), "x") == RECORD
 
 
 @pytest.mark.parametrize(
     ("change", "fact"),
     [
-        ({"extra": 1}, "unknown keys extra"),
-        ({"cell": "0"}, "cell is '0', expected int"),
-        ({"offered": True}, "offered is True, expected int"),
-        ({"parameters": {"arm": None}}, "parameters.arm is None"),
-        ({"counters": {"a/b": "3"}}, "counters.a/b is '3'"),
-        ({"reasons": [1]}, "reasons is 1"),
+        ({"extra": 1}, "unknown key extra; read it with"),
+        ({"cell": "0"}, r"cell: '0' \(text\) is not a whole number"),
+        ({"offered": True}, r"offered: true \(a truth value\) is not a whole number"),
+        ({"parameters": {"arm": None}}, "parameters.arm: nothing is not text or"),
+        ({"counters": {"a/b": "3"}}, "counters.a/b: '3' "),
+        ({"reasons": [1]}, r"reasons\[0\]: 1 "),
     ],
 )
 def test_a_record_with_strange_keys_or_values_is_refused(change: dict[str, Any], fact: str) -> None:
     with pytest.raises(errors.DataError, match=fact):
-        samples.CellRecord.from_json(RECORD.to_json() | change)
-    with pytest.raises(errors.DataError, match="lacks wall_s"):
-        samples.CellRecord.from_json({key: value for key, value in RECORD.to_json().items() if key != "wall_s"})
+        schema.stored(samples.CellRecord, RECORD.to_json() | change, "x")
+    with pytest.raises(errors.DataError, match="wall_s is missing"):
+        schema.stored(
+            samples.CellRecord, {key: value for key, value in RECORD.to_json().items() if key != "wall_s"}, "x"
+        )

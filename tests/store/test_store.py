@@ -320,7 +320,7 @@ def test_a_run_without_its_world_is_of_an_older_meshdns(run: Path) -> None:
     with pytest.raises(errors.DataError, match=r"world.json: is missing: the run is of an older meshdns; read it with"):
         store.load(run)
     (run / "world.json").write_text('{"pods": 1}')
-    with pytest.raises(errors.DataError, match=r"world.json: is no world of this meshdns"):
+    with pytest.raises(errors.DataError, match=r"world.json: namespace, domain.* is missing; read it with"):
         store.load(run)
 
 

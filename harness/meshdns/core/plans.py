@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import functools
 import tomllib
-from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from meshdns.core import errors
+from meshdns.core import schema
 
 _PACKAGE = Path(__file__).parents[1]
-Tree = dict[str, Any]
 
 
 @functools.cache
@@ -24,22 +23,29 @@ def shipped() -> dict[str, Path]:
     return dict(sorted((several | {path.parent.name: path for path in _PACKAGE.glob("studies/*/plan.toml")}).items()))
 
 
-def whole(document: Tree, place: str, within: Iterable[str] = ()) -> Tree:
+@dataclass(frozen=True)
+class _Included:
+    plan: str
+    every: Annotated[int, schema.Bounds(1, 1000)] = 1  # its experiments are measured so much more seldom
+
+
+def whole(document: Any, place: str, within: tuple[str, ...] = ()) -> Any:
     """The plan with the experiments of those that it includes, before its own. Raises InputError."""
-    included = document.get("include", [])
-    parts: list[Tree] = []
-    for each in included if isinstance(included, list) else [included]:
-        known = each if isinstance(each, dict) else {}
-        name, every = known.get("plan"), known.get("every", 1)
-        if name not in shipped() or name in within or known.keys() - {"plan", "every"}:
-            step = f"give plan = NAME, one of {', '.join(shipped())}, and every = NUMBER or nothing"
-            raise errors.InputError(f"includes {each!r}", place=place, step=step)
-        if not isinstance(every, int) or every < 1:
-            raise errors.InputError(f"every is {every!r}", place=f"{place} include {name}", step="give a number from 1")
-        held = whole(tomllib.loads(shipped()[name].read_text(encoding="utf-8")), name, [*within, name])
-        parts += [{**table, "every": every * table.get("every", 1)} for table in held["experiment"]]
+    if not isinstance(document, dict) or not isinstance(document.get("include"), list):
+        return document
     own = {key: value for key, value in document.items() if key != "include"}
-    return own | {"experiment": [*parts, *own.get("experiment", [])]} if parts else own
+    parts: list[Any] = []
+    for number, tree in enumerate(document["include"], 1):
+        there = tuple(name for name in shipped() if name not in within)
+        each = schema.read(_Included, tree, f"{place} include {number}", {"plan": there})
+        held = whole(_read(each.plan), each.plan, (*within, each.plan))["experiment"]
+        parts += [{**table, "every": each.every * table.get("every", 1)} for table in held]
+    mine = own.get("experiment", [])
+    return own | {"experiment": [*parts, *mine] if isinstance(mine, list) else mine}
+
+
+def _read(name: str) -> dict[str, Any]:
+    return tomllib.loads(shipped()[name].read_text(encoding="utf-8"))
 
 
 def measuring(experiment: str) -> list[str]:
@@ -55,9 +61,9 @@ def about(experiment: str) -> str:
 @functools.cache
 def _series() -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
-    for name, path in shipped().items():
+    for name in shipped():
         held = found.setdefault(name, {})
-        for each in whole(tomllib.loads(path.read_text(encoding="utf-8")), name)["experiment"]:
+        for each in whole(_read(name), name)["experiment"]:
             series = each.get("series") or each["name"]
             held[series] = held.get(series) or each.get("about", "")
     return found

@@ -11,7 +11,7 @@ import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Self
+from typing import Any
 
 CORE = "core"  # the group of pods that every testbed has; the others come up for the plans that need them
 
@@ -229,18 +229,5 @@ class World:
         return f"answer-{answer}-{client.arm}.{self.search[0]}"
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON; `from_json` reads it back."""
+        """As JSON; `schema.stored` reads it back."""
         return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, tree: Mapping[str, Any]) -> Self:
-        """Raises TypeError or KeyError where it is not one of this form."""
-        lists = {"ports", "target_ports"}
-
-        def read(kind: Any, each: Mapping[str, Any]) -> Any:
-            return kind(**{key: tuple(value) if key in lists else value for key, value in each.items()})
-
-        nested: dict[str, Any] = {"answers": {name: Answer(**each) for name, each in tree["answers"].items()}}
-        for key, kind in (("pods", Pod), ("services", Service), ("manifests", Manifest)):
-            nested[key] = tuple(read(kind, each) for each in tree[key])
-        return cls(**{**tree, **nested})

@@ -132,8 +132,8 @@ def from_json(document: object, place: str, mesh: str | None = None) -> Options:
         raise Refusal(f"{place}: not a JSON object; give the options as one object of keys and values")
     given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in document.items()}
     if mesh and given.setdefault("conventions", mesh) != mesh:
-        raise Refusal(f"{place}: conventions is {_shown(given['conventions'])}, asked for are {mesh}: leave one out")
-    unknown = [f"unknown key {_shown(key)}" for key in given if key not in _CHECKS]
+        raise Refusal(f"{place}: conventions is {shown(given['conventions'])}, asked for are {mesh}: leave one out")
+    unknown = [f"unknown key {shown(key)}" for key in given if key not in _CHECKS]
     known = {key: value for key, value in given.items() if key in _CHECKS}
     known = {**_defaults(known.get("conventions", ISTIO.name)), **known}
     found = unknown + list(_problems(known))
@@ -305,10 +305,10 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
         value, default = values[key], defaults[key]
         same = value == default and type(value) is type(default)
         if not (same or (value == "" and key in mesh.may_be_empty) or right(value)):
-            alone.append(f"{key} is {_shown(value)}, allowed: {allowed}")
+            alone.append(f"{key} is {shown(value)}, allowed: {allowed}")
         elif not same and key in mesh.lacks:
             reason = f"under {mesh.title}'s conventions: its rules have no other, or no fixture of them confirms it"
-            alone.append(f"{key} is {_shown(value)}, allowed: {_shown(default)} ({reason})")
+            alone.append(f"{key} is {shown(value)}, allowed: {shown(default)} ({reason})")
     yield from alone
     if not alone:
         yield from _contradictions(values, mesh)
@@ -318,7 +318,7 @@ def _checks(mesh: Conventions) -> Mapping[str, tuple[Callable[[Any], bool], str]
     return {key: _RANGES if mesh.port_ranges and check is _PORTS else check for key, check in _CHECKS.items()}
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A value as JSON has it, in one line, cut where it is long."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     text = text if text.isprintable() else json.dumps(value, default=str)

@@ -7,8 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from meshdns.istio.faults import Fault
-from meshdns.istio.fields import Labels
+from meshdns.core.schema import Fault, Labels
 from meshdns.istio.resources import (
     UNLISTED_PORT,
     Destination,

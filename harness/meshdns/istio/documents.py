@@ -1,4 +1,4 @@
-"""YAML text as values that know their line.
+"""YAML text as documents that know their lines.
 
 Stricter than YAML where a configuration is never meant that way: a key twice, a tag of one's own are faults. An alias
 stands for its value, up to a size that no configuration reaches. Nodes are composed here: libyaml's composer recurses
@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import yaml
 from yaml.composer import Composer
 
-from meshdns.istio.faults import Fault, Place
+from meshdns.core.schema import Document, Fault, Place
 
 Scalar = str | int | float | bool | None
 MAX_REPEATED = 10_000  # values of one document that aliases repeat
@@ -32,23 +31,6 @@ _FLOAT = re.compile(r"[-+]?([0-9]{1,30}\.[0-9]{0,30}|\.[0-9]{1,30}|[0-9]{1,30})(
 _TRUTH = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 
 
-@dataclass(frozen=True)
-class Value:
-    """A scalar, a sequence or a mapping."""
-
-    line: int  # from 1
-    data: Scalar | tuple[Value, ...] | dict[str, Value]
-
-
-@dataclass(frozen=True)
-class Document:
-    """One document of a YAML stream."""
-
-    file: str
-    number: int  # from 1
-    root: Value
-
-
 def parse(text: str, file: str, faults: list[Fault]) -> list[Document]:
     """The documents that are not empty; what cannot be read is added to `faults`."""
     found: list[Document] = []
@@ -56,8 +38,8 @@ def parse(text: str, file: str, faults: list[Fault]) -> list[Document]:
     try:
         for number, node in enumerate(_nodes(text), start=1):
             builder = _Builder(file, number, faults)
-            if node is not None and (root := builder.value(node, 0)).data is not None:
-                found.append(Document(file, number, root))
+            if node is not None and (root := builder.value(node, 0)) is not None:
+                found.append(Document(file, number, root, node.start_mark.line + 1, builder.lines))
     except _DeepError as error:
         faults.append(Fault(Place(file, number + 1, error.line), "", TOO_DEEP))
     except yaml.MarkedYAMLError as error:
@@ -135,24 +117,27 @@ class _Builder:
     def __init__(self, file: str, number: int, faults: list[Fault]) -> None:
         self.file, self.number, self.faults = file, number, faults
         self.seen: set[int] = set()
+        self.lines: dict[tuple[int, str | int], int] = {}
         self.repeated = 0
 
     def fault(self, line: int, fact: str, step: str = "") -> None:
         self.faults.append(Fault(Place(self.file, self.number, line), "", fact, step))
 
-    def value(self, node: yaml.Node, depth: int) -> Value:
+    def value(self, node: yaml.Node, depth: int) -> Any:
         line = node.start_mark.line + 1
         if id(node) in self.seen and self.full(line):
-            return Value(line, None)
+            return None
         self.seen.add(id(node))
         if depth > MAX_DEPTH:
             self.fault(line, TOO_DEEP)
-            return Value(line, None)
+            return None
         if isinstance(node, yaml.MappingNode):
-            return Value(line, self.mapping(node, depth))
-        if isinstance(node, yaml.SequenceNode):
-            return Value(line, tuple(self.value(child, depth + 1) for child in node.value))
-        return Value(line, self.scalar(node))
+            return self.mapping(node, depth)
+        if not isinstance(node, yaml.SequenceNode):
+            return self.scalar(node)
+        found = [self.value(child, depth + 1) for child in node.value]
+        self.lines.update(((id(found), n), child.start_mark.line + 1) for n, child in enumerate(node.value))
+        return found
 
     def full(self, line: int) -> bool:
         """Whether aliases have repeated all that they may."""
@@ -161,8 +146,8 @@ class _Builder:
             self.fault(line, f"aliases repeat more than {MAX_REPEATED} values", "write them out")
         return self.repeated >= MAX_REPEATED
 
-    def mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Value]:
-        found: dict[str, Value] = {}
+    def mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Any]:
+        found: dict[str, Any] = {}
         for key, child in node.value:
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
@@ -172,10 +157,10 @@ class _Builder:
                 self.fault(line, "the merge key << is not supported", "write its fields out")
                 continue
             if key.value in found:
-                first = found[key.value].line
+                first = self.lines[id(found), key.value]
                 self.fault(line, f"the key {key.value} stands here twice, first in line {first}", "keep one")
                 continue
-            found[key.value] = Value(line, self.value(child, depth + 1).data)
+            found[key.value], self.lines[id(found), key.value] = self.value(child, depth + 1), line
         return found
 
     def scalar(self, node: yaml.Node) -> Scalar:

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from meshdns.core import errors, resolver
+from meshdns.core.schema import Labels, is_address, is_host
 from meshdns.interception.conventions import ISTIO
 from meshdns.istio import nametable, outbound, records
-from meshdns.istio.fields import Labels, is_address, is_host
 from meshdns.istio.outbound import Chain, Client, Listener, Outbound, RouteTable, VirtualHost, Weighted
 from meshdns.istio.registry import Discovery, Endpoint, Registry, Service
 from meshdns.istio.resources import DOMAIN, HttpMatch, StringMatch, TrafficPolicy

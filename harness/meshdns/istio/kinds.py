@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Sequence
 
-from meshdns.istio.fields import Field, Fields, is_address, is_host, is_label
+from meshdns.core.schema import Field, Fields, is_address, is_host, is_label
 from meshdns.istio.resources import (
     SERVICE_NAME,
     EndpointSlice,
@@ -85,8 +85,8 @@ def _cluster_ips(spec: Fields) -> tuple[str, ...]:
     if one is None:  # in a cluster the API server would choose
         spec.at.fault("clusterIP is missing", "give an address of 10.96.0.0/16, or None for a headless Service")
         return ()
-    if one.value.data == "None":
-        if any(field.value.data != "None" for field in several):
+    if one.data == "None":
+        if any(field.data != "None" for field in several):
             one.fault("clusterIP is None and clusterIPs are not", "make them agree")
         return ()
     first = one.address()
@@ -117,7 +117,7 @@ def _service_port(item: Field) -> ServicePort:
 
 
 def _target(field: Field) -> int | str:
-    if isinstance(field.value.data, str):
+    if isinstance(field.data, str):
         return port_name(field)
     return port(field)
 
@@ -255,14 +255,9 @@ def _workload(item: Field) -> Workload:
         text = address.text() if address else ""
         if address and text and not is_address(text) and not is_host(text):
             address.fault(f"{text!r} is neither an IP address nor a host name")
-        ports = fields.get("ports")
-        data = ports.value.data if ports else None
-        numbers = ports.children(data) if ports and isinstance(data, dict) else []
-        if ports and not isinstance(data, dict):
-            ports.fault("this is not a mapping", "write the Service's port name and the number at the endpoint")
         return Workload(
             address=text,
-            ports=tuple(sorted((name, port(field)) for name, field in numbers)),
+            ports=tuple(sorted((name, port(field)) for name, field in fields.pairs("ports").items())),
             labels=fields.labels("labels"),
             locality=fields.text("locality"),
             weight=fields.integer("weight", 1, MAX_WEIGHT) or 0,

@@ -12,8 +12,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from meshdns.core.schema import Labels
 from meshdns.interception.conventions import ISTIO
-from meshdns.istio.fields import Labels
 from meshdns.istio.registry import Discovery, Endpoint, Registry, Service
 from meshdns.istio.resources import (
     DOMAIN,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from meshdns.istio.fields import HEADER_STEP, Field, Fields, is_header, is_label
+from meshdns.core.schema import HEADER_STEP, Field, Fields, is_header, is_label
 from meshdns.istio.kinds import MAX_PORT, exported, once
 from meshdns.istio.resources import (
     Balancer,
@@ -85,11 +85,10 @@ def _policy(field: Field, *, of_port: bool = False) -> TrafficPolicy:
 
 
 def _port(item: Field) -> int:
-    data = item.value.data
-    if not isinstance(data, dict) or "port" not in data:
+    port = item.pairs().get("port")
+    if port is None:
         item.fault("the field port is missing", "give port.number")
         return 1
-    port = Field(data["port"], f"{item.path}.port", item.document, item.faults)
     with port.fields() as fields:
         number = fields.need("number")
         return number.integer(1, MAX_PORT) if number else 1
@@ -115,7 +114,7 @@ def _hash(field: Field) -> ConsistentHash:
             return ConsistentHash("header", _named(header, is_header), ring_size=ring, maglev_size=size)
         if query:
             return ConsistentHash("query", _named(query, _is_parameter), ring_size=ring, maglev_size=size)
-        if source and not source.boolean() and source.value.data is False:
+        if source and not source.boolean() and source.data is False:
             source.fault("nothing is hashed then", "set it to true, or hash something else")
         if not cookie:
             return ConsistentHash("source-ip", ring_size=ring, maglev_size=size)
@@ -130,7 +129,7 @@ def _hash(field: Field) -> ConsistentHash:
 def _named(field: Field, fits: Callable[[str], bool]) -> str:
     """A name that a request can have; the proxy would refuse an empty one, and never find others."""
     text = field.text()
-    if not fits(text) and isinstance(field.value.data, str):
+    if not fits(text) and isinstance(field.data, str):
         field.fault(f"{text!r} is nothing that a request can have here", HEADER_STEP)
     return text
 
@@ -212,7 +211,7 @@ def _tls(field: Field) -> ClientTls:
 
 def _tls_mode(field: Field | None) -> str:
     """MUTUAL would take certificate files of the user's from the sidecar's disk, and there are none."""
-    if field and field.value.data == "MUTUAL":
+    if field and field.data == "MUTUAL":
         fact = "MUTUAL is not supported here: it needs a certificate of your own in the sidecar's container"
         field.fault(fact, f"supported: {', '.join(_TLS_MODES)}, which is MUTUAL with the mesh's own certificates")
         return _TLS_MODES[0]
@@ -229,10 +228,7 @@ def peer_authentication(meta: Meta, top: Fields) -> PeerAuthentication:
             labels = selector.labels("matchLabels")
         mode, ports = _mode(spec), spec.get("portLevelMtls")
         found: list[tuple[int, MtlsMode]] = []
-        data = ports.value.data if ports else None
-        if ports and not isinstance(data, dict):
-            ports.fault("this is not a mapping of port numbers")
-        for key, field in ports.children(data) if ports and isinstance(data, dict) else ():
+        for key, field in ports.pairs().items() if ports else ():
             number = int(key) if _PORT.fullmatch(key) else 0
             if not 1 <= number <= MAX_PORT:
                 field.fault(f"{key} is not a port", f"give 1 to {MAX_PORT}")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from meshdns.istio import coherence, documents, fields, kinds, policies, resources, routes
-from meshdns.istio.documents import Document
-from meshdns.istio.faults import Fault, Place, refuse
-from meshdns.istio.fields import Field, Fields, Labels
+from meshdns.core import schema
+from meshdns.core.schema import Document, Fault, Field, Fields, Labels, Place, refuse
+from meshdns.istio import coherence, documents, kinds, policies, resources, routes
 from meshdns.istio.resources import Meta, Resource, Resources
 
 SUFFIXES = (".yaml", ".yml")
@@ -78,8 +77,7 @@ def _files(path: Path, faults: list[Fault]) -> list[Path]:
 
 
 def _resources(field: Field, document: Document, faults: list[Fault]) -> list[Resource]:
-    data = field.value.data
-    if isinstance(data, dict) and "kind" in data and data["kind"].data == "List":
+    if isinstance(field.data, dict) and field.data.get("kind") == "List":
         with field.fields() as top:
             top.ignore("kind", "metadata")
             top.choice("apiVersion", ("v1",))
@@ -111,10 +109,10 @@ def _meta(kind: str, top: Fields) -> Meta:
     with top.within("metadata") as meta:
         name, namespace = meta.need("name"), meta.get("namespace")
         text = name.text() if name else ""
-        if name and text and not (fields.is_label(text) if kind == "Service" else fields.is_host(text)):
+        if name and text and not (schema.is_label(text) if kind == "Service" else schema.is_host(text)):
             name.fault(f"{text!r} is not a name", "use lower-case letters, digits and dashes")
         where = namespace.text() if namespace else "default"
-        if namespace and where and not fields.is_label(where):
+        if namespace and where and not schema.is_label(where):
             namespace.fault(f"{where!r} is not a name", "use lower-case letters, digits and dashes")
         meta.ignore(*_SERVER_FIELDS)
         ttl_s, notes = _annotations(meta, kind)
@@ -132,9 +130,7 @@ def _annotations(meta: Fields, kind: str) -> tuple[int, Labels]:
     if field is None:
         return 0, ()
     found, honoured = 0, _OF_PODS if kind == "Pod" else ()
-    notes = field.labels()
-    data = field.value.data
-    for key, child in field.children(data) if isinstance(data, dict) else ():
+    for key, child in field.pairs().items():
         if key.partition("/")[0].endswith("istio.io") and key not in (*_INJECTED, *honoured):
             child.fault("Istio's annotations are not supported", "remove it")
         if key == _TTL:
@@ -142,4 +138,4 @@ def _annotations(meta: Fields, kind: str) -> tuple[int, Labels]:
             found = int(text) if text.isascii() and text.isdigit() else 0
             if not 0 < found < 2**31:
                 child.fault(f"{text!r} is not a time to live", "write seconds as text, e.g. '30'")
-    return found, tuple((key, value) for key, value in notes if key in honoured)
+    return found, tuple((key, value) for key, value in field.labels() if key in honoured)

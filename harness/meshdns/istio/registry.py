@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from meshdns.core.schema import Labels
 from meshdns.istio import resources
-from meshdns.istio.fields import Labels
 from meshdns.istio.resources import (
     DOMAIN,
     ROOT_NAMESPACE,

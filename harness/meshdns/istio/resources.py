@@ -10,8 +10,7 @@ import enum
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 
-from meshdns.istio.faults import Place
-from meshdns.istio.fields import Labels
+from meshdns.core.schema import Labels, Place
 
 DOMAIN = "cluster.local"
 ROOT_NAMESPACE = "istio-system"  # where Istio looks for what applies to the whole mesh

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from meshdns.core.schema import HEADER_STEP, Field, Fields, is_header
 from meshdns.istio import expressions
-from meshdns.istio.fields import HEADER_STEP, Field, Fields, is_header
 from meshdns.istio.kinds import MAX_PORT, exported, once
 from meshdns.istio.resources import (
     Abort,
@@ -70,14 +70,10 @@ def _http_route(item: Field, namespace: str) -> HttpRoute:
 def _http_match(item: Field) -> HttpMatch:
     with item.fields() as fields:
         fields.ignore("name")
-        uri, headers = fields.get("uri"), fields.get("headers")
-        data = headers.value.data if headers else None
-        if headers and not isinstance(data, dict):
-            headers.fault("this is not a mapping of header names")
-        pairs = headers.children(data) if headers and isinstance(data, dict) else []
+        uri, headers = fields.get("uri"), fields.pairs("headers").items()
         return HttpMatch(
             uri=_comparison(uri) if uri else None,
-            headers=tuple(sorted((_header(name, field), _comparison(field, present=True)) for name, field in pairs)),
+            headers=tuple(sorted((_header(name, field), _comparison(field, present=True)) for name, field in headers)),
             port=fields.integer("port", 1, MAX_PORT) or 0,
         )
 

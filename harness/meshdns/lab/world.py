@@ -7,19 +7,15 @@ that runs the pods plays the node, so a Pod's address is its `status.podIP`, on 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from meshdns.core import errors, paths
+from meshdns.core.schema import Document, Fault, Field, Fields, is_address, refuse
 from meshdns.core.world import CORE, Answer, Manifest, Nets, Pod, Service, World
 from meshdns.interception import mechanisms
 from meshdns.istio import documents
-from meshdns.istio.documents import Document, Value
-from meshdns.istio.faults import Fault, Place, refuse
 
 SHIPPED = paths.COMPOSE / "worlds"
 OURS, STATIC = "meshdns/", "static"
@@ -47,70 +43,47 @@ _SERVICE: dict[str, tuple[str, ...]] = {
     "backend": (), "virtual-ip": (), "headless": (), "served-by": (), "config": (STATIC, "xds"),
 }  # fmt: skip
 _ALLOWED = {"Pod": _POD, "Service": _SERVICE, "ServiceEntry": _SERVICE}
-_ISTIO = {"Pod": (_INJECT, _PROXY, _INTERCEPTION)}
-_KINDS = ("Namespace", "ConfigMap", "Pod", "Service", "EndpointSlice", "ServiceEntry")  # understood; others pass
+_ISTIO: dict[str, dict[str, tuple[str, ...]]] = {
+    "Pod": {_INJECT: (), _PROXY: (), _INTERCEPTION: tuple(_MODES)},
+}
+_PORTS = 1, 65535
+_SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
 _SETTINGS = (
     "domain", "cluster-ips", "virtual-ips", "unroutable", "entry-address", "external-name", "lookup", "record-ttl-s",
     "probe-period-s",
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
 class _Read:
-    """One document, and where it stands."""
+    """One document, whose faults are kept; of fields that are not asked for nothing is said."""
 
-    document: Document
-    tree: dict[str, Any]
-    faults: list[Fault]
-
-    @property
-    def kind(self) -> str:
-        return str(self.tree.get("kind", ""))
-
-    @property
-    def name(self) -> str:
-        return str(self.tree.get("metadata", {}).get("name", ""))
-
-    @property
-    def namespace(self) -> str:
-        return str(self.tree.get("metadata", {}).get("namespace", "default"))
-
-    @property
-    def spec(self) -> dict[str, Any]:
-        return self.tree.get("spec") or {}
-
-    def line(self, *path: str) -> int:
-        """Where a field stands, or the nearest thing around it."""
-        value = self.document.root
-        for key in path:
-            if not isinstance(value.data, dict) or key not in value.data:
-                break
-            value = value.data[key]
-        return value.line
+    def __init__(self, document: Document, faults: list[Fault]) -> None:
+        self.field = Field(document.root, "", document, faults)
+        self.top = self.field.fields()
+        self.meta, self.spec = self.top.within("metadata"), self.top.within("spec")
+        self.kind, self.name = self.top.text("kind"), self.meta.text("name")
+        self.namespace = self.meta.text("namespace", "default")
 
     def fault(self, fact: str, step: str, *path: str) -> None:
-        place = Place(self.document.file, self.document.number, self.line(*path))
-        self.faults.append(Fault(place, ".".join(path), fact, step))
+        """Where a field stands, or the nearest thing around it."""
+        field, rest = self.field, path
+        while rest and isinstance(field.data, dict) and rest[0] in field.data:
+            field, rest = field.pairs()[rest[0]], rest[1:]
+        self.field.faults.append(Fault(field.place, ".".join(path), fact, step))
 
+    @functools.cached_property
     def notes(self) -> dict[str, str]:
         """Its annotations, ours without their prefix; those that nobody honours are faults."""
         found: dict[str, str] = {}
-        known = _ALLOWED.get(self.kind, {})
-        for key, value in (self.tree.get("metadata", {}).get("annotations") or {}).items():
-            at = ("metadata", "annotations", key)
-            ours = key.removeprefix(OURS)
-            if not isinstance(value, str):
-                self.fault(f"{value!r} is not text", "put it in quotes", *at)
-            elif key.startswith(OURS) and ours not in known:
-                have = ", ".join(f"{OURS}{one}" for one in known) or "none"
-                self.fault(f"a {self.kind} has no annotation {key}", f"known: {have}", *at)
-            elif key.startswith(OURS) and known[ours] and value not in known[ours]:
-                self.fault(f"{key} is {value!r}", f"choose from {', '.join(known[ours])}", *at)
-            elif key.partition("/")[0].endswith("istio.io") and key not in _ISTIO.get(self.kind, ()):
-                have = ", ".join(_ISTIO.get(self.kind, ())) or "none"
-                self.fault(f"{key} is not honoured here", f"leave it out; honoured: {have}", *at)
-            else:
-                found[ours] = value
+        ours = {f"{OURS}{key}": few for key, few in _ALLOWED.get(self.kind, {}).items()}
+        theirs = _ISTIO.get(self.kind, {})
+        for key, field in self.meta.pairs("annotations").items():
+            if key in ours or key in theirs:
+                found[key.removeprefix(OURS)] = field.into(str, {**ours, **theirs}[key]) or ""
+            elif key.startswith(OURS):
+                field.fault(f"a {self.kind} has no annotation {key}", f"known: {', '.join(ours)}")
+            elif key.partition("/")[0].endswith("istio.io"):
+                field.fault(f"{key} is not honoured here", f"leave it out; honoured: {', '.join(theirs) or 'none'}")
         return found
 
 
@@ -130,15 +103,10 @@ def read(paths: Sequence[Path]) -> World:
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             raise errors.InputError(f"cannot be read ({why})", place=str(path), step="name a world file") from None
-        for document in documents.parse(text, str(path), faults):
-            tree = _plain(document.root)
-            if isinstance(tree, dict):
-                found.append(_Read(document, tree, faults))
-            else:
-                faults.append(Fault(Place(str(path), document.number), "", "is not a manifest", "write a mapping"))
-    refuse(faults)
+        found += [_Read(document, faults) for document in documents.parse(text, str(path), faults)]
+    refuse(faults, "the world")
     world = _Builder(found, faults).build()
-    refuse(faults)
+    refuse(faults, "the world")
     return world
 
 
@@ -147,14 +115,6 @@ def _files(path: Path) -> list[Path]:
     if not files:
         raise errors.InputError("holds no world file", place=str(path), step="name one ending in .yaml")
     return files
-
-
-def _plain(value: Value) -> Any:
-    """Without the lines."""
-    data = value.data
-    if isinstance(data, dict):
-        return {key: _plain(child) for key, child in data.items()}
-    return [_plain(child) for child in data] if isinstance(data, tuple) else data
 
 
 class _Builder:
@@ -172,10 +132,10 @@ class _Builder:
         dns = next((one for one in self.of("Service") if (one.namespace, one.name) == DNS_SERVICE), None)
         if settings is None or dns is None:
             what = "ConfigMap meshdns" if settings is None else f"Service {'/'.join(DNS_SERVICE)}"
-            place = self.found[0].document.file if self.found else "an empty world"
+            place = self.found[0].field.document.file if self.found else "an empty world"
             step = "take it from compose/worlds, where it stands with what it means"
             raise errors.InputError(f"the world has no {what}", place=place, step=step)
-        data = {key: str(value) for key, value in (settings.tree.get("data") or {}).items()}
+        data = {key: each.text() for key, each in settings.top.pairs("data").items()}
         for key in _SETTINGS:
             if key not in data:
                 settings.fault(f"{key} is missing", "add it", "data")
@@ -184,7 +144,7 @@ class _Builder:
                 settings.fault(f"{key} is no setting", f"known: {', '.join(_SETTINGS)}, answer.NAME", "data", key)
         for one in self.of("Pod"):
             self._add_pod(one)
-        refuse(self.faults)
+        refuse(self.faults, "the world")
         wanted = [
             "dns",
             "world-dns",
@@ -196,7 +156,7 @@ class _Builder:
                 settings.fault(f"the world has no Pod {name}", "take it from compose/worlds", "metadata", "name")
         if not any(pod.arm for pod in self.pods.values()):
             settings.fault("no Pod is an arm", f"give one the annotation {OURS}arm", "metadata", "name")
-        refuse(self.faults)
+        refuse(self.faults, "the world")
         services = tuple(self._services(settings.namespace, data["domain"]))
         self._once(services)
         if data["lookup"] not in {service.name for service in services}:
@@ -207,22 +167,22 @@ class _Builder:
             cluster_ips=data["cluster-ips"],
             virtual_ips=data["virtual-ips"],
             unroutable=data["unroutable"],
-            dns_cluster_ip=str(dns.spec.get("clusterIP", "")),
+            dns_cluster_ip=dns.spec.text("clusterIP"),
             entry_address=data["entry-address"],
             external_name=data["external-name"],
             lookup=data["lookup"],
-            record_ttl_s=int(data["record-ttl-s"]),
-            probe_period_s=float(data["probe-period-s"]),
+            record_ttl_s=int(_seconds(settings, data, "record-ttl-s")),
+            probe_period_s=_seconds(settings, data, "probe-period-s"),
             pods=tuple(self.pods.values()),
             services=services,
             answers=dict(_answers(settings, data)),
-            manifests=tuple(Manifest(Path(one.document.file).name, one.tree) for one in self.found),
+            manifests=tuple(Manifest(Path(one.field.document.file).name, one.field.data) for one in self.found),
         )
 
     # -- pods --------------------------------------------------------------------------------------------------------
 
     def _add_pod(self, one: _Read) -> None:
-        notes = one.notes()
+        notes = one.notes
         network, host = _place(one)
         if one.name in self.pods:
             one.fault(f"there are two Pods {one.name}", "rename one", "metadata", "name")
@@ -230,8 +190,8 @@ class _Builder:
             one.fault("another Pod has this address", "give it one of its own", "status", "podIP")
         if any(notes.get("arm") == pod.arm for pod in self.pods.values() if pod.arm):
             one.fault(f"the arm {notes['arm']} is there already", "rename one", "metadata", "annotations", f"{OURS}arm")
-        containers = one.spec.get("containers") or [{}]
-        image = str(containers[0].get("image", "")).rpartition("/")[2].partition(":")[0]
+        containers = [each.fields() for each in one.spec.some("containers")]
+        image = containers[0].text("image").rpartition("/")[2].partition(":")[0] if containers else ""
         part, sidecar = notes.get("part", image), notes.get(_INJECT) == "true"
         if part not in PARTS:
             step = f"known: {', '.join(PARTS)}, as image meshdns/PART or annotation {OURS}part"
@@ -245,8 +205,8 @@ class _Builder:
             arm=notes.get("arm", ""),
             backend=notes.get("backend", ""),
             sidecar=sidecar,
-            dns="agent" if _captures_dns(one, notes) else notes.get("dns", "cluster"),
-            mechanism=_mechanism(one, notes),
+            dns="agent" if _captures_dns(one) else notes.get("dns", "cluster"),
+            mechanism=notes.get("mechanism", _MODES.get(notes.get(_INTERCEPTION, ""), "iptables")),
             guarded=notes.get("loop-guard") != "false",
             virtual_ips=notes.get("virtual-ips") == "true",
             resolver=notes.get("resolver", "c-ares"),
@@ -254,14 +214,14 @@ class _Builder:
             governed=sidecar and notes.get("config") != STATIC,
             outside=notes.get("outside") == "true",
             ready=notes.get("ready") != "false",
-            ports=tuple(port["containerPort"] for port in containers[0].get("ports") or ()),
+            ports=tuple(_port(port, "containerPort") for each in containers[:1] for port in _each(each, "ports")),
         )
 
     # -- services ----------------------------------------------------------------------------------------------------
 
     def _services(self, namespace: str, domain: str) -> Iterator[Service]:
         slices = {
-            (one.namespace, str((one.tree["metadata"].get("labels") or {}).get("kubernetes.io/service-name"))): one
+            (one.namespace, dict(one.meta.labels("labels")).get("kubernetes.io/service-name")): one
             for one in self.of("EndpointSlice")
         }
         named: dict[str, Service] = {}
@@ -286,12 +246,12 @@ class _Builder:
             yield self._entry(one, {each.host: each for each in named.values()})
 
     def _service(self, one: _Read, endpoints: _Read | None, domain: str) -> Service:
-        notes, ports = one.notes(), one.spec.get("ports") or ()
+        notes, ports = one.notes, _each(one.spec, "ports")
         for port in ports:
-            if not port.get("name"):
+            if not port.text("name"):
                 one.fault("a port has no name, so its protocol is not known", "name it, e.g. http", "spec", "ports")
         replicas = dict(self._replicas(endpoints)) if endpoints else {}
-        address = str(one.spec.get("clusterIP", ""))
+        address = one.spec.text("clusterIP")
         return Service(
             name=one.name,
             host=f"{one.name}.{one.namespace}.svc.{domain}",
@@ -302,43 +262,45 @@ class _Builder:
             headless=notes.get("headless", ""),
             meshed=self._meshed(replicas),
             governed=notes.get("config") != STATIC,
-            ports=tuple(int(port["port"]) for port in ports),
-            target_ports=tuple(int(port.get("targetPort", port["port"])) for port in ports),
+            ports=tuple(_port(port, "port") for port in ports),
+            target_ports=tuple(port.integer("targetPort", *_PORTS) or _port(port, "port") for port in ports),
             watched=address not in ("", "None"),
         )
 
     def _replicas(self, endpoints: _Read) -> Iterator[tuple[str, int]]:
         """Ready endpoints, by the pods that have their addresses."""
         there = {Nets().pod(pod.host): pod for pod in self.pods.values() if pod.network == "pods"}
-        for endpoint in endpoints.tree.get("endpoints") or ():
-            target = endpoint.get("targetRef")
-            if target and not target.get("namespace"):
+        for endpoint in _each(endpoints.top, "endpoints"):
+            target = endpoint.within("targetRef")
+            if target.data and not target.text("namespace"):
                 step = "add it: without it Istio waits for the pod for ever"
-                endpoints.fault(f"the reference to {target.get('name')} has no namespace", step, "endpoints")
-            for address in endpoint.get("addresses") or ():
-                if address not in there:
-                    endpoints.fault(f"no Pod has the address {address}", "correct it, or add the Pod", "endpoints")
-                elif (endpoint.get("conditions") or {}).get("ready", True):
-                    yield there[address].pod, there[address].host
+                target.at.fault(f"the reference to {target.text('name')} has no namespace", step)
+            ready = endpoint.within("conditions").boolean("ready", True)
+            for address in endpoint.each("addresses"):
+                pod = there.get(address.text())
+                if pod is None:
+                    address.fault(f"no Pod has the address {address.text()}", "correct it, or add the Pod")
+                elif ready:
+                    yield pod.pod, pod.host
 
     def _entry(self, one: _Read, services: Mapping[str, Service]) -> Service:
-        notes = one.notes()
-        behind = [services.get(str(each.get("address"))) for each in one.spec.get("endpoints") or ()]
+        notes = one.notes
+        behind = [services.get(each.text("address")) for each in _each(one.spec, "endpoints")]
         replicas = {pod: host for each in behind if each for pod, host in each.replicas.items()}
         served = notes.get("served-by", "")
         if served and served not in self.pods:
             one.fault(f"there is no Pod {served}", "name one", "metadata", "annotations", f"{OURS}served-by")
-        ports = tuple(int(port["number"]) for port in one.spec.get("ports") or ())
-        resolved = one.spec.get("resolution") == "DNS" and bool(replicas)
+        ports, hosts = _each(one.spec, "ports"), one.spec.some("hosts")
+        resolved = one.spec.text("resolution") == "DNS" and bool(replicas)
         return Service(
             name=one.name,
-            host=str((one.spec.get("hosts") or [""])[0]),
+            host=hosts[0].text() if hosts else "",
             backend=notes.get("backend", ""),
             replicas=replicas,
             meshed=self._meshed(replicas),
             governed=notes.get("config") != STATIC,
-            ports=ports,
-            target_ports=tuple(int(port.get("targetPort", port["number"])) for port in one.spec.get("ports") or ()),
+            ports=tuple(_port(port, "number") for port in ports),
+            target_ports=tuple(port.integer("targetPort", *_PORTS) or _port(port, "number") for port in ports),
             external=True,
             served_by=served,
             resolved=resolved,
@@ -351,43 +313,48 @@ class _Builder:
     def _once(self, services: Sequence[Service]) -> None:
         words = [service.backend for service in services if service.backend]
         for word in sorted({word for word in words if words.count(word) > 1}):
-            one = next(each for each in self.found if each.notes().get("backend") == word)
+            one = next(each for each in self.of(*_ALLOWED) if each.notes.get("backend") == word)
             one.fault(f"two things have the backend {word}", "rename one", "metadata", "annotations", f"{OURS}backend")
 
 
 def _place(one: _Read) -> tuple[str, int]:
     """Network and host number, from the address on the default networks."""
-    address = str((one.tree.get("status") or {}).get("podIP", ""))
+    address = one.top.within("status").text("podIP")
     front, _, last = address.rpartition(".")
     nets = {Nets().pods: "pods", Nets().world: "world"}
-    if front in nets and last.isdecimal() and 2 <= int(last) <= 254:
+    if front in nets and is_address(address) and 2 <= int(last) <= 254:
         return nets[front], int(last)
     step = f"give it one in {' or '.join(Nets().cidrs())}; the networks of a testbed may be others"
     one.fault(f"{address or 'nothing'} is not an address of the testbed", step, "status", "podIP")
     return "pods", 0
 
 
-def _captures_dns(one: _Read, notes: Mapping[str, str]) -> bool:
+def _each(fields: Fields, name: str) -> list[Fields]:
+    return [each.fields() for each in fields.each(name)]
+
+
+def _port(fields: Fields, name: str) -> int:
+    field = fields.need(name)
+    return field.integer(*_PORTS) if field else 0
+
+
+def _seconds(settings: _Read, data: Mapping[str, str], key: str) -> float:
+    found = float(data[key]) if _SECONDS.fullmatch(data[key]) else 0
+    if not found:
+        settings.fault(f"{data[key]!r} is no number of seconds above zero", "e.g. '5'", "data", key)
+    return found
+
+
+def _captures_dns(one: _Read) -> bool:
     """Whether Istio's annotation asks for the agent's DNS proxy."""
-    try:
-        config = yaml.safe_load(notes.get(_PROXY, "")) or {}
-        metadata = config.get("proxyMetadata") or {}
-        unknown = {*config} - {"proxyMetadata"} | {*metadata} - {"ISTIO_META_DNS_CAPTURE"}
-    except (yaml.YAMLError, AttributeError):
-        unknown, metadata = {"this"}, {}
-    if unknown:
-        fact = f"{', '.join(sorted(map(str, unknown)))} is not honoured here"
-        step = "honoured: proxyMetadata with ISTIO_META_DNS_CAPTURE"
-        one.fault(fact, step, "metadata", "annotations", _PROXY)
-    return str(metadata.get("ISTIO_META_DNS_CAPTURE", "false")).lower() == "true"
-
-
-def _mechanism(one: _Read, notes: Mapping[str, str]) -> str:
-    mode = notes.get(_INTERCEPTION, "REDIRECT")
-    if mode not in _MODES:
-        path = ("metadata", "annotations", _INTERCEPTION)
-        one.fault(f"{mode} is not honoured here", f"choose from {', '.join(_MODES)}", *path)
-    return notes.get("mechanism", _MODES.get(mode, "iptables"))
+    field = one.meta.pairs("annotations").get(_PROXY)
+    if field is None:
+        return False
+    found = documents.parse(field.text(), f"{field.place}: {_PROXY}", field.faults)
+    config = Field(found[0].root, "", found[0], field.faults).fields() if found else Fields(field, {})
+    with config, config.within("proxyMetadata") as metadata:
+        asked = metadata.get("ISTIO_META_DNS_CAPTURE")
+    return asked is not None and str(asked.data).lower() == "true"
 
 
 def _answers(settings: _Read, data: Mapping[str, str]) -> Iterator[tuple[str, Answer]]:
@@ -395,7 +362,7 @@ def _answers(settings: _Read, data: Mapping[str, str]) -> Iterator[tuple[str, An
         if not key.startswith("answer."):
             continue
         address, _, port = value.rpartition(":")
-        if not address or not port.isdecimal():
+        if not (address == "own" or is_address(address)) or not port.isdecimal() or len(port) > 5:
             settings.fault(f"{value!r} is not an address with a port", "e.g. 10.96.1.20:80", "data", key)
             continue
         usual = f"{Nets().pods}."

@@ -15,9 +15,10 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any
 
-from meshdns.core import errors, plans
+from meshdns.core import errors, plans, schema
+from meshdns.core.schema import Bounds, Levels
 from meshdns.core.world import CORE, World
 from meshdns.measure import factors
 from meshdns.measure.cell import Cell
@@ -72,34 +73,34 @@ class Experiment:
     """Factors (each a level or a list of levels) and load of one experiment of the plan."""
 
     name: str
-    arm: tuple[str, ...]
+    arm: Levels[str]
     kind: str = "lookup"
-    backend: tuple[str, ...] = ("none",)
-    lookup: tuple[str, ...] = ("wire",)
-    name_kind: tuple[str, ...] = ("fqdn",)
-    qtype: tuple[str, ...] = ("A",)
-    ndots: tuple[int, ...] = (5,)
-    connection: tuple[str, ...] = ("none",)
-    arrival: tuple[str, ...] = ("constant",)
-    rate_hz: tuple[float, ...] = (0.0,)
-    concurrency: tuple[int, ...] = (1,)
-    dns_delay_ms: tuple[float, ...] = (0.0,)
-    body_bytes: tuple[int, ...] = (0,)
-    wait: tuple[str, ...] = ("spin",)
-    tool: tuple[str, ...] = ("agent",)
-    null_delay_us: tuple[float, ...] = (0.0,)
-    tls: tuple[bool, ...] = (False,)
-    extra_rules: tuple[int, ...] = (0,)
-    answer: tuple[str, ...] = ("none",)
-    intercepted: tuple[bool, ...] = (True,)
-    sidecar: tuple[str, ...] = ("up",)
-    policy: tuple[str, ...] = ("none",)
-    fault: tuple[str, ...] = ("none",)
-    change: tuple[str, ...] = ("none",)
-    count: int = 200
-    warmup: int = 20
-    timeout_ms: int = 2000
-    every: int = 1  # measured in every k-th block
+    backend: Levels[str] = ("none",)
+    lookup: Levels[str] = ("wire",)
+    name_kind: Levels[str] = ("fqdn",)
+    qtype: Levels[str] = ("A",)
+    ndots: Levels[int] = (5,)
+    connection: Levels[str] = ("none",)
+    arrival: Levels[str] = ("constant",)
+    rate_hz: Levels[float] = (0.0,)
+    concurrency: Levels[int] = (1,)
+    dns_delay_ms: Levels[float] = (0.0,)
+    body_bytes: Levels[int] = (0,)
+    wait: Levels[str] = ("spin",)
+    tool: Levels[str] = ("agent",)
+    null_delay_us: Levels[float] = (0.0,)
+    tls: Levels[bool] = (False,)
+    extra_rules: Levels[int] = (0,)
+    answer: Levels[str] = ("none",)
+    intercepted: Levels[bool] = (True,)
+    sidecar: Levels[str] = ("up",)
+    policy: Levels[str] = ("none",)
+    fault: Levels[str] = ("none",)
+    change: Levels[str] = ("none",)
+    count: Annotated[int, Bounds(1, 1_000_000)] = 200
+    warmup: Annotated[int, Bounds(0, 100_000)] = 20
+    timeout_ms: Annotated[int, Bounds(1, 60_000)] = 2000
+    every: Annotated[int, Bounds(1, 1000)] = 1  # measured in every k-th block
     capture: bool = False
     series: str = (
         ""  # the experiment this one belongs to, where one table of factors cannot say it; its own name if empty
@@ -177,66 +178,25 @@ class Plan:
                 "blocks": self.blocks}  # fmt: skip
 
 
-# Of a plan's other numbers.
-BOUNDS: dict[str, tuple[float, float]] = {
-    "count": (1, 1_000_000),
-    "warmup": (0, 100_000),
-    "timeout_ms": (1, 60_000),
-    "every": (1, 1000),
-    "blocks": (1, 1000),
-    "seed": (0, 2**63 - 1),
-}
+@dataclass(frozen=True)
+class _File:
+    """A plan as it is written."""
+
+    name: str
+    seed: Annotated[int, Bounds(0, 2**63 - 1)]
+    blocks: Annotated[int, Bounds(1, 1000)]
+    question: str = ""
+    experiment: tuple[Mapping[str, Any], ...] = ()
 
 
 def _refuse(place: str, fact: str, step: str) -> errors.InputError:
     return errors.InputError(fact, place=place, step=step)
 
 
-def _scalar(place: str, key: str, value: Any, kind: type, allowed: Mapping[str, tuple[Any, ...]]) -> Any:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise _refuse(place, f"{key} is {value!r}", f"give a {kind.__name__}")
-    if key in allowed and value not in allowed[key]:
-        raise _refuse(place, f"{key} is {value!r}", f"choose from {', '.join(map(str, allowed[key]))}")
-    low, high = (BOUNDS | factors.bounds()).get(key, (None, None))
-    if low is not None and high is not None and not low <= value <= high:  # type: ignore[operator]
-        raise _refuse(place, f"{key} is {value}", f"give a number from {low:g} to {high:g}")
-    return value
-
-
-def _levels(place: str, key: str, value: Any, kind: type, allowed: Mapping[str, tuple[Any, ...]]) -> tuple[Any, ...]:
-    values = value if isinstance(value, list | tuple) else [value]
-    if not values:
-        raise _refuse(place, f"{key} has no levels", "give at least one")
-    levels = tuple(_scalar(place, key, one, kind, allowed) for one in values)
-    if len(set(levels)) != len(levels):
-        raise _refuse(place, f"{key} names a level twice", "leave one of them out")
-    return levels
-
-
-def _known(place: str, table: dict[str, Any], known: set[str]) -> None:
-    unknown = sorted(set(table) - known)
-    if unknown:
-        raise _refuse(place, f"unknown key {', '.join(unknown)}", f"known keys are {', '.join(sorted(known))}")
-
-
-def _experiment(place: str, table: dict[str, Any], world: World) -> Experiment:
-    allowed, hints = factors.levels(world), get_type_hints(Experiment)
-    _known(place, table, set(hints))
-    for key in ("name", "arm"):
-        if key not in table:
-            raise _refuse(place, f"{key} is missing", "add it")
-    place = f"{place} {table['name']!r}"
-    values: dict[str, Any] = {}
-    for key, value in table.items():
-        hint = hints[key]
-        inner = getattr(hint, "__args__", None)
-        values[key] = (
-            _levels(place, key, value, inner[0], allowed) if inner else _scalar(place, key, value, hint, allowed)
-        )
-    experiment = Experiment(**values)
-    crossed = math.prod(len(value) for value in values.values() if isinstance(value, tuple))
+def _experiment(place: str, table: Mapping[str, Any], world: World, limits: schema.Limits) -> Experiment:
+    place += f" {table['name']!r}" if isinstance(table.get("name"), str) else ""
+    experiment = schema.read(Experiment, table, place, limits)
+    crossed = math.prod(len(each) for each in vars(experiment).values() if isinstance(each, tuple))
     if crossed > MAX_CELLS:
         raise _refuse(place, f"its levels make {crossed} cells", f"leave levels out: a block holds {MAX_CELLS} at most")
     for cell in experiment.cells():
@@ -259,36 +219,25 @@ def parse(text: str, place: str, world: World) -> Plan:
         raise _refuse(place, f"not TOML ({error})", "mend the line it names") from None
     except ValueError:  # Python's own, for the digits of an integer
         raise _refuse(place, "holds an integer of thousands of digits", "give a smaller one") from None
-    except RecursionError:  # of tomllib, or of the text of a value that a message shows
+    except RecursionError:
         raise _refuse(place, "nested too deeply to be a plan", "remove what no plan needs") from None
 
 
-def from_json(document: dict[str, Any], place: str, world: World) -> Plan:
+def from_json(document: object, place: str, world: World) -> Plan:
     """A plan from its TOML or JSON tree. Raises InputError."""
-    document = plans.whole(document, place)
-    tables = document.pop("experiment", [])
-    _known(place, document, {"name", "question", "seed", "blocks"})
-    for key in ("name", "seed", "blocks"):
-        if key not in document:
-            raise _refuse(place, f"{key} is missing", "add it")
-    name = _scalar(place, "name", document["name"], str, {})
-    if not NAME.fullmatch(name):
+    file = schema.read(_File, plans.whole(document, place), place)
+    if not NAME.fullmatch(file.name):
         step = "use at most 100 letters (A to Z), digits and hyphens: it names folders"
-        raise _refuse(place, f"name is {name!r}", step)
-    if not isinstance(tables, list | tuple) or not tables or not all(isinstance(one, dict) for one in tables):
+        raise _refuse(place, f"name is {file.name!r}", step)
+    if not file.experiment:
         raise _refuse(place, "there is no experiment", "add an [[experiment]] table")
-    experiments = tuple(_experiment(f"{place} experiment {i}", dict(t), world) for i, t in enumerate(tables, 1))
-    names = [experiment.name for experiment in experiments]
-    if len(set(names)) != len(names):
-        raise _refuse(place, "two experiments have one name", "rename one")
-    plan = Plan(
-        name=name,
-        question=_scalar(place, "question", document.get("question", ""), str, {}),
-        seed=_scalar(place, "seed", document["seed"], int, {}),
-        blocks=_scalar(place, "blocks", document["blocks"], int, {}),
-        experiments=experiments,
-        world=world,
+    limits = factors.levels(world) | {column: Bounds(*both) for column, both in factors.bounds().items()}
+    experiments = tuple(
+        _experiment(f"{place} experiment {i}", t, world, limits) for i, t in enumerate(file.experiment, 1)
     )
+    if len({experiment.name for experiment in experiments}) != len(experiments):
+        raise _refuse(place, "two experiments have one name", "rename one")
+    plan = Plan(file.name, file.question, file.seed, file.blocks, experiments, world)
     empty = next((n for n in range(plan.blocks) if all(n % e.every for e in experiments)), None)
     if empty is not None:
         fact = f"block {empty} would be empty: every experiment has every above 1"

@@ -20,6 +20,7 @@ import papermill  # type: ignore[import-untyped]
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
 from meshdns.core import errors, paths
+from meshdns.core.schema import Document, Fault, Field, refuse
 
 Progress = Callable[[str, int, int], None]  # what happens, notebooks done, notebooks in all
 
@@ -37,7 +38,7 @@ KERNEL_ENVIRONMENT = {
     "PYTHONHASHSEED": "0",  # nor may the order of a set show
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # a debugger's warning on Python 3.11
 }
-TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
+TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 
 Declared = Mapping[str, str]  # a notebook's parameters: the type that each was declared with, "None" where none was
 
@@ -78,10 +79,10 @@ def check_declared(declared: Mapping[Path, Declared], given: Mapping[str, object
         if "runs" not in parameters:
             step = "declare `runs: str` in the cell tagged parameters"
             raise errors.InputError("does not take the parameter 'runs'", place=notebook.name, step=step)
+    faults: list[Fault] = []
     for name, value in given.items():
-        wanted = known.get(name, "")
-        if wanted in TYPES and (not isinstance(value, TYPES[wanted]) or (wanted != "bool" and isinstance(value, bool))):
-            raise errors.InputError(f"{name} is {value!r}", place="parameters", step=f"give a {wanted}")
+        Field(value, name, Document("parameters"), faults).into(TYPES.get(known.get(name, ""), Any))
+    refuse(faults, "the parameters")
 
 
 class _AbandonedError(Exception):

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from meshdns.core import errors
+from meshdns.core import errors, schema
+from meshdns.core.schema import Bounds
 from meshdns.core.world import World
 from meshdns.store import samples
 
@@ -45,36 +46,30 @@ class RunHeader:
     plan: dict[str, Any]  # normalised plan: JSON tree
     seed: int  # of the order of cells and of arrivals
     created: str  # ISO 8601, UTC
-    blocks: int  # how many the plan asks for
+    blocks: Annotated[int, Bounds(1, 1_000_000)]  # how many the plan asks for
     facts: dict[str, Any] = field(default_factory=dict)  # versions, images, kernel, CPU, rules, ...: JSON tree
     finished: str | None = None  # ISO 8601, UTC; None while blocks are missing
     schema: int = samples.SCHEMA_VERSION
 
     def to_json(self) -> dict[str, Any]:
         """The header as a JSON object."""
-        return {name: getattr(self, name) for name in _HEADER_TYPES}
+        return vars(self)
 
     @classmethod
     def from_json(cls, value: object, place: str = "run.json") -> Self:
         """The header in a JSON object of this schema."""
         _require_schema(value, place)
-        header = cls(**samples.strict_object(value, _HEADER_TYPES, place))
-        if header.blocks < 1:
-            raise errors.DataError(f"has {header.blocks} blocks, expected at least one", place=place)
-        return header
+        return schema.stored(cls, value, place)
 
 
-_HEADER_TYPES: dict[str, tuple[type, ...]] = {
-    "schema": (int,),
-    "name": (str,),
-    "plan": (dict,),
-    "seed": (int,),
-    "created": (str,),
-    "finished": (str, type(None)),
-    "blocks": (int,),
-    "facts": (dict,),
-}
-_BLOCK_TYPES: dict[str, tuple[type, ...]] = {"schema": (int,), "block": (int,), "started": (str,), "cells": (list,)}
+@dataclass(frozen=True)
+class _Cells:
+    """A block's JSON beside its samples."""
+
+    schema: int
+    block: int
+    started: str  # ISO 8601, UTC
+    cells: list[samples.CellRecord]
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,12 +198,7 @@ def world(folder: Path) -> World:
     if not place.exists():
         step = "read it with the meshdns that wrote it (run.json has its commit), or measure again"
         raise errors.DataError("is missing: the run is of an older meshdns", place=str(place), step=step)
-    tree = _read_json(place)
-    try:
-        return World.from_json(tree)  # type: ignore[arg-type]  # of another form it raises
-    except (TypeError, KeyError, AttributeError) as problem:
-        step = "read it with the meshdns that wrote it (run.json has its commit)"
-        raise errors.DataError(f"is no world of this meshdns ({problem})", place=str(place), step=step) from None
+    return schema.stored(World, _read_json(place), str(place))
 
 
 def stored(folder: Path) -> list[int]:
@@ -363,12 +353,10 @@ def _open_block(folder: Path, run: str, block: int) -> _Block:
 def _cells(record: Path, block: int) -> list[samples.CellRecord]:
     value = _read_json(record)
     _require_schema(value, str(record))
-    content = samples.strict_object(value, _BLOCK_TYPES, str(record))
-    if content["block"] != block:
-        raise errors.DataError(
-            f"says it is block {content['block']}", place=str(record), step="restore the file's name"
-        )
-    return [samples.CellRecord.from_json(each, f"{record} cell {n}") for n, each in enumerate(content["cells"])]
+    content = schema.stored(_Cells, value, str(record))
+    if content.block != block:
+        raise errors.DataError(f"says it is block {content.block}", place=str(record), step="restore the file's name")
+    return content.cells
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -101,61 +101,6 @@ class CellRecord:
     def to_json(self) -> dict[str, Any]:
         """The record as a JSON object."""
         return {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
-
-    @classmethod
-    def from_json(cls, value: object, place: str = "cell record") -> Self:
-        """The record in a JSON object; missing, unknown and ill-typed keys are refused."""
-        record = strict_object(value, _CELL_TYPES, place)
-        for key, types in _CELL_MAPS.items():
-            for name, entry in record[key].items():
-                _require(entry, types, f"{key}.{name}", place)
-        for reason in record["reasons"]:
-            _require(reason, (str,), "reasons", place)
-        return cls(**record)
-
-
-_NUMBER = (int, float)
-_CELL_TYPES: dict[str, tuple[type, ...]] = {
-    "cell": (int,),
-    "parameters": (dict,),
-    "valid": (bool,),
-    "reasons": (list,),
-    "offered": (int,),
-    "started_ns": (int,),
-    "wall_s": _NUMBER,
-    "counters": (dict,),
-    "cpu_us": (dict,),
-    "memory_bytes": (dict,),
-    "agent": (dict,),
-}
-_CELL_MAPS: dict[str, tuple[type, ...]] = {
-    "parameters": (str, int, float, bool),
-    "counters": _NUMBER,
-    "cpu_us": _NUMBER,
-    "memory_bytes": (int,),
-}
-
-
-def strict_object(value: object, types: dict[str, tuple[type, ...]], place: str) -> dict[str, Any]:
-    """The JSON object, once it has exactly the keys of `types`, each of one of its types."""
-    if not isinstance(value, dict):
-        raise errors.DataError(f"expected a JSON object, found {type(value).__name__}", place=place)
-    if missing := sorted(types.keys() - value.keys()):
-        raise errors.DataError(f"lacks {', '.join(missing)}", place=place, step="the file is not whole; measure again")
-    if unknown := sorted(map(str, value.keys() - types.keys())):
-        raise errors.DataError(
-            f"has unknown keys {', '.join(unknown)}", place=place, step="read it with a newer meshdns"
-        )
-    for key, allowed in types.items():
-        _require(value[key], allowed, key, place)
-    return value
-
-
-def _require(value: object, types: tuple[type, ...], key: str, place: str) -> None:
-    is_stray_bool = isinstance(value, bool) and bool not in types  # bool is an int to isinstance
-    if is_stray_bool or not isinstance(value, types):
-        expected = " or ".join(each.__name__ for each in types)
-        raise errors.DataError(f"{key} is {value!r}, expected {expected}", place=place)
 
 
 def table(columns: dict[str, Any]) -> pa.Table:

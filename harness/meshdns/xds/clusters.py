@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
+from meshdns.core.schema import Labels
 from meshdns.interception.conventions import ISTIO
 from meshdns.istio import outbound
-from meshdns.istio.fields import Labels
 from meshdns.istio.outbound import Cluster
 from meshdns.istio.registry import Discovery, Endpoint, Registry
 from meshdns.istio.resources import Balancer, ClientTls, Outlier, Pool, Protocol, TrafficPolicy, selects

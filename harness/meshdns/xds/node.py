@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from meshdns.core import errors
-from meshdns.istio.fields import Labels
+from meshdns.core.schema import Labels
 from meshdns.istio.resources import Protocol
 
 Resolver = Literal["c-ares", "getaddrinfo", "hickory"]

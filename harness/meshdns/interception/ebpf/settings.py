@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..conventions import ALL, ISTIO
-from ..options import Options, Port
+from ..options import Options, Port, shown
 from ..refusal import Refusal
 
 # In the order of `enum counter` in mesh.bpf.c. Those that the rules have too bear the names of the rules' comments.
@@ -151,33 +151,28 @@ def _impossible(options: Options) -> Iterator[str]:
     possible = [mesh.name for mesh in ALL.values() if mesh.self_calls]
     if options.conventions not in possible:
         reason = "the programs take the proxy's calls to its own pod for inbound ones, and let others' on loopback pass"
-        yield f"conventions is {_shown(options.conventions)}, allowed: {', '.join(possible)} ({reason})"
+        yield f"conventions is {shown(options.conventions)}, allowed: {', '.join(possible)} ({reason})"
     if options.captures_dns and options.mesh.dns_protocols != ISTIO.dns_protocols:
         protocols = ", ".join(options.mesh.dns_protocols)
         yield f"redirect_dns is true, allowed under these conventions: false (they redirect {protocols} alone)"
     order = options.mesh.outbound
     if options.outbound_ip_ranges_exclude and order.index("excluded_ranges") < order.index("owners"):
-        value = _shown(options.outbound_ip_ranges_exclude)
+        value = shown(options.outbound_ip_ranges_exclude)
         reason = "in these conventions' rules they go before the proxy's calls to its own pod, in the programs after"
         yield f'outbound_ip_ranges_exclude is {value}, allowed: "" ({reason})'
     for key, (only, reason) in ONLY.items():
         value = getattr(options, key)
         if value != only:
-            yield f"{key} is {_shown(value)}, allowed: {_shown(only)} ({reason})"
+            yield f"{key} is {shown(value)}, allowed: {shown(only)} ({reason})"
     for key, owners in (("proxy_uid", options.uids), ("proxy_gid", options.gids)):
         if len(owners) > MAX_OWNERS:
             yield f"{key} has {len(owners)} numbers, allowed: {MAX_OWNERS}"
     if ipaddress.IPv4Address("127.0.0.1") not in _loopback(options):
-        value = _shown(options.host_ipv4_loopback_cidr)
+        value = shown(options.host_ipv4_loopback_cidr)
         yield f"host_ipv4_loopback_cidr is {value}, allowed: what holds 127.0.0.1 (captured connections go there)"
     if options.loopback_included:
-        value = _shown(options.outbound_ip_ranges_include)
+        value = shown(options.outbound_ip_ranges_include)
         yield f"outbound_ip_ranges_include is {value}, allowed: none that begins in loopback (it stays in the pod)"
-
-
-def _shown(value: object) -> str:
-    text = str(value).lower() if isinstance(value, bool) else f'"{value}"'
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _inbound(options: Options) -> frozenset[int]:

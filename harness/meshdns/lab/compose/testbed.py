@@ -26,7 +26,7 @@ import docker.errors
 import yaml
 from docker.models.containers import Container
 
-from meshdns.core import errors, paths, process
+from meshdns.core import errors, paths, process, schema
 from meshdns.core.world import Nets, World
 from meshdns.lab import locks, readiness
 from meshdns.lab import world as worlds
@@ -107,8 +107,8 @@ def state_of(project: str) -> Path:
 def world_of(state: Path) -> World:
     """What a testbed that is there was made of, by what `up` has left; what comes with the project where nothing is."""
     try:
-        return World.from_json(json.loads((state / "world.json").read_text()))
-    except (OSError, ValueError, TypeError, KeyError):
+        return schema.stored(World, json.loads((state / "world.json").read_text()), "world.json")
+    except (OSError, ValueError, errors.DataError):
         return worlds.shipped()
 
 
