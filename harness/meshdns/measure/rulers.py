@@ -12,7 +12,7 @@ import pyarrow as pa
 from meshdns.core import errors
 from meshdns.core.world import World
 from meshdns.lab.place import Place
-from meshdns.measure.jobs import service_of
+from meshdns.measure.factors.backend import service_of
 from meshdns.measure.plan import Trial
 from meshdns.store import samples
 

@@ -27,6 +27,7 @@ from meshdns.lab import observers, ports
 from meshdns.lab.channel import Channel
 from meshdns.lab.place import Place
 from meshdns.measure import capture, jobs
+from meshdns.measure.factors.backend import TLS_CERTIFICATE
 
 ANSWER_SLACK_S = 30
 FRAME_BYTES = 2048  # whole packets: one request is small
@@ -61,7 +62,7 @@ class Target:
     def job(self, world: World) -> dict[str, Any]:
         """One request of the load agent, as an application in the pod would make it."""
         head = f"GET {self.path} HTTP/1.1\r\nHost: {self.host}\r\nUser-Agent: meshdns\r\nConnection: close\r\n\r\n"
-        tls = {"server_name": self.host, "cafile": jobs.TLS_CERTIFICATE} if self.scheme == "https" else None
+        tls = {"server_name": self.host, "cafile": TLS_CERTIFICATE} if self.scheme == "https" else None
         return {
             "kind": "request",
             "lookup": "wire",

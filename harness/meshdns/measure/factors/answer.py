@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from meshdns.core.world import Pod, World
+from meshdns.core.world import Nets, Pod, World
 from meshdns.lab import readiness
 from meshdns.lab.observers import Observers
 from meshdns.lab.place import Ended, Place
 from meshdns.lab.plane import Plane
 from meshdns.measure.cell import Cell
 from meshdns.measure.factors import factor
-from meshdns.measure.factors.factor import Factor, Rules
+from meshdns.measure.factors.factor import Factor, Job, Rules
 
 NOWHERE = ("unroutable", "virtual")  # they lead to nobody: each request waits until its time is out
 
@@ -66,6 +67,18 @@ class Answer(Factor):
             "an answer is tried by kind request, connection new, lookup wire",
         )
         yield asked or (cell.intercepted and cell.sidecar == "up"), "only trials of answers take a pod's sidecar away"
+
+    def job(self, so_far: Job, cell: Cell, world: World, nets: Nets) -> Job:
+        """See `Factor`."""
+        if cell.answer == "none":
+            return so_far
+        own = replace(so_far, name=f"{world.answer_name(cell.answer, world.arms[cell.arm])}.")
+        return own.having(port=world.answers[cell.answer].port)
+
+    def request_s(self, so_far_s: float, cell: Cell, world: World, timeout_s: float) -> float:
+        """See `Factor`."""
+        waits = cell.answer in NOWHERE and (cell.sidecar == "up" or not cell.intercepted)
+        return timeout_s if waits else so_far_s
 
     def controls(self, place: Place, observers: Observers, plane: Plane | None) -> Iterator[factor.Control]:
         """See `Factor`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
+from meshdns.core.world import World
 from meshdns.lab.observers import Observers
 from meshdns.lab.place import Place
 from meshdns.lab.plane import Plane
@@ -44,6 +45,12 @@ class Delay(Factor):
     """See the module."""
 
     bounds: ClassVar = {"dns_delay_ms": (0.0, 1000.0)}
+
+    def request_s(self, so_far_s: float, cell: Cell, world: World, timeout_s: float) -> float:
+        """See `Factor`."""
+        arm = world.arms.get(cell.arm)
+        in_pod = arm is not None and arm.dns_proxy and cell.name_kind in ("fqdn", "short")  # a proxy knows the name
+        return so_far_s if in_pod else so_far_s + cell.dns_delay_ms / 1000
 
     def controls(self, place: Place, observers: Observers, plane: Plane | None) -> Iterator[factor.Control]:
         """See `Factor`."""

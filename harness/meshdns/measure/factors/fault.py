@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from meshdns.core.world import World
+from meshdns.core.world import Nets, World
 from meshdns.lab.observers import Observers
 from meshdns.lab.place import Place
 from meshdns.lab.plane import Plane
 from meshdns.measure.cell import Cell
 from meshdns.measure.factors import factor
-from meshdns.measure.factors.factor import Factor, Rules
+from meshdns.measure.factors.factor import Factor, Job, Rules
 
 NONE, SERVER = "none", "shop"  # the part that can fail
 
@@ -73,6 +73,14 @@ class Faults(Factor):
         yield own.get(backend, level) == level, f"the backend {backend} has the fault {own.get(backend)}, and no other"
         where = of(level).backend
         yield level == NONE or not where or where == backend, f"the fault {level} is the backend {where}, and it alone"
+
+    def job(self, so_far: Job, cell: Cell, world: World, nets: Nets) -> Job:
+        """See `Factor`."""
+        return replace(so_far, path=f"{of(cell.fault).path}{so_far.path}")
+
+    def request_s(self, so_far_s: float, cell: Cell, world: World, timeout_s: float) -> float:
+        """See `Factor`."""
+        return of(cell.fault).request_s or so_far_s
 
     def seconds(self, cell: Cell, before: Cell | None) -> float:
         """See `Factor`."""

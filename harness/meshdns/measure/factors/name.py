@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from meshdns.core.world import World
+from meshdns.core.world import Nets, World
+from meshdns.lab import names
 from meshdns.measure.cell import Cell
-from meshdns.measure.factors.factor import Factor, Rules
+from meshdns.measure.factors import backend
+from meshdns.measure.factors.factor import Factor, Job, Rules
+
+_LIBC_S = 0.0007  # what a call of getaddrinfo takes, with its files (rounded from data/sample)
 
 
 class Name(Factor):
@@ -41,3 +46,15 @@ class Name(Factor):
             not by_libc or request or cell.connection == "none",
             "getaddrinfo has sockets of its own: a lookup by it has connection none",
         )
+
+    def job(self, so_far: Job, cell: Cell, world: World, nets: Nets) -> Job:
+        """See `Factor`."""
+        name = names.application_name(world, cell.name_kind, backend.service_of(cell, world))
+        asked = replace(so_far, name=name, server=world.dns_cluster_ip).having(lookup=cell.lookup)
+        # An A-only name has no AAAA, an absent name no address: that is the answer, not a failure.
+        only = cell.qtype == "AAAA"
+        return asked.having(accept_nodata=only, accept_nxdomain=only or cell.name_kind == "absent")
+
+    def request_s(self, so_far_s: float, cell: Cell, world: World, timeout_s: float) -> float:
+        """See `Factor`."""
+        return _LIBC_S if cell.lookup == "getaddrinfo" else so_far_s
