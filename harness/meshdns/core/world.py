@@ -51,6 +51,7 @@ class Pod:
     pod: str
     host: int  # its address on the pod network, or on that of the world outside
     part: str  # what runs in it
+    parts: tuple[str, ...] = ()  # of several: all of them
     network: str = "pods"
     group: str = CORE
     arm: str = ""  # of a client, the plan's word for it
@@ -64,6 +65,7 @@ class Pod:
     answers: bool = False  # asks for names that are answered in unusual ways
     governed: bool = False  # the control plane configures its sidecar and its DNS proxy
     outside: bool = False  # on the world's network too, where servers outside are up
+    name_server: str = ""  # ClusterIP of its cluster DNS, where it has another one than is usual
     ready: bool = True  # otherwise it is spare: unready until it is wanted
     ports: tuple[int, ...] = ()  # of its containers: plain and TLS
 
@@ -150,6 +152,7 @@ class World:
     services: tuple[Service, ...]
     answers: Mapping[str, Answer]
     manifests: tuple[Manifest, ...] = ()
+    cluster_dns: Mapping[str, str] = field(default_factory=dict)  # ClusterIP of each -> the pod that answers there
 
     @cached_property
     def search(self) -> tuple[str, ...]:
@@ -220,6 +223,14 @@ class World:
         there = self.named(pod)
         return f"{getattr(nets, there.network)}.{there.host}"
 
+    def dns_address(self, pod: Pod | None = None) -> str:
+        """The ClusterIP of a pod's cluster DNS, or of the usual one."""
+        return (pod.name_server if pod else "") or self.dns_cluster_ip
+
+    def dns_pod(self, pod: Pod | None = None) -> Pod:
+        """The pod that answers there."""
+        return self.named(self.cluster_dns[self.dns_address(pod)])
+
     def is_governed(self, backend: str) -> bool:
         """Whether a backend is known to the control plane's sidecars alone."""
         return backend in self.backends and self.backends[backend].governed
@@ -235,7 +246,7 @@ class World:
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> Self:
         """Raises TypeError or KeyError where it is not one of this form."""
-        lists = {"ports", "target_ports"}
+        lists = {"parts", "ports", "target_ports"}
 
         def read(kind: Any, each: Mapping[str, Any]) -> Any:
             return kind(**{key: tuple(value) if key in lists else value for key, value in each.items()})

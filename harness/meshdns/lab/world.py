@@ -19,23 +19,20 @@ from meshdns.core.world import CORE, Answer, Manifest, Nets, Pod, Service, World
 from meshdns.istio import documents
 from meshdns.istio.documents import Document, Value
 from meshdns.istio.faults import Fault, Place, refuse
+from meshdns.lab import parts
+from meshdns.lab.parts.component import ClusterDns
 
 SHIPPED = paths.COMPOSE / "worlds"
 OURS, STATIC = "meshdns/", "static"
-DNS_SERVICE = ("kube-system", "kube-dns")
+SYSTEM, DNS = "kube-system", "kube-dns"  # Services of this namespace are cluster DNSes; the usual one
 _INJECT, _PROXY, _INTERCEPTION = (
     "sidecar.istio.io/inject", "proxy.istio.io/config", "sidecar.istio.io/interceptionMode",
 )  # fmt: skip
 _TRUTH = ("true", "false")
 _MODES = {"REDIRECT": "iptables", "TPROXY": "tproxy"}
-# What a pod can be made of: compose/compose.yaml has a part `x-…` for each.
-PARTS = (
-    "client", "web", "shop", "pause", "dns", "world-dns", "observer-alone", "null-target", "control-plane", "world-web",
-    "world-postgres", "world-redis",
-)  # fmt: skip
 # Annotation of a Pod -> the values it may have; none: any word.
 _POD: dict[str, tuple[str, ...]] = {
-    "arm": (), "backend": (), "part": PARTS, "group": (),
+    "arm": (), "backend": (), "group": (),
     "config": (STATIC, "xds"),  # what configures its sidecar: a bootstrap, or the control plane
     "dns": ("cluster", "envoy"),  # who answers port 53; Istio's agent is asked for by its own annotation
     "mechanism": ("iptables", "nftables", "ebpf"),
@@ -162,15 +159,16 @@ class _Builder:
     def __init__(self, found: Sequence[_Read], faults: list[Fault]) -> None:
         self.found, self.faults = found, faults
         self.pods: dict[str, Pod] = {}
+        self.dns = {str(one.spec.get("clusterIP")): one for one in self.of("Service") if one.namespace == SYSTEM}
 
     def of(self, *kinds: str) -> Iterator[_Read]:
         return (one for one in self.found if one.kind in kinds)
 
     def build(self) -> World:
         settings = next((one for one in self.of("ConfigMap") if one.name == "meshdns"), None)
-        dns = next((one for one in self.of("Service") if (one.namespace, one.name) == DNS_SERVICE), None)
-        if settings is None or dns is None:
-            what = "ConfigMap meshdns" if settings is None else f"Service {'/'.join(DNS_SERVICE)}"
+        usual = next((address for address, one in self.dns.items() if one.name == DNS), "")
+        if settings is None or not usual:
+            what = "ConfigMap meshdns" if settings is None else f"Service {SYSTEM}/{DNS}"
             place = self.found[0].document.file if self.found else "an empty world"
             step = "take it from compose/worlds, where it stands with what it means"
             raise errors.InputError(f"the world has no {what}", place=place, step=step)
@@ -185,7 +183,6 @@ class _Builder:
             self._add_pod(one)
         refuse(self.faults)
         wanted = [
-            "dns",
             "world-dns",
             "observer",
             *(["control-plane"] if any(p.governed for p in self.pods.values()) else []),
@@ -195,6 +192,8 @@ class _Builder:
                 settings.fault(f"the world has no Pod {name}", "take it from compose/worlds", "metadata", "name")
         if not any(pod.arm for pod in self.pods.values()):
             settings.fault("no Pod is an arm", f"give one the annotation {OURS}arm", "metadata", "name")
+        refuse(self.faults)
+        answering = dict(self._cluster_dns())
         refuse(self.faults)
         services = tuple(self._services(settings.namespace, data["domain"]))
         self._once(services)
@@ -206,7 +205,7 @@ class _Builder:
             cluster_ips=data["cluster-ips"],
             virtual_ips=data["virtual-ips"],
             unroutable=data["unroutable"],
-            dns_cluster_ip=str(dns.spec.get("clusterIP", "")),
+            dns_cluster_ip=usual,
             entry_address=data["entry-address"],
             external_name=data["external-name"],
             lookup=data["lookup"],
@@ -216,6 +215,7 @@ class _Builder:
             services=services,
             answers=dict(_answers(settings, data)),
             manifests=tuple(Manifest(Path(one.document.file).name, one.tree) for one in self.found),
+            cluster_dns=answering,
         )
 
     # -- pods --------------------------------------------------------------------------------------------------------
@@ -230,15 +230,14 @@ class _Builder:
         if any(notes.get("arm") == pod.arm for pod in self.pods.values() if pod.arm):
             one.fault(f"the arm {notes['arm']} is there already", "rename one", "metadata", "annotations", f"{OURS}arm")
         containers = one.spec.get("containers") or [{}]
-        image = str(containers[0].get("image", "")).rpartition("/")[2].partition(":")[0]
-        part, sidecar = notes.get("part", image), notes.get(_INJECT) == "true"
-        if part not in PARTS:
-            step = f"known: {', '.join(PARTS)}, as image meshdns/PART or annotation {OURS}part"
-            one.fault(f"{part or 'nothing'} is no part of a testbed", step, "spec", "containers")
+        made_of, sidecar = tuple(_part(one, each) for each in containers), notes.get(_INJECT) == "true"
+        if len(made_of) > 1 and (sidecar or "arm" in notes):
+            one.fault("a Pod that is an arm or has a sidecar has one container here", "leave one", "spec", "containers")
         self.pods[one.name] = Pod(
             pod=one.name,
             host=host,
-            part=part,
+            part=made_of[0],
+            parts=made_of if len(made_of) > 1 else (),
             network=network,
             group=notes.get("group", CORE),
             arm=notes.get("arm", ""),
@@ -252,20 +251,45 @@ class _Builder:
             answers=notes.get("answers") == "true",
             governed=sidecar and notes.get("config") != STATIC,
             outside=notes.get("outside") == "true",
+            name_server=self._name_server(one),
             ready=notes.get("ready") != "false",
             ports=tuple(port["containerPort"] for port in containers[0].get("ports") or ()),
         )
 
+    def _name_server(self, one: _Read) -> str:
+        """The cluster DNS that its resolv.conf names; empty where it is the usual one."""
+        named = (one.spec.get("dnsConfig") or {}).get("nameservers")
+        if named is None:
+            return ""
+        if len(named) != 1 or named[0] not in self.dns or one.spec.get("dnsPolicy") != "None":
+            have = ", ".join(f"{address} ({each.name})" for address, each in self.dns.items())
+            step = f"name the ClusterIP of one Service of {SYSTEM}, {have}, and set dnsPolicy to None"
+            one.fault("its name server is not honoured here", step, "spec", "dnsConfig", "nameservers")
+            return ""
+        return "" if self.dns[named[0]].name == DNS else str(named[0])
+
+    def _cluster_dns(self) -> Iterator[tuple[str, str]]:
+        """ClusterIP -> the pod that answers there; one of its parts can say how often it was asked, and by whom."""
+        slices = self._slices()
+        for address, one in self.dns.items():
+            endpoints = slices.get((one.namespace, one.name))
+            behind = [self.pods[pod] for pod, _ in self._replicas(endpoints)] if endpoints else []
+            if len(behind) != 1:
+                one.fault(f"{len(behind)} pods answer for it", "give it an EndpointSlice with one", "metadata", "name")
+            elif not any(isinstance(parts.ALL[part], ClusterDns) for part in behind[0].parts or (behind[0].part,)):
+                have = ", ".join(name for name, each in parts.ALL.items() if isinstance(each, ClusterDns))
+                fact = f"no container of {behind[0].pod} counts the queries of pods"
+                one.fault(fact, f"add a part that does: {have}", "metadata", "name")
+            else:
+                yield address, behind[0].pod
+
     # -- services ----------------------------------------------------------------------------------------------------
 
     def _services(self, namespace: str, domain: str) -> Iterator[Service]:
-        slices = {
-            (one.namespace, str((one.tree["metadata"].get("labels") or {}).get("kubernetes.io/service-name"))): one
-            for one in self.of("EndpointSlice")
-        }
+        slices = self._slices()
         named: dict[str, Service] = {}
         for one in self.of("Service"):
-            if (one.namespace, one.name) != DNS_SERVICE:
+            if one.namespace != SYSTEM:
                 named[one.name] = self._service(one, slices.get((one.namespace, one.name)), domain)
         yield from (each for each in named.values() if not each.governed)
         for pod in self.pods.values():
@@ -283,6 +307,11 @@ class _Builder:
         yield from (each for each in named.values() if each.governed)
         for one in self.of("ServiceEntry"):
             yield self._entry(one, {each.host: each for each in named.values()})
+
+    def _slices(self) -> dict[tuple[str, str], _Read]:
+        """EndpointSlices by the Service that they are of."""
+        labels = ((one, one.tree["metadata"].get("labels") or {}) for one in self.of("EndpointSlice"))
+        return {(one.namespace, str(those.get("kubernetes.io/service-name"))): one for one, those in labels}
 
     def _service(self, one: _Read, endpoints: _Read | None, domain: str) -> Service:
         notes, ports = one.notes(), one.spec.get("ports") or ()
@@ -352,6 +381,17 @@ class _Builder:
         for word in sorted({word for word in words if words.count(word) > 1}):
             one = next(each for each in self.found if each.notes().get("backend") == word)
             one.fault(f"two things have the backend {word}", "rename one", "metadata", "annotations", f"{OURS}backend")
+
+
+def _part(one: _Read, container: Mapping[str, Any]) -> str:
+    """What a container is: the part that has its name, or that of its image."""
+    image = str(container.get("image", "")).rpartition("/")[2].partition(":")[0]
+    for name in (str(container.get("name", "")), image):
+        if name in parts.ALL:
+            return name
+    step = f"known: {', '.join(parts.ALL)}, as the container's name or image meshdns/PART"
+    one.fault(f"{image or 'nothing'} is no part of a testbed", step, "spec", "containers")
+    return ""
 
 
 def _place(one: _Read) -> tuple[str, int]:

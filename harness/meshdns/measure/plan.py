@@ -137,6 +137,7 @@ class Plan:
         cells = [cell for experiment in self.experiments for cell in experiment.cells()]
         services = [self.world.backends[cell.backend] for cell in cells if cell.backend != "none"]
         pods = [self.world.arms[cell.arm] for cell in cells if cell.arm != "null"]
+        pods += [self.world.dns_pod(pod) for pod in pods]
         pods += [self.world.named(name) for service in services for name in service.replicas]
         pods += [self.world.named(service.served_by) for service in services if service.served_by]
         return frozenset(pod.group for pod in pods) - {CORE}

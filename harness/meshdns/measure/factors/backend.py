@@ -39,6 +39,8 @@ class Backend(Factor):
         yield cell.arm != "ip" or cell.backend != "static", "static is a way for a sidecar to know its endpoints"
         yield cell.arm == "ip" or not by_address, "one replica alone is called by its address: arm ip"
         yield not pushed or mode or cell.arm == "plain", "backends of the control plane are called by plain or its arms"
+        usual = client is None or not client.name_server
+        yield not pushed or usual, "the control plane tells its names to the usual cluster DNS alone"
         yield pushed or not mode, "arms of the control plane call its backends"
         yield (
             not pushed or (not cell.tls and cell.lookup == "wire"),

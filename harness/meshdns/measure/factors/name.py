@@ -50,7 +50,9 @@ class Name(Factor):
     def job(self, so_far: Job, cell: Cell, world: World, nets: Nets) -> Job:
         """See `Factor`."""
         name = names.application_name(world, cell.name_kind, backend.service_of(cell, world))
-        asked = replace(so_far, name=name, server=world.dns_cluster_ip).having(lookup=cell.lookup)
+        asked = replace(so_far, name=name, server=world.dns_address(world.arms.get(cell.arm))).having(
+            lookup=cell.lookup
+        )
         # An A-only name has no AAAA, an absent name no address: that is the answer, not a failure.
         only = cell.qtype == "AAAA"
         return asked.having(accept_nodata=only, accept_nxdomain=only or cell.name_kind == "absent")
