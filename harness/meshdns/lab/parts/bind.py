@@ -10,22 +10,17 @@ from meshdns.lab.parts.component import NOBODY, At, Container, Counts, Mount, Na
 
 
 class Bind(NameServer):
-    """See the module."""
-
     image = "dns"
     versions: ClassVar = {"bind": "named -v"}
 
     def container(self, at: At) -> Container:
-        """See `Component`."""
         command = "cp /etc/meshdns/cluster.local.zone /tmp/ && exec named -g -n 1 -c /etc/meshdns/named.conf"
         return Container(("sh", "-c", command), user=NOBODY, mounts=(Mount(f"state/{at.service}", "/etc/meshdns"),))
 
     def ready(self, at: At) -> Page:
-        """See `Component`."""
         return self.page(at)
 
     def files(self, at: At) -> dict[str, str]:
-        """See `Component`."""
         dns, outside = str(at.pod.host), str(at.world.named("world-dns").host)
         return {
             f"{at.service}/named.conf": at.rendered("dns/named-cluster.conf", dns_host=dns, world_dns_host=outside),
@@ -34,11 +29,9 @@ class Bind(NameServer):
         }
 
     def page(self, at: At) -> Page:
-        """See `Component`."""
         return {"url": f"http://{at.address}:8053/json/v1/server", "timeout_s": 2}
 
     def counts(self, body: str, at: At, client: Pod) -> Counts:
-        """See `Component`."""
         return {"bind/queries": json.loads(body)["opcodes"]["QUERY"]}
 
 

@@ -8,8 +8,6 @@ from meshdns.lab.parts.component import At, Component, Container, Mount
 
 
 class Client(Component):
-    """See the module."""
-
     image = "client"
     versions: ClassVar = {
         "client python": "python3 --version",
@@ -18,7 +16,6 @@ class Client(Component):
     }
 
     def container(self, at: At) -> Container:
-        """See `Component`."""
         mounts = (
             Mount(f"state/{at.resolv_conf}", "/etc/resolv.conf"),
             Mount("volume/tls-certificate", "/tls/certificate"),
@@ -26,12 +23,11 @@ class Client(Component):
         return Container(mounts=mounts, cpus="client", abrupt=True)
 
     def files(self, at: At) -> dict[str, str]:
-        """See `Component`."""
         search, server = " ".join(at.world.search), at.world.dns_address(at.pod)
         return {at.resolv_conf: at.rendered("dns/resolv.conf", search=search, name_server=server)}
 
     def ready(self, at: At) -> None:
-        """See `Component`: it does nothing until it is talked to."""
+        return None  # it does nothing until it is talked to
 
 
 PART = Client()

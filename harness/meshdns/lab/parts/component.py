@@ -16,6 +16,7 @@ from meshdns.core.world import Nets, Pod, World
 from meshdns.interception.conventions import ISTIO
 
 NOBODY = "65534:65534"
+LOW_PORTS = {"net.ipv4.ip_unprivileged_port_start": "0"}  # who has no capability listens on them as well
 LOOPBACK = "http://127.0.0.1"
 FROM_POD = "dnsdist/from_pod"  # queries of the client's pod at its cluster DNS, whichever: stored runs have this name
 ASKED, PASSED_ON = "pod/rule/dns_client", "pod/rule/dns_proxy"  # queries that rules saw: the client's, the sidecar's
@@ -99,8 +100,8 @@ class Made:
 class Component(ABC):
     """A part; what it does not say is as here."""
 
-    image: ClassVar[str]  # a stage of compose/images/Dockerfile
-    carries: ClassVar[bool] = True  # traffic passes it, so its CPU time is of interest
+    image: str  # a stage of compose/images/Dockerfile
+    carries: bool = True  # traffic passes it, so its CPU time is of interest
     versions: ClassVar[Mapping[str, str]] = {}  # of programs in it -> the command that says it
     counts_itself: ClassVar[str] = ""  # the counter in which a question for its page counts too
 
@@ -133,6 +134,19 @@ class Component(ABC):
         return iter(())
 
 
+class Alike(Component):
+    """A part that is the same in every pod, and ready as soon as it runs."""
+
+    def __init__(self, image: str, container: Container, *, carries: bool = True) -> None:
+        self.image, self.carries, self._container = image, carries, container
+
+    def container(self, at: At) -> Container:
+        return self._container
+
+    def ready(self, at: At) -> None:
+        return None
+
+
 class NameServer(Component):
     """A part whose configuration is kept with each run."""
 
@@ -149,11 +163,9 @@ class ClusterDns(NameServer):
         """See `Component`."""
 
     def ready(self, at: At) -> Page:
-        """See `Component`."""
         return self.page(at)
 
     def equal(self, at: At, client: Pod, counts: Counts, made: Made) -> Pairs:
-        """See `Component`."""
         sent = counts.get(PASSED_ON, 0) + (0 if client.dns_proxy else counts.get(ASKED, 0))
         yield "queries at the cluster DNS, against those sent to it", counts.get(FROM_POD, 0), sent
 

@@ -18,13 +18,10 @@ _STATE = (Mount("volume/names", "/names", writable=True), Mount("volume/authorit
 
 
 class ControlPlane(Component):
-    """See the module."""
-
     image = "controlplane"
     carries = False
 
     def container(self, at: At) -> Container:
-        """See `Component`."""
         dns = at.world.dns_pod()
         kept = (f"--dns-keep={names}" for names in ("web*", "legacy*", "answer-*"))
         return Container(
@@ -53,7 +50,6 @@ class ControlPlane(Component):
         )
 
     def ready(self, at: At) -> Page:
-        """See `Component`."""
         return at.outer(f"{ports.PORT_PLANE}/ready")
 
     def files(self, at: At) -> dict[str, str]:

@@ -13,18 +13,14 @@ _CONFIGURATION = "/etc/meshdns/dnsdist.conf"
 
 
 class Dnsdist(ClusterDns):
-    """See the module."""
-
     image = "dns"
     versions: ClassVar = {"dnsdist": "dnsdist --version"}
 
     def container(self, at: At) -> Container:
-        """See `Component`."""
         command = ("dnsdist", "--supervised", "--disable-syslog", "-C", _CONFIGURATION)
         return Container(command, user=NOBODY, mounts=(Mount(f"state/{at.service}", "/etc/meshdns"),))
 
     def files(self, at: At) -> dict[str, str]:
-        """See `Component`."""
         named = {f"{RULE}{client.pod}": at.nets.pod(client.host) for client in at.world.clients}
         rules = [f'addAction(makeRule("{host}/32"), NoneAction(), {{name = "{name}"}})' for name, host in named.items()]
         text = at.rendered(
@@ -37,7 +33,6 @@ class Dnsdist(ClusterDns):
         return {f"{at.service}/dnsdist.conf": text}
 
     def page(self, at: At) -> Page:
-        """See `Component`."""
         return {
             "url": f"http://{at.address}:8083/api/v1/servers/localhost",
             "headers": {"X-API-Key": at.keys.web_password},
@@ -45,7 +40,6 @@ class Dnsdist(ClusterDns):
         }
 
     def counts(self, body: str, at: At, client: Pod) -> Counts:
-        """See `Component`."""
         matches = {rule["name"]: rule["matches"] for rule in json.loads(body)["rules"]}
         total = sum(count for name, count in matches.items() if name.startswith(RULE))
         return {FROM_POD: matches[f"{RULE}{client.pod}"], "dnsdist/queries": total}

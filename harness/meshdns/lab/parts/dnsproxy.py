@@ -12,12 +12,9 @@ from meshdns.lab.parts.envoy import answered
 
 
 class DnsProxy(Component):
-    """See the module."""
-
     image = "dnsproxy"
 
     def container(self, at: At) -> Container:
-        """See `Component`."""
         # One that the control plane configures gets its table from there.
         table = "volume/names" if at.pod.governed else f"state/{at.pod.pod}"
         return Container(
@@ -35,17 +32,14 @@ class DnsProxy(Component):
         )
 
     def ready(self, at: At) -> Page:
-        """See `Component`."""
         return self.page(at)
 
     def files(self, at: At) -> dict[str, str]:
-        """See `Component`."""
         if at.pod.governed:
             return {}
         return {f"{at.pod.pod}/names.json": json.dumps(_table(at), indent=1)}
 
     def page(self, at: At) -> Page:
-        """See `Component`."""
         return {"url": f"{LOOPBACK}:{ports.PORT_DNS_METRICS}/metrics", "timeout_s": 1}
 
     def counts(self, body: str, at: At, client: Pod) -> Counts:
@@ -59,7 +53,6 @@ class DnsProxy(Component):
         return {"pod/dnsproxy/queries": asked, "pod/dnsproxy/forwarded": passed_on}
 
     def equal(self, at: At, client: Pod, counts: Counts, made: Made) -> Pairs:
-        """See `Component`."""
         return answered(counts)
 
 

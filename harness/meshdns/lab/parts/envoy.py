@@ -61,13 +61,10 @@ _INBOUND_PUSHED = {
 
 
 class Envoy(Component):
-    """See the module."""
-
     image = "envoy"
     versions: ClassVar = {"envoy": "envoy --version"}
 
     def container(self, at: At) -> Container:
-        """See `Component`."""
         mounts = [Mount(f"state/{at.pod.pod}", "/etc/envoy")]
         if at.pod.resolver == "getaddrinfo":  # the one that reads it
             mounts.append(Mount(f"state/{at.resolv_conf}", "/etc/resolv.conf"))
@@ -93,13 +90,11 @@ class Envoy(Component):
         )
 
     def ready(self, at: At) -> Page:
-        """See `Component`."""
         if at.pod.arm:
             return {"url": f"{LOOPBACK}:{ISTIO.admin_port}/ready", "timeout_s": 1}
         return at.outer(f"{ISTIO.stats_port}/stats?filter=^server.live$")
 
     def files(self, at: At) -> dict[str, str]:
-        """See `Component`."""
         if at.pod.governed:
             plane = f"{at.world.address(at.nets, 'control-plane')}:{ports.PORT_XDS}"
             started: Any = bootstrap.bootstrap(_node(at.world, at.nets, at.pod), plane)
@@ -108,7 +103,6 @@ class Envoy(Component):
         return {f"{at.pod.pod}/envoy.json": json.dumps(started, indent=1)}
 
     def page(self, at: At) -> Page:
-        """See `Component`."""
         if at.pod.arm:
             wanted = _PUSHED_FILTER if at.pod.governed else "|".join(f"^{pattern}$" for pattern in _STATIC)
             return {"url": f"{LOOPBACK}:{ISTIO.admin_port}/stats?format=json&filter={_quoted(wanted)}"}
@@ -117,7 +111,6 @@ class Envoy(Component):
         return {"url": f"http://{at.address}:{ISTIO.stats_port}/stats?format=json&filter={_quoted(wanted)}"}
 
     def counts(self, body: str, at: At, client: Pod) -> Counts:
-        """See `Component`."""
         values = {stat["name"]: stat["value"] for stat in json.loads(body)["stats"] if "value" in stat}
         if not at.pod.arm:
             names = _INBOUND_PUSHED if at.pod.governed else _INBOUND
@@ -130,7 +123,6 @@ class Envoy(Component):
         return found
 
     def equal(self, at: At, client: Pod, counts: Counts, made: Made) -> Pairs:
-        """See `Component`."""
         if at.pod != client:
             if made.requests and not made.tls:
                 yield "requests at the servers' sidecars", counts.get("servers/envoy_rq", 0), made.requests

@@ -10,13 +10,10 @@ from meshdns.lab.parts.component import LOOPBACK, At, Component, Container, Coun
 
 
 class Loader(Component):
-    """See the module."""
-
     image = "observer"
     carries = False
 
     def container(self, at: At) -> Container:
-        """See `Component`."""
         return Container(
             ("python3", "-m", "interception.ebpf", "--config", "/rules/options.json"),
             capabilities=("SYS_ADMIN",),  # bpf(2): older engines know no narrower capability for it
@@ -25,11 +22,9 @@ class Loader(Component):
         )
 
     def ready(self, at: At) -> Page:
-        """See `Component`."""
         return self.page(at)
 
     def page(self, at: At) -> Page:
-        """See `Component`."""
         return {"url": f"{LOOPBACK}:{ports.PORT_LOADER}/counters", "timeout_s": 1}
 
     def counts(self, body: str, at: At, client: Pod) -> Counts:

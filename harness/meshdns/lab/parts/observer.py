@@ -1,26 +1,16 @@
-"""Reads counters and captures packets in a pod, between loads."""
-
-from __future__ import annotations
+"""Reads counters and captures packets in a pod, between loads; it does nothing until it is talked to."""
 
 from typing import ClassVar
 
-from meshdns.lab.parts.component import At, Component, Container
+from meshdns.lab.parts.component import Alike, Container
 
 
-class Observer(Component):
-    """See the module."""
-
-    image = "observer"
-    carries = False
+class Observer(Alike):
     versions: ClassVar = {"iptables": "iptables --version"}
-    capabilities: ClassVar[tuple[str, ...]] = ("NET_ADMIN", "NET_RAW")  # reading rule counters; capturing packets
 
-    def container(self, at: At) -> Container:
-        """See `Component`."""
-        return Container(("sleep", "infinity"), capabilities=self.capabilities, cpus="all", abrupt=True)
-
-    def ready(self, at: At) -> None:
-        """See `Component`: it does nothing until it is talked to."""
+    def __init__(self, capabilities: tuple[str, ...]) -> None:
+        waiting = Container(("sleep", "infinity"), capabilities=capabilities, cpus="all", abrupt=True)
+        super().__init__("observer", waiting, carries=False)
 
 
-PART = Observer()
+PART = Observer(capabilities=("NET_ADMIN", "NET_RAW"))  # reading rule counters; capturing packets

@@ -14,19 +14,16 @@ class Rules(Component):
     carries = False
 
     def container(self, at: At) -> Container:
-        """See `Component`."""
         mounts = (Mount(f"state/{at.pod.pod}", "/rules"),)
         return Container(("sh", "-e", "/rules/apply"), capabilities=("NET_ADMIN",), mounts=mounts)
 
     def ready(self, at: At) -> None:
-        """See `Component`."""
+        return None
 
     def files(self, at: At) -> dict[str, str]:
-        """See `Component`."""
         return {f"{at.pod.pod}/{name}": text for name, text in rules.files(at.world, at.nets, at.pod).items()}
 
     def equal(self, at: At, client: Pod, counts: Counts, made: Made) -> Pairs:
-        """See `Component`."""
         if at.pod != client:
             return
         yield "packets that escaped to a virtual address", counts.get("pod/rule/escaped_vip", 0), 0

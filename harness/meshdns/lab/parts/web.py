@@ -12,15 +12,12 @@ _REQUESTS = re.compile(r"server accepts handled requests\s+\d+ \d+ (\d+)")
 
 
 class Web(Component):
-    """See the module."""
-
     image = "web"
     versions: ClassVar = {"nginx": "nginx -v"}
     counts_itself = "servers/nginx_rq"
     configuration = "web/nginx.conf"
 
     def container(self, at: At) -> Container:
-        """See `Component`."""
         mounts = (
             Mount("files/web/start.sh", "/etc/meshdns/start.sh"),
             Mount(f"files/{self.configuration}", "/etc/nginx/nginx.conf"),
@@ -31,7 +28,6 @@ class Web(Component):
         return Container(("sh", "/etc/meshdns/start.sh"), user=NOBODY, mounts=mounts, environment=known)
 
     def ready(self, at: At) -> Page:
-        """See `Component`."""
         return status(at)
 
     def page(self, at: At) -> Page | None:
@@ -39,12 +35,10 @@ class Web(Component):
         return None if at.pod.governed else status(at)
 
     def counts(self, body: str, at: At, client: Pod) -> Counts:
-        """See `Component`."""
         match = _REQUESTS.search(body)
         return {"servers/nginx_rq": float(match[1]) if match else 0.0}
 
     def equal(self, at: At, client: Pod, counts: Counts, made: Made) -> Pairs:
-        """See `Component`."""
         if made.requests:
             yield "requests at the servers", counts.get("servers/nginx_rq", 0), made.requests
 

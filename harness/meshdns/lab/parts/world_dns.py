@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from meshdns.lab.parts.component import NOBODY, At, Container, Mount, NameServer
+from meshdns.lab.parts.component import LOW_PORTS, NOBODY, At, Container, Mount, NameServer
 
 _NOBODY_THERE = 90  # an address of the world outside where no pod is
 
 
 class WorldDns(NameServer):
-    """See the module."""
-
     image = "dns"
 
     def container(self, at: At) -> Container:
-        """See `Component`."""
         return Container(
             ("named", "-g", "-n", "1", "-c", "/etc/meshdns/named.conf"),
             user=NOBODY,
-            sysctls={"net.ipv4.ip_unprivileged_port_start": "0"},
+            sysctls=LOW_PORTS,
             mounts=(Mount(f"state/{at.service}", "/etc/meshdns"),),
         )
 
     def ready(self, at: At) -> None:
-        """See `Component`."""
+        return None
 
     def files(self, at: At) -> dict[str, str]:
         """See `Component`; nobody is at the last address: who calls it was taken there by a sidecar."""

@@ -28,7 +28,6 @@ class Interception(factor.OfPods[bool]):
         return cell.intercepted
 
     def set(self, client: Pod, level: bool) -> None:
-        """See `factor.OfPods`."""
         self.tell(client, {"op": "interception", "on": level})
 
 
@@ -42,24 +41,18 @@ class Sidecar(factor.OfPods[bool]):
         return cell.sidecar == "up"
 
     def set(self, client: Pod, level: bool) -> None:
-        """See `factor.OfPods`."""
         readiness.set_sidecar(self.place, client, self.observers[client.pod], up=level)
 
     def ended(self) -> Ended:
-        """See `factor.Control`."""
         down = {f"{pod}-envoy" for pod, up in self.levels.items() if not up}
         return Ended(down, {f"{pod}-envoy" for pod in self.levels})
 
 
 class Answer(Factor):
-    """See the module."""
-
     def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
-        """Those of the world."""
         return {"answer": (*world.answers, "none"), "sidecar": ("up", "down")}
 
     def rules(self, cell: Cell, world: World) -> Rules:
-        """As (holds, rule)."""
         asked = cell.answer != "none"
         yield not asked or cell.arm in world.answering, f"answers are tried in {' and '.join(world.answering)}"
         yield (
@@ -69,18 +62,15 @@ class Answer(Factor):
         yield asked or (cell.intercepted and cell.sidecar == "up"), "only trials of answers take a pod's sidecar away"
 
     def job(self, so_far: Job, cell: Cell, world: World, nets: Nets) -> Job:
-        """See `Factor`."""
         if cell.answer == "none":
             return so_far
         own = replace(so_far, name=f"{world.answer_name(cell.answer, world.arms[cell.arm])}.")
         return own.having(port=world.answers[cell.answer].port)
 
     def request_s(self, so_far_s: float, cell: Cell, world: World, timeout_s: float) -> float:
-        """See `Factor`."""
         waits = cell.answer in NOWHERE and (cell.sidecar == "up" or not cell.intercepted)
         return timeout_s if waits else so_far_s
 
     def controls(self, place: Place, observers: Observers, plane: Plane | None) -> Iterator[factor.Control]:
-        """See `Factor`."""
         yield Interception(place, observers)
         yield Sidecar(place, observers)

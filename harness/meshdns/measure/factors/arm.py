@@ -15,16 +15,12 @@ _NULL_NAME = "d{delay:g}.null."  # it busy-waits for the microseconds that its q
 
 
 class Arm(Factor):
-    """See the module."""
-
     bounds: ClassVar = {"null_delay_us": (0.0, 10_000.0)}
 
     def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
-        """Those of the world."""
         return {"arm": (*world.arms, NULL)}
 
     def rules(self, cell: Cell, world: World) -> Rules:
-        """As (holds, rule)."""
         arm, request = cell.arm, cell.kind == "request"
         asks = "plain" in world.arms and any(pod.pod == "null-target" for pod in world.pods)
         yield arm != NULL or asks, "the arm null needs a world with the arm plain and the Pod null-target"
@@ -44,7 +40,6 @@ class Arm(Factor):
         )
 
     def job(self, so_far: Job, cell: Cell, world: World, nets: Nets) -> Job:
-        """See `Factor`."""
         if cell.arm == NULL:
             name = _NULL_NAME.format(delay=cell.null_delay_us)
             return replace(so_far, name=name, server=world.address(nets, "null-target"))
@@ -54,5 +49,4 @@ class Arm(Factor):
         return so_far
 
     def request_s(self, so_far_s: float, cell: Cell, world: World, timeout_s: float) -> float:
-        """See `Factor`."""
         return so_far_s + cell.null_delay_us / 1e6

@@ -22,14 +22,10 @@ def service_of(cell: Cell, world: World) -> Service:
 
 
 class Backend(Factor):
-    """See the module."""
-
     def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
-        """Those of the world."""
         return {"backend": (*world.backends, "none")}
 
     def rules(self, cell: Cell, world: World) -> Rules:
-        """As (holds, rule)."""
         by_address = cell.backend in {each.backend for each in world.inbound}
         pushed = world.is_governed(cell.backend)
         client = world.arms.get(cell.arm)
@@ -48,7 +44,6 @@ class Backend(Factor):
         )
 
     def job(self, so_far: Job, cell: Cell, world: World, nets: Nets) -> Job:
-        """See `Factor`."""
         if cell.kind != "request":
             return so_far
         service = service_of(cell, world)
@@ -60,5 +55,4 @@ class Backend(Factor):
         return named.having(address="", port=service.ports[cell.tls], tls=tls)
 
     def request_s(self, so_far_s: float, cell: Cell, world: World, timeout_s: float) -> float:
-        """See `Factor`."""
         return so_far_s + _PUSHED_S if world.is_governed(cell.backend) else so_far_s

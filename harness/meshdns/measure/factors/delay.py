@@ -24,19 +24,16 @@ class Control(factor.Control):
         self._delays_ms: dict[str, float] = {}  # by service; unknown at first: a resumed run may find any
 
     def apply(self, cell: Cell) -> None:
-        """See `factor.Control`."""
         for service in delayers(self._place.world, cell):
             if cell.dns_delay_ms != self._delays_ms.get(service):
                 self._set(service, cell.dns_delay_ms)
 
     def undo(self) -> None:
-        """See `factor.Control`."""
         for service, delay_ms in self._delays_ms.items():
             if delay_ms > 0:
                 self._set(service, 0.0)
 
     def state(self) -> object:
-        """See `factor.Control`."""
         return dict(self._delays_ms)
 
     def _set(self, service: str, delay_ms: float) -> None:
@@ -51,21 +48,16 @@ def delayers(world: World, cell: Cell) -> list[str]:
 
 
 class Delay(Factor):
-    """See the module."""
-
     bounds: ClassVar = {"dns_delay_ms": (0.0, 1000.0)}
 
     def rules(self, cell: Cell, world: World) -> Rules:
-        """As (holds, rule)."""
         able = not cell.dns_delay_ms or bool(delayers(world, cell))
         yield able, "dns_delay_ms needs a cluster DNS with the part dnsdist"
 
     def request_s(self, so_far_s: float, cell: Cell, world: World, timeout_s: float) -> float:
-        """See `Factor`."""
         arm = world.arms.get(cell.arm)
         in_pod = arm is not None and arm.dns_proxy and cell.name_kind in ("fqdn", "short")  # a proxy knows the name
         return so_far_s if in_pod else so_far_s + cell.dns_delay_ms / 1000
 
     def controls(self, place: Place, observers: Observers, plane: Plane | None) -> Iterator[factor.Control]:
-        """See `Factor`."""
         yield Control(place)

@@ -108,18 +108,15 @@ class OfPods(Control, ABC, Generic[Level]):
         """From now on. Raises TestbedError."""
 
     def apply(self, cell: Cell) -> None:
-        """See `Control`."""
         client = self.place.world.arms.get(cell.arm)
         if client is not None and client.sidecar:
             self._change(client, self.wanted(cell))
 
     def undo(self) -> None:
-        """See `Control`."""
         for pod in list(self.levels):
             self._change(self.place.world.named(pod), self.usual)
 
     def state(self) -> object:
-        """See `Control`."""
         return dict(self.levels)
 
     def _change(self, client: Pod, level: Level) -> None:

@@ -32,12 +32,9 @@ def _others(cell: Cell) -> Rules:
 
 
 class Load(Factor):
-    """See the module."""
-
     bounds: ClassVar = {"rate_hz": (0.0, 20_000.0), "concurrency": (1.0, 1000.0)}
 
     def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
-        """Those that are few."""
         return {
             "kind": ("lookup", "request"),
             "connection": ("new", "keepalive", "none"),
@@ -48,7 +45,6 @@ class Load(Factor):
         }
 
     def rules(self, cell: Cell, world: World) -> Rules:
-        """As (holds, rule)."""
         request = cell.kind == "request"
         yield not request or cell.connection != "none", "a request needs connection new or keepalive"
         yield (
@@ -63,7 +59,6 @@ class Load(Factor):
         yield from _others(cell)
 
     def job(self, so_far: Job, cell: Cell, world: World, nets: Nets) -> Job:
-        """See `Factor`."""
         arrival = {"process": cell.arrival, "rate_hz": cell.rate_hz, "concurrency": cell.concurrency}
         connection = "keepalive" if cell.connection == "keepalive" else "new"
         made = so_far.having(kind=cell.kind, connection=connection, arrival=arrival, wait=cell.wait)
@@ -74,9 +69,7 @@ class Load(Factor):
         return replace(made, path=f"/bytes/{cell.body_bytes}", head=("User-Agent: meshdns", *close))
 
     def request_s(self, so_far_s: float, cell: Cell, world: World, timeout_s: float) -> float:
-        """See `Factor`."""
         return so_far_s + (_LOOKUP_S if cell.kind == "lookup" else _REQUEST_S)
 
     def seconds(self, cell: Cell, before: Cell | None) -> float:
-        """See `Factor`."""
         return _OTHER_S if cell.tool != "agent" else 0.0

@@ -15,10 +15,7 @@ _LIBC_S = 0.0007  # what a call of getaddrinfo takes, with its files (rounded fr
 
 
 class Name(Factor):
-    """See the module."""
-
     def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
-        """All of them."""
         return {
             "lookup": ("none", "wire", "getaddrinfo"),
             "name_kind": ("fqdn", "short", "external", "absent"),
@@ -27,7 +24,6 @@ class Name(Factor):
         }
 
     def rules(self, cell: Cell, world: World) -> Rules:
-        """As (holds, rule)."""
         request, by_libc = cell.kind == "request", cell.lookup == "getaddrinfo"
         outside = any(each.host == world.external_name and each.served_by for each in world.services)
         yield cell.name_kind != "external" or outside, f"no Pod of this world serves {world.external_name}"
@@ -48,7 +44,6 @@ class Name(Factor):
         )
 
     def job(self, so_far: Job, cell: Cell, world: World, nets: Nets) -> Job:
-        """See `Factor`."""
         name = names.application_name(world, cell.name_kind, backend.service_of(cell, world))
         asked = replace(so_far, name=name, server=world.dns_address(world.arms.get(cell.arm))).having(
             lookup=cell.lookup
@@ -58,5 +53,4 @@ class Name(Factor):
         return asked.having(accept_nodata=only, accept_nxdomain=only or cell.name_kind == "absent")
 
     def request_s(self, so_far_s: float, cell: Cell, world: World, timeout_s: float) -> float:
-        """See `Factor`."""
         return _LIBC_S if cell.lookup == "getaddrinfo" else so_far_s
