@@ -103,7 +103,10 @@ metadata:
   annotations: {meshdns/arm: elsewhere, sidecar.istio.io/inject: "true", meshdns/config: static}
 spec:
   dnsPolicy: None
-  dnsConfig: {nameservers: [10.96.0.11]}
+  dnsConfig:
+    nameservers: [10.96.0.11]
+    searches: [shop.svc.cluster.local, svc.cluster.local, cluster.local]
+    options: [{name: ndots, value: "5"}]
   containers: [{name: app, image: meshdns/client}]
 status: {podIP: 198.18.0.99}
 """
@@ -153,8 +156,9 @@ def test_an_arm_may_have_a_cluster_dns_of_its_own(tmp_path: Path) -> None:
     [
         (", {name: dnsdist, image: meshdns/dns}", "", "no container of other counts the queries .* dnsdist"),
         ("name: dnsdist", "name: toaster", "dns is no part of a testbed"),
-        ("[10.96.0.11]}", "[10.96.0.12]}", "name server is not honoured here; name .* 10.96.0.11 .other-dns."),
-        ("dnsPolicy: None", "dnsPolicy: Default", "name server is not honoured here; .* set dnsPolicy to None"),
+        ("[10.96.0.11]", "[10.96.0.12]", "name server is not honoured here; .* 10.96.0.11 .other-dns."),
+        ("dnsPolicy: None", "dnsPolicy: Default", "name server is not honoured here; set dnsPolicy to None"),
+        ('value: "5"', 'value: "2"', "name server is not honoured here; .* ndots that other pods have"),
         ("endpoints: [{addresses: [198.18.0.11]}]", "endpoints: []", "0 pods answer for it"),
     ],
 )

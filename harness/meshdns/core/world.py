@@ -16,6 +16,11 @@ from typing import Any, Self
 CORE = "core"  # the group of pods that every testbed has; the others come up for the plans that need them
 
 
+def search(namespace: str, domain: str) -> tuple[str, ...]:
+    """The search list of a namespace's pods."""
+    return f"{namespace}.svc.{domain}", f"svc.{domain}", domain
+
+
 @dataclass(frozen=True)
 class Nets:
     """The two networks, each named by the first three octets of its /24."""
@@ -157,7 +162,7 @@ class World:
     @cached_property
     def search(self) -> tuple[str, ...]:
         """The search list of a pod's resolv.conf."""
-        return f"{self.namespace}.svc.{self.domain}", f"svc.{self.domain}", self.domain
+        return search(self.namespace, self.domain)
 
     @property
     def absent_name(self) -> str:

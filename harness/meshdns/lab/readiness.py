@@ -106,7 +106,7 @@ def _answers(place: Place, at: At, asking: Observers) -> bool:
         return place.exec(at.service, wanted, timeout_s=15).strip() == "yes"
     if wanted is None or (asker := observers.asker(at.pod, wanted)) not in asking:
         return True
-    return observers.page(asking[asker], wanted) is not None
+    return observers.page(asking[asker], {"timeout_s": 1, **wanted}) is not None
 
 
 def _resolved(place: Place, client: Pod, observer: Channel) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from meshdns.core import errors, paths
-from meshdns.core.world import CORE, Answer, Manifest, Nets, Pod, Service, World
+from meshdns.core.world import CORE, Answer, Manifest, Nets, Pod, Service, World, search
 from meshdns.istio import documents
 from meshdns.istio.documents import Document, Value
 from meshdns.istio.faults import Fault, Place, refuse
@@ -160,6 +160,7 @@ class _Builder:
         self.found, self.faults = found, faults
         self.pods: dict[str, Pod] = {}
         self.dns = {str(one.spec.get("clusterIP")): one for one in self.of("Service") if one.namespace == SYSTEM}
+        self.search: tuple[str, ...] = ()  # of every pod's resolv.conf
 
     def of(self, *kinds: str) -> Iterator[_Read]:
         return (one for one in self.found if one.kind in kinds)
@@ -179,6 +180,8 @@ class _Builder:
         for key in data:
             if key not in _SETTINGS and not key.startswith("answer."):
                 settings.fault(f"{key} is no setting", f"known: {', '.join(_SETTINGS)}, answer.NAME", "data", key)
+        refuse(self.faults)
+        self.search = search(settings.namespace, data["domain"])
         for one in self.of("Pod"):
             self._add_pod(one)
         refuse(self.faults)
@@ -258,15 +261,21 @@ class _Builder:
 
     def _name_server(self, one: _Read) -> str:
         """The cluster DNS that its resolv.conf names; empty where it is the usual one."""
-        named = (one.spec.get("dnsConfig") or {}).get("nameservers")
-        if named is None:
+        config = one.spec.get("dnsConfig")
+        if config is None:
             return ""
-        if len(named) != 1 or named[0] not in self.dns or one.spec.get("dnsPolicy") != "None":
-            have = ", ".join(f"{address} ({each.name})" for address, each in self.dns.items())
-            step = f"name the ClusterIP of one Service of {SYSTEM}, {have}, and set dnsPolicy to None"
-            one.fault("its name server is not honoured here", step, "spec", "dnsConfig", "nameservers")
-            return ""
-        return "" if self.dns[named[0]].name == DNS else str(named[0])
+        [named] = config.get("nameservers") if len(config.get("nameservers") or ()) == 1 else [""]
+        resolv_conf = {"searches": list(self.search), "options": [{"name": "ndots", "value": "5"}]}
+        if (
+            named in self.dns
+            and config == {"nameservers": [named], **resolv_conf}
+            and one.spec.get("dnsPolicy") == "None"
+        ):
+            return "" if self.dns[named].name == DNS else str(named)
+        have = ", ".join(f"{address} ({each.name})" for address, each in self.dns.items())
+        step = f"set dnsPolicy to None, and give one of {have} with the searches and ndots that other pods have"
+        one.fault("its name server is not honoured here", step, "spec", "dnsConfig")
+        return ""
 
     def _cluster_dns(self) -> Iterator[tuple[str, str]]:
         """ClusterIP -> the pod that answers there; one of its parts can say how often it was asked, and by whom."""

@@ -22,7 +22,7 @@ from meshdns.measure.factors.arm import NULL
 ASK_TIMEOUT_S = 30
 OUTSIDE = "observer"  # asks servers and name servers
 Counts = dict[str, float]
-Asked = list[tuple[At, Page]]
+Pages = list[tuple[At, Page]]
 
 
 def on_path(cell: Cell, world: World) -> list[str]:
@@ -45,40 +45,33 @@ class Reader:
 
     def counts(self, *cells: Cell) -> list[Counts]:
         """For each cell all counters on its path, as totals since the containers started; all read at one moment."""
-        asked = {cell: self._pages(cell) for cell in cells if cell.arm != NULL}
-        clients = {self._world.arms[cell.arm].pod: (cell, pages) for cell, pages in asked.items()}
-        outside = {at.service: (at, page) for pages in asked.values() for at, page in pages if _is_outside(at, page)}
+        pages = {cell: self._pages(cell) for cell in cells if cell.arm != NULL}
+        asked: dict[str, dict[str, Page]] = {self._world.arms[cell.arm].pod: {} for cell in pages}
+        asked |= {OUTSIDE: {}} if pages else {}
+        for at, page in (each for few in pages.values() for each in few):
+            asked[observers.asker(at.pod, page)][at.service] = page
         # Everybody is asked before anybody is awaited: they read at the same time.
-        for pod, (cell, pages) in clients.items():
-            inside = [page for at, page in pages if not _is_outside(at, page)]
-            rules = self._world.arms[cell.arm].mechanism
-            self._observers[pod].send({"op": "snapshot", "rules": rules, "pages": inside})
-        if asked:
-            self._observers[OUTSIDE].send({"op": "snapshot", "pages": [page for _, page in outside.values()]})
-        replies = {pod: self._observers[pod].receive(ASK_TIMEOUT_S)[0] for pod in clients}
+        for who, those in asked.items():
+            rules = {} if who == OUTSIDE else {"rules": self._world.named(who).mechanism}
+            self._observers[who].send({"op": "snapshot", "pages": [*those.values()], **rules})
+        replies = {who: self._observers[who].receive(ASK_TIMEOUT_S)[0] for who in asked}
         bodies: dict[str, str | None] = {}
-        for pod, (_, pages) in clients.items():
-            inner = [at.service for at, page in pages if not _is_outside(at, page)]
-            bodies |= dict(zip(inner, replies[pod]["pages"], strict=True))
-        if asked:
-            reply, _ = self._observers[OUTSIDE].receive(ASK_TIMEOUT_S)
-            bodies |= dict(zip(outside, reply["pages"], strict=True))
-        return [self._of(cell, asked[cell], replies, bodies) if cell in asked else {} for cell in cells]
+        for who, those in asked.items():
+            bodies |= dict(zip(those, replies[who]["pages"], strict=True))
+        return [self._of(cell, pages[cell], replies, bodies) if cell in pages else {} for cell in cells]
 
-    def _of(self, cell: Cell, asked: Asked, replies: Mapping[str, Any], bodies: Mapping[str, str | None]) -> Counts:
+    def _of(self, cell: Cell, pages: Pages, replies: Mapping[str, Any], bodies: Mapping[str, str | None]) -> Counts:
         client = self._world.arms[cell.arm]
         found: Counts = {f"pod/rule/{name}": count for name, count in replies[client.pod]["rules"].items()}
         found["pod/conntrack/entries"] = replies[client.pod]["conntrack"]
-        return _sum(found, ((at, bodies[at.service]) for at, _ in asked), client)
+        return _sum(found, ((at, bodies[at.service]) for at, _ in pages), client)
 
-    def _pages(self, cell: Cell) -> Asked:
+    def _pages(self, cell: Cell) -> Pages:
         """What the parts on a cell's path count, each on its page; none of the client's where these are taken down."""
-        client = self._world.arms[cell.arm].pod
+        own = (self._world.arms[cell.arm].pod,) if cell.sidecar == "up" else ()
         every = (at for pod in on_path(cell, self._world) for at in self._there[pod])
-        found = [(at, page) for at in every if (page := at.part.page(at))]
-        return [
-            (at, page) for at, page in found if _is_outside(at, page) or (at.pod.pod == client and cell.sidecar == "up")
-        ]
+        found = ((at, page) for at in every if (page := at.part.page(at)))
+        return [(at, page) for at, page in found if observers.asker(at.pod, page) in (OUTSIDE, *own)]
 
     def encrypted(self, cell: Cell) -> float:
         """Connections by mutual TLS that the replicas of the cell have taken so far; nothing else is read."""
@@ -105,10 +98,6 @@ class Reader:
             if at.part.counts_itself in found:
                 found[at.part.counts_itself] -= 1
         return found
-
-
-def _is_outside(at: At, page: Page) -> bool:
-    return observers.asker(at.pod, page) == OUTSIDE
 
 
 def _sum(found: Counts, told: Iterable[tuple[At, str | None]], client: Pod) -> Counts:

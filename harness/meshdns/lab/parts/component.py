@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 from meshdns.core import paths
 from meshdns.core.world import Nets, Pod, World
-from meshdns.interception.conventions import ISTIO
 
 NOBODY = "65534:65534"
 LOW_PORTS = {"net.ipv4.ip_unprivileged_port_start": "0"}  # who has no capability listens on them as well
@@ -83,7 +82,7 @@ class At:
 
     def outer(self, page: str) -> Page:
         """A page on the pod's address."""
-        return {"url": f"http://{self.address}:{page}", "timeout_s": 1}
+        return {"url": f"http://{self.address}:{page}"}
 
 
 @dataclass(frozen=True)
@@ -115,22 +114,18 @@ class Component(ABC):
 
     def files(self, at: At) -> dict[str, str]:
         """Rendered files -> content."""
-        del at
         return {}
 
     def page(self, at: At) -> Page | None:
         """Where it says what it counted; on the loopback its pod's own observer asks."""
-        del at
         return None
 
     def counts(self, body: str, at: At, client: Pod) -> Counts:
         """What such a page says, by our names."""
-        del body, at, client
         return {}
 
     def equal(self, at: At, client: Pod, counts: Counts, made: Made) -> Pairs:
         """What must be equal after a load of this client, as (what, counted, expected)."""
-        del at, client, counts, made
         return iter(())
 
 
@@ -143,7 +138,7 @@ class Alike(Component):
     def container(self, at: At) -> Container:
         return self._container
 
-    def ready(self, at: At) -> None:
+    def ready(self, at: At) -> Page | Command | None:
         return None
 
 
@@ -168,8 +163,3 @@ class ClusterDns(NameServer):
     def equal(self, at: At, client: Pod, counts: Counts, made: Made) -> Pairs:
         sent = counts.get(PASSED_ON, 0) + (0 if client.dns_proxy else counts.get(ASKED, 0))
         yield "queries at the cluster DNS, against those sent to it", counts.get(FROM_POD, 0), sent
-
-
-def status(at: At) -> Page:
-    """A server's own page."""
-    return at.outer(f"{ISTIO.status_port}/status")

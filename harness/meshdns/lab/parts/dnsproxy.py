@@ -40,7 +40,7 @@ class DnsProxy(Component):
         return {f"{at.pod.pod}/names.json": json.dumps(_table(at), indent=1)}
 
     def page(self, at: At) -> Page:
-        return {"url": f"{LOOPBACK}:{ports.PORT_DNS_METRICS}/metrics", "timeout_s": 1}
+        return {"url": f"{LOOPBACK}:{ports.PORT_DNS_METRICS}/metrics"}
 
     def counts(self, body: str, at: At, client: Pod) -> Counts:
         """Sums of its Prometheus counters: all queries, and those it asked upstream for."""

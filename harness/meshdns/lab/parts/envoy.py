@@ -91,7 +91,7 @@ class Envoy(Component):
 
     def ready(self, at: At) -> Page:
         if at.pod.arm:
-            return {"url": f"{LOOPBACK}:{ISTIO.admin_port}/ready", "timeout_s": 1}
+            return {"url": f"{LOOPBACK}:{ISTIO.admin_port}/ready"}
         return at.outer(f"{ISTIO.stats_port}/stats?filter=^server.live$")
 
     def files(self, at: At) -> dict[str, str]:

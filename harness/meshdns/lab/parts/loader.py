@@ -25,7 +25,7 @@ class Loader(Component):
         return self.page(at)
 
     def page(self, at: At) -> Page:
-        return {"url": f"{LOOPBACK}:{ports.PORT_LOADER}/counters", "timeout_s": 1}
+        return {"url": f"{LOOPBACK}:{ports.PORT_LOADER}/counters"}
 
     def counts(self, body: str, at: At, client: Pod) -> Counts:
         """The programs count what rules count elsewhere, by the same names."""

@@ -6,7 +6,8 @@ import re
 from typing import ClassVar
 
 from meshdns.core.world import Pod
-from meshdns.lab.parts.component import NOBODY, At, Component, Container, Counts, Made, Mount, Page, Pairs, status
+from meshdns.interception.conventions import ISTIO
+from meshdns.lab.parts.component import NOBODY, At, Component, Container, Counts, Made, Mount, Page, Pairs
 
 _REQUESTS = re.compile(r"server accepts handled requests\s+\d+ \d+ (\d+)")
 
@@ -28,11 +29,11 @@ class Web(Component):
         return Container(("sh", "/etc/meshdns/start.sh"), user=NOBODY, mounts=mounts, environment=known)
 
     def ready(self, at: At) -> Page:
-        return status(at)
+        return at.outer(f"{ISTIO.status_port}/status")
 
     def page(self, at: At) -> Page | None:
         """See `Component`; where the control plane probes it, its sidecar counts instead."""
-        return None if at.pod.governed else status(at)
+        return None if at.pod.governed else self.ready(at)
 
     def counts(self, body: str, at: At, client: Pod) -> Counts:
         match = _REQUESTS.search(body)

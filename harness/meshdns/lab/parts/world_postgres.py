@@ -7,7 +7,7 @@ COMMAND = ("sh", "/etc/meshdns/postgres.sh")
 
 
 class Postgres(Alike):
-    def ready(self, at: At) -> Command:  # type: ignore[override]  # the slowest of those outside, and no observer is there
+    def ready(self, at: At) -> Command:  # the slowest of those outside, and no observer is there
         return "sh", "-c", "/usr/lib/postgresql/*/bin/pg_isready -q -h 127.0.0.1 -p 6000 && echo yes || echo no"
 
 
