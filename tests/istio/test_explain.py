@@ -46,7 +46,7 @@ def test_the_yaml_and_the_testbed_are_one_mesh(mesh: Registry) -> None:
 
 
 def test_the_records_of_the_zone_file_are_the_models(mesh: Registry) -> None:
-    text = rendering.files(WORLD, COMPOSE, Nets(), rendering.new_secrets(), ())["dns-bind/cluster.local.zone"]
+    text = rendering.files(WORLD, Nets(), rendering.new_secrets(), ())["dns-bind/cluster.local.zone"]
     # Those of other Services come by update from the control plane.
     written = {
         (f"{name}.cluster.local.", data)

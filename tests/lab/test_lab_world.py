@@ -46,11 +46,6 @@ def test_it_survives_json_and_explains_itself_in_it() -> None:
     assert [dataclasses.replace(each, replicas=dict(each.replicas)) for each in again.services] == list(WORLD.services)
 
 
-def test_every_part_is_there_to_be_started() -> None:
-    parts = yaml.safe_load((world.SHIPPED.parent / "compose.yaml").read_text())
-    assert {f"x-{part}" for part in world.PARTS} <= parts.keys()
-
-
 def test_one_file_more_is_one_arm_more(tmp_path: Path) -> None:
     pod = next(each for each in documents() if each["metadata"]["name"] == "client-mode1")
     pod["metadata"]["name"], pod["status"]["podIP"] = "client-other", "198.18.0.99"

@@ -58,7 +58,7 @@ def test_questions_are_recursive_queries_without_edns() -> None:
 
 
 def test_resolv_conf_holds_the_search_list_the_agent_uses() -> None:
-    text = rendering.files(WORLD, COMPOSE, NETS, rendering.new_secrets(), ())["resolv.conf"]
+    text = rendering.files(WORLD, NETS, rendering.new_secrets(), ())["resolv.conf"]
     assert f"search {' '.join(WORLD.search)}\n" in text
     assert f"nameserver {WORLD.dns_cluster_ip}\n" in text
 
@@ -84,10 +84,10 @@ def test_envoy_answers_a_governed_pod_alone_over_udp_and_leaves_tcp_to_the_clust
     governed = WORLD.arms["mode2-envoy-xds"]
     ours, static = ({line for line in pod_rules(arm) if "15053" in line} for arm in (governed.arm, "mode2-envoy"))
     assert ours == static != set()
-    services = yaml.safe_load(rendering.composition(WORLD, COMPOSE, WORLD.groups))["services"]
+    services = yaml.safe_load(rendering.composition(WORLD, NETS, WORLD.groups))["services"]
     assert {f"{governed.pod}-envoy", f"{governed.pod}-app"} <= set(services)
     assert f"{governed.pod}-dns" not in services
-    started = rendering.files(WORLD, COMPOSE, NETS, rendering.new_secrets(), ())[f"{governed.pod}/envoy.json"]
+    started = rendering.files(WORLD, NETS, rendering.new_secrets(), ())[f"{governed.pod}/envoy.json"]
     node = parse(json.loads(started)["node"]["metadata"])
     given = snapshot(registry.build(reader.read([COMPOSE / "worlds"]), {}), node)
     asked = given[api.LISTENER]["dns_udp"]["address"]["socket_address"]
@@ -151,21 +151,19 @@ def test_envoy_answers_dns_only_where_it_is_the_proxy_and_guards_its_own_ports()
 
 @pytest.mark.parametrize("groups", [(), WORLD.groups])
 def test_every_file_is_rendered_without_a_placeholder_left(groups: tuple[str, ...]) -> None:
-    files = rendering.files(WORLD, COMPOSE, NETS, rendering.new_secrets(), groups)
+    files = rendering.files(WORLD, NETS, rendering.new_secrets(), groups)
     for path, text in files.items():
         assert path == "compose.yaml" or "$" not in text.replace("$TTL", ""), path
         if path.endswith(".json"):
             json.loads(text)
-    moved = rendering.files(WORLD, COMPOSE, Nets("198.18.7", "198.19.7"), rendering.new_secrets(), groups)
+    moved = rendering.files(WORLD, Nets("198.18.7", "198.19.7"), rendering.new_secrets(), groups)
     assert not any("198.18.0." in text or "198.19.0." in text for path, text in moved.items() if path != "world.json")
 
 
 def test_a_pod_mounts_only_what_is_rendered_and_owns_a_namespace_that_others_join() -> None:
     for groups in ((), WORLD.groups):
-        services = yaml.safe_load(rendering.composition(WORLD, COMPOSE, groups))["services"]
-        folders = {
-            path.split("/")[0] for path in rendering.files(WORLD, COMPOSE, NETS, rendering.new_secrets(), groups)
-        }
+        services = yaml.safe_load(rendering.composition(WORLD, NETS, groups))["services"]
+        folders = {path.split("/")[0] for path in rendering.files(WORLD, NETS, rendering.new_secrets(), groups)}
         for name, service in services.items():
             for volume in service.get("volumes", []):
                 if str(volume).startswith("${MESHDNS_STATE}/"):

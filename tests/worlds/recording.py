@@ -28,12 +28,13 @@ import dns.message
 import pytest
 import yaml
 
-from meshdns.core import errors, paths, resolver
+from meshdns.core import errors, resolver
 from meshdns.core.world import Nets, Pod, Service, World
 from meshdns.interception.conventions import ISTIO
-from meshdns.lab import names, place, plane, readiness, watch
+from meshdns.lab import place, plane, readiness, watch
 from meshdns.lab.channel import Channel
 from meshdns.lab.compose import rendering
+from meshdns.lab.parts import dnsdist
 from meshdns.lab.place import REFUSED, Account, Part, Usage
 from meshdns.measure.factors import change, fault
 from shipped import WORLD
@@ -115,7 +116,7 @@ class Recording:
     def up(self, announce: Callable[[str], None]) -> None:
         self.asked.append(("up",))
         keys = rendering.new_secrets()
-        self.files = dict(rendering.files(self.world, paths.COMPOSE, self.nets, keys, self.groups))
+        self.files = dict(rendering.files(self.world, self.nets, keys, self.groups))
         self.files["secrets.json"] = json.dumps(dataclasses.asdict(keys))
         self.conditions = {pod.pod for pod in self.world.pods if not pod.ready}
         services = yaml.safe_load(self.files["compose.yaml"])["services"]
@@ -313,9 +314,10 @@ class Recording:
 
     def _outer(self, pod: str, parts: urllib.parse.SplitResult) -> str | None:
         """A page that is asked for over the network."""
-        if pod == "dns":
-            counts = [{"name": f"{names.DNSDIST_RULE}{each.pod}", "matches": self.counted[f"{each.pod}/dnsdist"]}
-                      for each in self.world.clients]  # fmt: skip
+        if pod in self.world.cluster_dns.values():
+            asking = [each for each in self.world.clients if self.world.dns_pod(each).pod == pod]
+            counts = [{"name": f"{dnsdist.RULE}{each.pod}", "matches": self.counted[f"{each.pod}/dnsdist"]}
+                      for each in asking]  # fmt: skip
             return json.dumps({"rules": counts, "opcodes": {"QUERY": sum(each["matches"] for each in counts)}})
         if pod == "control-plane":
             return json.dumps(self._status())
@@ -415,7 +417,7 @@ class Load:
 
     def answer(self) -> Answer:
         """Header and columns."""
-        if self.job.get("resolver", [self.where.world.dns_cluster_ip])[0] == self.where.world.dns_cluster_ip:
+        if self.job.get("resolver", [""])[0] in ("", *self.where.world.cluster_dns):
             self._count_dns()
         if self.service:
             self._count_requests(self.service)

@@ -16,6 +16,11 @@ from typing import Any
 CORE = "core"  # the group of pods that every testbed has; the others come up for the plans that need them
 
 
+def search(namespace: str, domain: str) -> tuple[str, ...]:
+    """The search list of a namespace's pods."""
+    return f"{namespace}.svc.{domain}", f"svc.{domain}", domain
+
+
 @dataclass(frozen=True)
 class Nets:
     """The two networks, each named by the first three octets of its /24."""
@@ -51,6 +56,7 @@ class Pod:
     pod: str
     host: int  # its address on the pod network, or on that of the world outside
     part: str  # what runs in it
+    parts: tuple[str, ...] = ()  # of several: all of them
     network: str = "pods"
     group: str = CORE
     arm: str = ""  # of a client, the plan's word for it
@@ -64,6 +70,7 @@ class Pod:
     answers: bool = False  # asks for names that are answered in unusual ways
     governed: bool = False  # the control plane configures its sidecar and its DNS proxy
     outside: bool = False  # on the world's network too, where servers outside are up
+    name_server: str = ""  # ClusterIP of its cluster DNS, where it has another one than is usual
     ready: bool = True  # otherwise it is spare: unready until it is wanted
     ports: tuple[int, ...] = ()  # of its containers: plain and TLS
 
@@ -150,11 +157,12 @@ class World:
     services: tuple[Service, ...]
     answers: Mapping[str, Answer]
     manifests: tuple[Manifest, ...] = ()
+    cluster_dns: Mapping[str, str] = field(default_factory=dict)  # ClusterIP of each -> the pod that answers there
 
     @cached_property
     def search(self) -> tuple[str, ...]:
         """The search list of a pod's resolv.conf."""
-        return f"{self.namespace}.svc.{self.domain}", f"svc.{self.domain}", self.domain
+        return search(self.namespace, self.domain)
 
     @property
     def absent_name(self) -> str:
@@ -219,6 +227,14 @@ class World:
         """A pod's address."""
         there = self.named(pod)
         return f"{getattr(nets, there.network)}.{there.host}"
+
+    def dns_address(self, pod: Pod | None = None) -> str:
+        """The ClusterIP of a pod's cluster DNS, or of the usual one."""
+        return (pod.name_server if pod else "") or self.dns_cluster_ip
+
+    def dns_pod(self, pod: Pod | None = None) -> Pod:
+        """The pod that answers there."""
+        return self.named(self.cluster_dns[self.dns_address(pod)])
 
     def is_governed(self, backend: str) -> bool:
         """Whether a backend is known to the control plane's sidecars alone."""

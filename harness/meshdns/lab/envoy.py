@@ -80,13 +80,13 @@ def _service_listeners(service: Service, addresses: list[str]) -> list[Json]:
     ]
 
 
-def _resolver(world: World) -> Json:
-    """c-ares asking the cluster DNS by its ClusterIP, without search domains."""
+def _resolver(server: str) -> Json:
+    """c-ares asking the cluster DNS, without search domains."""
     return {
         "name": "envoy.network.dns_resolver.cares",
         "typed_config": {
             "@type": f"{_TYPE}extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig",
-            "resolvers": [_address(world.dns_cluster_ip, 53, "UDP")],
+            "resolvers": [_address(server, 53, "UDP")],
             "dns_resolver_options": {"no_default_search_domain": True},
         },
     }
@@ -97,7 +97,7 @@ def _endpoints(cluster: str, hosts: list[str], port: int) -> Json:
     return {"cluster_name": cluster, "endpoints": [{"lb_endpoints": members}]}
 
 
-def _service_cluster(world: World, nets: Nets, service: Service, suffix: str, port: int) -> Json:
+def _service_cluster(world: World, nets: Nets, service: Service, suffix: str, port: int, *, dns: str) -> Json:
     """STRICT_DNS on the headless twin (Istio's settings for DNS clusters), or endpoints given statically."""
     name = f"{service.name}-{suffix}"
     base = {"name": name, "connect_timeout": CONNECT_TIMEOUT, "lb_policy": "LEAST_REQUEST"}
@@ -109,7 +109,7 @@ def _service_cluster(world: World, nets: Nets, service: Service, suffix: str, po
         "dns_lookup_family": "V4_ONLY",
         "respect_dns_ttl": True,
         "dns_refresh_rate": "60s",
-        "typed_dns_resolver_config": _resolver(world),
+        "typed_dns_resolver_config": _resolver(dns),
     }
     return {
         **base,
@@ -145,7 +145,7 @@ def _dns_table(world: World, nets: Nets) -> dict[str, list[str]]:
     return services | {host.name: list(host.ips) for host in names.conformance_world(world, nets).hosts()}
 
 
-def _dns_listeners(world: World, nets: Nets) -> list[Json]:
+def _dns_listeners(world: World, nets: Nets, pod: Pod) -> list[Json]:
     domains = [
         {
             "name": name,
@@ -161,7 +161,7 @@ def _dns_listeners(world: World, nets: Nets) -> list[Json]:
         "client_config": {
             "resolver_timeout": "5s",
             "max_pending_lookups": 256,
-            "typed_dns_resolver_config": _resolver(world),
+            "typed_dns_resolver_config": _resolver(world.dns_address(pod)),
         },
     }
     udp = {
@@ -224,12 +224,12 @@ def bootstrap(world: World, nets: Nets, pod: Pod) -> Json:
         addresses += [world.entry_address] if pod.answers and not service.meshed else []
         listeners += _service_listeners(service, addresses)
         clusters += [
-            _service_cluster(world, nets, service, suffix, port)
+            _service_cluster(world, nets, service, suffix, port, dns=world.dns_address(pod))
             for suffix, port in zip(("http", "tls"), service.target_ports, strict=False)
         ]
     if pod.dns == "envoy":
-        listeners += _dns_listeners(world, nets)
-        clusters.append(_static("cluster_dns", [world.dns_cluster_ip], 53))
+        listeners += _dns_listeners(world, nets, pod)
+        clusters.append(_static("cluster_dns", [world.dns_address(pod)], 53))
     return {
         "node": {"id": pod.pod, "cluster": "meshdns"},
         "admin": {"address": _address("127.0.0.1", ISTIO.admin_port)},

@@ -6,8 +6,6 @@ from meshdns.core.world import Nets, Service, World
 from meshdns.dnsproxy import conformance
 from meshdns.lab import ports
 
-DNSDIST_RULE = "from-"  # how dnsdist's counting rules begin, each named after a pod
-
 
 def conformance_world(world: World, nets: Nets) -> conformance.World:
     """The names that the conformance suite asks for; mode 2's DNS proxies know them beside the services."""
@@ -16,7 +14,7 @@ def conformance_world(world: World, nets: Nets) -> conformance.World:
         domain=world.domain,
         search=world.search,
         external=conformance.Host("paid.example.com", ("240.240.0.200",)),
-        upstream=f"{world.address(nets, 'dns')}:{ports.PORT_DNS_DIRECT}",
+        upstream=f"{world.address(nets, world.dns_pod().pod)}:{ports.PORT_DNS_DIRECT}",
         upstream_name=world.external_name,
         absent_name="absent.example.com",
     )

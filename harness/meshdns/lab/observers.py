@@ -29,6 +29,11 @@ def opened(place: Place) -> Iterator[dict[str, Channel]]:
         yield {key: stack.enter_context(place.talk(service, PROGRAM)) for key, service in services.items()}
 
 
+def asker(pod: Pod, asked: Page) -> str:
+    """Whose observer can ask for a page of a pod: on its loopback its own alone, which only client pods have."""
+    return pod.pod if "//127.0.0.1:" in asked["url"] else "observer"
+
+
 def page(observer: Channel, asked: Page) -> str | None:
     """A page as this observer gets it; None where nobody answers with one. Raises TestbedError."""
     reply, _ = observer.ask({"op": "snapshot", "pages": [asked]}, ASK_TIMEOUT_S)

@@ -7,15 +7,15 @@ import json
 import re
 import time
 import urllib.parse
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from meshdns.core import errors
-from meshdns.core.world import CORE, Pod
-from meshdns.interception import mechanisms
+from meshdns.core.world import Pod
 from meshdns.interception.conventions import ISTIO
-from meshdns.lab import observers, ports
+from meshdns.lab import observers, parts
 from meshdns.lab.channel import Channel
-from meshdns.lab.observers import Observers, Page
+from meshdns.lab.observers import Observers
+from meshdns.lab.parts.component import At
 from meshdns.lab.place import Place
 
 TIMEOUT_S = 60  # proxies and name servers answer within a few seconds of their start
@@ -32,8 +32,9 @@ def refusals(place: Place) -> dict[str, str]:
 def wait(place: Place) -> None:
     """Init containers succeeded, everything else runs and answers. Raises TestbedError that names who does not."""
     began_s = asked_s = time.monotonic()
+    every = [at for each in parts.there(place).values() for at in each]
     with observers.opened(place) as asking:
-        while waiting := _not_ready(place, asking):
+        while waiting := _not_ready(place, asking, every):
             if time.monotonic() - asked_s > UNRESOLVED_S:
                 _ask_again(place, waiting.keys())
                 asked_s = time.monotonic()
@@ -51,7 +52,8 @@ def set_sidecar(place: Place, client: Pod, observer: Channel, *, up: bool) -> No
         return
     place.start(service)
     deadline = time.monotonic() + TIMEOUT_S
-    while observers.page(observer, _own_probes(client)[service]) is None or not _resolved(place, client, observer):
+    [sidecar] = [at for at in parts.there(place)[client.pod] if at.service == service]
+    while not (_answers(place, sidecar, {client.pod: observer}) and _resolved(place, client, observer)):
         if time.monotonic() > deadline:
             raise _unready(place, service, "is not ready again")
         time.sleep(0.05)
@@ -68,18 +70,15 @@ def log_ends(place: Place, service: str) -> str:
     return ""
 
 
-def _not_ready(place: Place, asking: Observers) -> dict[str, str]:
+def _not_ready(place: Place, asking: Observers, every: Sequence[At]) -> dict[str, str]:
     """Services that do not answer, each with what is wrong."""
     refused = refusals(place)
     for part in place.parts():
         if part.state == "exited" and not part.is_as_it_must_be:
             raise _unready(place, part.service, f"the container ended with code {part.code}")
     waiting = {
-        service: "does not answer"
-        for service, (pod, page) in _probes(place).items()
-        if not any(service.startswith(f"{each}-") for each in refused) and observers.page(asking[pod], page) is None
+        at.service: "does not answer" for at in every if at.pod.pod not in refused and not _answers(place, at, asking)
     }
-    waiting |= dict.fromkeys(_deaf(place), "does not answer")
     for client in observers.clients(place):
         if not client.sidecar or client.pod in refused or f"{client.pod}-envoy" in waiting:
             continue
@@ -100,16 +99,14 @@ def _ask_again(place: Place, waiting: Collection[str]) -> None:
             place.start(service)
 
 
-def _deaf(place: Place) -> list[str]:
-    """Of the servers outside the slowest, where no observer is: PostgreSQL's that do not listen yet."""
-    world = place.world
-    there = {pod.pod for pod in world.pods if pod.part == "world-postgres" and pod.group in (CORE, *place.groups)}
-    ports_of = {each.served_by: each.ports[0] for each in world.services if each.served_by in there}
-    ask = "/usr/lib/postgresql/*/bin/pg_isready -q -h 127.0.0.1 -p {} && echo yes || echo no"
-    said = {
-        pod: place.exec(pod, ["sh", "-c", ask.format(port)], timeout_s=15).strip() for pod, port in ports_of.items()
-    }
-    return [pod for pod, words in said.items() if words != "yes"]
+def _answers(place: Place, at: At, asking: Observers) -> bool:
+    """Whether a part says that it is ready."""
+    wanted = at.part.ready(at)
+    if isinstance(wanted, tuple):
+        return place.exec(at.service, wanted, timeout_s=15).strip() == "yes"
+    if wanted is None or (asker := observers.asker(at.pod, wanted)) not in asking:
+        return True
+    return observers.page(asking[asker], {"timeout_s": 1, **wanted}) is not None
 
 
 def _resolved(place: Place, client: Pod, observer: Channel) -> bool:
@@ -123,51 +120,3 @@ def _resolved(place: Place, client: Pod, observer: Channel) -> bool:
     stats = json.loads(observers.page(observer, {"url": url}) or '{"stats": []}')["stats"]
     fewest = min((int(each["value"]) for each in stats if "value" in each), default=0)
     return fewest >= min((len(service.replicas) for service in known), default=0)
-
-
-def _probes(place: Place) -> dict[str, tuple[str, Page]]:
-    """Service -> (who asks, page): what must answer before anything is measured."""
-    probes: dict[str, tuple[str, Page]] = {}
-    for client in observers.clients(place):
-        probes |= {name: (client.pod, page) for name, page in _own_probes(client).items()}
-
-    def outside(service: str, pod: str, page: str) -> None:
-        probes[service] = "observer", {"url": f"http://{place.address(pod)}:{page}", "timeout_s": 1}
-
-    for server in place.world.meshed:
-        if server.group in (CORE, *place.groups):
-            outside(f"{server.pod}-envoy", server.pod, f"{ISTIO.stats_port}/stats?filter=^server.live$")
-            outside(f"{server.pod}-app", server.pod, f"{ISTIO.status_port}/status")
-    for pod in (each for each in place.world.alone if each.group in (CORE, *place.groups)):
-        outside(pod.pod, pod.pod, f"{ISTIO.status_port}/status")
-    if "xds" in place.groups:
-        outside("control-plane", "control-plane", f"{ports.PORT_PLANE}/ready")
-    probes["dns-bind"] = "observer", bind_page(place)
-    probes["dns-dnsdist"] = "observer", dnsdist_page(place)
-    return probes
-
-
-def _own_probes(client: Pod) -> dict[str, Page]:
-    """Service -> page on the pod's loopback that answers once it is ready."""
-    pages = {}
-    if client.sidecar:
-        pages["envoy"] = f"{ISTIO.admin_port}/ready"
-    if client.dns == "agent":
-        pages["dns"] = f"{ports.PORT_DNS_METRICS}/metrics"
-    if mechanisms.ALL[client.mechanism].programs:
-        pages["loader"] = f"{ports.PORT_LOADER}/counters"
-    return {f"{client.pod}-{part}": {"url": f"http://127.0.0.1:{page}", "timeout_s": 1} for part, page in pages.items()}
-
-
-def bind_page(place: Place) -> Page:
-    """BIND's statistics."""
-    return {"url": f"http://{place.address('dns')}:8053/json/v1/server", "timeout_s": 2}
-
-
-def dnsdist_page(place: Place) -> Page:
-    """dnsdist's statistics and rules."""
-    return {
-        "url": f"http://{place.address('dns')}:8083/api/v1/servers/localhost",
-        "headers": {"X-API-Key": json.loads(place.read("secrets.json"))["web_password"]},
-        "timeout_s": 2,
-    }

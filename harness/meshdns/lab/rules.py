@@ -49,10 +49,10 @@ def _count(name: str) -> str:
 def _cluster_ips(world: World, nets: Nets) -> Iterator[str]:
     """kube-proxy's iptables mode: a chain per service, endpoints drawn with equal probability."""
     yield "-A OUTPUT -j KUBE-SERVICES"
-    for protocol in ("udp", "tcp"):
-        match = f"-d {world.dns_cluster_ip}/32 -p {protocol} --dport 53"
-        target = f"{nets.pod(world.named('dns').host)}:53"
-        yield f"-A KUBE-SERVICES {match} {_count(f'clusterip_dns_{protocol}')} -j DNAT --to-destination {target}"
+    for address, pod in world.cluster_dns.items():
+        for protocol in ("udp", "tcp"):
+            match, target = f"-d {address}/32 -p {protocol} --dport 53", f"{world.address(nets, pod)}:53"
+            yield f"-A KUBE-SERVICES {match} {_count(f'clusterip_dns_{protocol}')} -j DNAT --to-destination {target}"
     for service in (each for each in world.services if each.cluster_ip):
         for port, target_port in zip(service.ports, service.target_ports, strict=True):
             match = f"-d {service.cluster_ip}/32 -p tcp --dport {port}"

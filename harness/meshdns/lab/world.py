@@ -13,26 +13,23 @@ from pathlib import Path
 
 from meshdns.core import errors, paths
 from meshdns.core.schema import Document, Fault, Field, Fields, is_address, refuse
-from meshdns.core.world import CORE, Answer, Manifest, Nets, Pod, Service, World
+from meshdns.core.world import CORE, Answer, Manifest, Nets, Pod, Service, World, search
 from meshdns.interception import mechanisms
 from meshdns.istio import documents
+from meshdns.lab import parts
+from meshdns.lab.parts.component import ClusterDns
 
 SHIPPED = paths.COMPOSE / "worlds"
 OURS, STATIC = "meshdns/", "static"
-DNS_SERVICE = ("kube-system", "kube-dns")
+SYSTEM, DNS = "kube-system", "kube-dns"  # Services of this namespace are cluster DNSes; the usual one
 _INJECT, _PROXY, _INTERCEPTION = (
     "sidecar.istio.io/inject", "proxy.istio.io/config", "sidecar.istio.io/interceptionMode",
 )  # fmt: skip
 _TRUTH = ("true", "false")
 _MODES = {"REDIRECT": "iptables", "TPROXY": "tproxy"}
-# What a pod can be made of: compose/compose.yaml has a part `x-…` for each.
-PARTS = (
-    "client", "web", "shop", "pause", "dns", "world-dns", "observer-alone", "null-target", "control-plane", "world-web",
-    "world-postgres", "world-redis",
-)  # fmt: skip
 # Annotation of a Pod -> the values it may have; none: any word.
 _POD: dict[str, tuple[str, ...]] = {
-    "arm": (), "backend": (), "part": PARTS, "group": (),
+    "arm": (), "backend": (), "group": (),
     "config": (STATIC, "xds"),  # what configures its sidecar: a bootstrap, or the control plane
     "dns": ("cluster", "envoy"),  # who answers port 53; Istio's agent is asked for by its own annotation
     "mechanism": tuple(mechanisms.ALL),
@@ -123,15 +120,17 @@ class _Builder:
     def __init__(self, found: Sequence[_Read], faults: list[Fault]) -> None:
         self.found, self.faults = found, faults
         self.pods: dict[str, Pod] = {}
+        self.dns = {one.spec.text("clusterIP"): one for one in self.of("Service") if one.namespace == SYSTEM}
+        self.search: tuple[str, ...] = ()  # of every pod's resolv.conf
 
     def of(self, *kinds: str) -> Iterator[_Read]:
         return (one for one in self.found if one.kind in kinds)
 
     def build(self) -> World:
         settings = next((one for one in self.of("ConfigMap") if one.name == "meshdns"), None)
-        dns = next((one for one in self.of("Service") if (one.namespace, one.name) == DNS_SERVICE), None)
-        if settings is None or dns is None:
-            what = "ConfigMap meshdns" if settings is None else f"Service {'/'.join(DNS_SERVICE)}"
+        usual = next((address for address, one in self.dns.items() if one.name == DNS), "")
+        if settings is None or not usual:
+            what = "ConfigMap meshdns" if settings is None else f"Service {SYSTEM}/{DNS}"
             place = self.found[0].field.document.file if self.found else "an empty world"
             step = "take it from compose/worlds, where it stands with what it means"
             raise errors.InputError(f"the world has no {what}", place=place, step=step)
@@ -142,11 +141,12 @@ class _Builder:
         for key in data:
             if key not in _SETTINGS and not key.startswith("answer."):
                 settings.fault(f"{key} is no setting", f"known: {', '.join(_SETTINGS)}, answer.NAME", "data", key)
+        refuse(self.faults, "the world")
+        self.search = search(settings.namespace, data["domain"])
         for one in self.of("Pod"):
             self._add_pod(one)
         refuse(self.faults, "the world")
         wanted = [
-            "dns",
             "world-dns",
             "observer",
             *(["control-plane"] if any(p.governed for p in self.pods.values()) else []),
@@ -156,6 +156,8 @@ class _Builder:
                 settings.fault(f"the world has no Pod {name}", "take it from compose/worlds", "metadata", "name")
         if not any(pod.arm for pod in self.pods.values()):
             settings.fault("no Pod is an arm", f"give one the annotation {OURS}arm", "metadata", "name")
+        refuse(self.faults, "the world")
+        answering = dict(self._cluster_dns())
         refuse(self.faults, "the world")
         services = tuple(self._services(settings.namespace, data["domain"]))
         self._once(services)
@@ -167,7 +169,7 @@ class _Builder:
             cluster_ips=data["cluster-ips"],
             virtual_ips=data["virtual-ips"],
             unroutable=data["unroutable"],
-            dns_cluster_ip=dns.spec.text("clusterIP"),
+            dns_cluster_ip=usual,
             entry_address=data["entry-address"],
             external_name=data["external-name"],
             lookup=data["lookup"],
@@ -177,6 +179,7 @@ class _Builder:
             services=services,
             answers=dict(_answers(settings, data)),
             manifests=tuple(Manifest(Path(one.field.document.file).name, one.field.data) for one in self.found),
+            cluster_dns=answering,
         )
 
     # -- pods --------------------------------------------------------------------------------------------------------
@@ -191,15 +194,14 @@ class _Builder:
         if any(notes.get("arm") == pod.arm for pod in self.pods.values() if pod.arm):
             one.fault(f"the arm {notes['arm']} is there already", "rename one", "metadata", "annotations", f"{OURS}arm")
         containers = [each.fields() for each in one.spec.some("containers")]
-        image = containers[0].text("image").rpartition("/")[2].partition(":")[0] if containers else ""
-        part, sidecar = notes.get("part", image), notes.get(_INJECT) == "true"
-        if part not in PARTS:
-            step = f"known: {', '.join(PARTS)}, as image meshdns/PART or annotation {OURS}part"
-            one.fault(f"{part or 'nothing'} is no part of a testbed", step, "spec", "containers")
+        made_of, sidecar = tuple(_part(one, each) for each in containers), notes.get(_INJECT) == "true"
+        if len(made_of) > 1 and (sidecar or "arm" in notes):
+            one.fault("a Pod that is an arm or has a sidecar has one container here", "leave one", "spec", "containers")
         self.pods[one.name] = Pod(
             pod=one.name,
             host=host,
-            part=part,
+            part=made_of[0] if made_of else "",
+            parts=made_of if len(made_of) > 1 else (),
             network=network,
             group=notes.get("group", CORE),
             arm=notes.get("arm", ""),
@@ -213,20 +215,49 @@ class _Builder:
             answers=notes.get("answers") == "true",
             governed=sidecar and notes.get("config") != STATIC,
             outside=notes.get("outside") == "true",
+            name_server=self._name_server(one),
             ready=notes.get("ready") != "false",
             ports=tuple(_port(port, "containerPort") for each in containers[:1] for port in _each(each, "ports")),
         )
 
+    def _name_server(self, one: _Read) -> str:
+        """The cluster DNS that its resolv.conf names; empty where it is the usual one."""
+        field = one.spec.get("dnsConfig")
+        if field is None:
+            return ""
+        servers = field.fields().each("nameservers")
+        named = servers[0].text() if len(servers) == 1 else ""
+        resolv_conf = {"searches": [*self.search], "options": [{"name": "ndots", "value": "5"}]}
+        own = {"nameservers": [named], **resolv_conf}
+        if named in self.dns and _listed(field.data) == own and one.spec.text("dnsPolicy") == "None":
+            return "" if self.dns[named].name == DNS else named
+        have = ", ".join(f"{address} ({each.name})" for address, each in self.dns.items())
+        step = f"set dnsPolicy to None, and give one of {have} with the searches and ndots that other pods have"
+        one.fault("its name server is not honoured here", step, "spec", "dnsConfig")
+        return ""
+
+    def _cluster_dns(self) -> Iterator[tuple[str, str]]:
+        """ClusterIP -> the pod that answers there; one of its parts can say how often it was asked, and by whom."""
+        slices = self._slices()
+        for address, one in self.dns.items():
+            endpoints = slices.get((one.namespace, one.name))
+            behind = [self.pods[pod] for pod, _ in self._replicas(endpoints)] if endpoints else []
+            if len(behind) != 1:
+                one.fault(f"{len(behind)} pods answer for it", "give it an EndpointSlice with one", "metadata", "name")
+            elif not any(isinstance(parts.ALL[part], ClusterDns) for part in behind[0].parts or (behind[0].part,)):
+                have = ", ".join(name for name, each in parts.ALL.items() if isinstance(each, ClusterDns))
+                fact = f"no container of {behind[0].pod} counts the queries of pods"
+                one.fault(fact, f"add a part that does: {have}", "metadata", "name")
+            else:
+                yield address, behind[0].pod
+
     # -- services ----------------------------------------------------------------------------------------------------
 
     def _services(self, namespace: str, domain: str) -> Iterator[Service]:
-        slices = {
-            (one.namespace, dict(one.meta.labels("labels")).get("kubernetes.io/service-name")): one
-            for one in self.of("EndpointSlice")
-        }
+        slices = self._slices()
         named: dict[str, Service] = {}
         for one in self.of("Service"):
-            if (one.namespace, one.name) != DNS_SERVICE:
+            if one.namespace != SYSTEM:
                 named[one.name] = self._service(one, slices.get((one.namespace, one.name)), domain)
         yield from (each for each in named.values() if not each.governed)
         for pod in self.pods.values():
@@ -244,6 +275,11 @@ class _Builder:
         yield from (each for each in named.values() if each.governed)
         for one in self.of("ServiceEntry"):
             yield self._entry(one, {each.host: each for each in named.values()})
+
+    def _slices(self) -> dict[tuple[str, str], _Read]:
+        """EndpointSlices by the Service that they are of."""
+        labels = ((one, dict(one.meta.labels("labels"))) for one in self.of("EndpointSlice"))
+        return {(one.namespace, those.get("kubernetes.io/service-name", "")): one for one, those in labels}
 
     def _service(self, one: _Read, endpoints: _Read | None, domain: str) -> Service:
         notes, ports = one.notes, _each(one.spec, "ports")
@@ -315,6 +351,24 @@ class _Builder:
         for word in sorted({word for word in words if words.count(word) > 1}):
             one = next(each for each in self.of(*_ALLOWED) if each.notes.get("backend") == word)
             one.fault(f"two things have the backend {word}", "rename one", "metadata", "annotations", f"{OURS}backend")
+
+
+def _part(one: _Read, container: Fields) -> str:
+    """What a container is: the part that has its name, or that of its image."""
+    image = container.text("image").rpartition("/")[2].partition(":")[0]
+    for name in (container.text("name"), image):
+        if name in parts.ALL:
+            return name
+    step = f"known: {', '.join(parts.ALL)}, as the container's name or image meshdns/PART"
+    one.fault(f"{image or 'nothing'} is no part of a testbed", step, "spec", "containers")
+    return ""
+
+
+def _listed(data: object) -> object:
+    """With lists for tuples."""
+    if isinstance(data, dict):
+        return {key: _listed(each) for key, each in data.items()}
+    return [_listed(each) for each in data] if isinstance(data, tuple | list) else data
 
 
 def _place(one: _Read) -> tuple[str, int]:

@@ -8,17 +8,17 @@ import importlib.metadata
 import json
 import platform
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from meshdns import __version__
 from meshdns.core import paths
-from meshdns.core.world import CORE
 from meshdns.interception import mechanisms
 from meshdns.interception.conventions import ISTIO
-from meshdns.lab import observers, plane
+from meshdns.lab import observers, parts, plane
 from meshdns.lab.channel import Channel
+from meshdns.lab.parts.component import NameServer
 from meshdns.lab.place import Place
 from meshdns.measure import trace
 from meshdns.measure.cell import Cell
@@ -81,9 +81,16 @@ def _traces(opened: Session, arms: Collection[str]) -> dict[str, Any]:
 def _conformance(place: Place, arms: Collection[str]) -> dict[str, Any]:
     """How the DNS proxies of mode 2 answer the conformance suite, asked as an application asks: arm -> rows."""
     suite = ["python3", "-m", "dnsproxy.conformance", "--world", "/state/conformance.json"]
-    suite += ["--server", f"{place.world.dns_cluster_ip}:53", "--timeout-s", "1"]
+    suite += ["--timeout-s", "1", "--server"]
     return {
-        client.arm: json.loads(place.exec(client.pod, suite, timeout_s=CONFORMANCE_TIMEOUT_S, image="dnsproxy"))
+        client.arm: json.loads(
+            place.exec(
+                client.pod,
+                [*suite, f"{place.world.dns_address(client)}:53"],
+                timeout_s=CONFORMANCE_TIMEOUT_S,
+                image="dnsproxy",
+            )
+        )
         for client in observers.clients(place)
         if client.arm in arms and client.dns_proxy and client.mechanism == "iptables" and not client.governed
     }
@@ -103,21 +110,11 @@ def _clock(agent: Channel) -> dict[str, Any]:
     }
 
 
-_DNS_FILES = (
-    "resolv.conf",
-    "dns-bind/named.conf",
-    "dns-bind/cluster.local.zone",
-    "dns-dnsdist/dnsdist.conf",
-    "world-dns/named.conf",
-    "world-dns/example.com.zone",
-)
-
-
 def _name_servers(place: Place) -> dict[str, str]:
-    """Their configuration without this testbed's passwords."""
-    secrets = json.loads(place.read("secrets.json")).values()
-    found = {path: place.read(path) for path in _DNS_FILES}
-    for secret in secrets:
+    """The usual resolv.conf and the name servers' configuration, without this testbed's passwords."""
+    every = [at for each in parts.there(place).values() for at in each if isinstance(at.part, NameServer)]
+    found = {path: place.read(path) for path in ("resolv.conf", *(path for at in every for path in at.part.files(at)))}
+    for secret in json.loads(place.read("secrets.json")).values():
         found = {path: text.replace(secret, "…") for path, text in found.items()}
     return found
 
@@ -190,29 +187,14 @@ def _server_sidecar(place: Place) -> dict[str, Any]:
     return found
 
 
-def _programs(place: Place) -> Iterator[tuple[str, str, str]]:
-    """Name, a service that has it, and how it says its version."""
-    clients, world = observers.clients(place), place.world
-    sidecars = [f"{client.pod}-envoy" for client in clients if client.sidecar]
-    alone, meshed = ([pod for pod in pods if pod.group == CORE] for pods in (world.alone, world.meshed))
-    servers = [*(pod.pod for pod in alone), *(f"{pod.pod}-app" for pod in meshed)]
-    yield from (("envoy", service, "envoy --version") for service in sidecars[:1])
-    yield "bind", "dns-bind", "named -v"
-    yield "dnsdist", "dns-dnsdist", "dnsdist --version"
-    yield from (("nginx", service, "nginx -v") for service in servers[:1])
-    app = f"{clients[0].pod}-app"
-    yield "client python", app, "python3 --version"
-    yield "h2load", app, "h2load --version"
-    yield "dnsperf", app, "dpkg-query -W -f '${Version}' dnsperf"
-    yield "iptables", f"{clients[0].pod}-observer", "iptables --version"
-
-
 def _versions(place: Place) -> dict[str, str]:
     found = {"meshdns": __version__, "python": platform.python_version(), "commit": paths.commit()}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # of the notebooks' extra
             found[name] = importlib.metadata.version(name)
-    for name, service, program in _programs(place):
+    every = [at for each in parts.there(place).values() for at in each]
+    programs = {name: (at.service, command) for at in reversed(every) for name, command in at.part.versions.items()}
+    for name, (service, program) in programs.items():  # each of the first that has it
         found[name] = _version_in(place.exec(service, ["sh", "-c", f"{program} 2>&1 || true"], timeout_s=20))
     return found
 

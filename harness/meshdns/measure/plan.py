@@ -22,15 +22,10 @@ from meshdns.core.schema import Bounds, Levels
 from meshdns.core.world import CORE, World
 from meshdns.measure import factors
 from meshdns.measure.cell import Cell
-from meshdns.measure.factors import answer, fault
 
 MAX_SECONDS = 24 * 3600  # a plan that runs for longer is a typing error
 MAX_CELLS = 10_000  # in a block: their number is stored in 16 bits, and an invalid cell is measured up to three times
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}")  # the beginning of a run's name, on every file system
-
-# What one request of a closed loop takes, rounded from the cells of data/sample (two CPUs): for expectations only.
-_LOOKUP_S, _LIBC_S, _REQUEST_S, _GOVERNED_S = 0.0001, 0.0007, 0.0003, 0.0009
-_RULER_START_S = 0.1  # another program starts, and writes down what it saw
 
 
 @dataclass(frozen=True)
@@ -45,27 +40,8 @@ class Trial:
 
     def seconds(self, world: World) -> float:
         """Expected duration of the load with its warm-up, for the progress bar and `--dry-run`."""
-        request_s, rate_hz = self._request_s(world), self.cell.rate_hz
-        load_s = self.count / rate_hz if rate_hz else self.count * request_s
-        return load_s + self.warmup * request_s + (_RULER_START_S if self.cell.tool != "agent" else 0)
-
-    def _request_s(self, world: World) -> float:
-        """Expected duration of one request in a closed loop, as warm-ups are."""
-        cell = self.cell
-        if cell.answer in answer.NOWHERE and (cell.sidecar == "up" or not cell.intercepted):
-            return self.timeout_ms / 1000
-        if usual_s := fault.of(cell.fault).request_s:
-            return usual_s
-        spent_s = cell.null_delay_us / 1e6
-        arm = world.arms.get(cell.arm)
-        in_pod = arm is not None and arm.dns_proxy and cell.name_kind in ("fqdn", "short")  # a proxy knows the name
-        if not in_pod:
-            spent_s += cell.dns_delay_ms / 1000
-        if cell.lookup == "getaddrinfo":
-            return spent_s + _LIBC_S
-        if cell.kind == "lookup":
-            return spent_s + _LOOKUP_S
-        return spent_s + (_GOVERNED_S if world.is_governed(cell.backend) else _REQUEST_S)
+        rate_hz, request_s = self.cell.rate_hz, factors.request_s(self.cell, world, self.timeout_ms / 1000)
+        return (self.count / rate_hz if rate_hz else self.count * request_s) + self.warmup * request_s
 
 
 @dataclass(frozen=True)
@@ -163,6 +139,7 @@ class Plan:
         cells = [cell for experiment in self.experiments for cell in experiment.cells()]
         services = [self.world.backends[cell.backend] for cell in cells if cell.backend != "none"]
         pods = [self.world.arms[cell.arm] for cell in cells if cell.arm != "null"]
+        pods += [self.world.dns_pod(pod) for pod in pods]
         pods += [self.world.named(name) for service in services for name in service.replicas]
         pods += [self.world.named(service.served_by) for service in services if service.served_by]
         return frozenset(pod.group for pod in pods) - {CORE}

@@ -12,7 +12,7 @@ import pyarrow as pa
 from meshdns.core import errors
 from meshdns.core.world import World
 from meshdns.lab.place import Place
-from meshdns.measure.jobs import service_of
+from meshdns.measure.factors.backend import service_of
 from meshdns.measure.plan import Trial
 from meshdns.store import samples
 
@@ -58,7 +58,8 @@ def _dnsperf(index: int, trial: Trial, world: World, run: Callable[[str], str]) 
     name, total = f"{service_of(trial.cell, world).fqdn}. {trial.cell.qtype}", trial.warmup + trial.count
     questions = "/tmp/dnsperf.txt"  # noqa: S108  the container's own tmpfs
     at_once = trial.cell.concurrency
-    ask = f"dnsperf -s {world.dns_cluster_ip} -d {questions} -n 1 -T 1 -c {at_once} -q {at_once} -v"
+    server = world.dns_address(world.arms[trial.cell.arm])
+    ask = f"dnsperf -s {server} -d {questions} -n 1 -T 1 -c {at_once} -q {at_once} -v"
     said = run(f"yes '{name}' | head -n {total} > {questions}; {ask}")
     found = _QUERY.findall(said)
     run_time = _RUN_TIME.search(said)

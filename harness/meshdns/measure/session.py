@@ -70,7 +70,7 @@ class Session:
         started_ns, used_before = time.monotonic_ns(), self.reader.usage(cell)
         load = self.loads.make(index, trial, seed)
         used = self.reader.usage(cell)
-        counts = counters.difference(cell, before, self._read_after(cell, following), self.place.world)
+        counts = self.reader.difference(cell, before, self._read_after(cell, following))
         reasons = validity.reasons(trial, load.table, counts, load.agent, world=self.place.world, nets=self.place.nets)
         record = samples.CellRecord(
             cell=index,

@@ -28,6 +28,7 @@ from meshdns.lab import observers, ports, rules
 from meshdns.lab.channel import Channel
 from meshdns.lab.place import Place
 from meshdns.measure import capture, jobs
+from meshdns.measure.factors.backend import TLS_CERTIFICATE
 
 ANSWER_SLACK_S = 30
 FRAME_BYTES = 2048  # whole packets: one request is small
@@ -59,15 +60,15 @@ class Target:
             raise errors.InputError("names no host", place=url, step="give http://HOST[:PORT]/PATH")
         return cls(parts.scheme, parts.hostname, port, parts.path or "/")
 
-    def job(self, world: World) -> dict[str, Any]:
+    def job(self, world: World, client: Pod) -> dict[str, Any]:
         """One request of the load agent, as an application in the pod would make it."""
         head = f"GET {self.path} HTTP/1.1\r\nHost: {self.host}\r\nUser-Agent: meshdns\r\nConnection: close\r\n\r\n"
-        tls = {"server_name": self.host, "cafile": jobs.TLS_CERTIFICATE} if self.scheme == "https" else None
+        tls = {"server_name": self.host, "cafile": TLS_CERTIFICATE} if self.scheme == "https" else None
         return {
             "kind": "request",
             "lookup": "wire",
             "wire": resolver.wire(self.host, "A", 5, world.search),
-            "resolver": [world.dns_cluster_ip, 53],
+            "resolver": [world.dns_address(client), 53],
             "port": self.port,
             "request": head,
             "tls": tls,
@@ -120,13 +121,13 @@ def observe(place: Place, watching: observers.Observers, agent: Channel, arm: st
     target, client = Target.parse(url), place.world.arms[arm]
     with contextlib.ExitStack() as stack:
         watched = {client.pod: watching[client.pod]}
-        for pod in _namespaces(target, place.world):
+        for pod in _namespaces(target, place.world, client):
             watched[pod] = stack.enter_context(place.talk(pod, observers.PROGRAM, image="observer"))
         chains = {pod: _chains(dump) for pod, channel in watched.items() if (dump := _page(channel, "config_dump"))}
         before = {pod: _counted(place.world.named(pod), channel) for pod, channel in watched.items()}
         for channel in watched.values():
             channel.ask({"op": "capture", "interfaces": list(INTERFACES), "size": FRAME_BYTES}, ANSWER_SLACK_S)
-        header, body = agent.ask(target.job(place.world), ANSWER_SLACK_S)
+        header, body = agent.ask(target.job(place.world, client), ANSWER_SLACK_S)
         # At once: the kernel forgets a connection that was reset after ten seconds, and all else may take as long.
         entries = {pod: _tracked(channel) for pod, channel in watched.items()}
         packets = list(_packets({pod: _captured(channel) for pod, channel in watched.items()}))
@@ -145,10 +146,10 @@ def observe(place: Place, watching: observers.Observers, agent: Channel, arm: st
     )
 
 
-def _namespaces(target: Target, world: World) -> list[str]:
+def _namespaces(target: Target, world: World, client: Pod) -> list[str]:
     """Pods beside the client's whose packets are worth watching: the name server's and those behind the name."""
     service = next((each for each in world.static if target.host.split(".")[0] == each.name), None)
-    return ["dns", *(service.replicas if service else ())]
+    return [world.dns_pod(client).pod, *(service.replicas if service else ())]
 
 
 @dataclass(frozen=True)

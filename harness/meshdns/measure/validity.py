@@ -14,8 +14,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from meshdns.core.world import Nets, Pod, World
+from meshdns.core.world import Nets, World
+from meshdns.lab import parts
+from meshdns.lab.parts.component import ASKED, Made
 from meshdns.measure.cell import Cell
+from meshdns.measure.counters import on_path
 from meshdns.measure.plan import Trial
 from meshdns.store.samples import CellRecord
 
@@ -125,49 +128,26 @@ def _rcodes(cell: Cell) -> set[int]:
 
 
 def _path(trial: Trial, counts: Counts, agent: Mapping[str, Any], world: World) -> Iterator[str]:
-    """Every pair that must be equal, as (what, counted, expected)."""
+    """What must be equal, by the parts on the path, and is not."""
     cell, client = trial.cell, world.arms[trial.cell.arm]
-    warm = agent.get("warmup", {})
-    requests = trial.count + trial.warmup if cell.kind == "request" else 0
-    connections = agent.get("connections_opened", 0) + warm.get("connections_opened", 0)
-    asked = counts.get("pod/rule/dns_client", 0)
-    pairs: list[tuple[str, float, float]] = [
-        ("packets that escaped to a virtual address", counts.get("pod/rule/escaped_vip", 0), 0),
-        ("packets that escaped to a ClusterIP", counts.get("pod/rule/escaped_clusterip", 0), 0),
-    ]
-    if cell.lookup != "getaddrinfo":
-        queries = agent.get("queries_sent", 0) + warm.get("queries_sent", 0)
-        pairs.append(("DNS packets of the client, against its own count", asked, queries))
-    elif asked == 0:
+    made = _made(trial, agent)
+    if made.queries is None and counts.get(ASKED, 0) == 0:
         yield "getaddrinfo sent no DNS query"
-    forwarded = counts.get("pod/rule/dns_proxy", 0)
-    reaching = forwarded if client.dns_proxy else asked + forwarded
-    pairs.append(("queries at the cluster DNS, against those sent to it", counts.get("dnsdist/from_pod", 0), reaching))
-    if client.dns_proxy:
-        pairs.append(("queries at the DNS proxy, against the client's", counts.get("pod/dnsproxy/queries", 0), asked))
-    if requests:
-        meshed = world.backends[cell.backend].meshed
-        pairs += _request_path(cell, client, counts, requests, connections, meshed=meshed)
-    for what, counted, expected in pairs:
+    every = [at for pod in on_path(cell, world) for at in parts.of(world, Nets(), world.named(pod))]
+    pairs = {what: pair for at in every for what, *pair in at.part.equal(at, client, counts, made)}
+    for what, (counted, expected) in pairs.items():
         if counted != expected:  # to the packet: counters are whole numbers
             yield f"path not taken: {what}: {counted:.0f}, expected {expected:.0f}"
 
 
-def _request_path(
-    cell: Cell, client: Pod, counts: Counts, requests: int, connections: int, *, meshed: bool
-) -> list[tuple[str, float, float]]:
-    pairs: list[tuple[str, float, float]] = [("requests at the servers", counts.get("servers/nginx_rq", 0), requests)]
-    if meshed and not cell.tls:
-        pairs.append(("requests at the servers' sidecars", counts.get("servers/envoy_rq", 0), requests))
-    if client.sidecar:
-        pairs += [
-            ("connections redirected to the sidecar", counts.get("pod/rule/redirect_tcp", 0), connections),
-            ("connections passed through unrouted", counts.get("pod/envoy/passthrough_cx", 0), 0),
-        ]
-        if not cell.tls:
-            pairs.append(("requests in the sidecar", counts.get("pod/envoy/cluster_rq", 0), requests))
-    elif cell.arm != "ip":
-        pairs.append(
-            ("connections translated from the ClusterIP", counts.get("pod/rule/clusterip_tcp", 0), connections)
-        )
-    return pairs
+def _made(trial: Trial, agent: Mapping[str, Any]) -> Made:
+    """By the agent's own count, with its warm-up."""
+    cell, warm = trial.cell, agent.get("warmup", {})
+    queries = None if cell.lookup == "getaddrinfo" else agent.get("queries_sent", 0) + warm.get("queries_sent", 0)
+    return Made(
+        requests=trial.count + trial.warmup if cell.kind == "request" else 0,
+        connections=agent.get("connections_opened", 0) + warm.get("connections_opened", 0),
+        queries=queries,
+        by_name=cell.lookup != "none",
+        tls=cell.tls,
+    )

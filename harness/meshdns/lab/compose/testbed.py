@@ -29,16 +29,17 @@ from docker.models.containers import Container
 from meshdns.core import errors, paths, process, schema
 from meshdns.core.world import Nets, World
 from meshdns.lab import locks, readiness
+from meshdns.lab import parts as components
 from meshdns.lab import world as worlds
 from meshdns.lab.channel import Channel
 from meshdns.lab.compose import cgroups, dockercli, rendering, sdk
+from meshdns.lab.parts.component import Secrets
 from meshdns.lab.place import Account, Part, Usage, address
 
 PROJECT = "meshdns"
 PROJECTS = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")  # Compose's rule; the length is for names made of it
 COMPOSE = paths.COMPOSE
 STATE = paths.WORK / "state"
-IMAGES = ("WEB", "OBSERVER", "CLIENT", "ENVOY", "DNS", "DNSPROXY", "CONTROLPLANE", "WORLD")
 UP_TIMEOUT_S = 300
 READY = "ready"  # file of a testbed whose start was completed; one that a kill left half-way has none
 DOWN_TIMEOUT_S = 180
@@ -389,7 +390,7 @@ class Testbed:
         rendered = self.state / "compose.yaml"
         if not rendered.exists():  # of a testbed that another checkout has started, or of none
             self.state.mkdir(parents=True, exist_ok=True)
-            rendered.write_text(rendering.composition(self.world, COMPOSE, self.world.groups))
+            rendered.write_text(rendering.composition(self.world, self.nets, self.world.groups))
         where = ("--project-directory", str(paths.HOME), "-f", str(rendered))
         return ("compose", "-p", self.project, *where, *arguments)
 
@@ -397,7 +398,7 @@ class Testbed:
         client, mesh = cpu_sets()
         images = {f"MESHDNS_IMAGE_{name.upper()}": tag for name, tag in self.images.items()}
         if partial:  # `down` needs no image, but Compose wants every variable
-            images = {f"MESHDNS_IMAGE_{name}": "none" for name in IMAGES} | images
+            images = {f"MESHDNS_IMAGE_{each.image.upper()}": "none" for each in components.ALL.values()} | images
         return {
             "MESHDNS_COMPOSE": str(COMPOSE),
             "MESHDNS_STATE": str(self.state),
@@ -406,12 +407,6 @@ class Testbed:
             "MESHDNS_CPU_CLIENT": client,
             "MESHDNS_CPU_MESH": mesh,
             "MESHDNS_CGROUP2": _cgroup2(),
-            "MESHDNS_RECORD_TTL": str(self.world.record_ttl_s),
-            "MESHDNS_PROBE_PERIOD": str(self.world.probe_period_s),
-            "MESHDNS_NAMESPACE": self.world.namespace,
-            "MESHDNS_DOMAIN": self.world.domain,
-            "MESHDNS_DNS_HOST": str(self.world.named("dns").host),
-            "MESHDNS_DNS_CLUSTER_IP": self.world.dns_cluster_ip,
             "MESHDNS_CPU_ALL": ",".join(dict.fromkeys((client, *mesh.split(",")))),
             **images,
         }
@@ -431,21 +426,21 @@ class Testbed:
             step = f"free some space and {errors.AGAIN}"
             raise errors.StorageError("the disk is full", place="container engine", step=step)
         fact, step = f"Compose failed: {done.last_lines(1)}", f"look into it with `meshdns doctor`, and {errors.AGAIN}"
-        raise errors.TestbedError(fact, place="compose/compose.yaml", step=step)
+        raise errors.TestbedError(fact, place=str(self.state / "compose.yaml"), step=step)
 
     def _services(self) -> list[str]:
-        return list(yaml.safe_load(rendering.composition(self.world, COMPOSE, self.groups))["services"])
+        return list(yaml.safe_load(rendering.composition(self.world, self.nets, self.groups))["services"])
 
     # -- rendered state --------------------------------------------------------------------------------------------
 
-    def keys(self) -> rendering.Secrets:
+    def keys(self) -> Secrets:
         """The passwords of the testbed that is up."""
-        return rendering.Secrets(**json.loads((self.state / "secrets.json").read_text()))
+        return Secrets(**json.loads((self.state / "secrets.json").read_text()))
 
     def _render(self) -> None:
         keys = rendering.new_secrets()
         shutil.rmtree(self.state, ignore_errors=True)
-        for path, content in rendering.files(self.world, COMPOSE, self.nets, keys, self.groups).items():
+        for path, content in rendering.files(self.world, self.nets, keys, self.groups).items():
             target = self.state / path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(content)
@@ -459,10 +454,10 @@ class Testbed:
         """What is mounted equals what we would render now, and the images are the same."""
         try:
             groups = frozenset(json.loads((self.state / "groups.json").read_text()))
-            rendered = rendering.files(self.world, COMPOSE, self.nets, self.keys(), groups)
+            rendered = rendering.files(self.world, self.nets, self.keys(), groups)
             same = json.loads((self.state / "environment.json").read_text()) == self._environment()
             # A policy that a killed run has left is in force, and is in nobody's plan.
-            governed = {f"mesh/{path.name}" for path in (self.state / "mesh").iterdir()}
+            governed = {f"mesh/{path.name}" for path in (self.state / "mesh").glob("*")}
             same = same and governed <= rendered.keys()
             return same and all((self.state / path).read_text() == text for path, text in rendered.items())
         except (OSError, ValueError, TypeError):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from meshdns.core.world import Pod, World
+from meshdns.core.world import Nets, Pod, World
 from meshdns.interception import mechanisms
 from meshdns.lab import readiness
 from meshdns.lab.observers import Observers
@@ -13,7 +14,7 @@ from meshdns.lab.place import Ended, Place
 from meshdns.lab.plane import Plane
 from meshdns.measure.cell import Cell
 from meshdns.measure.factors import factor
-from meshdns.measure.factors.factor import Factor, Rules
+from meshdns.measure.factors.factor import Factor, Job, Rules
 
 NOWHERE = ("unroutable", "virtual")  # they lead to nobody: each request waits until its time is out
 
@@ -28,7 +29,6 @@ class Interception(factor.OfPods[bool]):
         return cell.intercepted
 
     def set(self, client: Pod, level: bool) -> None:
-        """See `factor.OfPods`."""
         self.run(client, mechanisms.ALL[client.mechanism].capture(level))
 
 
@@ -42,24 +42,18 @@ class Sidecar(factor.OfPods[bool]):
         return cell.sidecar == "up"
 
     def set(self, client: Pod, level: bool) -> None:
-        """See `factor.OfPods`."""
         readiness.set_sidecar(self.place, client, self.observers[client.pod], up=level)
 
     def ended(self) -> Ended:
-        """See `factor.Control`."""
         down = {f"{pod}-envoy" for pod, up in self.levels.items() if not up}
         return Ended(down, {f"{pod}-envoy" for pod in self.levels})
 
 
 class Answer(Factor):
-    """See the module."""
-
     def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
-        """Those of the world."""
         return {"answer": (*world.answers, "none"), "sidecar": ("up", "down")}
 
     def rules(self, cell: Cell, world: World) -> Rules:
-        """As (holds, rule)."""
         asked = cell.answer != "none"
         yield not asked or cell.arm in world.answering, f"answers are tried in {' and '.join(world.answering)}"
         yield (
@@ -74,7 +68,16 @@ class Answer(Factor):
         )
         yield asked or (cell.intercepted and cell.sidecar == "up"), "only trials of answers take a pod's sidecar away"
 
+    def job(self, so_far: Job, cell: Cell, world: World, nets: Nets) -> Job:
+        if cell.answer == "none":
+            return so_far
+        own = replace(so_far, name=f"{world.answer_name(cell.answer, world.arms[cell.arm])}.")
+        return own.having(port=world.answers[cell.answer].port)
+
+    def request_s(self, so_far_s: float, cell: Cell, world: World, timeout_s: float) -> float:
+        waits = cell.answer in NOWHERE and (cell.sidecar == "up" or not cell.intercepted)
+        return timeout_s if waits else so_far_s
+
     def controls(self, place: Place, observers: Observers, plane: Plane | None) -> Iterator[factor.Control]:
-        """See `Factor`."""
         yield Interception(place, observers)
         yield Sidecar(place, observers)

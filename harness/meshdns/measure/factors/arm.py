@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
-from meshdns.core.world import World
+from meshdns.core.world import Nets, World
 from meshdns.measure.cell import Cell
-from meshdns.measure.factors.factor import Factor, Rules
+from meshdns.measure.factors import backend
+from meshdns.measure.factors.factor import Factor, Job, Rules
 
 NULL = "null"  # the calibration target is asked, from the plain pod
+_NULL_NAME = "d{delay:g}.null."  # it busy-waits for the microseconds that its question names
 
 
 class Arm(Factor):
-    """See the module."""
-
     bounds: ClassVar = {"null_delay_us": (0.0, 10_000.0)}
 
     def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
-        """Those of the world."""
         return {"arm": (*world.arms, NULL)}
 
     def rules(self, cell: Cell, world: World) -> Rules:
-        """As (holds, rule)."""
         arm, request = cell.arm, cell.kind == "request"
         asks = "plain" in world.arms and any(pod.pod == "null-target" for pod in world.pods)
         yield arm != NULL or asks, "the arm null needs a world with the arm plain and the Pod null-target"
@@ -39,3 +38,15 @@ class Arm(Factor):
             arm != NULL or (cell.name_kind == "fqdn" and not cell.dns_delay_ms),
             "the calibration target asks no DNS server: name_kind fqdn, no dns_delay_ms",
         )
+
+    def job(self, so_far: Job, cell: Cell, world: World, nets: Nets) -> Job:
+        if cell.arm == NULL:
+            name = _NULL_NAME.format(delay=cell.null_delay_us)
+            return replace(so_far, name=name, server=world.address(nets, "null-target"))
+        if cell.lookup == "none":  # it names a pod, and so the container's own port
+            service = backend.service_of(cell, world)
+            return so_far.having(address=nets.pod(service.hosts[0]), port=service.target_ports[cell.tls])
+        return so_far
+
+    def request_s(self, so_far_s: float, cell: Cell, world: World, timeout_s: float) -> float:
+        return so_far_s + cell.null_delay_us / 1e6

@@ -14,18 +14,13 @@ LEVELS = ("up", "down", "replace", "unready", "crash", "gone", "rotate", "unrela
 
 
 class Change(Factor):
-    """See the module."""
-
     def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
-        """All of them."""
         return {"change": (*LEVELS, "none")}
 
     def rules(self, cell: Cell, world: World) -> Rules:
-        """As (holds, rule)."""
         pushed = world.is_governed(cell.backend)
         yield pushed or cell.change == "none", "policy and change are of the control plane's backends"
         yield cell.change == "none" or cell.arrival != "closed", "a change happens under a load with a rate"
 
     def seconds(self, cell: Cell, before: Cell | None) -> float:
-        """See `Factor`."""
         return FORGET_S + RESTORE_S if cell.change != "none" else 0.0

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
-from meshdns.core.world import Pod, World
+from meshdns.core.world import Nets, Pod, World
 from meshdns.interception.mechanisms import Command
 from meshdns.lab.observers import Observers
 from meshdns.lab.place import Ended, Place
@@ -19,6 +20,21 @@ from meshdns.measure.cell import Cell
 ASK_TIMEOUT_S = 30
 Level = TypeVar("Level")
 Rules = Iterator[tuple[bool, str]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the agent is to do, so far: each factor adds what is its own, or takes the place of an earlier one's."""
+
+    fields: Mapping[str, Any] = field(default_factory=dict)  # of its job, in its own words
+    name: str = ""  # to be looked up
+    server: str = ""  # asked for it by wire
+    path: str = ""  # of an HTTP request
+    head: tuple[str, ...] = ()  # its other lines
+
+    def having(self, **fields: Any) -> Self:
+        """With these fields."""
+        return replace(self, fields={**self.fields, **fields})
 
 
 class Control:
@@ -54,6 +70,16 @@ class Factor:
         del cell, world
         return iter(())
 
+    def job(self, so_far: Job, cell: Cell, world: World, nets: Nets) -> Job:
+        """The agent's job with what a cell's level means for it."""
+        del cell, world, nets
+        return so_far
+
+    def request_s(self, so_far_s: float, cell: Cell, world: World, timeout_s: float) -> float:
+        """Expected duration of one request in a closed loop, by the factors before and this one."""
+        del cell, world, timeout_s
+        return so_far_s
+
     def seconds(self, cell: Cell, before: Cell | None) -> float:
         """By how much a trial after that of the cell `before` is expected to take longer, beside its load."""
         del cell, before
@@ -83,18 +109,15 @@ class OfPods(Control, ABC, Generic[Level]):
         """From now on. Raises TestbedError."""
 
     def apply(self, cell: Cell) -> None:
-        """See `Control`."""
         client = self.place.world.arms.get(cell.arm)
         if client is not None and client.sidecar:
             self._change(client, self.wanted(cell))
 
     def undo(self) -> None:
-        """See `Control`."""
         for pod in list(self.levels):
             self._change(self.place.world.named(pod), self.usual)
 
     def state(self) -> object:
-        """See `Control`."""
         return dict(self.levels)
 
     def _change(self, client: Pod, level: Level) -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from meshdns.core.world import World
+from meshdns.core.world import Nets, World
 from meshdns.lab.observers import Observers
 from meshdns.lab.place import Place
 from meshdns.lab.plane import Plane
 from meshdns.measure.cell import Cell
 from meshdns.measure.factors import factor
-from meshdns.measure.factors.factor import Factor, Rules
+from meshdns.measure.factors.factor import Factor, Job, Rules
 
 NONE, SERVER = "none", "shop"  # the part that can fail
 
@@ -51,20 +51,15 @@ class Control(factor.Control):
     """Only waits until what an earlier one has left behind is gone; the fault itself is asked for by each request."""
 
     def apply(self, cell: Cell) -> None:
-        """See `factor.Control`."""
         if drain_s := of(cell.fault).drain_s:
             time.sleep(drain_s)
 
 
 class Faults(Factor):
-    """See the module."""
-
     def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
-        """All of them."""
         return {"fault": (*LEVELS, NONE)}
 
     def rules(self, cell: Cell, world: World) -> Rules:
-        """As (holds, rule)."""
         level, backend = cell.fault, cell.backend
         service = world.backends.get(backend)
         own = {each.backend: name for name, each in LEVELS.items() if each.backend}
@@ -74,10 +69,14 @@ class Faults(Factor):
         where = of(level).backend
         yield level == NONE or not where or where == backend, f"the fault {level} is the backend {where}, and it alone"
 
+    def job(self, so_far: Job, cell: Cell, world: World, nets: Nets) -> Job:
+        return replace(so_far, path=f"{of(cell.fault).path}{so_far.path}")
+
+    def request_s(self, so_far_s: float, cell: Cell, world: World, timeout_s: float) -> float:
+        return of(cell.fault).request_s or so_far_s
+
     def seconds(self, cell: Cell, before: Cell | None) -> float:
-        """See `Factor`."""
         return of(cell.fault).drain_s
 
     def controls(self, place: Place, observers: Observers, plane: Plane | None) -> Iterator[factor.Control]:
-        """See `Factor`."""
         yield Control()

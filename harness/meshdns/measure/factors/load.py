@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
-from meshdns.core.world import World
+from meshdns.core.world import Nets, World
 from meshdns.measure.cell import Cell
-from meshdns.measure.factors.factor import Factor, Rules
+from meshdns.measure.factors.factor import Factor, Job, Rules
 
 BODY_SIZES = (0, 1024, 16384, 131072, 1048576)  # files in the web image
+# What one request of a closed loop takes, rounded from the cells of data/sample (two CPUs): for expectations only.
+_LOOKUP_S, _REQUEST_S = 0.0001, 0.0003
+_OTHER_S = 0.1  # another load generator starts, and writes down what it saw
 
 
 def _others(cell: Cell) -> Rules:
@@ -28,12 +32,9 @@ def _others(cell: Cell) -> Rules:
 
 
 class Load(Factor):
-    """See the module."""
-
     bounds: ClassVar = {"rate_hz": (0.0, 20_000.0), "concurrency": (1.0, 1000.0)}
 
     def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
-        """Those that are few."""
         return {
             "kind": ("lookup", "request"),
             "connection": ("new", "keepalive", "none"),
@@ -44,7 +45,6 @@ class Load(Factor):
         }
 
     def rules(self, cell: Cell, world: World) -> Rules:
-        """As (holds, rule)."""
         request = cell.kind == "request"
         yield not request or cell.connection != "none", "a request needs connection new or keepalive"
         yield (
@@ -57,3 +57,19 @@ class Load(Factor):
         )
         yield request or not (cell.body_bytes or cell.tls), "a lookup has neither body_bytes nor tls"
         yield from _others(cell)
+
+    def job(self, so_far: Job, cell: Cell, world: World, nets: Nets) -> Job:
+        arrival = {"process": cell.arrival, "rate_hz": cell.rate_hz, "concurrency": cell.concurrency}
+        connection = "keepalive" if cell.connection == "keepalive" else "new"
+        made = so_far.having(kind=cell.kind, connection=connection, arrival=arrival, wait=cell.wait)
+        if cell.kind != "request":
+            return made
+        # A one-off request says so, as one-off clients do; the server then closes first and keeps the port's TIME_WAIT.
+        close = ("Connection: close",) if cell.connection == "new" else ()
+        return replace(made, path=f"/bytes/{cell.body_bytes}", head=("User-Agent: meshdns", *close))
+
+    def request_s(self, so_far_s: float, cell: Cell, world: World, timeout_s: float) -> float:
+        return so_far_s + (_LOOKUP_S if cell.kind == "lookup" else _REQUEST_S)
+
+    def seconds(self, cell: Cell, before: Cell | None) -> float:
+        return _OTHER_S if cell.tool != "agent" else 0.0

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from meshdns.core.world import World
+from meshdns.core.world import Nets, World
+from meshdns.lab import names
 from meshdns.measure.cell import Cell
-from meshdns.measure.factors.factor import Factor, Rules
+from meshdns.measure.factors import backend
+from meshdns.measure.factors.factor import Factor, Job, Rules
+
+_LIBC_S = 0.0007  # what a call of getaddrinfo takes, with its files (rounded from data/sample)
 
 
 class Name(Factor):
-    """See the module."""
-
     def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
-        """All of them."""
         return {
             "lookup": ("none", "wire", "getaddrinfo"),
             "name_kind": ("fqdn", "short", "external", "absent"),
@@ -22,7 +24,6 @@ class Name(Factor):
         }
 
     def rules(self, cell: Cell, world: World) -> Rules:
-        """As (holds, rule)."""
         request, by_libc = cell.kind == "request", cell.lookup == "getaddrinfo"
         outside = any(each.host == world.external_name and each.served_by for each in world.services)
         yield cell.name_kind != "external" or outside, f"no Pod of this world serves {world.external_name}"
@@ -41,3 +42,15 @@ class Name(Factor):
             not by_libc or request or cell.connection == "none",
             "getaddrinfo has sockets of its own: a lookup by it has connection none",
         )
+
+    def job(self, so_far: Job, cell: Cell, world: World, nets: Nets) -> Job:
+        name = names.application_name(world, cell.name_kind, backend.service_of(cell, world))
+        asked = replace(so_far, name=name, server=world.dns_address(world.arms.get(cell.arm))).having(
+            lookup=cell.lookup
+        )
+        # An A-only name has no AAAA, an absent name no address: that is the answer, not a failure.
+        only = cell.qtype == "AAAA"
+        return asked.having(accept_nodata=only, accept_nxdomain=only or cell.name_kind == "absent")
+
+    def request_s(self, so_far_s: float, cell: Cell, world: World, timeout_s: float) -> float:
+        return _LIBC_S if cell.lookup == "getaddrinfo" else so_far_s

@@ -25,15 +25,12 @@ class Control(factor.Control):
         self._plane = plane
 
     def apply(self, cell: Cell) -> None:
-        """See `factor.Control`."""
         self._plane.govern(cell.policy)
 
     def undo(self) -> None:
-        """See `factor.Control`."""
         self._plane.govern("none")
 
     def state(self) -> object:
-        """See `factor.Control`."""
         return self._plane.policy
 
     def ended(self) -> Ended:
@@ -42,22 +39,16 @@ class Control(factor.Control):
 
 
 class Policy(Factor):
-    """See the module."""
-
     def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
-        """All of them."""
         return {"policy": (*LEVELS, "none")}
 
     def rules(self, cell: Cell, world: World) -> Rules:
-        """As (holds, rule)."""
         pushed = world.is_governed(cell.backend)
         yield pushed or cell.policy == "none", "policy and change are of the control plane's backends"
 
     def seconds(self, cell: Cell, before: Cell | None) -> float:
-        """See `Factor`."""
         return POLICY_S if before is not None and before.policy != cell.policy else 0.0
 
     def controls(self, place: Place, observers: Observers, plane: Plane | None) -> Iterator[factor.Control]:
-        """See `Factor`."""
         if plane:
             yield Control(plane)

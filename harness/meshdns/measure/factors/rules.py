@@ -25,20 +25,15 @@ class Control(factor.OfPods[int]):
         return cell.extra_rules
 
     def set(self, client: Pod, level: int) -> None:
-        """See `factor.OfPods`."""
         self.run(client, mechanisms.ALL[client.mechanism].extra_rules(level))
 
 
 class ExtraRules(Factor):
-    """See the module."""
-
     bounds: ClassVar = {"extra_rules": (0.0, 10_000.0)}
 
     def rules(self, cell: Cell, world: World) -> Rules:
-        """As (holds, rule)."""
         client = world.arms.get(cell.arm)
         yield cell.extra_rules == 0 or (client is not None and client.sidecar), "extra_rules need an arm that captures"
 
     def controls(self, place: Place, observers: Observers, plane: Plane | None) -> Iterator[factor.Control]:
-        """See `Factor`."""
         yield Control(place, observers)

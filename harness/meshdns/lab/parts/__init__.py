@@ -1,0 +1,50 @@
+"""The parts that pods are made of: a module each, found by being here. `component` says what one says of itself."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+from collections.abc import Iterator
+
+from meshdns.core.world import CORE, Nets, Pod, World
+from meshdns.interception import mechanisms
+from meshdns.lab.parts.component import At, Component, Secrets
+from meshdns.lab.place import Place
+
+
+def _found() -> Iterator[tuple[str, Component]]:
+    for module in pkgutil.iter_modules(__path__):
+        if module.name != "component":
+            yield module.name.replace("_", "-"), importlib.import_module(f"{__name__}.{module.name}").PART
+
+
+ALL = dict(_found())
+
+
+def of(world: World, nets: Nets, pod: Pod, *, address: str = "", keys: Secrets | None = None) -> list[At]:
+    """What a pod consists of, in the order in which it starts; the first owns the network."""
+    where, known = address or world.address(nets, pod.pod), keys or Secrets()
+    services = {f"{pod.pod}-{name}".removesuffix("-"): part for name, part in _names(pod).items()}
+    return [At(ALL[part], service, pod, world, nets, where, known) for service, part in services.items()]
+
+
+def _names(pod: Pod) -> dict[str, str]:
+    """What its services are called beside it -> part."""
+    if not (pod.arm or pod.sidecar):
+        return {"": "pause", **{name: name for name in pod.parts}} if pod.parts else {"": pod.part}
+    found = {"": "pause", "loader": "loader"} if mechanisms.ALL[pod.mechanism].programs else {"": "pause"}
+    found["rules"] = "rules"
+    if pod.sidecar:
+        found["envoy"] = "envoy"
+    if pod.arm and pod.dns == "agent":
+        found["dns"] = "dnsproxy"
+    found["app"] = pod.part
+    return {**found, "observer": "observer"} if pod.arm else found
+
+
+def there(place: Place) -> dict[str, list[At]]:
+    """Those of a place that is up, by pod."""
+    keys = Secrets(**json.loads(place.read("secrets.json")))
+    up = (pod for pod in place.world.pods if pod.group in (CORE, *place.groups))
+    return {pod.pod: of(place.world, place.nets, pod, address=place.address(pod.pod), keys=keys) for pod in up}

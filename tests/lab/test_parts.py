@@ -1,0 +1,189 @@
+"""A part says all of itself in its module; whatever has only a half is refused, here or when a world is read."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import urllib.parse
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from meshdns import store
+from meshdns.core import errors, paths
+from meshdns.core.progress import Progress
+from meshdns.core.world import Nets, World
+from meshdns.lab import parts, world
+from meshdns.lab.parts import envoy
+from meshdns.lab.parts.component import At, ClusterDns, Component, Secrets
+from meshdns.measure import plan, run
+from recording import Recording
+from shipped import WORLD
+
+EVERY = [at for pod in WORLD.pods for at in parts.of(WORLD, Nets(), pod, keys=Secrets("console", "web", "update"))]
+STAGES = re.findall(r"# image\nFROM \S+ AS (\S+)", (paths.COMPOSE / "images" / "Dockerfile").read_text())
+
+
+@pytest.mark.parametrize("name", parts.ALL)
+def test_a_part_is_whole(name: str) -> None:
+    part = parts.ALL[name]
+    assert isinstance(part, Component)
+    assert not inspect.isabstract(type(part))
+    assert part.image in STAGES
+    assert any(at.part is part for at in EVERY), "no pod of the shipped world is made of it"
+
+
+def test_every_image_is_somebodys() -> None:
+    assert {part.image for part in parts.ALL.values()} == {*STAGES}
+
+
+@pytest.mark.parametrize("at", EVERY, ids=lambda at: at.service)
+def test_what_a_container_mounts_is_there(at: At) -> None:
+    own = {path for each in EVERY if each.pod == at.pod or each.service in ("client-ip-app", "dns-bind") for path in
+           each.part.files(each)}  # fmt: skip
+    for mount in at.part.container(at).mounts:
+        kind, _, name = mount.source.partition("/")
+        there = {"files": [name] if (paths.COMPOSE / name).exists() else [], "state": own, "volume": [name]}
+        assert kind == "cgroup2" or any(path == name or path.startswith(f"{name}/") for path in there[kind]), mount
+
+
+def test_half_a_part_is_none() -> None:
+    class Silent(ClusterDns):
+        image = "dns"
+
+    with pytest.raises(TypeError, match=r"abstract methods? .?container.?, .?counts.?, .?page"):
+        Silent()
+
+
+def test_envoys_dns_filter_is_counted_whoever_configures_it() -> None:
+    known = [f"dns_filter.mesh.{name}" for name in ("downstream_rx_queries", "external_a_record_queries")]
+    known += ["dns_filter.mesh.external_aaaa_record_queries"]
+    for arm in ("mode2-envoy", "mode2-envoy-xds"):
+        client = WORLD.arms[arm]
+        [sidecar] = [at for at in EVERY if at.pod == client and at.part is envoy.PART]
+        page = envoy.PART.page(sidecar)["url"]
+        wanted = urllib.parse.unquote(page.rpartition("&filter=")[2])
+        told = [{"name": name, "value": n} for n, name in enumerate(known, 4) if re.search(wanted, name)]
+        found = envoy.PART.counts(json.dumps({"stats": told}), sidecar, client)
+        assert found == {"pod/dnsproxy/queries": 4, "pod/dnsproxy/forwarded": 5 + 6}, arm
+
+
+# -- another cluster DNS ---------------------------------------------------------------------------------------------
+
+OTHER = """
+apiVersion: v1
+kind: Service
+metadata: {name: other-dns, namespace: kube-system}
+spec:
+  clusterIP: 10.96.0.11
+  ports: [{name: dns, port: 53, protocol: UDP}, {name: dns-tcp, port: 53}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: other-dns, namespace: kube-system, labels: {kubernetes.io/service-name: other-dns}}
+addressType: IPv4
+ports: [{name: dns, port: 53, protocol: UDP}, {name: dns-tcp, port: 53}]
+endpoints: [{addresses: [198.18.0.11]}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: other, namespace: shop, annotations: {meshdns/outside: "true", meshdns/group: other}}
+spec:
+  containers: [{name: bind, image: meshdns/dns}, {name: dnsdist, image: meshdns/dns}]
+status: {podIP: 198.18.0.11}
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: client-elsewhere
+  namespace: shop
+  annotations: {meshdns/arm: elsewhere, sidecar.istio.io/inject: "true", meshdns/config: static}
+spec:
+  dnsPolicy: None
+  dnsConfig:
+    nameservers: [10.96.0.11]
+    searches: [shop.svc.cluster.local, svc.cluster.local, cluster.local]
+    options: [{name: ndots, value: "5"}]
+  containers: [{name: app, image: meshdns/client}]
+status: {podIP: 198.18.0.99}
+"""
+PLAN = """
+name = "two"
+seed = 1
+blocks = 1
+[[experiment]]
+name = "lookup"
+arm = ["plain", "elsewhere"]
+dns_delay_ms = [0, 5]
+rate_hz = 100
+count = 4
+"""
+
+
+def with_other(folder: Path, old: str = "", new: str = "") -> World:
+    assert old in OTHER
+    (folder / "mine.yaml").write_text(OTHER.replace(old, new))
+    return world.read([world.SHIPPED, folder / "mine.yaml"])
+
+
+def test_an_arm_may_have_a_cluster_dns_of_its_own(tmp_path: Path) -> None:
+    both = with_other(tmp_path)
+    place = Recording(plan.parse(PLAN, "two", both).groups(), world=both)
+    assert place.groups == {"other"}
+    place.up(lambda _: None)
+    folder = run.execute(plan.parse(PLAN, "two", both), place, tmp_path / "runs", Progress(1, "test"))
+    own = {"plain": {"dns-bind", "dns-dnsdist"}, "elsewhere": {"other-bind", "other-dnsdist"}}
+    for record in store.records(folder):
+        assert record.valid, record.reasons
+        arm = record.parameters["arm"]
+        assert record.counters["dnsdist/from_pod"] == record.counters["pod/rule/dns_client"] > 0
+        assert {each for each in record.cpu_us if "bind" in each or "dnsdist" in each} == own[arm]
+    delayed = {asked[1] for asked in place.asked if asked[:1] == ("exec",) and "delay_ms=5" in asked}
+    assert delayed == {"dns-dnsdist", "other-dnsdist"}
+    assert "nameserver 10.96.0.11\n" in place.files["client-elsewhere/resolv.conf"]
+    assert "10.96.0.11" in place.files["client-elsewhere/envoy.json"]
+    assert "10.96.0.10" not in place.files["client-elsewhere/envoy.json"]
+    services = yaml.safe_load(place.files["compose.yaml"])["services"]
+    assert "other-dnsdist" in services["client-elsewhere-envoy"]["depends_on"]
+    assert store.load(folder).world.dns_pod(both.arms["elsewhere"]).pod == "other"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (", {name: dnsdist, image: meshdns/dns}", "", "no container of other counts the queries .* dnsdist"),
+        ("name: dnsdist", "name: toaster", "dns is no part of a testbed"),
+        ("[10.96.0.11]", "[10.96.0.12]", "name server is not honoured here; .* 10.96.0.11 .other-dns."),
+        ("dnsPolicy: None", "dnsPolicy: Default", "name server is not honoured here; set dnsPolicy to None"),
+        ('value: "5"', 'value: "2"', "name server is not honoured here; .* ndots that other pods have"),
+        ("endpoints: [{addresses: [198.18.0.11]}]", "endpoints: []", "0 pods answer for it"),
+    ],
+)
+def test_half_a_cluster_dns_is_refused(old: str, new: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(errors.InputError, match=rf"mine.yaml.*{said}"):
+        with_other(tmp_path, old, new)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"backend": "shop", "kind": "request", "connection": "new"}, "tells its names to the usual cluster DNS alone"),
+        ({"dns_delay_ms": 5.0}, "dns_delay_ms needs a cluster DNS with the part dnsdist"),
+    ],
+)
+def test_what_another_cluster_dns_cannot_do_is_refused(
+    change: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = with_other(tmp_path, "config: static", "config: xds" if "backend" in change else "config: static")
+    if "backend" not in change:
+
+        class Plain(type(parts.ALL["dnsdist"])):  # type: ignore[misc]
+            """Invented: it counts, and delays nothing."""
+
+        monkeypatch.setitem(parts.ALL, "dnsdist", Plain())
+    table = {"name": "x", "arm": ["elsewhere"], "rate_hz": 10.0, **change}
+    with pytest.raises(errors.InputError, match=said):
+        plan.from_json({"name": "x", "seed": 1, "blocks": 1, "experiment": [table]}, "my.toml", both)
