@@ -179,7 +179,7 @@ def test_what_needs_more_names_the_extra(line: str, extra: str, bare: Installati
 
 def test_the_laboratory_needs_no_notebooks(lab: Installation, tmp_path: Path) -> None:
     assert lab.run("-c", IMPORT_ALL.format(rooms=LAB_ROOMS), cwd=tmp_path)[0] == 0
-    assert lab.run("-c", "import meshdns.studies.hops", cwd=tmp_path)[0] == 0
+    assert lab.run("-c", "import meshdns.studies.path.answer", cwd=tmp_path)[0] == 0
     code, _, said = lab.meshdns("report", cwd=tmp_path)
     assert (code, "pip install 'meshdns[notebooks]'" in said, "docker" in said) == (LACKS, True, False), said
     code, _, said = lab.meshdns("status", cwd=tmp_path)

@@ -293,7 +293,7 @@ def _trace(options: argparse.Namespace) -> int:
 
     from meshdns.lab import observers
     from meshdns.measure import load, trace
-    from meshdns.studies import hops
+    from meshdns.studies.path import answer
 
     trace.Target.parse(options.url)
     world = _world(options)
@@ -303,7 +303,7 @@ def _trace(options: argparse.Namespace) -> int:
     with _used(bed, options), _standing(bed, keep=False), observers.opened(bed) as asking, load.Agents(bed) as agents:
         agent = agents.of(options.arm, 5)
         seen = trace.observe(bed, asking, agent, options.arm, options.url).to_json()
-    print(json.dumps(seen, indent=1) if options.json else hops.text(seen, world))
+    print(json.dumps(seen, indent=1) if options.json else answer.traced(seen, world))
     return 0
 
 

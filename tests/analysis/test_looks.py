@@ -28,7 +28,7 @@ from meshdns import store
 from meshdns.analysis import absent, looks, provenance, text
 from meshdns.core.world import Pod, World
 from meshdns.measure import plan
-from meshdns.studies import hops
+from meshdns.studies.path import answer, tables
 from shipped import WORLD
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("[0-9]*.ipynb"))
@@ -166,8 +166,8 @@ def test_every_arm_has_a_look_of_its_own_that_the_order_of_the_world_decides() -
 
 
 def test_traces_of_arms_that_are_not_side_by_side_are_named_beside_the_table() -> None:
-    found = hops.paths(traces.traced(traces.mode1(), traces.mode2()))
+    found = tables.paths(traces.traced(traces.mode1(), traces.mode2()))
     assert len(found) == 2
     first, second = found
-    assert second in text.shown(hops.table(found, first)).words  # type: ignore[union-attr]
-    assert not text.shown(hops.table(found, first, second)).words  # type: ignore[union-attr]
+    assert second in text.shown(tables.hops(found, first), answer.WORDS).words  # type: ignore[union-attr]
+    assert not text.shown(tables.hops(found, first, second), answer.WORDS).words  # type: ignore[union-attr]

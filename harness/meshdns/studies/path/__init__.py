@@ -1,0 +1,1 @@
+"""Which way does the traffic take, and is the DNS answer what decides?"""

@@ -15,8 +15,7 @@ from matplotlib.axes import Axes
 
 import measured
 import traces
-from meshdns.analysis import diagrams
-from meshdns.studies import answers, hops, transfers
+from meshdns.studies.path import answer, figures, hops, tables
 from shipped import WORLD
 
 
@@ -38,14 +37,14 @@ def arrows(ax: Axes) -> list[tuple[float, float, float]]:
 
 
 def drawn() -> tuple[Axes, Axes]:
-    paths = hops.paths(traces.traced(traces.mode1(*traces.ABSENT), traces.mode2(*traces.ABSENT)))
-    left, right = diagrams.sequence(paths, "mode1", "mode2-agent").axes
+    paths = tables.paths(traces.traced(traces.mode1(*traces.ABSENT), traces.mode2(*traces.ABSENT)))
+    left, right = figures.sequence(paths, "mode1", "mode2-agent").axes
     return left, right
 
 
 def test_each_message_is_an_arrow_and_time_runs_down() -> None:
     left, _ = drawn()
-    path = transfers.read(traces.mode1(*traces.ABSENT), WORLD)
+    path = hops.read(traces.mode1(*traces.ABSENT), WORLD)
     assert len(arrows(left)) == sum(len(row.hop.messages) for row in path.rows())
     heights = [y for y, _, _ in arrows(left)]
     assert heights == sorted(heights)
@@ -66,7 +65,7 @@ def test_both_modes_are_side_by_side_with_their_lifelines_and_rewritten_addresse
 def test_arrows_from_pod_to_pod_are_thick() -> None:
     for ax, arm in zip(drawn(), (traces.mode1(*traces.ABSENT), traces.mode2(*traces.ABSENT)), strict=True):
         widths = [each.arrow_patch.get_linewidth() for each in ax.texts if getattr(each, "arrowprops", None)]
-        leaving = [not row.hop.inside for row in transfers.read(arm, WORLD).rows() for _ in row.hop.messages]
+        leaving = [not row.hop.inside for row in hops.read(arm, WORLD).rows() for _ in row.hop.messages]
         assert widths.count(max(widths)) == sum(leaving)
         assert 0 < sum(leaving) < len(widths)
 
@@ -80,30 +79,36 @@ def test_requests_point_one_way_and_responses_the_other() -> None:
 
 
 def test_failed_requests_are_drawn_to_where_they_ended() -> None:
-    lost, refused = (diagrams.sequence({path.arm: path}, path.arm).axes[0] for path in (
-        transfers.read(traces.lost(), WORLD), transfers.read(traces.refused(), WORLD)))  # fmt: skip
+    lost, refused = (figures.sequence({path.arm: path}, path.arm).axes[0] for path in (
+        hops.read(traces.lost(), WORLD), hops.read(traces.refused(), WORLD)))  # fmt: skip
     assert "nothing comes back" in words(lost)
     assert "nobody" in words(lost)
     assert "refused (1)" in words(refused)
 
 
 def test_a_loop_is_drawn_once() -> None:
-    ax = diagrams.sequence({"unguarded": transfers.read(traces.loop(40), WORLD)}, "unguarded").axes[0]
+    ax = figures.sequence({"unguarded": hops.read(traces.loop(40), WORLD)}, "unguarded").axes[0]
     assert any(each.startswith("39 × ") for each in words(ax))
 
 
 def test_an_arm_that_was_not_traced_says_so() -> None:
-    left, right = diagrams.sequence({"mode1": transfers.read(traces.mode1(), WORLD)}, "mode1", "mode2-agent").axes
+    left, right = figures.sequence({"mode1": hops.read(traces.mode1(), WORLD)}, "mode1", "mode2-agent").axes
     assert "not traced in these runs" in words(right)
     assert "not traced in these runs" not in words(left)
 
 
 def test_the_grid_has_a_word_in_every_cell_and_lightness_that_differs() -> None:
-    grid = answers.grid(answers.matrix(traces.answered(*traces.USUAL)))
-    ax = diagrams.grid(grid)
-    assert len(ax.patches) == grid.size
+    ax = figures.grid(tables.matrix(traces.answered(*traces.USUAL)), "mode1")
+    assert [each.get_text().replace("\n", " ") for each in ax.get_xticklabels()] == [
+        "captured, sidecar up", "captured, sidecar down", "not captured, sidecar up", "not captured, sidecar down",
+    ]  # fmt: skip
+    assert len(ax.patches) == 4 * (len(WORLD.answers) + 2)
+    assert "the sidecar's port at 127.0.0.1, no guard" in [
+        each.get_text().replace("\n", " ") for each in ax.get_yticklabels()
+    ]
+    assert {"at the sidecar's port", "–", "by the guard,\n1 connection each"} <= set(words(ax))
     assert {"proxied", "direct", "looped", "refused", "lost", "behind the sidecar"} <= set(words(ax))
-    assert len(set(diagrams._SHADES.values())) == len(answers.OUTCOMES) == len(diagrams._SHADES)
+    assert len(set(figures._SHADES.values())) == len(tables.OUTCOMES) == len(figures._SHADES)
 
 
 def test_the_sidecars_own_lookups_are_marked() -> None:
@@ -117,7 +122,7 @@ def test_the_notebook_draws_runs_that_hold_both_traces_and_answers(tmp_path: Pat
     header["facts"]["traces"] = {"mode1": traces.mode1(*traces.ABSENT), "mode2-agent": traces.mode2(*traces.ABSENT)}
     (folder / "run.json").write_text(json.dumps(header))
     space: dict[str, Any] = {}
-    notebook = nbformat.read(Path(__file__).parents[2] / "notebooks" / "03-traffic-path.ipynb", 4)
+    notebook = nbformat.read(Path(__file__).parents[3] / "notebooks" / "03-traffic-path.ipynb", 4)
     for cell in (each for each in notebook.cells if each.cell_type == "code"):
         exec(compile(cell.source, cell.id, "exec"), space)
         space["runs"] = str(folder)
@@ -125,9 +130,14 @@ def test_the_notebook_draws_runs_that_hold_both_traces_and_answers(tmp_path: Pat
     assert [ax.get_title(loc="left") for ax in sequence.axes] == ["mode1", "mode2-agent"]
     assert len(grid.axes[0].patches) == 4 * (len(WORLD.answers) + 2)
     assert len(second.axes[0].patches) == 28
-    assert "not measured" not in hops.answer(space["paths"]) + answers.answer(space["matrix"])
+    assert "not measured" not in "".join(answer.whole(space["measured"]))
+
+
+def test_a_state_that_nobody_knows_has_a_column() -> None:
+    ax = figures.grid(tables.matrix(traces.answered(*traces.USUAL, traces.Cell("pod", {}, sidecar="paused"))), "mode1")
+    assert ax.get_xticklabels()[-1].get_text().endswith("paused")
 
 
 def test_a_grid_of_nothing_says_so() -> None:
-    empty = answers.grid(answers.matrix(traces.answered(traces.Cell("pod", valid=False))))
-    assert words(diagrams.grid(empty)) == ["not measured in these runs"]
+    empty = tables.matrix(traces.answered(traces.Cell("pod", valid=False)))
+    assert words(figures.grid(empty, "mode1")) == ["not measured in these runs"]

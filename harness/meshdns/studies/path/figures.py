@@ -1,4 +1,4 @@
-"""Draws what a traced request did, and what became of requests: sequences and a grid of words.
+"""What a traced request did, and what became of requests: sequences and a grid of words.
 
 A sequence has a lifeline per process and an arrow per message, in the order of the capture. What is told apart is told
 by words and lines, so that it reads in grey.
@@ -6,29 +6,31 @@ by words and lines, so that it reads in grey.
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from meshdns.analysis import absent, drawing, looks
-from meshdns.studies import transfers
+from meshdns.analysis import absent, drawing, looks, text
+from meshdns.studies.path import hops
+from meshdns.studies.path.answer import condition, end, named
+from meshdns.studies.path.flows import Message
+from meshdns.studies.path.tables import ANSWERS, Row
 
 # The order in which a request meets them.
 _LIFELINES = (
-    transfers.APPLICATION,
-    transfers.DNS_PROXY,
-    transfers.DNSDIST,
-    transfers.BIND,
-    transfers.SIDECAR,
-    transfers.SERVER_SIDECAR,
-    transfers.SERVER,
+    hops.APPLICATION,
+    hops.DNS_PROXY,
+    hops.DNSDIST,
+    hops.BIND,
+    hops.SIDECAR,
+    hops.SERVER_SIDECAR,
+    hops.SERVER,
 )
 _BEGIN = 0.6  # rows above the first message
 _ROW = 0.31  # inches
@@ -64,30 +66,24 @@ class _Arrow:
     note: str  # addresses, where they were rewritten
 
 
-def sequence(found: Mapping[str, transfers.Path], *arms: str) -> Figure:
+def sequence(found: Mapping[str, hops.Path], *arms: str) -> Figure:
     """The traced requests of these arms side by side; a word in the place of one that is missing."""
     drawn = {arm: _arrows(found[arm]) if arm in found else [] for arm in arms}
     seen = looks.Looks({arm: looks.Looks().pod(arm) for arm in found})
     rows = max([6, *(len(arrows) for arrows in drawn.values())])
     if not any(drawn.values()):
         absent.tell([absent.TRACES])
-    with _styled():
-        figure, places = plt.subplots(1, len(arms), figsize=(drawing.WIDTH, _ROW * (rows + 3)), squeeze=False)
+    with drawing.grid(1, len(arms), _ROW * (rows + 3)) as places:
         for ax, (arm, arrows) in zip(places[0], drawn.items(), strict=True):
             ax.set_title(arm, color=seen[arm].colour, fontweight="bold")
             _panel(ax, arrows, rows)
             if not arrows:
                 ax.text(0.5, 0.5, "not traced in these runs", transform=ax.transAxes, ha="center", fontsize=9)
+        figure: Figure = places[0, 0].figure
         return figure
 
 
-def _styled() -> Any:
-    """Our style, with the notebook's backend loaded before: see `figures`."""
-    plt.draw_if_interactive()  # type: ignore[no-untyped-call]
-    return plt.style.context(drawing.STYLE)
-
-
-def _arrows(path: transfers.Path) -> list[_Arrow]:
+def _arrows(path: hops.Path) -> list[_Arrow]:
     """Messages in the order in which they passed; what repeats itself is drawn once."""
     arrows = []
     for row in path.rows():
@@ -104,7 +100,7 @@ def _arrows(path: transfers.Path) -> list[_Arrow]:
     return sorted(arrows, key=lambda arrow: arrow.at_us)
 
 
-def _label(row: transfers.Row, message: transfers.Message) -> str:
+def _label(row: hops.Row, message: Message) -> str:
     said = message.says.partition(": ")[2] if message.what == "answers" else message.says
     words = _WORDS[message.what].format(said=_short(said) or message.what)
     times = ("own: " if row.hop.own else "") + (f"{row.times} × " if row.times > 1 else "")
@@ -144,21 +140,22 @@ def _draw(ax: Axes, y: float, arrow: _Arrow, names: Sequence[str]) -> None:
                 fontsize=6.5, color=colour, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.2})  # fmt: skip
 
 
-def grid(table: pd.DataFrame, missing: str = "not measured in these runs") -> Axes:
-    """A row per answer, a column per condition, the outcome in words on a ground whose lightness repeats it."""
-    with _styled():
-        ax: Axes = plt.subplots(figsize=(drawing.WIDTH, 0.9 + 0.46 * max(len(table), 2)))[1]
-        ax.set_xlim(0, len(table.columns))
-        ax.set_ylim(max(len(table), 1), 0)
-        for y, (_, words) in enumerate(table.iterrows()):
-            for x, said in enumerate(words):
-                _cell(ax, (x, y), str(said))
-        if table.empty:
-            absent.tell(absent.known(table))
-            ax.text(0.5, 0.5, missing, transform=ax.transAxes, ha="center", fontsize=10)
-        ax.set_yticks([y + 0.5 for y in range(len(table))], [_filled(name, 22) for name in table.index])
-        heads = [_filled(name, 14) for name in table.columns]
-        ax.set_xticks([x + 0.5 for x in range(len(heads))], heads)
+def grid(table: pd.DataFrame, mode: str) -> Axes:
+    """Of that mode's sidecar a row per answer, a column per condition; the ground's lightness repeats the outcome."""
+    found = table[table["mode"] == mode].to_dict("records")
+    names = list(dict.fromkeys(map(named, found)))
+    heads = list(dict.fromkeys([*_CONDITIONS, *map(_condition, found)]))
+    said = {(names.index(named(row)), heads.index(_condition(row))): row for row in found}
+    with drawing.axes(0.9 + 0.46 * max(len(names), 2)) as ax:
+        ax.set_xlim(0, len(heads))
+        ax.set_ylim(max(len(names), 1), 0)
+        for y, x in itertools.product(range(len(names)), range(len(heads))):
+            _cell(ax, (x, y), said.get((y, x)))
+        if not found:
+            absent.tell(absent.known(table) or [ANSWERS])
+            ax.text(0.5, 0.5, "not measured in these runs", transform=ax.transAxes, ha="center", fontsize=10)
+        ax.set_yticks([y + 0.5 for y in range(len(names))], [_filled(name, 22) for name in names])
+        ax.set_xticks([x + 0.5 for x in range(len(heads))], [_filled(head, 14) for head in heads])
         ax.xaxis.tick_top()
         ax.tick_params(length=0, labelsize=8.5)
         ax.grid(visible=False)
@@ -166,18 +163,25 @@ def grid(table: pd.DataFrame, missing: str = "not measured in these runs") -> Ax
         return ax
 
 
+def _condition(row: Row) -> str:
+    return condition(row["intercepted"], row["sidecar"])
+
+
+_CONDITIONS = [condition(captured, state) for captured in (True, False) for state in ("up", "down")]
+
+
 def _filled(name: object, width: int) -> str:
     """In lines; arms, which have hyphens, stay whole."""
     return textwrap.fill(str(name), width, break_on_hyphens=False, break_long_words=False)
 
 
-def _cell(ax: Axes, place: tuple[int, int], said: str) -> None:
+def _cell(ax: Axes, place: tuple[int, int], row: Row | None) -> None:
     """The outcome, and below it what ended it."""
-    word, _, end = said.partition("\n")
+    word, ended = (row["outcome"], end(row)) if row else (text.ABSENT, "")
     ground = _SHADES.get(word, _MIXED)
     ax.add_patch(Rectangle(place, 1, 1, facecolor=ground, edgecolor="#ffffff", linewidth=1.5))
     x, y = place[0] + 0.5, place[1] + 0.5
-    lines = end.count(", ") + bool(end)
+    lines = ended.count(", ") + bool(ended)
     words = word.replace(", ", ",\n")  # several outcomes
     ax.text(x, y - 0.12 * lines, words, ha="center", va="center", fontsize=9, fontweight="bold")
-    ax.text(x, y + 0.17, end.replace(", ", ",\n"), ha="center", va="center", fontsize=6.5, linespacing=1)
+    ax.text(x, y + 0.17, ended.replace(", ", ",\n"), ha="center", va="center", fontsize=6.5, linespacing=1)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pandas as pd
 import pytest
 
 import traces
 from meshdns import store
+from meshdns.analysis import absent, text
 from meshdns.core import errors
-from meshdns.studies import answers
+from meshdns.core.world import Answer
+from meshdns.studies.path import answer, tables
 from shipped import WORLD
 from traces import Cell
 
 
-def outcome(runs: store.Runs, answer: str, intercepted: bool = True, sidecar: str = "up", arm: str = "answers") -> str:
-    found = answers.rows(answers.matrix(runs), answer, arm=arm, intercepted=intercepted, sidecar=sidecar)
+def outcome(runs: store.Runs, given: str, intercepted: bool = True, sidecar: str = "up", arm: str = "answers") -> str:
+    found = tables.rows(tables.matrix(runs), answer=given, arm=arm, intercepted=intercepted, sidecar=sidecar)
     assert len(found) == 1
-    return f"{found[0]['outcome']} {found[0]['stopped']}".strip()
+    return f"{found[0]['outcome']} {answer.end(found[0])}".strip()
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +63,14 @@ def test_served_requests_of_one_cell_may_take_two_ways() -> None:
 
 def test_mixed_outcomes_are_counts() -> None:
     mixed = Cell("pod", {}, ("ok", "ok", "connect_error", "timeout"), intercepted=False)
-    found = answers.rows(answers.matrix(traces.answered(mixed)), "pod")[0]
+    found = tables.rows(tables.matrix(traces.answered(mixed)), answer="pod")[0]
     assert found["outcome"] == "4 direct, 2 refused, 2 lost"
-    assert found["requests"] == sum(found[name] for name in answers.OUTCOMES) == 8
+    assert found["requests"] == sum(found[name] for name in tables.OUTCOMES) == 8
 
 
 def test_every_request_has_exactly_one_outcome(usual: store.Runs) -> None:
-    matrix = answers.matrix(usual)
-    assert (matrix[list(answers.OUTCOMES)].sum(axis=1) == matrix["requests"]).all()
+    matrix = tables.matrix(usual)
+    assert (matrix[list(tables.OUTCOMES)].sum(axis=1) == matrix["requests"]).all()
     assert len(matrix) == len(traces.USUAL)
 
 
@@ -78,36 +82,41 @@ def test_an_error_page_is_no_success() -> None:
 
 def test_invalid_cells_count_for_nothing() -> None:
     good, bad = Cell("pod", traces.PASSED), Cell("clusterip", valid=False)
-    assert answers.matrix(traces.answered(good, bad))["answer"].tolist() == ["pod"]
-    assert answers.checks(traces.answered(good, bad))["invalid cells"].tolist() == [2]
+    assert tables.matrix(traces.answered(good, bad))["answer"].tolist() == ["pod"]
+    assert tables.checks(traces.answered(good, bad))["invalid cells"].tolist() == [2]
     with pytest.raises(errors.ReportError, match="4 of 6 cells are invalid"):
-        answers.checks(traces.answered(good, bad, Cell("own", valid=False)))
+        tables.checks(traces.answered(good, bad, Cell("own", valid=False)))
 
 
-def test_the_grid_has_words_for_every_answer_and_a_dash_for_what_was_not_tried(usual: store.Runs) -> None:
-    grid = answers.grid(answers.matrix(usual))
-    assert list(grid.columns) == ["captured, sidecar up", "captured, sidecar down", "not captured, sidecar up",
-                                  "not captured, sidecar down"]  # fmt: skip
-    assert len(grid) == len(WORLD.answers) + 2
-    assert grid.loc["a ClusterIP", "captured, sidecar down"] == "refused\nat the sidecar's port"
-    assert grid.loc["the sidecar's port at 127.0.0.1, no guard", "captured, sidecar down"] == "–"
+def test_each_modes_sidecar_has_rows_of_its_own(usual: store.Runs) -> None:
+    table = tables.matrix(usual)
+    assert set(table["mode"]) == {tables.mode(WORLD.arms[arm]) for arm in WORLD.answering} == {"mode1", "mode2"}
+    of = {
+        mode: tables.rows(table, mode=mode, answer="virtual", intercepted=True, sidecar="up")
+        for mode in ("mode1", "mode2")
+    }
+    assert [each["outcome"] for each in (*of["mode1"], *of["mode2"])] == ["lost", "proxied"]
 
 
-def test_each_modes_sidecar_has_a_grid_of_its_own(usual: store.Runs) -> None:
-    first, second = (answers.grid(answers.matrix(usual), sidecar) for sidecar in answers.SIDECARS)
-    assert first.loc["a virtual IP", "captured, sidecar up"] == "lost\nbehind the sidecar"
-    assert second.loc["a virtual IP", "captured, sidecar up"] == "proxied"
-    assert second.loc["a virtual IP", "captured, sidecar down"] == "refused\nat the sidecar's port"
-    assert first.loc["a ServiceEntry's address", "captured, sidecar up"] == "proxied"
-    assert {answers.mode(WORLD.arms[arm]) for arm in WORLD.answering} == set(answers.SIDECARS)
+def test_every_answer_of_the_testbed_has_a_meaning() -> None:
+    assert set(answer.WORDS.values["answer"]) == set(WORLD.answers)
 
 
-def test_every_answer_of_the_testbed_has_a_meaning_and_a_side() -> None:
-    assert set(answers.MEANINGS) == set(WORLD.answers) == {*answers.AWAY, *answers.HOME}
+def test_an_answer_that_nobody_knows_is_shown_and_counted_by_where_its_address_is(usual: store.Runs) -> None:
+    world = dataclasses.replace(
+        WORLD, answers={**WORLD.answers, "new": Answer("127.0.0.9", 80), "far": Answer("9.9.9.9", 80)}
+    )
+    cells = (Cell("new", {}, traces.TOLD), Cell("far", traces.PASSED), Cell("gone", traces.PASSED), *traces.USUAL)
+    table = tables.matrix(dataclasses.replace(traces.answered(*cells), world=world))
+    assert table["answer"].tolist()[-3:] == ["new", "far", "gone"]
+    assert table["home"].tolist()[-3:] == [True, False, False]
+    said = answer.outcomes(table)
+    assert "56 of 56 connections to addresses outside the pod" in said
+    assert "the asking pod's own address and new" in said
 
 
 def test_the_answer_follows_the_data(usual: store.Runs) -> None:
-    said = answers.answer(answers.matrix(usual))
+    said = answer.outcomes(tables.matrix(usual))
     assert "40 of 40 connections to addresses outside the pod" in said
     assert "0 of 32 connections to the pod itself; without it 0 of 48 connections" in said
     assert "So interception decides" in said
@@ -116,14 +125,14 @@ def test_the_answer_follows_the_data(usual: store.Runs) -> None:
         in said
     )
     assert "With mode 2's, which knows virtual IPs: proxied: a ClusterIP, a virtual IP and a ServiceEntry's" in said
-    other = answers.answer(answers.matrix(traces.changed(Cell("loopback", traces.PROXIED))))
+    other = answer.outcomes(tables.matrix(traces.changed(Cell("loopback", traces.PROXIED))))
     assert "8 of 32 connections to the pod itself" in other
     assert "So interception decides" not in other
 
 
 def test_runs_that_tried_one_sidecar_say_so() -> None:
-    assert "Mode 2's sidecar, which knows virtual IPs, was not tried." in answers.answer(
-        answers.matrix(traces.answered(Cell("pod", traces.PASSED)))
+    assert "Mode 2's sidecar, which knows virtual IPs, was not tried." in answer.outcomes(
+        tables.matrix(traces.answered(Cell("pod", traces.PASSED)))
     )
 
 
@@ -135,9 +144,8 @@ def test_runs_without_the_matrix_say_how_to_measure_it() -> None:
         [],
         WORLD,
     )
-    matrix = answers.matrix(runs)
+    matrix = tables.matrix(runs)
     assert matrix.empty
-    assert "meshdns report --plan interception" in answers.answer(matrix)
-    assert answers.grid(matrix).empty
-    assert answers.shown(matrix).empty
-    assert answers.checks(runs)["cells"].tolist() == [0]
+    assert "meshdns report --plan interception" in answer.outcomes(matrix)
+    assert isinstance(text.shown(matrix, answer.WORDS, answer.MATRIX), absent.Absent)
+    assert tables.checks(runs)["cells"].tolist() == [0]

@@ -2,42 +2,72 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import pandas as pd
 
+from meshdns import store
 from meshdns.analysis import text
-from meshdns.studies import answers, hops, lookups, requests
-from meshdns.studies.claims.verdict import (
+from meshdns.studies.cost import tables as cost
+from meshdns.studies.names import tables as names
+from meshdns.studies.path.answer import MEASURE, condition, end, meaning, named, redirected, share
+from meshdns.studies.path.tables import (
+    ANSWERS,
+    GUARDED,
+    KNOWING,
+    MODE1,
+    MODE2,
+    OUTCOMES,
+    UNGUARDED,
+    Row,
+    counts,
+    matrix,
+    rows,
+)
+from meshdns.studies.verdict import (
     COST,
     DEPENDS,
     REFUTED,
     SUPPORTED,
     UNDECIDED,
     WAY,
-    Rows,
     Verdict,
     counted_at,
     counted_in,
     unmeasured,
 )
 
-_NO_MATRIX = f"needs names answered in other ways; {answers.MEASURE}"
+# Experiments whose arms are compared by name -> those that claims are judged by.
+JUDGED = {ANSWERS: (GUARDED, UNGUARDED, KNOWING)}
+_NO_MATRIX = f"needs names answered in other ways; {MEASURE}"
 
 
-def _outcomes(found: Rows) -> str:
+def verdicts(runs: store.Runs) -> Iterator[Verdict]:
+    """What these runs say of them."""
+    path, table = cost.path(runs), matrix(runs)
+    yield bypass(table)
+    yield interception(path, table)
+    yield loop(table)
+    yield mode1_path(path, cost.resolutions(runs))
+    yield without_sidecar(table)
+    yield mode2_path(path, table)
+    yield hops_saved(counts(runs))
+    yield virtual_answers(path, table)
+
+
+def _outcomes(found: list[Row]) -> str:
     """`a pod's address 24 direct, a ClusterIP 24 direct`."""
     said = []
     for row in found:
-        counted = " and ".join(f"{row[name]} {name}" for name in answers.OUTCOMES if row[name])
-        said.append(f"{answers.MEANINGS[row['answer']]} {counted}")
+        counted = " and ".join(f"{row[name]} {name}" for name in OUTCOMES if row[name])
+        said.append(f"{meaning(row['answer'])} {counted}")
     return ", ".join(said)
 
 
 def bypass(matrix: pd.DataFrame) -> Verdict:
     """C1: a pod's real address, with nothing that intercepts, while a sidecar stands by."""
-    without = answers.rows(matrix, "pod", arm=answers.GUARDED, intercepted=False, sidecar="up")
-    beside = answers.rows(matrix, "pod", arm=answers.GUARDED, intercepted=True, sidecar="up")
+    without = rows(matrix, answer="pod", arm=GUARDED, intercepted=False, sidecar="up")
+    beside = rows(matrix, answer="pod", arm=GUARDED, intercepted=True, sidecar="up")
     if not without:
         return unmeasured("C1", _NO_MATRIX)
     numbers = f"without interception {_outcomes(without)}"
@@ -52,28 +82,28 @@ def bypass(matrix: pd.DataFrame) -> Verdict:
 
 def interception(path: pd.DataFrame, matrix: pd.DataFrame) -> Verdict:
     """C2: names resolved in several ways and answered with several addresses; whose connections are redirected."""
-    sums = {arm: rows for arm in ("mode1", *lookups.PROXIED) if (rows := counted_in(path, arm))}
+    sums = {arm: counted for arm in (MODE1, *names.PROXIED) if (counted := counted_in(path, arm))}
     numbers = [
         f"{each['redirected']} of {each['requests']} connections redirected in {arm}" for arm, each in sums.items()
     ]
     uneven = any(each["redirected"] != each["requests"] for each in sums.values())
-    away = answers.rows(matrix, *answers.AWAY, arm=answers.GUARDED, intercepted=True, sidecar="up")
-    home = answers.rows(matrix, *answers.HOME, arm=answers.GUARDED, intercepted=True, sidecar="up")
+    away = rows(matrix, home=False, arm=GUARDED, intercepted=True, sidecar="up")
+    home = rows(matrix, home=True, arm=GUARDED, intercepted=True, sidecar="up")
     if away:
-        numbers.append(f"{answers.share(away)} to answers outside the pod")
+        numbers.append(f"{share(away)} to answers outside the pod")
         uneven |= any(row["redirected"] != row["requests"] for row in away)
     if home:
-        numbers.append(f"{answers.share(home)} to the pod itself")
+        numbers.append(f"{share(home)} to the pod itself")
     notebook = WAY if away else COST
     if uneven:
         because = "the share of connections redirected is not the same for all ways to resolve"
         return Verdict("C2", REFUTED, because, ", ".join(numbers), notebook)
-    if away and home and answers.redirected(home) != sum(row["requests"] for row in home):
+    if away and home and redirected(home) != sum(row["requests"] for row in home):
         because = "on the address, not on how it was resolved: all are intercepted but those of the pod itself"
         return Verdict("C2", DEPENDS, because, ", ".join(numbers), WAY)
     if away:
         return Verdict("C2", SUPPORTED, "every answer was intercepted alike", ", ".join(numbers), WAY)
-    if not {"mode1"} < set(sums):
+    if not {MODE1} < set(sums):
         return unmeasured("C2", "needs requests in both modes")
     because = "both ways to resolve were intercepted alike, but only ClusterIP and virtual IP answers were tried"
     return Verdict("C2", UNDECIDED, because, ", ".join(numbers), COST)
@@ -81,19 +111,19 @@ def interception(path: pd.DataFrame, matrix: pd.DataFrame) -> Verdict:
 
 def loop(matrix: pd.DataFrame) -> Verdict:
     """C3: answered with the sidecar's own address and port, with the guard that Istio configures and without."""
-    found = answers.rows(matrix, *answers.TO_SIDECAR, sidecar="up", intercepted=True)
+    found = rows(matrix, to_sidecar=True, sidecar="up", intercepted=True)
     if not found:
         return unmeasured("C3", _NO_MATRIX)
     numbers = "; ".join(
-        f"{row['means']}: {row['outcome']}" + (f", ended {row['stopped']}" if row["looped"] else "") for row in found
+        f"{named(row)}: {row['outcome']}" + (f", ended {end(row)}" if row["looped"] else "") for row in found
     )
-    if any(row["passed through"] > row["requests"] for row in found if row["looped"]):
-        held = any(row["at guard"] for row in found)
+    if any(row["passed_through"] > row["requests"] for row in found if row["looped"]):
+        held = any(row["at_guard"] for row in found)
         because = "the sidecar connected to itself again and again" + (
             " where it has no guard; with the guard the first connection is the last" if held else ""
         )
         return Verdict("C3", SUPPORTED, because, numbers, WAY)
-    if any(row["arm"] == answers.UNGUARDED for row in found):
+    if any(row["arm"] == UNGUARDED for row in found):
         return Verdict("C3", REFUTED, "no sidecar connected to itself, not even without its guard", numbers, WAY)
     return Verdict("C3", UNDECIDED, "with the guard none; without it not measured", numbers, WAY)
 
@@ -101,7 +131,7 @@ def loop(matrix: pd.DataFrame) -> Verdict:
 def without_sidecar(matrix: pd.DataFrame) -> Verdict:
     """C5: mode 1's own answer, the ClusterIP, with a sidecar that is down."""
     kept, open_ = (
-        answers.rows(matrix, "clusterip", arm=answers.GUARDED, intercepted=on, sidecar="down") for on in (True, False)
+        rows(matrix, answer="clusterip", arm=GUARDED, intercepted=on, sidecar="down") for on in (True, False)
     )
     if not kept or not open_:
         return unmeasured("C5", _NO_MATRIX)
@@ -126,20 +156,20 @@ def hops_saved(counts: pd.DataFrame) -> Verdict:
     A hop is either of them. Packets are told and do not decide: how many a connection has depends on whether it stood.
     """
     served = counts[counts["outcome"] == "ok"]
-    pairs = served[served["arm"] == hops.MODE1].merge(served[served["arm"] == hops.MODE2], on="run")
+    pairs = served[served["arm"] == MODE1].merge(served[served["arm"] == MODE2], on="run")
     if pairs.empty:
         return unmeasured("C8", "needs a traced request in both modes")
     each = served[served["run"] == pairs["run"].iloc[-1]]
     numbers = "; ".join(
-        f"{row['arm']} {row['DNS exchanges']} DNS exchanges ({row['DNS leaving']} leaving a pod), "
-        f"{row['connections']} connections ({row['connections leaving']} leaving), "
-        f"{row['DNS packets']} + {row['TCP packets']} packets, {row['hops']} hops in all, "
-        f"{row['hops between pods']} of them between pods"
+        f"{row['arm']} {row['dns_exchanges']} DNS exchanges ({row['dns_leaving']} leaving a pod), "
+        f"{row['connections']} connections ({row['connections_leaving']} leaving), "
+        f"{row['dns_packets']} + {row['tcp_packets']} packets, {row['hops']} hops in all, "
+        f"{row['between_pods']} of them between pods"
         for row in each.to_dict("records")
-        if row["arm"] in (hops.MODE1, *lookups.PROXIED)
+        if row["arm"] in (MODE1, *names.PROXIED)
     )
-    columns = ["exchanges of the name found", "connections"]
-    columns += ["exchanges each"] * bool(pairs["names not found_x"].all() and pairs["names not found_y"].all())
+    columns = ["exchanges_found", "connections"]
+    columns += ["exchanges_each"] * bool(pairs["names_not_found_x"].all() and pairs["names_not_found_y"].all())
     saved = [pairs[f"{name}_x"] - pairs[f"{name}_y"] for name in columns]
     if any(each.nunique() > 1 for each in saved):
         return Verdict("C8", UNDECIDED, "the runs do not agree on what is saved", numbers, WAY)
@@ -172,22 +202,22 @@ def virtual_answers(path: pd.DataFrame, matrix: pd.DataFrame) -> Verdict:
     tried = {each: _captured(matrix, each) for each in _VIRTUAL}
     if not tried["loopback"]:
         return unmeasured("C10", _NO_MATRIX)
-    sums = counted_in(path, lookups.MODE2) or counted_in(path, lookups.MODE2_ENVOY)
+    sums = counted_in(path, names.MODE2) or counted_in(path, names.MODE2_ENVOY)
     numbers = f"captured, sidecar up: {_outcomes([row for row in tried.values() if row])}"
-    numbers += f"; {answers.share([tried['loopback']])} to 127.0.0.1 redirected"
+    numbers += f"; {share([tried['loopback']])} to 127.0.0.1 redirected"
     numbers += (
-        f"; mode 2 answered a virtual IP {sums['answered virtual IP']} of {sums['answers']} times" if sums else ""
+        f"; mode 2 answered a virtual IP {sums['answered_virtual_ip']} of {sums['answers']} times" if sums else ""
     )
-    lacking = [answers.MEANINGS[each] for each, row in tried.items() if not row]
+    lacking = [meaning(each) for each, row in tried.items() if not row]
     if lacking:
         return Verdict("C10", UNDECIDED, f"not tried with mode 2's sidecar: {text.listed(lacking)}", numbers, WAY)
     mixed = [each for each, row in tried.items() if row and 0 < row["proxied"] < row["requests"]]
     if mixed:
-        because = f"only some calls to {answers.MEANINGS[mixed[0]]} passed the sidecar"
+        because = f"only some calls to {meaning(mixed[0])} passed the sidecar"
         return Verdict("C10", UNDECIDED, because, numbers, WAY)
-    led = [answers.MEANINGS[each] for each, row in tried.items() if row and row["proxied"]]
-    astray = [answers.MEANINGS[each] for each, row in tried.items() if row and not row["proxied"]]
-    if not led or (sums and not sums["answered virtual IP"]):
+    led = [meaning(each) for each, row in tried.items() if row and row["proxied"]]
+    astray = [meaning(each) for each, row in tried.items() if row and not row["proxied"]]
+    if not led or (sums and not sums["answered_virtual_ip"]):
         because = "no such address leads to the service" if not led else "mode 2 answered no virtual IP"
         return Verdict("C10", REFUTED, because, numbers, WAY)
     if not astray:
@@ -196,22 +226,22 @@ def virtual_answers(path: pd.DataFrame, matrix: pd.DataFrame) -> Verdict:
     return Verdict("C10", DEPENDS, because, numbers, WAY)
 
 
-def _captured(matrix: pd.DataFrame, answer: str) -> dict[Any, Any] | None:
+def _captured(matrix: pd.DataFrame, answer: str) -> Row | None:
     """The cell of mode 2's sidecar, captured and up; for 127.0.0.1 that of mode 1's if there is none."""
-    arms = (answers.MODE2, *[answers.GUARDED] * (answer == "loopback"))
-    found = [row for arm in arms for row in answers.rows(matrix, answer, arm=arm, intercepted=True, sidecar="up")]
+    arms = (KNOWING, *[GUARDED] * (answer == "loopback"))
+    found = [row for arm in arms for row in rows(matrix, answer=answer, arm=arm, intercepted=True, sidecar="up")]
     return found[0] if found else None
 
 
-def mode1_path(path: pd.DataFrame, resolved: requests.Resolutions) -> Verdict:
+def mode1_path(path: pd.DataFrame, resolved: cost.Resolutions) -> Verdict:
     """C4: each part of the path counted what the client made."""
-    row = counted_at(path, *requests.MODE1)
+    row = counted_at(path, *cost.MODE1)
     if row is None:
         return unmeasured("C4", "needs requests in mode 1 with both sidecars")
     parts = {
-        "answered with the ClusterIP": (row["answered ClusterIP"], row["answers"]),
+        "answered with the ClusterIP": (row["answered_cluster_ip"], row["answers"]),
         "redirected to the sidecar": (row["redirected"], row["requests"]),
-        "forwarded by the sidecar": (row["in sidecar"], row["requests"]),
+        "forwarded by the sidecar": (row["in_sidecar"], row["requests"]),
     }
     numbers = ", ".join(f"{what} {counted} of {made}" for what, (counted, made) in parts.items())
     numbers += f"; the sidecar resolved {resolved.attempts} times, with {resolved.queries} queries, {resolved.span}"
@@ -220,8 +250,8 @@ def mode1_path(path: pd.DataFrame, resolved: requests.Resolutions) -> Verdict:
     if not resolved.queries:
         because = "the path up to the sidecar was counted, but no second resolution was seen"
         return Verdict("C4", UNDECIDED, because, numbers, COST)
-    static = counted_at(path, *requests.STATIC)
-    if static is not None and static["in sidecar"] == static["requests"]:
+    static = counted_at(path, *cost.STATIC)
+    if static is not None and static["in_sidecar"] == static["requests"]:
         because = "on how the sidecar knows endpoints: by STRICT_DNS it resolves again, given them it forwards without"
         return Verdict("C4", DEPENDS, because, numbers, COST)
     return Verdict(
@@ -234,23 +264,23 @@ def mode2_path(path: pd.DataFrame, matrix: pd.DataFrame) -> Verdict:
 
     Where the answer matrix was measured, mode 2's sidecar must also serve what is captured at a virtual IP.
     """
-    found = {arm: sums for arm in reversed(lookups.PROXIED) if (sums := counted_in(path, arm))}
+    found = {arm: sums for arm in reversed(names.PROXIED) if (sums := counted_in(path, arm))}
     if not found:
         return unmeasured("C7", "needs requests in mode 2")
     numbers, broken = [], []
     for arm, sums in found.items():
         parts = {
-            "answered with a virtual IP": (sums["answered virtual IP"], sums["answers"]),
-            "resolved by the sidecar": (sums["at DNS proxy"], sums["client queries"]),
+            "answered with a virtual IP": (sums["answered_virtual_ip"], sums["answers"]),
+            "resolved by the sidecar": (sums["at_dns_proxy"], sums["client_queries"]),
             "redirected to the sidecar": (sums["redirected"], sums["requests"]),
         }
         counted = ", ".join(f"{what} {seen} of {made}" for what, (seen, made) in parts.items())
         numbers.append(f"{arm}: {counted}, forwarded {sums['forwarded']}")
         broken += [f"{what} in {arm}" for what, (seen, made) in parts.items() if seen != made]
         broken += [f"kept inside the pod in {arm}"] * bool(sums["forwarded"])
-    cells = answers.rows(matrix, "virtual", arm=answers.MODE2)
+    cells = rows(matrix, answer="virtual", arm=KNOWING)
     for row in cells:
-        where = answers.condition(row["intercepted"], row["sidecar"])
+        where = condition(row["intercepted"], row["sidecar"])
         numbers.append(f"a virtual IP, {where}: {_outcomes([row])}")
         if row["intercepted"] and row["sidecar"] == "up" and row["proxied"] != row["requests"]:
             broken.append("served by the sidecar at a virtual IP")

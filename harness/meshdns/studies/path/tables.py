@@ -1,0 +1,314 @@
+"""Which way a request takes: traced requests hop by hop, and what becomes of requests whose name is answered otherwise.
+
+Outcomes come from real requests and from what counted them: `proxied` and `direct` were served, through the client's
+sidecar or past it; `looped` reached the sidecar's own port, so that it was to connect to itself; `refused` was told so;
+`lost` was told nothing until its time was over.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from meshdns import store
+from meshdns.analysis import absent, cells, looks, provenance
+from meshdns.core import errors
+from meshdns.core.world import Pod as Client
+from meshdns.interception.conventions import ISTIO
+from meshdns.studies.path.hops import Hop, Path, read
+from meshdns.studies.path.pods import NOT_RECORDED, Entry, Pod
+
+Row = dict[Any, Any]
+
+MODE1, MODE2 = "mode1", "mode2-agent"
+# Arms that sentences and claims tell of: mode 1's sidecar, with its loop guard and without; that which knows virtual
+# IPs, as mode 2's does.
+GUARDED, UNGUARDED, KNOWING = "answers", "unguarded", "answers-mode2"
+ANSWERS = "answers"
+EXPERIMENTS = (ANSWERS,)
+
+
+# --- traced requests ---
+
+
+def traces(runs: store.Runs) -> Iterator[tuple[str, Path]]:
+    """Run and traced request, of every arm that each run traced."""
+    for header in runs.headers:
+        for trace in provenance.branch(header.facts, "traces").values():
+            yield header.name, read(trace, runs.world)
+
+
+def paths(runs: store.Runs) -> dict[str, Path]:
+    """Arm -> its traced request, of the last run that has one."""
+    return {path.arm: path for _, path in traces(runs)}
+
+
+def hops(found: Mapping[str, Path], *arms: str) -> pd.DataFrame:
+    """A row per hop of these arms, in order."""
+    rows = [{"arm": arm} | row for arm in arms if arm in found for row in _rows(found[arm])]
+    whole = absent.knowing(pd.DataFrame(rows), (absent.TRACES,))
+    return absent.leaving(whole, [arm for arm in found if arm not in arms])
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    for number, row in enumerate(path.rows(), 1):
+        hop = row.hop
+        yield {
+            "number": number,
+            "times": row.times,
+            "kind": hop.kind,
+            "source": hop.source,
+            "own": hop.own,
+            "pod": hop.pods[0],
+            "target": hop.target,
+            "target_pod": hop.pods[1],
+            "inside": hop.inside,
+            "asked": hop.asked,
+            "rewritten": hop.reached if hop.reached != hop.asked else None,
+            "packets": hop.packets,
+            "bytes": hop.size,
+            "said": hop.said or None,
+            "answer": hop.answer or hop.ending,
+            "taken": hop.taken or None,
+            "kept": hop.kept,
+        }
+
+
+def totals(path: Path) -> dict[str, int]:
+    """Hops and packets by kind; `leaving`: not over a pod's loopback. The sidecar's own lookups are not counted."""
+    dns, tcp = (
+        (len(hops), sum(not hop.inside for hop in hops), sum(hop.packets for hop in hops))
+        for hops in (path.of("DNS"), path.of("TCP"))
+    )
+    address = path.request["address"]
+    right = [each for each in path.questions() if address and address in each[0].answer.split(", ")]
+    wrong = [each for each in path.questions() if each not in right]
+    return {
+        **dict(zip(("dns_exchanges", "dns_leaving", "dns_packets"), dns, strict=True)),
+        **dict(zip(("connections", "connections_leaving", "tcp_packets"), tcp, strict=True)),
+        "names_not_found": len(wrong),
+        "exchanges_each": max(map(len, wrong), default=0),
+        "exchanges_found": max(map(len, right), default=0),
+        **dict(zip(("hops", "between_pods", "packets"), map(sum, zip(dns, tcp, strict=True)), strict=True)),
+    }
+
+
+def counts(runs: store.Runs) -> pd.DataFrame:
+    """A row per run and arm: how its traced request ended, hops and packets by kind, DNS exchanges by question."""
+    rows = [
+        {"run": run, "arm": path.arm, "outcome": path.request["outcome"]} | totals(path) for run, path in traces(runs)
+    ]
+    return absent.knowing(
+        pd.DataFrame(rows, columns=[*rows[0]] if rows else ["run", "arm", "outcome"]), (absent.TRACES,)
+    )
+
+
+def seen(found: Mapping[str, Path]) -> pd.DataFrame:
+    """A row per arm: its traced request's hops and packets, and what each part saw of it."""
+    return absent.knowing(pd.DataFrame([{"arm": arm} | _seen(path) for arm, path in found.items()]), (absent.TRACES,))
+
+
+def _seen(path: Path) -> Row:
+    total, ends = totals(path), _ends(path)
+    return {
+        **{name: total[name] for name in ("hops", "between_pods", "packets")},
+        "questions": "; ".join(map(_asked, path.questions())) or None,
+        "rules": _each(ends, lambda pod: rules(pod.rules)),
+        "conntrack_client": _entries(ends["client"].entries),
+        "conntrack_server": _entries(ends["server"].entries) if "server" in ends else None,
+        "listener": _each(ends, lambda pod: pod.taken.listener),
+        "filter_chain": _each(ends, lambda pod: pod.taken.chain),
+        "cluster": _each(ends, lambda pod: pod.taken.cluster),
+        "rewritten": "; ".join(_rewrites(path)) or "none",
+    }
+
+
+def _ends(path: Path) -> dict[str, Pod]:
+    """The pods of the client and of the server that answered."""
+    names = {"client": path.pod, "server": path.served}
+    return {end: path.pods[pod] for end, pod in names.items() if pod in path.pods}
+
+
+def _each(ends: Mapping[str, Pod], said: Callable[[Pod], str]) -> str | None:
+    """What is known at either end."""
+    return "; ".join(f"{end}: {known}" for end, pod in ends.items() if (known := said(pod))) or None
+
+
+def _asked(question: Sequence[Hop]) -> str:
+    return f"{question[0].said.removesuffix('?')}: {question[0].answer or question[0].ending}"
+
+
+def rules(moved: Mapping[str, float] | None) -> str:
+    """`redirect_tcp 1`: the packets that rules counted."""
+    if moved is None:
+        return NOT_RECORDED
+    return ", ".join(f"{name} {count:g}" for name, count in sorted(moved.items())) or "none"
+
+
+def _entries(found: Sequence[Entry] | None) -> str:
+    if found is None:
+        return NOT_RECORDED
+    return "; ".join(f"{each.protocol} {each.ends}" for each in found) or "none"
+
+
+def _rewrites(path: Path) -> list[str]:
+    """Addresses before and after, by whatever rewrote them: rules leave an entry, programs and sockets do not."""
+    of_hops = [f"{hop.asked} → {hop.reached}" for hop in path.hops if not hop.own and hop.asked != hop.reached]
+    entries = [each for pod in _ends(path).values() for each in pod.entries or ()]
+    return list(dict.fromkeys([*of_hops, *(each.ends for each in entries if each.rewritten)]))
+
+
+# --- names that are answered otherwise ---
+
+LEVELS = ["answer", "arm", "intercepted", "sidecar"]
+OUTCOMES = ("proxied", "direct", "looped", "refused", "lost")
+COUNTS = {  # by rules, sidecar and servers
+    "redirected": "pod/rule/redirect_tcp",
+    "translated": "pod/rule/clusterip_tcp",
+    "at_sidecar": "pod/envoy/outbound_cx",
+    "by_service": "pod/envoy/listener_rq",
+    "forwarded": "pod/envoy/cluster_rq",
+    "passed_through": "pod/envoy/passthrough_cx",
+    "overflow": "pod/envoy/passthrough_overflow",
+    "at_guard": "pod/envoy/blackhole_cx",
+    "at_servers": "servers/nginx_rq",
+}
+_ESCAPED = ("pod/rule/escaped_clusterip", "pod/rule/escaped_vip", "pod/rule/escaped_unroutable")
+_CLIENT = ["served", "told", "silent"]
+_SUMS = ["requests", *_CLIENT, *COUNTS, "escaped"]
+_SILENT = "timeout"  # the one way to fail that a client is not told
+
+
+def matrix(runs: store.Runs) -> pd.DataFrame:
+    """A row per answer and condition: requests by outcome, how they ended, and the counts behind it.
+
+    `home`: the address is the asking pod's own; `to_sidecar`: and the port its sidecar's. `connections_each`: how
+    many a request that looped caused at the sidecar.
+    """
+    chosen = cells.select(runs, ANSWERS)
+    per_cell = chosen.assign(
+        requests=cells.asked(runs, chosen),
+        **_client(runs, chosen),
+        **{name: cells.counter(chosen, key) for name, key in COUNTS.items()},
+        escaped=sum((cells.counter(chosen, key) for key in _ESCAPED), np.zeros(len(chosen))),
+    )
+    per_cell = pd.concat([per_cell, _outcomes(per_cell)], axis=1)[[*LEVELS, *_SUMS, *OUTCOMES]]
+    table = _ordered(runs, per_cell.groupby(LEVELS, observed=True).sum().astype(int).reset_index())
+    rows, clients = table.to_dict("records"), looks.of_runs(runs)
+    table["mode"] = [mode(clients.pod(row["arm"])) for row in rows]
+    table["home"] = [_home(runs, row["answer"]) for row in rows]
+    table["to_sidecar"] = [_to_sidecar(runs, row["answer"]) for row in rows]
+    table["outcome"] = [_outcome(row) for row in rows]
+    table["ended"] = pd.Series(map(_ended, rows), dtype=object)
+    table["connections_each"] = pd.Series(map(_connections, rows), dtype=object)
+    return absent.of(table, runs, ANSWERS)
+
+
+def mode(client: Client) -> str:
+    """Whose sidecar it is: that of mode 2 knows virtual IPs."""
+    return "mode2" if client.virtual_ips or client.dns_proxy else "mode1"
+
+
+def _home(runs: store.Runs, answer: str) -> bool:
+    given = runs.world.answers.get(answer)
+    return given is not None and given.address.startswith(("127.", "{own}"))
+
+
+def _to_sidecar(runs: store.Runs, answer: str) -> bool:
+    return _home(runs, answer) and runs.world.answers[answer].port == ISTIO.outbound_port
+
+
+def _client(runs: store.Runs, chosen: pd.DataFrame) -> Row:
+    """Requests per cell that were served, told that they fail, and not told anything."""
+    rows, position = cells.requests_of(runs, chosen, failed=None)
+    good, silent = (rows["outcome"] == "ok").to_numpy(), (rows["outcome"] == _SILENT).to_numpy()
+    served = good & (rows["status"] == 200).to_numpy()
+    found = (served, ~served & ~silent, silent)
+    return {name: np.bincount(position[each], minlength=len(chosen)) for name, each in zip(_CLIENT, found, strict=True)}
+
+
+def _outcomes(per_cell: pd.DataFrame) -> pd.DataFrame:
+    """Requests of each cell by outcome."""
+    served = per_cell["served"]
+    proxied = np.minimum(served, per_cell["forwarded"] + per_cell["passed_through"])
+    # More connections from the sidecar than requests, or one that names its port: it was to connect to itself.
+    to_itself = (per_cell["at_guard"] > 0) | (per_cell["passed_through"] > per_cell["requests"])
+    failed = per_cell["told"] + per_cell["silent"]
+    return pd.DataFrame(
+        {
+            "proxied": proxied,
+            "direct": served - proxied,
+            "looped": failed.where(to_itself, 0),
+            "refused": per_cell["told"].where(~to_itself, 0),
+            "lost": per_cell["silent"].where(~to_itself, 0),
+        }
+    )
+
+
+def _ordered(runs: store.Runs, table: pd.DataFrame) -> pd.DataFrame:
+    orders: dict[str, list[Any]] = {
+        "answer": list(runs.world.answers),
+        "arm": looks.of_runs(runs).held(table["arm"]),
+        "intercepted": [True, False],
+        "sidecar": ["up", "down"],
+    }
+    keys = pd.DataFrame(
+        {name: table[name].map(functools.partial(looks.place, order)) for name, order in orders.items()}
+    )
+    return table.loc[keys.sort_values(LEVELS, kind="stable").index].reset_index(drop=True)
+
+
+def _outcome(row: Row) -> str:
+    """The outcome, or how many of each."""
+    found = {name: int(row[name]) for name in OUTCOMES if row[name]}
+    if len(found) == 1:
+        return next(iter(found))
+    return ", ".join(f"{count} {name}" for name, count in found.items()) or "nothing"
+
+
+def _ended(row: Row) -> str | None:
+    """What ended a loop, or where a request that was not served came to its end."""
+    if row["looped"]:
+        by = {"guard": row["at_guard"], "circuit_breaker": row["overflow"], "client": row["silent"]}
+        return next((who for who, count in by.items() if count), "sidecar")
+    if not row["lost"] and not row["refused"]:
+        return None
+    if row["passed_through"] + row["by_service"]:
+        return "behind_sidecar"
+    if row["redirected"]:
+        return "at_port"
+    return "leaving_pod" if row["lost"] and row["escaped"] else "in_pod"
+
+
+def _connections(row: Row) -> int | None:
+    if not row["looped"]:
+        return None
+    return round(int(row["passed_through"] + row["at_guard"]) / max(int(row["requests"]), 1))
+
+
+def rows(table: pd.DataFrame, **levels: object) -> list[Row]:
+    """The rows at these levels."""
+    found = table
+    for name, level in levels.items():
+        found = found[found[name] == level]
+    return found.to_dict("records")
+
+
+def checks(runs: store.Runs) -> pd.DataFrame:
+    """How many cells are valid, which here means: offered, and answered with that address.
+
+    A row even where none was measured. Raises ReportError if most cells are invalid.
+    """
+    every = runs.cells[runs.cells["experiment"] == ANSWERS]
+    chosen = cells.select(runs, ANSWERS)
+    invalid = len(every) - len(chosen)
+    if invalid > provenance.MAX_INVALID * len(every):
+        fact = f"experiment {ANSWERS}: {invalid} of {len(every)} cells are invalid"
+        place = ", ".join(header.name for header in runs.headers)
+        raise errors.ReportError(fact, place=place, step="measure again")
+    row = {"experiment": ANSWERS, "blocks": cells.blocks_of(chosen), "cells": len(every), "invalid cells": invalid}
+    return provenance.reconciled(runs, pd.DataFrame([row | {"requests": int(cells.asked(runs, chosen).sum())}]))
