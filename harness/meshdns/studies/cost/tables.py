@@ -251,12 +251,10 @@ def role(step: Level, service: str, world: World) -> str:
 def cpu(runs: store.Runs, experiment: str = REQUEST) -> pd.DataFrame:
     """A row per step: CPU time per request in each kind of container, and their sum (intervals in ns)."""
     chosen = cells.select(runs, experiment, tool="agent")
-    rows = _by_role(runs, chosen, "cpu_us")
-    share = units.us_to_ns(1) / np.maximum(cells.asked(runs, chosen), 1)
-    spent = rows.mul(share, axis=0)
-    whole = {name: cells.matrix(chosen.assign(value=spent[name]), ["arm", "backend"]) for name in spent.columns}
-    total = cells.matrix(chosen.assign(value=spent.sum(axis=1)), ["arm", "backend"])
-    others = cells.matrix(chosen.assign(value=spent[list(BEHIND_CLIENT)].sum(axis=1)), ["arm", "backend"])
+    each = spent(runs, chosen)
+    whole = {name: cells.matrix(chosen.assign(value=each[name]), ["arm", "backend"]) for name in each.columns}
+    total = cells.matrix(chosen.assign(value=each.sum(axis=1)), ["arm", "backend"])
+    others = cells.matrix(chosen.assign(value=each[list(BEHIND_CLIENT)].sum(axis=1)), ["arm", "backend"])
     table = pd.DataFrame(
         [
             {"step": label(step), "arm": step[0], "blocks": len(cells.column(total, step))}
@@ -287,16 +285,16 @@ def _levels(chosen: pd.DataFrame) -> list[Level]:
     return [(str(arm), str(backend)) for arm, backend in zip(chosen["arm"], chosen["backend"], strict=True)]
 
 
-def _by_role(runs: store.Runs, chosen: pd.DataFrame, field: str) -> pd.DataFrame:
-    """Sums per role, a row per cell of `chosen`."""
+def spent(runs: store.Runs, chosen: pd.DataFrame) -> pd.DataFrame:
+    """CPU time per request in each role, ns: a row per cell of `chosen`."""
     rows = []
-    for step, spent in zip(_levels(chosen), chosen[field], strict=True):
+    for step, used in zip(_levels(chosen), chosen["cpu_us"], strict=True):
         sums = dict.fromkeys(ROLES, 0.0)
-        for service, value in spent.items():
+        for service, us in used.items():
             if found := role(step, service, runs.world):
-                sums[found] += float(value)
+                sums[found] += units.us_to_ns(float(us))
         rows.append(sums)
-    return pd.DataFrame(rows, columns=list(ROLES))
+    return pd.DataFrame(rows, columns=list(ROLES)).div(np.maximum(cells.asked(runs, chosen), 1), axis=0)
 
 
 # What the path of a request looks like in counters; sums over valid cells.

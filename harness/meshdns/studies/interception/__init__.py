@@ -1,0 +1,1 @@
+"""Does it matter what captures a connection?"""
