@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import replace
 from pathlib import Path
 
-import hypothesis
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import strategies
 
 import measured
 from measured import World
 from meshdns import store
-from meshdns.analysis import cells, gates, provenance, stats, text
+from meshdns.analysis import cells, provenance, stats, text
 from meshdns.core import errors, paths
-from meshdns.studies import card, consistency, ruler
 from meshdns.studies.cost import answer as cost_answer
 from meshdns.studies.cost import tables as requests
 from meshdns.studies.names import answer as names_answer
@@ -130,204 +126,6 @@ def test_one_word_for_a_difference_whatever_the_ratios_say() -> None:
     assert clear.clear == ("clear in µs, not as a share" in text.size(clear))
 
 
-def verdict(lines: list[gates.Row], item: str) -> str:
-    return next(each.verdict for each in lines if each.item == item)
-
-
-def test_the_card_is_green_for_a_good_ruler_and_red_for_a_bent_one(usual: store.Runs, tmp_path: Path) -> None:
-    assert gates.RED not in set(card.card(usual)["verdict"])
-    assert card.answer(card.card(usual)).startswith("As far as it can be told: ")  # equal arms of the open loop differ
-    narrow = card.card(usual)[lambda table: table["verdict"] != gates.UNKNOWN]
-    assert card.answer(narrow).startswith("Yes: ")
-    bent = measured.runs(tmp_path, World(slope=1.05, bias=30.0, lost_queries=1, invalid=0.1))
-    good, poor = (dict(zip(each["item"], each["verdict"], strict=True)) for each in (card.card(usual), card.card(bent)))
-    for item in ("linearity: slope", "bias of the DNS phase", "bias of the request total", "conservation: DNS queries"):
-        assert good[item] == gates.GREEN
-        assert poor[item] == gates.RED
-    assert poor["invalid cells"] == gates.AMBER
-    assert card.answer(card.card(bent)).startswith("Not everywhere")
-
-
-def changed(runs: store.Runs, chosen: pd.DataFrame, **values: object) -> store.Runs:
-    """The same with these columns of these cells set."""
-    found = runs.cells.copy()
-    for name, value in values.items():
-        found[name] = [
-            value if at in set(chosen.index) else old for at, old in zip(found.index, found[name], strict=True)
-        ]
-    return replace(runs, cells=found)
-
-
-def test_conservation_counts_the_cells_that_validity_rejected(usual: store.Runs) -> None:
-    mine = usual.cells[(usual.cells["experiment"] == "request") & (usual.cells["arm"] == "mode1")]
-    reason = ["path not taken: requests at the servers: 1, expected 2"]
-    stray = dict(mine["counters"].iloc[0]) | {"servers/nginx_rq": 1.0, "dnsdist/from_pod": 0.0}
-    few, many = (changed(usual, mine[:n], valid=False, reasons=reason, counters=stray) for n in (1, len(mine)))
-    for item in ("DNS queries", "requests at the servers", "cells rejected for it"):
-        assert verdict(consistency.conservation(usual), f"conservation: {item}") == gates.GREEN
-        assert verdict(consistency.conservation(many), f"conservation: {item}") == gates.RED
-    assert (
-        verdict(consistency.conservation(few), "conservation: requests at the servers") == gates.AMBER
-    )  # left out, and so few
-    trusted = changed(usual, mine[:1], counters=stray)
-    assert verdict(consistency.conservation(trusted), "conservation: requests at the servers") == gates.RED
-
-
-def kept(runs: store.Runs, rows: pd.Series[bool]) -> store.Runs:
-    """The same without the other samples."""
-    return replace(runs, samples=runs.samples[rows])
-
-
-def test_littles_law_fails_where_requests_of_an_arm_are_lost_or_work_piles_up(usual: store.Runs) -> None:
-    closed, opened = "Little's law, closed loop", "Little's law, open loop"
-    assert verdict(consistency.little(usual), closed) == verdict(consistency.little(usual), opened) == gates.GREEN
-    rows = usual.samples
-    lost = (rows["experiment"] == "lookup") & (rows["arm"] == "mode1") & (rows["seq"] % 2 == 1)
-    assert verdict(consistency.little(kept(usual, ~lost)), closed) == gates.RED
-    piled = rows.assign(end_ns=rows["end_ns"] + rows["seq"] * 1_000_000 * (rows["experiment"] == "open").to_numpy())
-    assert verdict(consistency.little(replace(usual, samples=piled)), opened) == gates.RED
-    # Workers that wait for each other, and arms that are put under load on purpose, are no matter of the closed loop.
-    assert set(consistency.gaps(usual)["experiment"]) == {"lookup", "request", "keepalive"}
-
-
-def test_send_lag_is_of_all_cells_and_its_gate_of_one_rate(usual: store.Runs) -> None:
-    item = "send lag: request, keepalive, constant 500 /s"
-    card_lag = usual.cells[usual.cells["experiment"] == "card-lag"]
-    mine = usual.samples["experiment"] == "card-lag"
-    late = usual.samples.assign(start_ns=usual.samples["start_ns"] + 20_000_000 * mine.to_numpy())
-    runs = changed(replace(usual, samples=late), card_lag, valid=False, reasons=["load not offered"])
-    assert verdict(ruler.lag(runs), item) == gates.RED
-    assert {verdict(ruler.lag(each), "send lag: request, new, poisson 250 /s") for each in (usual, runs)} == {
-        gates.STATED
-    }
-    without = replace(usual, cells=usual.cells[usual.cells["experiment"] != "card-lag"])
-    assert verdict(ruler.lag(without), "send lag at 500 /s") == gates.UNMEASURED
-
-
-def test_a_bias_is_of_nearly_all_requests_or_of_none(usual: store.Runs) -> None:
-    lost = (usual.samples["experiment"] == "card-wire") & (usual.samples["seq"] % 20 == 0)
-    columns = {name: usual.samples[name].where(~lost, -1) for name in ("wire_dns_ns", "wire_total_ns")}
-    runs = replace(usual, samples=usual.samples.assign(**columns))
-    for item in ("bias of the DNS phase", "bias of the request total"):
-        assert verdict(ruler.bias(usual), f"{item}: matched to packets") == gates.GREEN
-        assert verdict(ruler.bias(runs), f"{item}: matched to packets") == gates.RED
-        assert verdict(ruler.bias(runs), item) == gates.GREEN
-
-
-def test_precision_is_a_share_of_the_slower_p50_and_a_bar_can_be_missed(tmp_path: Path) -> None:
-    noisy = measured.runs(tmp_path, World(noise=0.05))
-    row = card.card(noisy).set_index("item").loc["precision of p50 differences: lookup"]
-    medians = cells.matrix(cells.per_cell(noisy, cells.select(noisy, "lookup"), "from start"), ["arm"])
-    pairs = [(a, b) for a in medians for b in medians if a < b]
-    found = {(a, b): cells.paired(medians, a, b) for a, b in pairs}
-    widest = max(each.absolute.half_width / medians[list(at)].mean().max() for at, each in found.items() if each)
-    assert row["measured"].startswith(f"widest {100 * widest:.3g}")
-    assert row["verdict"] == gates.MISSED
-    assert "Bars missed: precision of p50 differences: lookup" in card.answer(card.card(noisy))
-
-
-def test_only_gates_are_counted(usual: store.Runs) -> None:
-    table = card.card(usual)
-    counts = table["verdict"].value_counts()
-    assert counts[gates.STATED] > 0
-    counted = len(table) - counts[gates.STATED] - counts.get(gates.UNMEASURED, 0)
-    assert f"{counts[gates.GREEN]} of {counted} checks are green" in card.answer(table)
-
-
-COUNTS = strategies.integers(-1_000, 1_000)
-
-
-@hypothesis.given(COUNTS, COUNTS, COUNTS.map(abs), COUNTS.map(abs), strategies.integers(1, 9))
-def test_no_interval_wider_than_its_limits_passes(low: int, middle: int, room: int, half: int, n: int) -> None:
-    high = low + room
-    wide = stats.Interval(middle, middle - half, middle + half, n, 0.95)
-    verdict = gates.within(wide, low, high)
-    assert verdict in (gates.GREEN, gates.UNKNOWN, gates.RED)
-    if 2 * half > room:
-        assert verdict != gates.GREEN
-    assert (verdict == gates.RED) == (not low <= middle <= high)
-    one = stats.interval([middle])
-    assert gates.within(one, low, high) != gates.GREEN  # one block tells no interval
-
-
-def test_what_nothing_could_have_failed_is_not_green(usual: store.Runs) -> None:
-    lines = card.card(usual).set_index("item")
-    assert lines.loc["environment: machines", "verdict"] == gates.STATED  # one run is of one machine
-    planned = usual.cells["rate_hz"].where(usual.cells["experiment"] == "card-rate", 0.0)
-    idle = replace(usual, cells=usual.cells.assign(rate_hz=planned))
-    assert verdict(ruler.headroom(idle), "maximum rate, request") == gates.STATED
-    silent = replace(usual, headers=[_without_facts(usual.headers[0], clock="backwards", machine="governor")])
-    assert verdict(ruler.clock(silent), "clock: steps backwards") == gates.UNMEASURED
-    assert verdict(card.environment(silent), "environment: governor") == gates.STATED
-    untold = _without_facts(usual.headers[0], clock="", machine="steal_share")
-    for headers in ([untold], [usual.headers[0], untold]):
-        lines = card.environment(replace(usual, headers=headers))
-        assert verdict(lines, "environment: steal time") == gates.UNMEASURED
-
-
-def _without_facts(header: store.RunHeader, clock: str, machine: str) -> store.RunHeader:
-    """The header without this fact of every clock and of the machine."""
-    clocks = {arm: {k: v for k, v in each.items() if k != clock} for arm, each in header.facts["clock"].items()}
-    facts = {name: each for name, each in header.facts["machine"].items() if name != machine}
-    return replace(header, facts=header.facts | {"clock": clocks, "machine": facts})
-
-
-def test_clones_of_an_image_on_other_processors_are_other_machines(usual: store.Runs) -> None:
-    first = usual.headers[0]
-    clone = replace(first, facts=first.facts | {"machine": first.facts["machine"] | {"cpu": "another"}})
-    pair, twice = (replace(usual, headers=[first, each]) for each in (clone, first))
-    assert verdict(card.environment(pair), "environment: machines") == gates.AMBER
-    assert verdict(card.environment(twice), "environment: machines") == gates.GREEN
-
-
-def test_wide_a_a_comparisons_are_unknown_and_all_of_them_are_counted(usual: store.Runs, tmp_path: Path) -> None:
-    rows = {each.item: each for each in consistency.equal_arms(usual)}
-    names = lookups.by_name(usual)
-    kinds = len(names[names["arm"] == "plain-aa"])
-    assert kinds == 11
-    compared = int(rows["A/A: false positives"].measured.split()[2])
-    assert compared == len(consistency.twins(usual)) >= kinds + 4
-    wide = measured.runs(tmp_path, World(noise=0.2), blocks=3)
-    assert verdict(consistency.equal_arms(wide), "A/A, lookup: noise floor") != gates.GREEN
-
-
-def test_a_twin_is_the_noise_floor_and_never_less_or_more(tmp_path: Path) -> None:
-    slow = measured.runs(tmp_path, World(dns=World().dns | {"plain-aa": 400.0}))
-    tables = [lookups.by_arm(slow), lookups.by_name(slow), requests.changes(slow), requests.changes(slow, "keepalive")]
-    for table in tables:
-        assert set(table["reading"][table["arm"] == "plain-aa"]) == {text.TWIN}
-    positives = consistency.equal_arms(slow)[-1]
-    clear = sum(each.clear for each in consistency.twins(slow))
-    assert clear >= 11
-    assert (positives.verdict, positives.measured.split()[0]) == (gates.AMBER, str(clear))
-
-
-def test_every_ruler_is_held_to_one_law(usual: store.Runs) -> None:
-    item = "cross-ruler: h2load (request)"
-    laws = ruler.rulers_table(usual).set_index(["kind", "ruler"])["Little's residual"]
-    assert abs(laws["request", "h2load"]) < ruler.LITTLE
-    slack = [
-        each | {"run_time_s": 3 * each["run_time_s"]} if tool == "agent" and experiment == "card-ruler" else each
-        for each, tool, experiment in zip(
-            usual.cells["agent"], usual.cells["tool"], usual.cells["experiment"], strict=True
-        )
-    ]
-    own = next(
-        each for each in ruler.rulers(replace(usual, cells=usual.cells.assign(agent=slack))) if each.item == item
-    )
-    assert own.verdict == gates.UNKNOWN  # the agent breaks the law as any other ruler may
-    assert "agent, block -6" in own.note
-
-
-def test_lateness_is_held_against_what_it_adds_to(usual: store.Runs) -> None:
-    item = "send lag: request, keepalive, constant 500 /s"
-    mine = (usual.samples["experiment"] == "card-lag").to_numpy()
-    prompt = usual.samples.assign(start_ns=usual.samples["start_ns"].where(~mine, usual.samples["due_ns"] + 1_000))
-    tardy = usual.samples.assign(start_ns=usual.samples["start_ns"].where(~mine, usual.samples["due_ns"] + 90_000))
-    assert verdict(ruler.lag(replace(usual, samples=prompt)), item) == gates.GREEN
-    assert verdict(ruler.lag(replace(usual, samples=tardy)), item) == gates.AMBER  # far below 1 ms, and yet in the tail
-
-
 def test_pages_say_which_cells_they_read(usual: store.Runs) -> None:
     every, invalid = len(usual.cells), int((~usual.cells["valid"].astype(bool)).sum())
     whole = provenance.checks(usual, "lookup", also=None)
@@ -370,21 +168,6 @@ def test_sentences_and_tables_of_any_world_agree(seed: int, tmp_path: Path) -> N
             assert f"{opening}{phrase}" in names_answer.answer(runs)
 
 
-def test_what_was_not_measured_is_not_green() -> None:
-    runs = tiny({(0, "plain"): LEVEL, (1, "plain"): LEVEL})
-    assert ruler.linearity(runs)[0].verdict == gates.UNMEASURED
-    assert ruler.clock(runs)[0].verdict == gates.UNMEASURED
-
-
-def test_more_blocks_detect_smaller_effects(usual: store.Runs) -> None:
-    row = consistency.detectable(usual).set_index("comparison").loc["lookup"]
-    sizes = [float(row[f"{n} blocks"].split()[0]) for n in consistency.BLOCK_COUNTS]
-    assert sizes == sorted(sizes, reverse=True)
-    medians = cells.matrix(cells.per_cell(usual, cells.select(usual, "lookup"), "from due"), ["arm"])
-    sd_ns = float((medians["plain-aa"] - medians["plain"]).std())
-    assert sizes[1] == pytest.approx(stats.minimum_detectable(sd_ns, 10) / 1_000, rel=0.01)
-
-
 def test_a_failed_check_raises(usual: store.Runs, tmp_path: Path) -> None:
     assert provenance.checks(usual, "lookup", "request")["blocks"].tolist() == [8, 8]
     with pytest.raises(errors.ReportError, match="tls was not measured"):
@@ -395,7 +178,6 @@ def test_a_failed_check_raises(usual: store.Runs, tmp_path: Path) -> None:
     with pytest.raises(errors.ReportError, match="an interval needs 2"):
         provenance.checks(once, "lookup")
     assert provenance.checks(once, "card-wire")["blocks"].tolist() == [1]
-    assert verdict(ruler.bias(once), "bias of the DNS phase") == gates.UNKNOWN  # so the card says it, and goes on
     with pytest.raises(errors.ReportError, match="cells are invalid"):
         provenance.checks(measured.runs(tmp_path, World(invalid=0.9)), "lookup")
 

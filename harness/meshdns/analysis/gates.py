@@ -1,12 +1,13 @@
-"""A line of the instrument card, and what it may say."""
+"""What a self-test found, held against what it must be."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from meshdns.analysis import stats, text
+from meshdns.analysis import stats
 
 GREEN, AMBER, RED, UNMEASURED = "green", "amber", "red", "not measured"
 UNKNOWN = "unknown"  # measured, and cannot be told: too widely, or beside what is not its like
@@ -15,14 +16,12 @@ STATED = "stated"  # no gate: worth knowing, and can neither pass nor fail
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the card."""
+class Check:
+    """What was checked, the verdict, and the numbers that it came from."""
 
     item: str
-    measured: str
-    gate: str
-    verdict: str
-    note: str = ""
+    verdict: str = UNMEASURED
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 def judge(passed: bool, otherwise: str = RED) -> str:
@@ -38,11 +37,6 @@ def within(found: stats.Interval, low: float, high: float, otherwise: str = RED)
     if not found.n or not low <= found.estimate <= high:
         return otherwise if found.n else UNMEASURED
     return GREEN if low <= found.low and found.high <= high else UNKNOWN
-
-
-def missing(item: str, gate: str = "") -> Row:
-    """The line of what the runs do not hold."""
-    return Row(item, text.ABSENT, gate, UNMEASURED)
 
 
 def fact(facts: dict[str, Any], *names: str) -> float:

@@ -18,7 +18,7 @@ from meshdns.analysis import cells, text
 from meshdns.core import errors, paths
 
 MIN_BLOCKS = 2  # one block has no interval
-RULER = "card-"  # how experiments on the instrument are named; due now and then, they are judged line by line
+SELF_TEST = "card-"  # how its experiments are named; due now and then, they are judged check by check
 MAX_INVALID = 0.5  # when most cells are invalid the rest are the lucky ones, not a sample
 MAX_FAILED = 0.01  # more failures than this shift the quantiles of those that succeeded
 # How a whole run reads in a table; the rest of the facts stays in run.json.
@@ -122,7 +122,7 @@ def _problem(row: dict[Any, Any]) -> str:
         return f"{name} was not measured"
     if row["invalid cells"] > MAX_INVALID * row["cells"]:
         return f"{name}: {row['invalid cells']} of {row['cells']} cells are invalid"
-    if row["blocks"] < MIN_BLOCKS and not row["experiment"].startswith(RULER):
+    if row["blocks"] < MIN_BLOCKS and not row["experiment"].startswith(SELF_TEST):
         return f"{name} has {row['blocks']} block(s), an interval needs {MIN_BLOCKS}"
     if row["failed"] > MAX_FAILED * row["requests"]:
         return f"{name}: {row['failed']} of {row['requests']} requests failed in cells that count as valid"

@@ -1,0 +1,1 @@
+"""Can the load generator be trusted?"""

@@ -9,19 +9,19 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 
 from meshdns.analysis import drawing, looks
-from meshdns.studies import ruler
+from meshdns.studies.calibration import generators
 
 
 def residuals(table: pd.DataFrame) -> Axes:
-    """Measured minus fitted line against the delay that was added: a straight ruler stays near zero."""
+    """Measured minus fitted line against the delay that was added: what measures straight stays near zero."""
     with drawing.axes(3.0) as ax:
         if table.empty:
-            drawing.unmeasured(ax, ["card-ladder"])
+            drawing.unmeasured(ax, [generators.LADDER])
             return ax
         ax.axhline(0, color="#222222", linewidth=1)
-        ax.plot(table["added, µs"], table["residual, µs"], color=looks.OTHER.colour, marker=looks.OTHER.marker)
+        ax.plot(table["added_us"], table["residual_us"], color=looks.OTHER.colour, marker=looks.OTHER.marker)
         ax.grid(visible=True, axis="y")
-        reach = max(6.0, 1.2 * float(table["residual, µs"].abs().max()))
+        reach = max(6.0, 1.2 * float(table["residual_us"].abs().max()))
         ax.set_ylim(-reach, reach)
         ax.set_xlabel("delay that the calibration target added, µs")
         ax.set_ylabel("measured minus line, µs")
@@ -31,20 +31,20 @@ def residuals(table: pd.DataFrame) -> Axes:
 def biases(values: pd.DataFrame) -> Axes:
     """The share of requests whose stamps exceed the wire's by at most so much."""
     series = {
-        "DNS phase, lookup": values[values["kind"] == "lookup"]["dns bias"],
-        "DNS phase, request": values[values["kind"] == "request"]["dns bias"],
-        "total, request": values[values["kind"] == "request"]["total bias"],
+        "DNS phase, lookup": values[values["kind"] == "lookup"]["dns_bias"],
+        "DNS phase, request": values[values["kind"] == "request"]["dns_bias"],
+        "total, request": values[values["kind"] == "request"]["total_bias"],
     }
     with drawing.axes(3.2) as ax:
         shown = {name: drawing.us(each.dropna()) for name, each in series.items() if each.notna().any()}
         if not shown:
-            drawing.unmeasured(ax, ["card-wire"])
+            drawing.unmeasured(ax, [generators.WIRE])
             return ax
         for (name, each), line, shade in zip(
             shown.items(), ("-", "--", ":"), ("#222222", "#777777", "#222222"), strict=False
         ):
             sns.ecdfplot(x=each, ax=ax, label=name, linestyle=line, color=shade)
-        for gate_ns in ruler.BIAS_NS.values():
+        for gate_ns in generators.BIAS_NS.values():
             ax.axvline(drawing.us(gate_ns), color="#bbbbbb", linewidth=1)
         right = max([25.0, *(1.2 * float(np.quantile(each, 0.98)) for each in shown.values())])
         ax.set_xlim(min([0.0, *(float(np.quantile(each, 0.01)) for each in shown.values())]), right)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,19 +12,22 @@ from numpy.typing import NDArray
 from scipy import stats as scipy_stats
 
 from meshdns import store
-from meshdns.analysis import cells, gates, looks, stats, text
+from meshdns.analysis import cells, looks, stats
+from meshdns.analysis.gates import AMBER, MISSED, RED, STATED, UNMEASURED, Check, judge, within
 from meshdns.core import units
-from meshdns.studies import lookups, requests, ruler
+from meshdns.studies.calibration.generators import LITTLE
+from meshdns.studies.cost import tables as cost
+from meshdns.studies.names import tables as names
 
 OWN_WORK_NS = 50_000  # between requests, in no latency: sockets opened (20 µs each), the answer read, its row written
-BLOCK_COUNTS = (5, 10, 20, 40)
+BLOCKS = (5, 10, 20, 40)
 PRECISION = 0.03  # what a plan must resolve: far below any difference between arms
 REJECTED = "path not taken"  # how validity begins when counters disagree with the client's own count
 STRAY = 0.01  # share of cells that may be rejected for it: they are left out, but they must be few
-COMPARED = ("lookup", "request", "keepalive")  # what arms are compared by: one request at a time
+COMPARED = (names.LOOKUP, cost.REQUEST, cost.KEPT)  # what arms are compared by: one request at a time
 
 
-def conservation(runs: store.Runs) -> list[gates.Row]:
+def conservation(runs: store.Runs) -> list[Check]:
     """Queries at client, proxy and cluster DNS; requests at client, sidecars and servers; in rejected cells too."""
     every = cells.select(runs, tool="agent", rejected=True)
     # Of these, what becomes of a request is the question.
@@ -35,9 +39,9 @@ def conservation(runs: store.Runs) -> list[gates.Row]:
     served = served[_answered(runs, served) == served["offered"]].reset_index(drop=True)
     unserved = np.abs(cells.counter(served, "servers/nginx_rq") - cells.asked(runs, served))
     return [
-        _residual_row("conservation: DNS queries", dns, _dns_residual(runs, dns)),
-        _residual_row("conservation: requests at the servers", served, unserved),
-        _rejected_row(every),
+        _residual("conservation_dns", dns, _dns_residual(runs, dns)),
+        _residual("conservation_servers", served, unserved),
+        _rejected(every),
     ]
 
 
@@ -47,30 +51,26 @@ def _answered(runs: store.Runs, chosen: pd.DataFrame) -> NDArray[np.int64]:
 
 
 def _dns_residual(runs: store.Runs, chosen: pd.DataFrame) -> NDArray[np.float64]:
-    counts = {name: cells.counter(chosen, counter) for name, counter in lookups.COUNTERS.items()}
+    counts = {name: cells.counter(chosen, counter) for name, counter in names.COUNTERS.items()}
     seen = looks.of_runs(runs)
     proxied = np.array([seen.pod(str(arm)).dns_proxy for arm in chosen["arm"]], dtype=bool)
-    return lookups.disagreement(counts, proxied)
+    return names.disagreement(counts, proxied)
 
 
-def _residual_row(item: str, chosen: pd.DataFrame, residual: NDArray[np.float64]) -> gates.Row:
-    gate = "residual 0 in every cell, rejected ones too"
+def _residual(item: str, chosen: pd.DataFrame, residual: NDArray[np.float64]) -> Check:
     if not residual.size:
-        return gates.missing(item, gate)
+        return Check(item)
     off = residual != 0
     trusted = int((off & chosen["valid"].to_numpy(dtype=bool)).sum())
-    measured = f"{int(off.sum())} of {residual.size} cells differ, by {residual.sum():.0f} in all"
-    verdict = gates.judge(not off.any(), gates.RED if trusted or off.mean() > STRAY else gates.AMBER)
-    return gates.Row(item, measured, gate, verdict, f"{trusted} of them in cells that count" if off.any() else "")
+    verdict = judge(not off.any(), RED if trusted or off.mean() > STRAY else AMBER)
+    counted = {"off": int(off.sum()), "cells": residual.size, "by": residual.sum(), "trusted": trusted}
+    return Check(item, verdict, counted)
 
 
-def _rejected_row(every: pd.DataFrame) -> gates.Row:
-    item, gate = "conservation: cells rejected for it", f"at most {units.percent(STRAY)}"
-    if every.empty:
-        return gates.missing(item, gate)
+def _rejected(every: pd.DataFrame) -> Check:
     refused = sum(any(str(reason).startswith(REJECTED) for reason in reasons) for reasons in every["reasons"])
-    note = "counters that disagree with the client's own count; left out of every number"
-    return gates.Row(item, f"{refused} of {len(every)}", gate, gates.judge(refused <= STRAY * len(every)), note)
+    verdict = judge(refused <= STRAY * len(every)) if len(every) else UNMEASURED
+    return Check("conservation_rejected", verdict, {"refused": refused, "cells": len(every), "limit": STRAY})
 
 
 def gaps(runs: store.Runs) -> pd.DataFrame:
@@ -102,7 +102,7 @@ def little_steps(runs: store.Runs) -> pd.DataFrame:
     The work between two requests is in no latency, so it is harmless only if it is small and alike in all arms.
     """
     table = gaps(runs)
-    own = table[table["arm"] == lookups.BASE].groupby("experiment", observed=True)["gap_ns"].median()
+    own = table[table["arm"] == names.BASE].groupby("experiment", observed=True)["gap_ns"].median()
     table = table.assign(own_ns=table["experiment"].astype(str).map(own).astype(float)).dropna(subset=["own_ns"])
     spent = table["n"] * table["mean_ns"] + (table["n"] - 1) * table["own_ns"]
     table = table.assign(
@@ -112,134 +112,121 @@ def little_steps(runs: store.Runs) -> pd.DataFrame:
     return steps.median().reset_index()
 
 
-def little(runs: store.Runs) -> list[gates.Row]:
+def little(runs: store.Runs) -> list[Check]:
     """Little's law: rate times time is the number in flight."""
     return [_closed_loop(runs), _open_loop(runs)]
 
 
-def _closed_loop(runs: store.Runs) -> gates.Row:
+def _closed_loop(runs: store.Runs) -> Check:
     """One request at a time: requests and the work between them fill the cell.
 
     Amber while what is off could still be the agent's work; else requests or their time are lost.
     """
-    item = "Little's law, closed loop"
-    gate = f"X·(R + W) = 1 within {units.percent(ruler.LITTLE)} in every step, W at most {units.duration(OWN_WORK_NS)}"
-    steps = little_steps(runs)
+    steps, limits = little_steps(runs), {"limit": LITTLE, "work": OWN_WORK_NS}
     if steps.empty:
-        return gates.missing(item, gate)
+        return Check("little_closed", values=limits)
     sizes = steps["residual"].abs()
     worst = steps.iloc[int(sizes.argmax())]
-    holds = bool(sizes.max() <= ruler.LITTLE and steps["own_ns"].max() <= OWN_WORK_NS)
-    verdict = gates.judge(holds, gates.AMBER if steps["off_ns"].abs().max() <= OWN_WORK_NS else gates.RED)
-    measured = f"median {units.percent(float(sizes.median()))}, worst {units.percent(worst['residual'], signed=True)}"
-    works = steps.groupby("experiment", observed=True)["own_ns"].first()
-    told = ", ".join(f"{units.duration(float(each), 'µs')} ({name})" for name, each in works.items())
-    where = " ".join(str(worst[name]) for name in ("experiment", "arm", "backend"))
-    note = f"{len(steps)} steps; worst: {where}; W, the agent's own work between requests of plain: {told}"
-    return gates.Row(item, measured, gate, verdict, note)
+    holds = bool(sizes.max() <= LITTLE and steps["own_ns"].max() <= OWN_WORK_NS)
+    verdict = judge(holds, AMBER if steps["off_ns"].abs().max() <= OWN_WORK_NS else RED)
+    found = {
+        "median": sizes.median(),
+        "worst": worst["residual"],
+        "where": " ".join(str(worst[name]) for name in ("experiment", "arm", "backend")),
+        "steps": len(steps),
+        "works": steps.groupby("experiment", observed=True)["own_ns"].first().to_dict(),
+    }
+    return Check("little_closed", verdict, found | limits)
 
 
-def _open_loop(runs: store.Runs) -> gates.Row:
+def _open_loop(runs: store.Runs) -> Check:
     """In the middle of the cells, those that arrive must spend as much time as is seen: else work piles up."""
-    item, gate = "Little's law, open loop", f"residual under {units.percent(ruler.LITTLE)}"
     chosen = cells.select(runs, tool="agent")
-    governed = [
-        name for name, service in runs.world.backends.items() if service.governed
-    ]  # overload is a question there
+    # Overload is a question there.
+    governed = [name for name, service in runs.world.backends.items() if service.governed]
     chosen = chosen[(chosen["arrival"] != "closed") & ~chosen["backend"].isin(governed)].reset_index(drop=True)
     rows, position = cells.requests_of(runs, chosen)
     spans = pd.DataFrame({"start": rows["start_ns"].to_numpy(), "end": rows["end_ns"].to_numpy()})
     both = [stats.steady(each["start"], each["end"]) for _, each in spans.groupby(position)]
     if not both:
-        return gates.missing(item, gate)
+        return Check("little_open", values={"limit": LITTLE})
     seen, arrived = np.sum(both, axis=0)
     residual = float(stats.littles_residual(arrived, seen))
-    note = f"all {len(both)} cells together, without the first and last tenth of each; fails where work piles up"
-    verdict = gates.judge(abs(residual) < ruler.LITTLE)
-    return gates.Row(item, units.percent(residual, signed=True), gate, verdict, note)
+    found = {"residual": residual, "cells": len(both), "limit": LITTLE}
+    return Check("little_open", judge(abs(residual) < LITTLE), found)
 
 
-def additivity(runs: store.Runs) -> list[gates.Row]:
+def additivity(runs: store.Runs) -> list[Check]:
     """Phases against the total: nothing that could fail, since each phase begins where the one before it ended."""
     rows, _ = cells.requests_of(runs, cells.select(runs, tool="agent"))
-    if rows.empty:
-        return [gates.missing("additivity: phases and total")]
-    note = "so the parts of a bar are the whole; that the whole is right is what the bias against packets says"
-    return [gates.Row("additivity: phases and total", "0 ns", "none: shared instants", gates.STATED, note)]
+    return [Check("additivity", UNMEASURED if rows.empty else STATED)]
 
 
 def _floors(runs: store.Runs) -> dict[str, stats.NoiseFloor]:
     """What equal arms differ by, per experiment that has them."""
-    found = {"lookup": lookups.floor(runs)} | {name: requests.floor(runs, name) for name in (*COMPARED[1:], "open")}
+    found = {names.LOOKUP: names.floor(runs)}
+    found |= {name: cost.floor(runs, name) for name in (cost.REQUEST, cost.KEPT, cost.OPEN)}
     return {name: each for name, each in found.items() if each is not None}
 
 
 def twins(runs: store.Runs) -> list[stats.Difference]:
     """p50 of `plain-aa` against `plain` in everything that both were asked alike, in two blocks or more."""
     chosen = cells.select(runs, tool="agent")
-    chosen = chosen[chosen["arm"].isin((lookups.BASE, lookups.TWIN))]
+    chosen = chosen[chosen["arm"].isin((names.BASE, names.TWIN))]
     by = [*(name for name in store.parameters(runs) if name not in ("arm", "tool")), "arm"]
     medians = cells.matrix(cells.per_cell(runs, chosen, "from due"), by)
-    levels = [level for level in map(tuple, medians.columns) if level[-1] == lookups.BASE]
-    found = (cells.paired(medians, level, (*level[:-1], lookups.TWIN)) for level in levels)
+    levels = [level for level in map(tuple, medians.columns) if level[-1] == names.BASE]
+    found = (cells.paired(medians, level, (*level[:-1], names.TWIN)) for level in levels)
     return [each for each in found if each is not None and each.absolute.n > 1]
 
 
-def equal_arms(runs: store.Runs) -> list[gates.Row]:
+def equal_arms(runs: store.Runs) -> list[Check]:
     """The A/A comparison: noise floor, false positives, smallest effect that so many blocks can show."""
-    gate = f"zero inside the interval, which is within {units.percent(PRECISION)}"
     measured = _floors(runs)
     if not measured:
-        return [gates.missing("A/A: noise floor", gate)]
-    lines = []
+        return [Check("noise_floors", values={"limit": PRECISION})]
+    checked = []
     for name, each in measured.items():
-        found = each.difference
-        value = f"floor {units.duration(each.absolute)} ({units.percent(each.relative)})"
-        note = f"plain-aa minus plain {units.interval(found.absolute, signed=True)}, {text.blocks(found.absolute.n)}"
-        wide = gates.within(found.relative, -PRECISION, PRECISION, gates.AMBER)
-        verdict = gates.AMBER if found.clear else wide
-        lines.append(gates.Row(f"A/A, {name}: noise floor", value, gate, verdict, note))
-    return [*lines, _false_positives(twins(runs))]
+        wide = within(each.difference.relative, -PRECISION, PRECISION, AMBER)
+        values = {"experiment": name, "floor": each, "found": each.difference.absolute, "limit": PRECISION}
+        checked.append(Check("noise_floor", AMBER if each.difference.clear else wide, values))
+    return [*checked, _false_positives(twins(runs))]
 
 
-def _false_positives(compared: Sequence[stats.Difference]) -> gates.Row:
+def _false_positives(compared: Sequence[stats.Difference]) -> Check:
     """How many comparisons of equal arms differ, of all that are made."""
     if not compared:
-        return gates.missing("A/A: false positives")
+        return Check("false_positives")
     clear, chance = sum(each.clear for each in compared), 1 - stats.CONFIDENCE
     most = int(scipy_stats.binom.ppf(stats.CONFIDENCE, len(compared), chance))
-    said = f"{clear} of {len(compared)} comparisons differ, {units.number(chance * len(compared))} expected by chance"
-    gate = f"at most {most}, as chance has it in 19 of 20 runs"
-    note = "every kind of lookup, request and delay that both equal arms were asked"
-    return gates.Row("A/A: false positives", said, gate, gates.judge(clear <= most, gates.AMBER), note)
+    counted = {"clear": clear, "compared": len(compared), "expected": chance * len(compared), "most": most}
+    return Check("false_positives", judge(clear <= most, AMBER), counted)
 
 
-def precision(runs: store.Runs) -> list[gates.Row]:
+def precision(runs: store.Runs) -> list[Check]:
     """How sure the differences are: the widest interval of a paired difference between two arms at one backend."""
-    lines = []
+    checked = []
     for experiment in COMPARED:
-        by = ["arm"] if experiment == "lookup" else ["arm", "backend"]
+        by = ["arm"] if experiment == names.LOOKUP else ["arm", "backend"]
         medians = cells.matrix(cells.per_cell(runs, cells.select(runs, experiment), "from start"), by)
         pairs = pd.DataFrame(
             [
-                {"names": f"{_name(a)} and {_name(b)}", "slower": width / max(p50s), "faster": width / min(p50s)}
+                {"names": (_name(a), _name(b)), "slower": width / max(p50s), "faster": width / min(p50s)}
                 for a, b in itertools.combinations(medians.columns, 2)
                 if (found := cells.paired(medians, a, b)) is not None and _backend(a) == _backend(b)
                 for width, p50s in [(found.absolute.half_width, (medians[a].mean(), medians[b].mean()))]
             ]
         )
-        gate = f"half-width at most {units.percent(PRECISION)} of the slower p50"
+        values: dict[str, Any] = {"experiment": experiment, "limit": PRECISION}
         if pairs.empty:
-            lines.append(gates.missing(f"precision: {experiment}", gate))
+            checked.append(Check("precision", values=values))
             continue
         worst = pairs.sort_values("slower").iloc[-1]
-        said = f"widest {units.percent(worst['slower'])}, middle {units.percent(pairs['slower'].median())}"
-        verdict = gates.judge(worst["slower"] <= PRECISION, gates.MISSED)
-        wide = int((pairs["slower"] > PRECISION).sum())
-        note = f"{wide} of {len(pairs)} pairs of arms wider; widest: {worst['names']}; of the faster p50 "
-        note += f"{units.percent(pairs['faster'].max())} at most, middle {units.percent(pairs['faster'].median())}"
-        lines.append(gates.Row(f"precision of p50 differences: {experiment}", said, gate, verdict, note))
-    return lines
+        values |= {"widest": worst["slower"], "middle": pairs["slower"].median(), "names": worst["names"]}
+        values |= {"wide": int((pairs["slower"] > PRECISION).sum()), "pairs": len(pairs)}
+        values |= {"most_of_faster": pairs["faster"].max(), "middle_of_faster": pairs["faster"].median()}
+        checked.append(Check("precision", judge(worst["slower"] <= PRECISION, MISSED), values))
+    return checked
 
 
 def _name(step: tuple[str, str] | str) -> str:
@@ -255,10 +242,7 @@ def detectable(runs: store.Runs) -> pd.DataFrame:
     """The smallest true difference of p50 that so many blocks find in 4 of 5 tries, from the A/A pairs."""
     rows = [
         {"comparison": name}
-        | {
-            f"{n} blocks": units.duration(stats.minimum_detectable(each.difference.absolute.sd, n), "µs")
-            for n in BLOCK_COUNTS
-        }
+        | {f"blocks_{n}_us": stats.minimum_detectable(each.difference.absolute.sd, n) / units.NS_PER_US for n in BLOCKS}
         for name, each in _floors(runs).items()
     ]
     return pd.DataFrame(rows)
