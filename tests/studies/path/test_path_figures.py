@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 
 import measured
 import traces
+from meshdns.analysis import diagrams
 from meshdns.studies.path import answer, figures, hops, tables
 from shipped import WORLD
 
@@ -98,7 +99,7 @@ def test_an_arm_that_was_not_traced_says_so() -> None:
 
 
 def test_the_grid_has_a_word_in_every_cell_and_lightness_that_differs() -> None:
-    ax = figures.grid(tables.matrix(traces.answered(*traces.USUAL)), "mode1")
+    ax = diagrams.grid(answer.grid(tables.matrix(traces.answered(*traces.USUAL)), "mode1"))
     assert [each.get_text().replace("\n", " ") for each in ax.get_xticklabels()] == [
         "captured, sidecar up", "captured, sidecar down", "not captured, sidecar up", "not captured, sidecar down",
     ]  # fmt: skip
@@ -108,7 +109,7 @@ def test_the_grid_has_a_word_in_every_cell_and_lightness_that_differs() -> None:
     ]
     assert {"at the sidecar's port", "–", "by the guard,\n1 connection each"} <= set(words(ax))
     assert {"proxied", "direct", "looped", "refused", "lost", "behind the sidecar"} <= set(words(ax))
-    assert len(set(figures._SHADES.values())) == len(tables.OUTCOMES) == len(figures._SHADES)
+    assert len(set(diagrams._SHADES.values())) == len(tables.OUTCOMES) == len(diagrams._SHADES)
 
 
 def test_the_sidecars_own_lookups_are_marked() -> None:
@@ -134,10 +135,12 @@ def test_the_notebook_draws_runs_that_hold_both_traces_and_answers(tmp_path: Pat
 
 
 def test_a_state_that_nobody_knows_has_a_column() -> None:
-    ax = figures.grid(tables.matrix(traces.answered(*traces.USUAL, traces.Cell("pod", {}, sidecar="paused"))), "mode1")
+    ax = diagrams.grid(
+        answer.grid(tables.matrix(traces.answered(*traces.USUAL, traces.Cell("pod", {}, sidecar="paused"))), "mode1")
+    )
     assert ax.get_xticklabels()[-1].get_text().endswith("paused")
 
 
 def test_a_grid_of_nothing_says_so() -> None:
     empty = tables.matrix(traces.answered(traces.Cell("pod", valid=False)))
-    assert words(figures.grid(empty, "mode1")) == ["not measured in these runs"]
+    assert words(diagrams.grid(answer.grid(empty, "mode1"))) == ["not measured in these runs"]

@@ -10,12 +10,13 @@ import pandas as pd
 from tabulate import tabulate
 
 from meshdns import store
-from meshdns.analysis import text
+from meshdns.analysis import absent, text
 from meshdns.core import units
 from meshdns.core.world import World
 from meshdns.studies.path.hops import Path, read
 from meshdns.studies.path.pods import Entry
 from meshdns.studies.path.tables import (
+    ANSWERS,
     GUARDED,
     KNOWING,
     MODE1,
@@ -209,6 +210,18 @@ def end(row: Row) -> str:
     """What ended a loop, or where a request that was not served came to its end; "" of what was served."""
     ended = str(WORDS.value("ended", row["ended"] or ""))
     return f"{ended}, {_several(row['connections_each'], 'connection')} each" if row["looped"] else ended
+
+
+def grid(table: pd.DataFrame, mode: str) -> pd.DataFrame:
+    """Of that mode's sidecar a row per answer, a column per condition: the outcome, and below it what ended it."""
+    heads = [condition(captured, state) for captured in (True, False) for state in ("up", "down")]
+    words: dict[str, dict[str, str]] = {head: {} for head in heads}
+    found = rows(table, mode=mode)
+    for row in found:
+        head = condition(row["intercepted"], row["sidecar"])
+        words.setdefault(head, {})[named(row)] = f"{row['outcome']}\n{end(row)}".strip()
+    whole = pd.DataFrame(words, index=list(dict.fromkeys(map(named, found))), dtype=object).fillna(text.ABSENT)
+    return absent.knowing(whole, absent.known(table) or [ANSWERS])
 
 
 def outcomes(table: pd.DataFrame) -> str:

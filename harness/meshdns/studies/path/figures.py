@@ -1,4 +1,4 @@
-"""What a traced request did, and what became of requests: sequences and a grid of words.
+"""What traced requests did, side by side.
 
 A sequence has a lifeline per process and an arrow per message, in the order of the capture. What is told apart is told
 by words and lines, so that it reads in grey.
@@ -6,21 +6,15 @@ by words and lines, so that it reads in grey.
 
 from __future__ import annotations
 
-import itertools
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
-from meshdns.analysis import absent, drawing, looks, text
+from meshdns.analysis import absent, drawing, looks
 from meshdns.studies.path import hops
-from meshdns.studies.path.answer import condition, end, named
 from meshdns.studies.path.flows import Message
-from meshdns.studies.path.tables import ANSWERS, Row
 
 # The order in which a request meets them.
 _LIFELINES = (
@@ -48,9 +42,6 @@ _WORDS = {
     "closes": "close",
     "refuses": "refused",
 }
-# Lightness of a cell in the grid, by the word that begins it.
-_SHADES = {"proxied": "#ffffff", "direct": "#e4e4e4", "looped": "#9a9a9a", "refused": "#cccccc", "lost": "#b4b4b4"}
-_MIXED = "#f4f4f4"
 
 
 @dataclass(frozen=True)
@@ -138,50 +129,3 @@ def _draw(ax: Axes, y: float, arrow: _Arrow, names: Sequence[str]) -> None:
         middle = min(max((begin + end) / 2, half - 0.5), len(names) - 0.5 - half)
         ax.text(middle, y + (0.08 if below else -0.06), words, ha="center", va="top" if below else "bottom",
                 fontsize=6.5, color=colour, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.2})  # fmt: skip
-
-
-def grid(table: pd.DataFrame, mode: str) -> Axes:
-    """Of that mode's sidecar a row per answer, a column per condition; the ground's lightness repeats the outcome."""
-    found = table[table["mode"] == mode].to_dict("records")
-    names = list(dict.fromkeys(map(named, found)))
-    heads = list(dict.fromkeys([*_CONDITIONS, *map(_condition, found)]))
-    said = {(names.index(named(row)), heads.index(_condition(row))): row for row in found}
-    with drawing.axes(0.9 + 0.46 * max(len(names), 2)) as ax:
-        ax.set_xlim(0, len(heads))
-        ax.set_ylim(max(len(names), 1), 0)
-        for y, x in itertools.product(range(len(names)), range(len(heads))):
-            _cell(ax, (x, y), said.get((y, x)))
-        if not found:
-            absent.tell(absent.known(table) or [ANSWERS])
-            ax.text(0.5, 0.5, "not measured in these runs", transform=ax.transAxes, ha="center", fontsize=10)
-        ax.set_yticks([y + 0.5 for y in range(len(names))], [_filled(name, 22) for name in names])
-        ax.set_xticks([x + 0.5 for x in range(len(heads))], [_filled(head, 14) for head in heads])
-        ax.xaxis.tick_top()
-        ax.tick_params(length=0, labelsize=8.5)
-        ax.grid(visible=False)
-        ax.spines[:].set_visible(False)
-        return ax
-
-
-def _condition(row: Row) -> str:
-    return condition(row["intercepted"], row["sidecar"])
-
-
-_CONDITIONS = [condition(captured, state) for captured in (True, False) for state in ("up", "down")]
-
-
-def _filled(name: object, width: int) -> str:
-    """In lines; arms, which have hyphens, stay whole."""
-    return textwrap.fill(str(name), width, break_on_hyphens=False, break_long_words=False)
-
-
-def _cell(ax: Axes, place: tuple[int, int], row: Row | None) -> None:
-    """The outcome, and below it what ended it."""
-    word, ended = (row["outcome"], end(row)) if row else (text.ABSENT, "")
-    ground = _SHADES.get(word, _MIXED)
-    ax.add_patch(Rectangle(place, 1, 1, facecolor=ground, edgecolor="#ffffff", linewidth=1.5))
-    x, y = place[0] + 0.5, place[1] + 0.5
-    lines = ended.count(", ") + bool(ended)
-    words = word.replace(", ", ",\n")  # several outcomes
-    ax.text(x, y - 0.12 * lines, words, ha="center", va="center", fontsize=9, fontweight="bold")
-    ax.text(x, y + 0.17, ended.replace(", ", ",\n"), ha="center", va="center", fontsize=6.5, linespacing=1)
