@@ -72,7 +72,7 @@ def test_every_experiment_that_is_shipped_says_what_is_measured_and_is_read_by_a
 @pytest.mark.parametrize("name", ["quick", "standard"])
 def test_nothing_that_is_compared_has_fewer_than_fifteen_blocks(name: str) -> None:
     what = plan.find(name, WORLD)
-    # Other people's rulers start a program for each cell, and are no arms.
+    # Other load generators start a program for each cell, and are no arms.
     compared = [each for each in what.experiments if not each.name.startswith("card-ruler")]
     assert {each.name: -(-what.blocks // each.every) for each in compared if what.blocks <= 14 * each.every} == {}
 

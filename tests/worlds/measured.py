@@ -56,7 +56,7 @@ class World:
     lost_redirects: int = 0  # per cell of a sidecar
     lost_queries: int = 0  # per cell, between the client and the cluster DNS
     resolutions: int = 1  # of the sidecar's own, per cell of mode 1
-    slope: float = 1.0  # of the ruler
+    slope: float = 1.0  # of the agent's time by the true one
     bias: float = 6.0  # of the agent's stamps against the wire
     invalid: float = 0.0  # share of cells
     noise: float = 0.006  # of a cell

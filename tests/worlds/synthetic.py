@@ -142,7 +142,7 @@ def make_block(block: int, samples_per_cell: int = 100, seed: int = 1) -> tuple[
     begin_ns, tables, records = (block + 1) * 60 * 10**9, [], []
     for index, at in enumerate(rng.permutation(len(planned))):
         cell = planned[at]
-        count = samples_per_cell if cell.tool == "agent" else 0  # cross-rulers report only a summary
+        count = samples_per_cell if cell.tool == "agent" else 0  # other load generators report only a summary
         table, wall_ns = _samples(cell, index, count, begin_ns, noise=shared * rng.lognormal(0, CELL_SPREAD), rng=rng)
         tables.append(table)
         records.append(_record(cell, index, samples_per_cell, begin_ns, wall_ns=wall_ns, rng=rng))

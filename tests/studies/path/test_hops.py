@@ -52,7 +52,7 @@ def test_packets_seen_twice_are_counted_once() -> None:
     _, proxy, server = path.of("TCP")
     assert [(each.what, each.packets, each.forward) for each in proxy.messages] == [
         ("connects", 3, True), ("requests", 1, True), ("responds", 1, False)]  # fmt: skip
-    assert proxy.size == 160 + 1010
+    assert proxy.bytes == 160 + 1010
     assert server.packets == 2
     assert path.hops[0].packets == 2
 
@@ -146,7 +146,7 @@ def test_no_packet_of_a_connection_is_lost_or_counted_twice(seed: int, length: i
     trace = traces.lost() | {"packets": traces.random_stages(seed, length)}
     path = hops.read(trace, WORLD)
     assert sum(hop.packets for hop in path.hops) == length + 1
-    assert sum(hop.size for hop in path.hops) == sum(each["size"] for each in trace["packets"])
+    assert sum(hop.bytes for hop in path.hops) == sum(each["size"] for each in trace["packets"])
 
 
 def test_the_text_tells_everything_once() -> None:

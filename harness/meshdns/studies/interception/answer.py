@@ -9,7 +9,6 @@ import pandas as pd
 from meshdns import store
 from meshdns.analysis import stats, text
 from meshdns.studies.cost import answer as cost
-from meshdns.studies.cost.tables import ROLES
 from meshdns.studies.interception.mechanisms import (
     FLOW,
     KEPT,
@@ -24,12 +23,9 @@ from meshdns.studies.interception.mechanisms import (
 from meshdns.studies.interception.tables import AGAINST, counts, differences, lacking, slopes, too_few
 
 _MEASURES = {
-    "new": "new connection",
-    "kept": "kept alive",
-    "lookup": "UDP lookup",
-    "inbound_new": "inbound, new",
+    "new": "new connection", "kept": "kept alive", "lookup": "UDP lookup", "inbound_new": "inbound, new",
     "inbound_kept": "inbound, kept",
-}
+}  # fmt: skip
 _SAID = {
     "new": "a request on a new connection",
     "kept": "a request on a connection kept alive",
@@ -39,15 +35,12 @@ _SAID = {
 }
 WORDS = text.Words(
     headings={
+        **cost.WORDS.headings,
         **_MEASURES,
         **{f"after_{name}": f"after {said}" for name, said in _MEASURES.items()},
         **{f"{name}_against_iptables": f"{said}, against iptables" for name, said in _MEASURES.items()},
-        **{name: cost.WORDS.heading(name) for name in ROLES},
-        "p50_against_no_rules": "p50 against no extra rules",
-        "asked": "rules are asked",
-        "more_expected": "expected",
-        "outbound_blocks": "outbound, blocks",
-        "inbound_blocks": "inbound, blocks",
+        "p50_against_no_rules": "p50 against no extra rules", "asked": "rules are asked", "more_expected": "expected",
+        "outbound_blocks": "outbound, blocks", "inbound_blocks": "inbound, blocks",
     },
     values={
         "measure": _MEASURES,
@@ -57,13 +50,11 @@ WORDS = text.Words(
         "as_expected": {False: "NO"},
         "agree": {False: "NO"},
         "counted": {
-            "dns_flows_redirected": "DNS flows redirected",
-            "connections_redirected": "connections redirected",
-            "at_dns_proxy": "queries at the DNS proxy",
-            "at_server_sidecar": "requests at the server's sidecar",
+            "dns_flows_redirected": "DNS flows redirected", "connections_redirected": "connections redirected",
+            "at_dns_proxy": "queries at the DNS proxy", "at_server_sidecar": "requests at the server's sidecar",
         },
     },
-)
+)  # fmt: skip
 
 
 def whole(runs: store.Runs) -> list[str]:
@@ -133,30 +124,26 @@ def rules_answer(table: pd.DataFrame) -> str:
     if table.empty:
         return ""
     said = [_added(measure, table) for measure in SWEEPS.values()]
-    kept = table[table["measure"] == KEPT.name].to_dict("records")
     found: dict[bool | None, list[str]] = {True: [], False: [], None: []}
-    for row in kept:
+    for row in table[table["measure"] == KEPT.name].to_dict("records"):
         found[row["as_expected"]].append(_name(row["mechanism"]))
+    phrases = {True: "it is so with", False: "it is not so with", None: "not resolved with"}
+    told = "; ".join(f"{phrases[each]} {text.listed(names)}" for each, names in found.items() if names)
     rule = (
         "Rules that are asked once a flow should cost a kept connection nothing, rules asked for each packet something"
     )
-    if not found[True] and not found[False]:
-        return " ".join(each for each in [*said, f"{rule}: these blocks decide it for no mechanism."] if each)
-    phrases = {True: "it is so with", False: "it is not so with", None: "not resolved with"}
-    told = [f"{phrases[each]} {text.listed(names)}" for each, names in found.items() if names]
-    return " ".join(each for each in [*said, f"{rule}: {'; '.join(told)}."] if each)
+    decided = found[True] or found[False]
+    said.append(f"{rule}: {told if decided else 'these blocks decide it for no mechanism'}.")
+    return " ".join(each for each in said if each)
 
 
 def _added(measure: Measure, table: pd.DataFrame) -> str:
     rows = table[table["measure"] == measure.name].to_dict("records")
     if not rows:
         return ""
-    clear = [
-        f"{str(row['per_rule']).lstrip('+')} with {_name(row['mechanism'])}"
-        for row in rows
-        if row["reading"] in text.CLEAR
-    ]
-    quiet = [_name(row["mechanism"]) for row in rows if row["reading"] not in text.CLEAR]
+    told = [(_name(row["mechanism"]), str(row["per_rule"]).lstrip("+"), row["reading"] in text.CLEAR) for row in rows]
+    clear = [f"{amount} with {name}" for name, amount, resolved in told if resolved]
+    quiet = [name for name, _, resolved in told if not resolved]
     opening = f"What each extra rule that matches nothing adds to {_SAID[measure.name]} is"
     if not clear:
         return f"{opening} not resolved."

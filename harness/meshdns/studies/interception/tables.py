@@ -90,28 +90,25 @@ def levels(runs: store.Runs) -> pd.DataFrame:
 @cells.once
 def differences(runs: store.Runs) -> pd.DataFrame:
     """A row per measure and mechanism: p50 against iptables in the same block, and how that reads."""
-    rows = [
-        {"measure": measure.name} | row
-        for measure in MEASURES
-        for row in _against(runs, measure, _medians(runs, measure.cells(runs), [measure.by]), floor(runs, measure))
-    ]
+    rows = [row for measure in MEASURES for row in _against(runs, measure)]
     return absent.of(pd.DataFrame(rows), runs, *TIMED)
 
 
-def _against(runs: store.Runs, measure: Measure, values: pd.DataFrame, noise: stats.NoiseFloor | None) -> Iterable[Row]:
+def _against(runs: store.Runs, measure: Measure, what: str = "from due") -> Iterable[Row]:
+    values, noise = _medians(runs, measure.cells(runs), [measure.by], what), floor(runs, measure, what)
     for each in compared(runs)[1:]:
         if found := _compared(values, measure.of(BASE), measure.of(each), noise, AGAINST):
-            yield {"mechanism": each.name, "arm": each.arm} | found
+            yield {"measure": measure.name, "mechanism": each.name, "arm": each.arm} | found
 
 
 def phases(runs: store.Runs) -> pd.DataFrame:
     """A row per phase of a new connection and mechanism; medians of phases do not add up to that of the whole."""
-    rows = []
-    for measure in (NEW, IN_NEW):
-        chosen = measure.cells(runs)
-        for phase in measure.phases:
-            values, noise = _medians(runs, chosen, [measure.by], phase), floor(runs, measure, phase)
-            rows += [{"measure": measure.name, "phase": phase} | row for row in _against(runs, measure, values, noise)]
+    rows = [
+        {"measure": measure.name, "phase": phase} | row
+        for measure in (NEW, IN_NEW)
+        for phase in measure.phases
+        for row in _against(runs, measure, phase)
+    ]
     return absent.of(pd.DataFrame(rows), runs, NEW.experiment, IN_NEW.experiment)
 
 

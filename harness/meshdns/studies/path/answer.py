@@ -13,80 +13,52 @@ from meshdns import store
 from meshdns.analysis import absent, text
 from meshdns.core import units
 from meshdns.core.world import World
+from meshdns.studies.names.tables import MODE1, MODE2
 from meshdns.studies.path.hops import Path, read
 from meshdns.studies.path.pods import Entry
 from meshdns.studies.path.tables import (
     ANSWERS,
     GUARDED,
+    HOP,
     KNOWING,
-    MODE1,
-    MODE2,
     UNGUARDED,
     Row,
     hops,
     matrix,
     paths,
     rows,
-    rules,
     totals,
 )
 
 MEASURE = "`meshdns report --plan interception` measures them"
 WORDS = text.Words(
     headings={
-        "number": "#",
-        "source": "from",
-        "own": "own lookup",
-        "target": "to",
-        "target_pod": "its pod",
-        "inside": "inside the pod",
-        "asked": "asked for",
-        "rewritten": "rewritten to",
-        "taken": "taken by",
-        "kept": "connection kept",
-        "dns_exchanges": "DNS exchanges",
-        "dns_leaving": "DNS leaving",
-        "dns_packets": "DNS packets",
-        "tcp_packets": "TCP packets",
-        "exchanges_found": "exchanges of the name found",
-        "questions": "DNS questions",
-        "rules": "rules that moved",
-        "conntrack_client": "conntrack, client's pod",
-        "conntrack_server": "conntrack, server's pod",
-        "listener": "Envoy listener",
-        "mode": "sidecar of",
-        "intercepted": "captured",
-        "served": "200",
-        "at_sidecar": "at 15001",
+        "number": "#", "source": "from", "own": "own lookup", "target": "to", "target_pod": "its pod",
+        "inside": "inside the pod", "asked": "asked for", "rewritten": "rewritten to", "taken": "taken by",
+        "kept": "connection kept", "dns_exchanges": "DNS exchanges", "dns_leaving": "DNS leaving",
+        "dns_packets": "DNS packets", "tcp_packets": "TCP packets", "exchanges_found": "exchanges of the name found",
+        "questions": "DNS questions", "rules": "rules that moved", "conntrack_client": "conntrack, client's pod",
+        "conntrack_server": "conntrack, server's pod", "listener": "Envoy listener", "mode": "sidecar of",
+        "intercepted": "captured", "served": "200", "at_sidecar": "at 15001",
     },
     values={
         "mode": {"mode1": "mode 1", "mode2": "mode 2"},
         "answer": {
-            "pod": "a pod's address",
-            "clusterip": "a ClusterIP",
-            "virtual": "a virtual IP",
-            "service-entry": "a ServiceEntry's address",
-            "loopback": "127.0.0.1",
-            "own": "the asking pod's own address",
-            "unroutable": "an address where nobody is",
+            "pod": "a pod's address", "clusterip": "a ClusterIP", "virtual": "a virtual IP",
+            "service-entry": "a ServiceEntry's address", "loopback": "127.0.0.1",
+            "own": "the asking pod's own address", "unroutable": "an address where nobody is",
             "loopback-sidecar": "the sidecar's port at 127.0.0.1",
             "own-sidecar": "the sidecar's port at the own address",
         },
         "ended": {
-            "guard": "by the guard",
-            "circuit_breaker": "by the circuit breaker",
-            "client": "by the client's time-out",
-            "sidecar": "by the sidecar",
-            "behind_sidecar": "behind the sidecar",
-            "at_port": "at the sidecar's port",
-            "leaving_pod": "leaving the pod",
-            "in_pod": "in the pod",
+            "guard": "by the guard", "circuit_breaker": "by the circuit breaker", "client": "by the client's time-out",
+            "sidecar": "by the sidecar", "behind_sidecar": "behind the sidecar", "at_port": "at the sidecar's port",
+            "leaving_pod": "leaving the pod", "in_pod": "in the pod",
         },
     },
     left_out="What each part saw of their requests is listed with that of all arms.",
-)
-HOPS = ["number", "times", "kind", "source", "own", "pod", "target", "target_pod", "inside", "asked", "rewritten",
-        "packets", "bytes", "said", "answer", "taken", "kept"]  # fmt: skip
+)  # fmt: skip
+HOPS = ["number", "times", *HOP]
 MATRIX = ["mode", "answer", "arm", "intercepted", "sidecar", "outcome", "ended", "connections_each", "requests",
           "served", "told", "silent", "redirected", "translated", "at_sidecar", "by_service", "forwarded",
           "passed_through", "overflow", "at_guard", "at_servers", "escaped"]  # fmt: skip
@@ -164,7 +136,7 @@ def traced(trace: Mapping[str, Any], world: World) -> str:
         lines += [tabulate(listed.to_numpy().tolist(), [*listed], tablefmt="plain", disable_numparse=True), ""]
     total = totals(path)
     lines.append(f"in all     {_amount(total)}; {total['dns_packets']} + {total['tcp_packets']} packets")
-    lines += [f"rules      {pod}: {rules(known.rules)}" for pod, known in path.pods.items() if known.rules]
+    lines += [f"rules      {pod}: {known.moved}" for pod, known in path.pods.items() if known.rules]
     lines += [f"envoy      {pod}: {known.taken}" for pod, known in path.pods.items() if str(known.taken)]
     for pod, known in path.pods.items():
         lines += [f"conntrack  {pod}: {_tracked(each)}" for each in known.entries or ()]

@@ -11,19 +11,7 @@ from meshdns.analysis import text
 from meshdns.studies.cost import tables as cost
 from meshdns.studies.names import tables as names
 from meshdns.studies.path.answer import MEASURE, condition, end, meaning, named, redirected, share
-from meshdns.studies.path.tables import (
-    ANSWERS,
-    GUARDED,
-    KNOWING,
-    MODE1,
-    MODE2,
-    OUTCOMES,
-    UNGUARDED,
-    Row,
-    counts,
-    matrix,
-    rows,
-)
+from meshdns.studies.path.tables import ANSWERS, GUARDED, KNOWING, OUTCOMES, UNGUARDED, Row, counts, matrix, rows
 from meshdns.studies.verdict import (
     COST,
     DEPENDS,
@@ -82,7 +70,7 @@ def bypass(matrix: pd.DataFrame) -> Verdict:
 
 def interception(path: pd.DataFrame, matrix: pd.DataFrame) -> Verdict:
     """C2: names resolved in several ways and answered with several addresses; whose connections are redirected."""
-    sums = {arm: counted for arm in (MODE1, *names.PROXIED) if (counted := counted_in(path, arm))}
+    sums = {arm: counted for arm in (names.MODE1, *names.PROXIED) if (counted := counted_in(path, arm))}
     numbers = [
         f"{each['redirected']} of {each['requests']} connections redirected in {arm}" for arm, each in sums.items()
     ]
@@ -103,7 +91,7 @@ def interception(path: pd.DataFrame, matrix: pd.DataFrame) -> Verdict:
         return Verdict("C2", DEPENDS, because, ", ".join(numbers), WAY)
     if away:
         return Verdict("C2", SUPPORTED, "every answer was intercepted alike", ", ".join(numbers), WAY)
-    if not {MODE1} < set(sums):
+    if not {names.MODE1} < set(sums):
         return unmeasured("C2", "needs requests in both modes")
     because = "both ways to resolve were intercepted alike, but only ClusterIP and virtual IP answers were tried"
     return Verdict("C2", UNDECIDED, because, ", ".join(numbers), COST)
@@ -156,7 +144,7 @@ def hops_saved(counts: pd.DataFrame) -> Verdict:
     A hop is either of them. Packets are told and do not decide: how many a connection has depends on whether it stood.
     """
     served = counts[counts["outcome"] == "ok"]
-    pairs = served[served["arm"] == MODE1].merge(served[served["arm"] == MODE2], on="run")
+    pairs = served[served["arm"] == names.MODE1].merge(served[served["arm"] == names.MODE2], on="run")
     if pairs.empty:
         return unmeasured("C8", "needs a traced request in both modes")
     each = served[served["run"] == pairs["run"].iloc[-1]]
@@ -166,7 +154,7 @@ def hops_saved(counts: pd.DataFrame) -> Verdict:
         f"{row['dns_packets']} + {row['tcp_packets']} packets, {row['hops']} hops in all, "
         f"{row['between_pods']} of them between pods"
         for row in each.to_dict("records")
-        if row["arm"] in (MODE1, *names.PROXIED)
+        if row["arm"] in (names.MODE1, *names.PROXIED)
     )
     columns = ["exchanges_found", "connections"]
     columns += ["exchanges_each"] * bool(pairs["names_not_found_x"].all() and pairs["names_not_found_y"].all())

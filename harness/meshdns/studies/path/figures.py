@@ -18,14 +18,8 @@ from meshdns.studies.path.flows import Message
 
 # The order in which a request meets them.
 _LIFELINES = (
-    hops.APPLICATION,
-    hops.DNS_PROXY,
-    hops.DNSDIST,
-    hops.BIND,
-    hops.SIDECAR,
-    hops.SERVER_SIDECAR,
-    hops.SERVER,
-)
+    hops.APPLICATION, hops.DNS_PROXY, hops.DNSDIST, hops.BIND, hops.SIDECAR, hops.SERVER_SIDECAR, hops.SERVER,
+)  # fmt: skip
 _BEGIN = 0.6  # rows above the first message
 _ROW = 0.31  # inches
 _STAGGER = 0.55  # rows by which every second name is raised, as neighbours are wider than their distance
@@ -33,15 +27,7 @@ _LETTERS = 43  # of the small print fit into half the page's width
 _NAME = 27  # letters of a name that are shown before it is cut
 _LINES = {"DNS": (0, (4, 1.6)), "TCP": "-"}
 _WIDTHS = {True: 0.9, False: 2.0}  # of an arrow inside a pod, and from one to another
-_WORDS = {
-    "asks": "{said}",
-    "answers": "{said}",
-    "connects": "connect",
-    "requests": "{said}",
-    "responds": "{said}",
-    "closes": "close",
-    "refuses": "refused",
-}
+_WORDS = {"connects": "connect", "closes": "close", "refuses": "refused"}  # of messages that say nothing
 
 
 @dataclass(frozen=True)
@@ -93,7 +79,7 @@ def _arrows(path: hops.Path) -> list[_Arrow]:
 
 def _label(row: hops.Row, message: Message) -> str:
     said = message.says.partition(": ")[2] if message.what == "answers" else message.says
-    words = _WORDS[message.what].format(said=_short(said) or message.what)
+    words = _WORDS.get(message.what) or _short(said) or message.what
     times = ("own: " if row.hop.own else "") + (f"{row.times} × " if row.times > 1 else "")
     return f"{times}{words}" + (f" ({message.packets})" if row.hop.kind == "TCP" else "")
 

@@ -33,8 +33,9 @@ class Hop:
 
     kind: Kind
     source: str  # the process that asks
-    target: str  # the one that is reached
-    pods: tuple[str, str]  # theirs; an address where nobody watched
+    pod: str  # its pod
+    target: str  # the process that is reached
+    target_pod: str  # an address where nobody watched
     inside: bool  # over a pod's loopback
     asked: str  # address:port asked for
     reached: str  # and what it was after translation
@@ -50,9 +51,14 @@ class Hop:
         return sum(each.packets for each in self.messages)
 
     @property
-    def size(self) -> int:
-        """Bytes above UDP or TCP, both ways."""
+    def bytes(self) -> int:
+        """Above UDP or TCP, both ways."""
         return sum(each.size for each in self.messages)
+
+    @property
+    def rewritten(self) -> str | None:
+        """The address after translation, where that changed it."""
+        return self.reached if self.reached != self.asked else None
 
     @property
     def said(self) -> str:
@@ -61,14 +67,14 @@ class Hop:
 
     @property
     def answer(self) -> str:
-        """What came back: addresses or a return code, the first line of HTTP."""
+        """What came back: addresses or a return code, the first line of HTTP; of nothing how it ended."""
         found = next((each.says for each in self.messages if not each.forward and each.says), "")
-        return found.partition(": ")[2] if self.kind == "DNS" else found
+        return (found.partition(": ")[2] if self.kind == "DNS" else found) or self.ending
 
     @property
     def signature(self) -> tuple[object, ...]:
         """Equal for hops that differ in nothing but the moment, the port and the name asked for."""
-        ends = (self.kind, self.source, self.target, self.pods, self.inside)
+        ends = (self.kind, self.source, self.pod, self.target, self.target_pod, self.inside)
         return *ends, self.asked, self.reached, self.ending, self.answer, self.own
 
 
@@ -196,8 +202,9 @@ class _Reader:
         return Hop(
             kind=flow.kind,
             source=source,
+            pod=pod,
             target=target,
-            pods=(pod, target_pod),
+            target_pod=target_pod,
             inside=bool(flow.place),
             asked=asked,
             reached=reached,
@@ -215,7 +222,7 @@ class _Reader:
             return (DNSDIST if flow.place else BIND, outer.own) if outer else ("", False)
         if pod != self.client.pod:
             return SERVER_SIDECAR if pod in self.trace["proxies"] else SERVER, False
-        mine = [hop for _, hop in before if hop.pods[0] == pod and hop.kind == flow.kind]
+        mine = [hop for _, hop in before if hop.pod == pod and hop.kind == flow.kind]
         if flow.kind == "TCP":
             return SIDECAR if self.client.sidecar and mine else APPLICATION, False
         if self.client.dns_proxy and not flow.place:

@@ -53,6 +53,20 @@ class Pod:
     entries: tuple[Entry, ...] | None
     taken: Taken
 
+    @property
+    def moved(self) -> str:
+        """`redirect_tcp 1`: what the rules counted."""
+        if self.rules is None:
+            return NOT_RECORDED
+        return ", ".join(f"{name} {count:g}" for name, count in sorted(self.rules.items())) or "none"
+
+    @property
+    def tracked(self) -> str:
+        """`tcp 10.96.1.10:80 → 127.0.0.1:15001`: the entries of connection tracking."""
+        if self.entries is None:
+            return NOT_RECORDED
+        return "; ".join(f"{each.protocol} {each.ends}" for each in self.entries) or "none"
+
 
 _TUPLE = re.compile(r"\bsrc=(\S+) dst=(\S+) sport=(\d+) dport=(\d+)")
 _ZONE = re.compile(r"\bzone(?:-\w+)?=(\d+)")

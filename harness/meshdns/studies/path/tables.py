@@ -20,11 +20,9 @@ from meshdns.core import errors
 from meshdns.core.world import Pod as Client
 from meshdns.interception.conventions import ISTIO
 from meshdns.studies.path.hops import Hop, Path, read
-from meshdns.studies.path.pods import NOT_RECORDED, Entry, Pod
+from meshdns.studies.path.pods import Pod
 
 Row = dict[Any, Any]
-
-MODE1, MODE2 = "mode1", "mode2-agent"
 # Arms that sentences and claims tell of: mode 1's sidecar, with its loop guard and without; that which knows virtual
 # IPs, as mode 2's does.
 GUARDED, UNGUARDED, KNOWING = "answers", "unguarded", "answers-mode2"
@@ -33,6 +31,10 @@ EXPERIMENTS = (ANSWERS,)
 
 
 # --- traced requests ---
+
+HOP = ("kind", "source", "own", "pod", "target", "target_pod", "inside", "asked", "rewritten", "packets", "bytes",
+       "said", "answer", "taken", "kept")  # fmt: skip
+_DNS, _TCP = ("dns_exchanges", "dns_leaving", "dns_packets"), ("connections", "connections_leaving", "tcp_packets")
 
 
 def traces(runs: store.Runs) -> Iterator[tuple[str, Path]]:
@@ -49,52 +51,29 @@ def paths(runs: store.Runs) -> dict[str, Path]:
 
 def hops(found: Mapping[str, Path], *arms: str) -> pd.DataFrame:
     """A row per hop of these arms, in order."""
-    rows = [{"arm": arm} | row for arm in arms if arm in found for row in _rows(found[arm])]
+    rows = [
+        {"arm": arm, "number": number, "times": row.times} | {name: getattr(row.hop, name) for name in HOP}
+        for arm in arms
+        if arm in found
+        for number, row in enumerate(found[arm].rows(), 1)
+    ]
     whole = absent.knowing(pd.DataFrame(rows), (absent.TRACES,))
     return absent.leaving(whole, [arm for arm in found if arm not in arms])
 
 
-def _rows(path: Path) -> Iterator[Row]:
-    for number, row in enumerate(path.rows(), 1):
-        hop = row.hop
-        yield {
-            "number": number,
-            "times": row.times,
-            "kind": hop.kind,
-            "source": hop.source,
-            "own": hop.own,
-            "pod": hop.pods[0],
-            "target": hop.target,
-            "target_pod": hop.pods[1],
-            "inside": hop.inside,
-            "asked": hop.asked,
-            "rewritten": hop.reached if hop.reached != hop.asked else None,
-            "packets": hop.packets,
-            "bytes": hop.size,
-            "said": hop.said or None,
-            "answer": hop.answer or hop.ending,
-            "taken": hop.taken or None,
-            "kept": hop.kept,
-        }
-
-
 def totals(path: Path) -> dict[str, int]:
     """Hops and packets by kind; `leaving`: not over a pod's loopback. The sidecar's own lookups are not counted."""
-    dns, tcp = (
-        (len(hops), sum(not hop.inside for hop in hops), sum(hop.packets for hop in hops))
-        for hops in (path.of("DNS"), path.of("TCP"))
-    )
+    found: dict[str, int] = {}
+    for hops, names in ((path.of("DNS"), _DNS), (path.of("TCP"), _TCP)):
+        counted = len(hops), sum(not hop.inside for hop in hops), sum(hop.packets for hop in hops)
+        found |= dict(zip(names, counted, strict=True))
     address = path.request["address"]
     right = [each for each in path.questions() if address and address in each[0].answer.split(", ")]
     wrong = [each for each in path.questions() if each not in right]
-    return {
-        **dict(zip(("dns_exchanges", "dns_leaving", "dns_packets"), dns, strict=True)),
-        **dict(zip(("connections", "connections_leaving", "tcp_packets"), tcp, strict=True)),
-        "names_not_found": len(wrong),
-        "exchanges_each": max(map(len, wrong), default=0),
-        "exchanges_found": max(map(len, right), default=0),
-        **dict(zip(("hops", "between_pods", "packets"), map(sum, zip(dns, tcp, strict=True)), strict=True)),
-    }
+    found |= {"names_not_found": len(wrong), "exchanges_each": max(map(len, wrong), default=0)}
+    found["exchanges_found"] = max(map(len, right), default=0)
+    both = zip(("hops", "between_pods", "packets"), _DNS, _TCP, strict=True)
+    return found | {name: found[dns] + found[tcp] for name, dns, tcp in both}
 
 
 def counts(runs: store.Runs) -> pd.DataFrame:
@@ -117,9 +96,9 @@ def _seen(path: Path) -> Row:
     return {
         **{name: total[name] for name in ("hops", "between_pods", "packets")},
         "questions": "; ".join(map(_asked, path.questions())) or None,
-        "rules": _each(ends, lambda pod: rules(pod.rules)),
-        "conntrack_client": _entries(ends["client"].entries),
-        "conntrack_server": _entries(ends["server"].entries) if "server" in ends else None,
+        "rules": _each(ends, lambda pod: pod.moved),
+        "conntrack_client": ends["client"].tracked,
+        "conntrack_server": ends["server"].tracked if "server" in ends else None,
         "listener": _each(ends, lambda pod: pod.taken.listener),
         "filter_chain": _each(ends, lambda pod: pod.taken.chain),
         "cluster": _each(ends, lambda pod: pod.taken.cluster),
@@ -139,20 +118,7 @@ def _each(ends: Mapping[str, Pod], said: Callable[[Pod], str]) -> str | None:
 
 
 def _asked(question: Sequence[Hop]) -> str:
-    return f"{question[0].said.removesuffix('?')}: {question[0].answer or question[0].ending}"
-
-
-def rules(moved: Mapping[str, float] | None) -> str:
-    """`redirect_tcp 1`: the packets that rules counted."""
-    if moved is None:
-        return NOT_RECORDED
-    return ", ".join(f"{name} {count:g}" for name, count in sorted(moved.items())) or "none"
-
-
-def _entries(found: Sequence[Entry] | None) -> str:
-    if found is None:
-        return NOT_RECORDED
-    return "; ".join(f"{each.protocol} {each.ends}" for each in found) or "none"
+    return f"{question[0].said.removesuffix('?')}: {question[0].answer}"
 
 
 def _rewrites(path: Path) -> list[str]:
