@@ -186,7 +186,7 @@ def headroom(runs: store.Runs) -> list[Check]:
     chosen = cells.select(runs, RATE, tool="agent")
     planned = runs.cells[runs.cells["experiment"] != RATE].groupby("kind")["rate_hz"].max()
     checked = []
-    for kind in ("lookup", "request"):
+    for kind in dict.fromkeys(["lookup", "request", *map(str, chosen["kind"])]):
         mine = chosen[chosen["kind"] == kind].reset_index(drop=True)
         rows, position = cells.requests_of(runs, mine)
         values: dict[str, Any] = {"kind": kind, "limit": HEADROOM}
