@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from typing import Any
 
 import pytest
@@ -130,6 +132,18 @@ def test_names_that_fail_make_no_connection() -> None:
     assert hops.read(traces.unknown(), WORLD).hops[0].answer == "NXDOMAIN"
     mute = hops.read(traces.mute(), WORLD).hops
     assert [(each.ending, each.packets) for each in mute] == [("lost", 2)]
+
+
+def test_a_cluster_dns_of_another_make_has_its_own_name() -> None:
+    recursor = dataclasses.replace(WORLD.named("dns"), pod="recursor", part="recursor", parts=())
+    client = dataclasses.replace(WORLD.arms["mode1"], name_server="10.96.0.11")
+    pods = tuple({"dns": recursor, client.pod: client}.get(each.pod, each) for each in WORLD.pods)
+    world = dataclasses.replace(WORLD, pods=pods, cluster_dns={"10.96.0.10": "dns", "10.96.0.11": "recursor"})
+    trace = json.loads(json.dumps(traces.mode1()).replace('"dns"', '"recursor"').replace("10.96.0.10", "10.96.0.11"))
+    assert route(hops.read(trace, world), "DNS") == [
+        ("application", "recursor", "10.96.0.11:53", "198.18.0.10:53"),
+        ("recursor", "recursor", "127.0.0.1:5300", "127.0.0.1:5300"),
+    ]
 
 
 def test_tls_is_told_as_such() -> None:

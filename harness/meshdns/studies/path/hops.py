@@ -24,6 +24,7 @@ from meshdns.studies.path.pods import Pod, entries, taken
 
 APPLICATION, SIDECAR, DNS_PROXY, DNSDIST, BIND = "application", "sidecar", "DNS proxy", "dnsdist", "BIND"
 SERVER_SIDECAR, SERVER, ITSELF = "server sidecar", "server", "the pod itself"
+_USUAL = {"dnsdist", "dns"}  # of the cluster DNS; the latter in worlds that name no part apart
 _CAPTURING = (ISTIO.outbound_port, ISTIO.inbound_port)
 
 
@@ -154,10 +155,14 @@ class _Reader:
         self.trace, self.request, self.world = trace, trace["request"], world
         arm = str(trace["arm"])
         self.client = world.arms.get(arm) or WorldPod(f"client-{arm}", 0, "client", arm=arm)
+        self.dns = world.cluster_dns.get(world.dns_address(self.client), "dns")
+        parts = {part for pod in world.pods if pod.pod == self.dns for part in (pod.part, *pod.parts)}
+        # Who asks is answered by dnsdist, which asks BIND behind it; of another make by the one that is there.
+        self.facing, self.behind = (DNSDIST, BIND) if parts & _USUAL or not parts else (min(parts),) * 2
         self.pods: dict[str, str] = {address: pod for pod, address in trace["pods"].items()}
-        parts = urlsplit(trace["url"])
-        self.port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
-        self.candidates = {f"{name} A" for name in resolver.candidates(parts.hostname or "", 5, world.search)}
+        url = urlsplit(trace["url"])
+        self.port = url.port or {"http": 80, "https": 443}.get(url.scheme, 0)
+        self.candidates = {f"{name} A" for name in resolver.candidates(url.hostname or "", 5, world.search)}
         self.known = {pod: self._pod(pod) for pod in trace["pods"]}
         self.translations = [each for each in self.known[self.client.pod].entries or () if each.rewritten]
 
@@ -217,9 +222,9 @@ class _Reader:
 
     def _source(self, flow: Flow, pod: str, before: Sequence[tuple[Flow, Hop]]) -> tuple[str, bool]:
         """Who asks, and whether on its own account; "" if not for this request."""
-        if pod == "dns":
-            outer = next((hop for other, hop in before if _within(flow, other) and hop.target == DNSDIST), None)
-            return (DNSDIST if flow.place else BIND, outer.own) if outer else ("", False)
+        if pod == self.dns:
+            outer = next((hop for other, hop in before if _within(flow, other) and hop.target == self.facing), None)
+            return (self.facing if flow.place else self.behind, outer.own) if outer else ("", False)
         if pod != self.client.pod:
             return SERVER_SIDECAR if pod in self.trace["proxies"] else SERVER, False
         mine = [hop for _, hop in before if hop.pod == pod and hop.kind == flow.kind]
@@ -242,13 +247,13 @@ class _Reader:
         if source != APPLICATION:
             return reached, reached
         if flow.kind == "DNS":
-            return f"{self.world.dns_cluster_ip}:53", reached
+            return f"{self.world.dns_address(self.client)}:53", reached
         return f"{self.request['address'] or host(reached)}:{self.port}", reached
 
     def _target(self, flow: Flow, pod: str, reached: str) -> str:
         """Who is reached."""
-        if pod == "dns":
-            return BIND if flow.place else DNSDIST
+        if pod == self.dns:
+            return self.behind if flow.place else self.facing
         if pod == self.client.pod:
             if flow.kind == "DNS":
                 return DNS_PROXY
