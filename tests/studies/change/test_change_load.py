@@ -75,9 +75,9 @@ def test_failures_until_the_end_are_never_followed() -> None:
 def test_connections_stay_or_move() -> None:
     ports = [1, 2, 3] * 60
     stayed = loads.stay(load(TURNS * 60, ports), change(90, removed=["shop-1"]))
-    assert stayed == loads.Stay(connections=1, stayed=1, requests=30)
+    assert stayed == loads.Stay(connections=1, stayed=1, requests_on_them=30)
     moved = loads.stay(load([*TURNS * 30, *["shop-2", "shop-2", "shop-3"] * 30], ports), change(90, removed=["shop-1"]))
-    assert moved == loads.Stay(connections=1, stayed=0, requests=0)
+    assert moved == loads.Stay(connections=1, stayed=0, requests_on_them=0)
     new = loads.stay(load(TURNS * 60), change(90, removed=["shop-1"]))
     assert (new.connections, new.stayed) == (30, 0)  # none of them is used twice
 
@@ -144,8 +144,8 @@ def test_no_more_connections_stay_than_there_were(case: tuple[Load, Change]) -> 
     one, done = case
     found = loads.stay(one, done)
     assert 0 <= found.stayed <= found.connections <= len(set(one.local_port))
-    assert found.requests <= one.served_by(done.removed)[one.start_ns >= done.at_ns].sum()
-    assert (found.stayed == 0) == (found.requests == 0)
+    assert found.requests_on_them <= one.served_by(done.removed)[one.start_ns >= done.at_ns].sum()
+    assert (found.stayed == 0) == (found.requests_on_them == 0)
 
 
 @given(st.lists(st.one_of(st.floats(0, 1e10), st.just(np.inf)), min_size=1, max_size=20))

@@ -59,7 +59,7 @@ def _grouped(table: pd.DataFrame) -> tuple[list[str], dict[tuple[str, str], int]
     places: dict[tuple[str, str], int] = {}
     seen = looks.of(table)
     for (change, backend), part in table.groupby(["change", "backend"], sort=False):
-        heading = f"{answer.WORDS.value("change", change)}:"
+        heading = f"{answer.WORDS.value('change', change)}:"
         if heading not in labels:
             labels.append(heading)
         ways = {seen.pod(str(arm)).sidecar: way for arm, way in zip(part["arm"], part["endpoints"], strict=True)}

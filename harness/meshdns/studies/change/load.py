@@ -136,11 +136,11 @@ def failing_ns(load: Load, change: Change, rate_hz: float) -> float:
 
 @dataclass(frozen=True)
 class Stay:
-    """Connections to removed replicas that were kept."""
+    """What became of connections to removed replicas."""
 
     connections: int  # that a removed replica served before the change
     stayed: int  # of them, that it still served when the load ended
-    requests: int  # that it served on these after the change
+    requests_on_them: int  # that it served after the change
 
 
 def stay(load: Load, change: Change) -> Stay:

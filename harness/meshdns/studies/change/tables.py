@@ -5,7 +5,8 @@ A cell is one change in the middle of a load at a constant rate (`load`); the fr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,12 @@ from meshdns.analysis import absent, cells, gates, looks, provenance, text
 from meshdns.core import errors, units
 from meshdns.core.world import World
 from meshdns.studies.change import load as loads
-from meshdns.studies.change.load import Change, Load
+from meshdns.studies.change.load import Change, Load, Stay
 from meshdns.studies.change.spells import Mean, Part, Spell
 
 CHANGE, GONE, UNNOTICED = EXPERIMENTS = ("change", "gone", "unnoticed")
 NEW, KEPT = CONNECTIONS = ("new", "keepalive")
 CHANGES = ("up", "down", "replace", "unready", "crash")  # of a replica, in the order in which they are read
-UNSEEN = ("up", "rotate", "unrelated")
 ALIVE = "unready"  # what is removed lives on, so that it can be kept
 # How a sidecar knows the endpoints of what is called.
 EDS, ORIGINAL_DST, STRICT_DNS, STRICT_DNS_30 = WAYS = (
@@ -101,10 +101,10 @@ def _levels(found: pd.DataFrame, runs: store.Runs) -> Iterator[tuple[Row, pd.Dat
         yield dict(zip(LEVELS, level, strict=True)) | row, parts[level]
 
 
-def _spells(frame: pd.DataFrame, by: Sequence[str], value: str) -> Callable[[Hashable], cells.Values]:
-    """That duration by level; averaged within a block should it have several cells of one."""
-    values = pd.DataFrame() if frame[value].isna().all() else cells.matrix(frame, by, value)
-    return lambda level: cells.column(values, level)
+def _by_block(mine: pd.DataFrame, name: str) -> cells.Values:
+    """That duration; averaged within a block should it have several cells."""
+    found: cells.Values = mine.groupby(cells.BLOCK, observed=True)[name].mean().dropna().to_numpy(dtype=float)
+    return found
 
 
 def rows(table: pd.DataFrame, **levels: str) -> list[Row]:
@@ -153,12 +153,9 @@ def followed(runs: store.Runs) -> pd.DataFrame:
 
     `blocks` are those whose load the change concerned; `after` are all requests that ended after it.
     """
-    found = _per_cell(runs, _timed)
-    values = {name: _spells(found, LEVELS, name) for name in _SPELLS} if len(found) else {}
     made = []
-    for row, mine in _levels(found, runs):
-        level = tuple(row[name] for name in LEVELS)
-        spells = {name: kind(values[name](level)) for name, kind in _SPELLS.items()}
+    for row, mine in _levels(_per_cell(runs, _timed), runs):
+        spells = {name: kind(_by_block(mine, name)) for name, kind in _SPELLS.items()}
         means = {f"{name}_mean": spells[name].mean for name in ("followed", "over_probe")}
         sums = {name: int(mine[name].sum()) for name in ("failed", "after")}
         seconds = {"probe_s": float(mine["probe_s"].median()), "rest_s": float(mine["rest_s"].min())}
@@ -204,12 +201,9 @@ def kept(runs: store.Runs) -> pd.DataFrame:
     """
 
     def counted(_: Row, load: Load, change: Change) -> Row:
-        each = loads.stay(load, change)
-        return dict(zip(sums, (each.connections, each.stayed, each.requests), strict=True)) | {
-            "removed": len(change.removed)
-        }
+        return dataclasses.asdict(loads.stay(load, change)) | {"removed": len(change.removed)}
 
-    sums = ["connections", "stayed", "requests_on_them"]
+    sums = [each.name for each in dataclasses.fields(Stay)]
     made = [
         row | {name: int(mine[name].sum()) for name in sums}
         for row, mine in _levels(_per_cell(runs, counted), runs)
@@ -275,10 +269,11 @@ def gone(runs: store.Runs) -> pd.DataFrame:
     found, made, seen = _per_cell(runs, counted, GONE), [], looks.of_runs(runs)
     arms = seen.held(found["arm"]) if len(found) else []
     for arm, resolver in looks.apart({arm: seen.pod(arm).resolver for arm in arms}).items():
-        mine, failing = found[found["arm"] == arm], _spells(found, ["arm"], "until_failing")(arm)
+        mine = found[found["arm"] == arm]
+        failing = Spell(_by_block(mine, "until_failing"))
         row = {"resolver": resolver, "arm": arm, "blocks": cells.blocks_of(mine), "rest_s": float(mine["rest_s"].min())}
         parts = {name: Part(*np.sum(mine[name].to_list(), axis=0).tolist()) for name in spans}
-        made.append(row | parts | {"until_failing": Spell(failing), "until_failing_mean": Mean(failing)})
+        made.append(row | parts | {"until_failing": failing, "until_failing_mean": failing.mean})
     columns = ["resolver", "arm", "blocks", *spans, "until_failing", "until_failing_mean", "rest_s"]
     return absent.of(pd.DataFrame(made, columns=columns), runs, GONE)
 
@@ -299,17 +294,15 @@ def unnoticed(runs: store.Runs) -> pd.DataFrame:
             "mutual_tls": float(row["agent"]["change"].get("mutual_tls", np.nan)),
         }
 
-    by, sums = ["change", "arm", "rate_hz"], ["seconds", "requests", "failed", "mutual_tls"]
-    found, order = _per_cell(runs, lost, UNNOTICED), [*UNSEEN, *runs.world.arms]
-    columns = [*by, "watched_s", "longest_s", *sums[1:], "verdict"]
-    if found.empty:
-        return absent.of(pd.DataFrame(columns=columns), runs, UNNOTICED)
-    groups = found.groupby(by, observed=True, sort=False)
-    whole = groups[sums].sum(min_count=1).assign(longest_s=groups["seconds"].max()).reset_index()
-    whole = whole.assign(watched_s=whole["seconds"].round().astype(int))
-    whole["verdict"] = [quiet(row) for row in rows(whole)]
-    names = pd.DataFrame({name: whole[name].map(lambda level: looks.place(order, level)) for name in ("change", "arm")})
-    return absent.of(whole.loc[names.sort_values(["change", "arm"]).index, columns], runs, UNNOTICED)
+    made, sums = [], ["requests", "failed"]
+    for level, found in _levels(_per_cell(runs, lost, UNNOTICED), runs):
+        for rate_hz, mine in found.groupby("rate_hz"):
+            row: Row = level | {"rate_hz": rate_hz} | {name: int(mine[name].sum()) for name in sums}
+            row |= {"watched_s": round(mine["seconds"].sum()), "longest_s": float(mine["seconds"].max())}
+            row |= {"mutual_tls": mine["mutual_tls"].sum(min_count=1)}
+            made.append(row | {"verdict": quiet(row)})
+    columns = ["change", "arm", "rate_hz", "watched_s", "longest_s", *sums, "mutual_tls", "verdict"]
+    return absent.of(pd.DataFrame(made, columns=columns), runs, UNNOTICED)
 
 
 def quiet(row: Row) -> str | None:
