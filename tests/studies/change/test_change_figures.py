@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pytest
 
 import changes_world
+from drawn import labels, strictly
 from meshdns import store
 from meshdns.studies.change import figures, tables
 
 NOTEBOOK = Path(__file__).parents[3] / "notebooks" / "05-following-change.ipynb"
 
 
-@pytest.fixture
-def _closed() -> Iterator[None]:
-    mpl.use("agg")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
-    plt.close("all")
+__all__ = ["strictly"]  # around every test
 
 
 def marks(ax: Any) -> list[Any]:
     return [line for line in ax.lines if line.get_marker() not in ("None", "")]
 
 
-@pytest.mark.usefixtures("_closed")
 @pytest.mark.parametrize("connection", ["new", "keepalive"])
 def test_the_figure_has_a_mark_per_row_and_hollow_ones_for_never(usual: store.Runs, connection: str) -> None:
     mine = tables.on(tables.followed(usual), connection)
@@ -45,11 +36,14 @@ def test_the_figure_has_a_mark_per_row_and_hollow_ones_for_never(usual: store.Ru
     assert len(hollow) == sum(np.isinf(each.p50) for each in mine["followed"])
     assert times.get_xlim()[0] == failures.get_xlim()[0] == 0
     assert times.figure.legends[0].get_window_extent().x1 <= times.figure.bbox.x1
-    labels = [each.get_text() for each in times.get_yticklabels()]
-    assert labels[:4] == ["a replica is added:", "shop (EDS)", "shop-headless (ORIGINAL_DST)", "shop-dns (STRICT_DNS)"]
+    assert labels(times)[:4] == [
+        "a replica is added:",
+        "shop (EDS)",
+        "shop-headless (ORIGINAL_DST)",
+        "shop-dns (STRICT_DNS)",
+    ]
 
 
-@pytest.mark.usefixtures("_closed")
 def test_the_timeline_has_a_panel_per_arm_and_way(usual: store.Runs) -> None:
     axes = figures.timeline(tables.timeline(usual, "replace"))
     axes[0].figure.savefig(BytesIO(), format="png")  # type: ignore[union-attr]
@@ -57,7 +51,6 @@ def test_the_timeline_has_a_panel_per_arm_and_way(usual: store.Runs) -> None:
     assert [ax.get_title(loc="left") for ax in axes[:2]] == ["ClusterIP\nplain", "EDS\nmode1-xds"]
 
 
-@pytest.mark.usefixtures("_closed")
 def test_figures_of_what_was_not_measured_say_so(other: store.Runs, tmp_path: Path) -> None:
     assert figures.follow(tables.followed(other))[0].get_title(loc="left") == "not measured in this run"
     assert figures.timeline(tables.timeline(other, "up"))[0].get_title(loc="left") == "not measured in this run"
@@ -65,7 +58,6 @@ def test_figures_of_what_was_not_measured_say_so(other: store.Runs, tmp_path: Pa
     figures.follow(tables.on(tables.followed(one)))[0].figure.savefig(BytesIO())  # type: ignore[union-attr]
 
 
-@pytest.mark.usefixtures("_closed")
 @pytest.mark.parametrize(("name", "given"), [("", {"connection": "keepalive", "change": "crash"}), ("change", {})])
 def test_the_notebook_runs(name: str, given: dict[str, str], tmp_path: Path) -> None:
     folder, space = changes_world.build(tmp_path, blocks=2, name=name), dict[str, Any]()

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import nbformat
 import pandas as pd
@@ -17,6 +13,7 @@ import pytest
 
 import measured
 import policies_world
+from drawn import drawn, labels, strictly
 from meshdns import store
 from meshdns.core import plans
 from meshdns.measure import plan
@@ -27,42 +24,27 @@ from shipped import WORLD
 NOTEBOOK = Path(__file__).parents[3] / "notebooks" / "04-what-the-sidecar-buys.ipynb"
 
 
-@pytest.fixture
-def _closed() -> Iterator[None]:
-    mpl.use("agg")
-    yield
-    plt.close("all")
+__all__ = ["strictly"]  # around every test
 
 
-def labels(table: pd.DataFrame) -> list[str]:
+def named(table: pd.DataFrame) -> list[str]:
     levels = dict.fromkeys(zip(table["fault"], table["policy"], strict=True))
     return [f"{answer.WORDS.value('fault', fault)}, {answer.WORDS.value('policy', policy)}" for fault, policy in levels]
 
 
-def drawn(ax: Any) -> Any:
-    """The axes, laid out and written as a notebook does it."""
-    for form in ("png", "pdf"):
-        ax.figure.savefig(BytesIO(), format=form, bbox_inches="tight")
-    return ax
-
-
-@pytest.mark.usefixtures("_closed")
 def test_the_figure_has_a_row_per_fault_and_policy_and_holds_every_mark(usual: store.Runs) -> None:
     table = tables.faults(usual)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        ax = drawn(figures.compared(table, "served", "served"))
-    assert [each.get_text() for each in ax.get_yticklabels()] == labels(table)
+    ax = drawn(figures.compared(table, "served", "served"))
+    assert labels(ax) == named(table)
     assert ax.get_xlabel() == "served, %"
     marks = [line for line in ax.lines if line.get_marker() not in ("None", "")]
     assert len(marks) == len(table)
     low, high = ax.get_xlim()
     assert all(low <= line.get_xdata()[0] <= high for line in marks)
-    assert len(ax.patches) == len(labels(table))  # the grey of each
+    assert len(ax.patches) == len(named(table))  # the grey of each
     assert ax.figure.legends[0].get_window_extent().x1 <= ax.figure.bbox.x1
 
 
-@pytest.mark.usefixtures("_closed")
 def test_durations_far_apart_have_a_logarithmic_axis(usual: store.Runs) -> None:
     table = tables.faults(usual)
     ax = drawn(figures.compared(table, "p90", "p90"))
@@ -76,25 +58,22 @@ def test_durations_far_apart_have_a_logarithmic_axis(usual: store.Runs) -> None:
     assert near.get_xlim()[0] == 0
 
 
-@pytest.mark.usefixtures("_closed")
 def test_nothing_measured_is_a_sentence_and_not_an_empty_frame(empty: store.Runs) -> None:
-    assert "not measured" in drawn(figures.compared(tables.faults(empty), "served", "served")).get_title(loc="left")
+    ax = figures.compared(tables.faults(empty), "served", "served")
+    assert "not measured" in ax.get_title(loc="left")
 
 
 def notebook(folder: Path) -> dict[str, Any]:
     """What the notebook's cells leave, run on this folder with warnings as errors."""
     space: dict[str, Any] = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for cell in nbformat.read(NOTEBOOK, 4).cells:
-            if cell.cell_type == "code":
-                exec(compile(cell.source, cell.id, "exec"), space)
-            if cell.metadata["tags"][0] == "parameters":
-                space["runs"] = str(folder)
+    for cell in nbformat.read(NOTEBOOK, 4).cells:
+        if cell.cell_type == "code":
+            exec(compile(cell.source, cell.id, "exec"), space)
+        if cell.metadata["tags"][0] == "parameters":
+            space["runs"] = str(folder)
     return space
 
 
-@pytest.mark.usefixtures("_closed")
 @pytest.mark.parametrize("blocks", [2, 3])
 def test_the_notebook_runs_on_what_it_needs(tmp_path: Path, blocks: int) -> None:
     space = notebook(policies_world.build(tmp_path, World(facts=policies_world.pushed()), blocks=blocks))
@@ -102,13 +81,11 @@ def test_the_notebook_runs_on_what_it_needs(tmp_path: Path, blocks: int) -> None
     assert all(space["answer"].whole(space["measured"]))
 
 
-@pytest.mark.usefixtures("_closed")
 def test_the_notebook_runs_on_any_run(tmp_path: Path) -> None:
     space = notebook(measured.build(tmp_path, blocks=2))
     assert "was not measured" in space["answer"].answer(space["faults"])
 
 
-@pytest.mark.usefixtures("_closed")
 @pytest.mark.parametrize("name", [each for each in plans.shipped() if each == "policies"])
 def test_the_notebook_runs_on_the_shipped_plan(tmp_path: Path, name: str) -> None:
     asked = plan.find(name, WORLD)
