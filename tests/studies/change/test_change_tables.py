@@ -217,13 +217,12 @@ def test_an_unrelated_service_comes_and_goes(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_servers_are_counted_where_replicas_stay() -> None:
-    reader = object.__new__(counters.Reader)
-    reader._place, reader._world = Recording(), WORLD
     counted = {
-        change: set(reader._servers(Cell("unnoticed", "mode2-xds", "shop", change=change)))
+        change: set(counters.on_path(Cell("unnoticed", "mode2-xds", "shop", change=change), WORLD))
+        & {f"shop-{n}" for n in (1, 2, 3, 4)}
         for change in changing.LEVELS
     }
-    stays = {f"shop-{n}/governed" for n in (1, 2, 3)}
+    stays = {f"shop-{n}" for n in (1, 2, 3)}
     gone = {"up", "down", "replace", "unready", "crash"}
     assert counted == {change: set() if change in gone else stays for change in changing.LEVELS}
 

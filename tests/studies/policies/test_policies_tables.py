@@ -14,7 +14,9 @@ import policies_world
 from meshdns import store
 from meshdns.analysis import absent, cells, gates, stats, text
 from meshdns.core import errors, units
-from meshdns.measure import counters
+from meshdns.core.world import Nets
+from meshdns.lab import parts
+from meshdns.lab.parts import envoy
 from meshdns.studies.policies import answer, external, mtls, tables
 from policies_world import ARMS, MODES, World
 from shipped import WORLD
@@ -79,12 +81,16 @@ def test_tries_are_counted_whether_or_not_they_were_answered() -> None:
         {"name": f"cluster.outbound|80||shop.shop.svc.cluster.local.upstream_rq_{name}", "value": value}
         for name, value in counted.items()
     ]
-    found = counters._envoy(json.dumps({"stats": stats}))
-    assert found["envoy/tries"] == 60 + found["envoy/retries"]
-    assert found["envoy/breaker_overflow"] == 7
+    client, server = WORLD.arms["mode2-xds"], WORLD.named("shop-1")
+    caller, called = (
+        next(at for at in parts.of(WORLD, Nets(), pod) if at.part is envoy.PART) for pod in (client, server)
+    )
+    found = envoy.PART.counts(json.dumps({"stats": stats}), caller, client)
+    assert found["pod/envoy/tries"] == 60 + found["pod/envoy/retries"]
+    assert found["pod/envoy/breaker_overflow"] == 7
     passed_on = ("total", "completed")
     inbound = [{"name": f"cluster.inbound.upstream_rq_{name}", "value": counted[name]} for name in passed_on]
-    assert counters._server("shop-1/governed", json.dumps({"stats": inbound}))["servers/nginx_rq"] == 119
+    assert envoy.PART.counts(json.dumps({"stats": inbound}), called, client)["servers/nginx_rq"] == 119
 
 
 def test_time_outs_shorten_the_tail_and_serve_no_more(usual: store.Runs) -> None:
