@@ -120,11 +120,11 @@ def _check(runs: store.Runs, experiment: str) -> dict[str, Any]:
         "experiment": experiment,
         "blocks": cells.blocks_of(chosen),
         "cells": len(every),
-        "invalid cells": len(every) - len(chosen),
+        "invalid_cells": len(every) - len(chosen),
         "requests": len(good) + len(bad),
         "failed": len(bad),
-        "of those offered": float((len(good) + len(bad)) / max(chosen["offered"].sum(), 1)),
-        "send lag p99, µs": lag,
+        "of_those_offered": float((len(good) + len(bad)) / max(chosen["offered"].sum(), 1)),
+        "send_lag_p99_us": lag,
     }
 
 
@@ -140,8 +140,8 @@ def _problem(row: dict[str, Any]) -> str:
 
 def lacking(row: dict[str, Any]) -> str:
     """What an experiment lacks of valid cells and of blocks, whatever became of its requests; "" if nothing."""
-    if row["invalid cells"] > MAX_INVALID * row["cells"]:
-        return f": {row['invalid cells']} of {row['cells']} cells are invalid"
+    if row["invalid_cells"] > MAX_INVALID * row["cells"]:
+        return f": {row['invalid_cells']} of {row['cells']} cells are invalid"
     if row["blocks"] < MIN_BLOCKS and not row["experiment"].startswith(RULER):
         return f" has {row['blocks']} block(s), an interval needs {MIN_BLOCKS}"
     return ""

@@ -122,7 +122,7 @@ def test_a_dns_filter_was_told_what_the_other_proxies_were() -> None:
     found = table(filtering())
     assert set(found["agree"]) == {True}
     assert set(found["dns_filters"]) == {1}
-    assert answer.pushed_answer(found).endswith("; Envoy's DNS filter was told the same.")
+    assert answer.pushed_answer(found).endswith("; Envoy's DNS filter got the same.")
     assert "filter" not in answer.pushed_answer(table(policies_world.pushed()))
     other = "client-mode2-envoy-xds: other addresses in its DNS filter"
     assert lacking(filtering(redis=["240.240.0.9"]), HOSTS["redis"]) == other

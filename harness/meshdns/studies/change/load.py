@@ -55,8 +55,8 @@ class Change:
     probe_ns: float  # how often readiness is asked for
 
     @classmethod
-    def told(cls, agent: dict[str, Any]) -> Self | None:
-        """The one that a cell's agent tells of."""
+    def of(cls, agent: dict[str, Any]) -> Self | None:
+        """The one that a cell's agent made."""
         change = agent.get("change")
         if not isinstance(change, dict):
             return None

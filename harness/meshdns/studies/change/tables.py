@@ -68,7 +68,7 @@ def _loads(runs: store.Runs, chosen: pd.DataFrame) -> Iterator[tuple[Row, Load, 
     keys, names = keys[order], list(Load.__dataclass_fields__)
     columns = [np.asarray(near[name])[order] for name in names]
     for row in chosen.to_dict("records"):
-        change = Change.told(row["agent"])
+        change = Change.of(row["agent"])
         begin, end = np.searchsorted(keys, (row["key"], row["key"] + 1))
         load = Load(*(each[begin:end] for each in columns))
         if change is not None and change.within(load):
@@ -306,7 +306,7 @@ def unnoticed(runs: store.Runs) -> pd.DataFrame:
 
 
 def quiet(row: Row) -> str | None:
-    """Whether it went unnoticed; new certificates are tried by new connections only. None if that cannot be told."""
+    """Whether it went unnoticed; new certificates are tried by new connections only. None if that is not known."""
     if row["failed"]:
         return gates.MISSED
     tried = row["change"] != "rotate" or row["mutual_tls"] > 0

@@ -118,11 +118,11 @@ def _served(rows: Rows) -> list[str]:
     fewer = dict.fromkeys(row["policy"] for row in rows if row["reading"] == "fewer")
     said = [_each(best, "served", str)] if best else []
     said += [f"fewer {_each([row for row in rows if row['policy'] == policy], 'served', str)}" for policy in fewer]
-    told = [row for row in rows if row["against_plain"].n > 1]
-    if said or not told:
+    known = [row for row in rows if row["against_plain"].n > 1]
+    if said or not known:
         return said or ["one block does not tell what a sidecar changes"]
-    widest = max((row["against_plain"] for row in told), key=lambda each: float(each.half_width))
-    what = "a sidecar" if {row["policy"] for row in told} == {NONE} else "a policy"
+    widest = max((row["against_plain"] for row in known), key=lambda each: float(each.half_width))
+    what = "a sidecar" if {row["policy"] for row in known} == {NONE} else "a policy"
     return [f"what {what} changes is {text.UNRESOLVED} ({widest.span} at the widest)"]
 
 
@@ -267,7 +267,7 @@ def pushed_answer(found: pd.DataFrame) -> str:
         return f"{of} {len(wrong)} disagree with the rest: {text.listed(wrong)}."
     if len(unknown):
         return f"{of} {len(unknown)} could not be compared: {UNKNOWN}."
-    filtered = "; Envoy's DNS filter was told the same" if found["dns_filters"].notna().any() else ""
+    filtered = "; Envoy's DNS filter got the same" if found["dns_filters"].notna().any() else ""
     return (
         f"All {found['name'].nunique()} names pushed to DNS proxies agree with the rest: those with a virtual address "
         f"have a cluster and a listener in every sidecar, the others the same addresses in the cluster DNS{filtered}."

@@ -132,8 +132,8 @@ def passing(found: pd.DataFrame, answered: pd.DataFrame, divided: pd.DataFrame) 
     numbers += [f"split {row['share_of_v2']} in {row['arm']}" for row in split]
     if not works:
         return unmeasured("C17", f"needs policies for faulty replicas; {PLAN}")
-    outside, told = _without(found, answered, divided)
-    said = "; ".join(each for each in [*numbers, *told] if each)
+    outside, counted = _without(found, answered, divided)
+    said = "; ".join(each for each in [*numbers, *counted] if each)
     acting, idle = (text.listed(name for name, acts in works.items() if acts == kind) for kind in (True, False))
     if not acting:
         return Verdict("C17", REFUTED, "no policy acted even on traffic that passes a sidecar", said, BUYS)

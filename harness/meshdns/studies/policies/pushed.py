@@ -2,7 +2,7 @@
 
 A name answered with a virtual address works only if every sidecar has a cluster for the name and a listener that takes
 connections to the address; any other name must have the same addresses in the cluster DNS as in the name table. An
-Envoy that answers DNS itself was told the names apart from the agent's proxy, and must have been told the same.
+Envoy that answers DNS itself gets the names apart from the agent's proxy, and must have got the same.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ def table(runs: store.Runs) -> pd.DataFrame:
             for each in ("clusters", "listeners")
         )
         filters = {pod: answers for pod, dump in dumps.items() if (answers := _answers(_filtered(dump)))}
-        for host, told in names.items():
-            virtual = [each for each in told if kind(each, runs.world) == VIRTUAL]
+        for host, addresses in names.items():
+            virtual = [each for each in addresses if kind(each, runs.world) == VIRTUAL]
             lacking: list[str] = []
             if virtual:
                 lacking += _lacking(host, virtual, clusters, listeners)
-            elif told != recorded.get(host, ()):
+            elif addresses != recorded.get(host, ()):
                 lacking += [f"cluster DNS: {'other addresses' if host in recorded else 'not this name'}"]
             lacking += [
                 f"{pod}: {'other addresses' if host in answers else 'not this name'} in its DNS filter"
                 for pod, answers in filters.items()
-                if answers.get(host) != told
+                if answers.get(host) != addresses
             ]
-            row: dict[str, Any] = {"run": header.name, "name": host, "address": _kind(told, runs.world)}
-            row |= {"answered_by_dns_proxies": told, "in_cluster_dns": recorded.get(host, ())}
+            row: dict[str, Any] = {"run": header.name, "name": host, "address": _kind(addresses, runs.world)}
+            row |= {"answered_by_dns_proxies": addresses, "in_cluster_dns": recorded.get(host, ())}
             row |= {"sidecars": len(clusters), "dns_filters": len(filters) or None, "lacking": tuple(lacking)}
             unknown = virtual and not clusters and not lacking
             rows.append(row | {"agree": None if unknown else not lacking})
@@ -61,7 +61,7 @@ def table(runs: store.Runs) -> pd.DataFrame:
 
 
 def _answers(found: Any) -> Answers:
-    return {str(name).rstrip("."): tuple(sorted(map(str, addresses))) for name, addresses in found}
+    return {str(name).rstrip("."): tuple(sorted(map(str, each))) for name, each in found}
 
 
 def _dumps(facts: dict[str, Any], world: World) -> dict[str, dict[str, Any]]:
@@ -90,12 +90,12 @@ def _filtered(dump: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
                     yield domain["name"], domain["endpoint"]["address_list"]["address"]
 
 
-def _kind(told: Collection[str], world: World) -> str:
+def _kind(addresses: Collection[str], world: World) -> str:
     """In a word."""
-    if any(kind(each, world) == VIRTUAL for each in told):
+    if any(kind(each, world) == VIRTUAL for each in addresses):
         return VIRTUAL
     network = ipaddress.ip_network(world.cluster_ips)
-    return "ClusterIP" if any(ipaddress.ip_address(each) in network for each in told) else "pods"
+    return "ClusterIP" if any(ipaddress.ip_address(each) in network for each in addresses) else "pods"
 
 
 def _lacking(host: str, virtual: list[str], clusters: Sidecars, listeners: Sidecars) -> Iterator[str]:

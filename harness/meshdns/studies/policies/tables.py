@@ -3,7 +3,7 @@
 Each arm and policy is compared with `plain`, which has no mesh, under the same fault in the same block. A request is
 served if it was answered with success in time; the latency of a share of requests says nothing without that share.
 `split` is the same for traffic that is divided on purpose. What mutual TLS and external names do is in `mtls` and
-`external`, what the control plane told whom in `pushed`.
+`external`, what the control plane pushed to whom in `pushed`.
 """
 
 from __future__ import annotations
@@ -218,10 +218,10 @@ def checks(runs: store.Runs) -> text.Shown:
                 "experiment": name,
                 "blocks": cells.blocks_of(found),
                 "cells": len(every),
-                "invalid cells": len(every) - len(found),
+                "invalid_cells": len(every) - len(found),
                 "requests": n,
-                "of those offered": n / max(float(found["offered"].sum()), 1),
-                "not served": n - hits,
+                "of_those_offered": n / max(float(found["offered"].sum()), 1),
+                "not_served": n - hits,
             }
         )
     return provenance.judged(runs, rows, provenance.lacking)
