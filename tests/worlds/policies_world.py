@@ -197,7 +197,7 @@ def build(
     return writer.finish("2026-01-01T00:08:00Z")
 
 
-def governed(**changed: Any) -> dict[str, Any]:
+def pushed(**changed: Any) -> dict[str, Any]:
     """Facts of a control plane whose name table, records and sidecars agree."""
     names = {SHOP: ["10.96.1.30"], "shop-headless.shop.svc.cluster.local": ["198.18.0.72", "198.18.0.71"]}
     names |= {HOSTS[name]: [VIRTUAL[name]] for name in VIRTUAL}

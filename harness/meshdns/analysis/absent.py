@@ -19,12 +19,12 @@ from meshdns.core import plans
 
 MIME = "application/vnd.meshdns.absent+json"
 ATTRIBUTE, LEFT_OUT = "absent", "left out"  # of a table
-TRACES, CONFORMANCE, GOVERNED = "traces", "conformance", "governed"  # no experiments, but facts of a run
-_BY = {TRACES: ("quick",), CONFORMANCE: ("quick",), GOVERNED: ("policies",)}
+TRACES, CONFORMANCE, PUSHED = "traces", "conformance", "pushed"  # no experiments, but facts of a run
+_BY = {TRACES: ("quick",), CONFORMANCE: ("quick",), PUSHED: ("policies",)}
 _FACTS = {
     TRACES: "the way of a traced request in each mode",
     CONFORMANCE: "how the DNS proxies answer what Istio's agent is known to answer",
-    GOVERNED: "names that the control plane pushed",
+    PUSHED: "names that the control plane pushed",
 }
 
 Frame = TypeVar("Frame", bound=pd.DataFrame)

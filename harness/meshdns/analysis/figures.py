@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib import ticker
 from matplotlib.axes import Axes
 
 from meshdns.analysis import absent, drawing, looks, stats
@@ -22,10 +21,6 @@ _SHADES = (
     ("#6b6b6b", ""),
     ("#b8b8b8", "..."),
 )
-
-
-PERCENT = 0.01  # what an axis of shares counts in
-_LEVELS_APART = 30  # values further apart than this need a logarithmic axis
 
 
 def latencies(table: pd.DataFrame, label: str = "p50 from the due time", rows: str = "arm") -> Axes:
@@ -91,80 +86,3 @@ def differences(
             ax.set_xlim(min(*ends, 0) - 0.08 * span, max(*ends, 0) + 0.08 * span)
         ax.set_xlabel(f"{label} (grey: noise floor)" if floor is not None else label)
         return ax
-
-
-def compared(
-    table: pd.DataFrame, column: str, label: str, *, unit: float = PERCENT, values: str = "values", band: str = ""
-) -> Axes:
-    """A row per `row` of the table, arms side by side: intervals, and in grey that of the column `band`.
-
-    Shares have an axis up to 100 %; durations are in ms, on a logarithmic axis where they are far apart.
-    """
-    rows, arms = list(dict.fromkeys(table["row"])), list(dict.fromkeys(table["arm"]))
-    seen = looks.of(table)
-    lanes = max(len(arms), drawing.LANES)
-    with drawing.axes(1.3 + 0.14 * lanes * max(len(rows), 1)) as ax:
-        if table.empty:
-            drawing.unmeasured(ax, absent.known(table))
-            return ax
-        ends = _compared_axis(ax, table, column, values, unit=unit, label=label)
-        for y, name in enumerate(rows):
-            grey = [each for each in table.loc[table["row"] == name, band] if drawing.known(each)] if band else []
-            for each in grey[:1]:
-                low, high = np.clip([each.low / unit, each.high / unit], *ends)
-                ax.barh([y], [high - low], left=[low], height=0.94, color="#d4d4d4", edgecolor="#d4d4d4", zorder=0)
-        for row in table.to_dict("records"):
-            if drawing.known(row[column]):
-                offset = 0.81 / lanes * (arms.index(row["arm"]) - (len(arms) - 1) / 2)
-                drawing.mark(
-                    ax,
-                    rows.index(row["row"]) + offset,
-                    row[column],
-                    seen[row["arm"]],
-                    row[values],
-                    spread=0.08,
-                    unit=unit,
-                )
-        drawing.rows(ax, rows)
-        groups = [name.partition(",")[0] for name in rows]
-        for y in [n for n in range(1, len(rows)) if groups[n] != groups[n - 1] and len(set(groups)) < len(groups)]:
-            ax.axhline(y - 0.5, color="#bbbbbb", linewidth=0.8)
-        # Of the figure: four arms are wider than the axes.
-        ax.figure.legend(
-            handles=drawing.arm_handles(seen, arms),
-            loc="outside upper left",
-            ncols=drawing.columns(arms),
-            handletextpad=0.3,
-        )
-        return ax
-
-
-def _compared_axis(
-    ax: Axes, table: pd.DataFrame, column: str, values: str, *, unit: float, label: str
-) -> tuple[float, float]:
-    """The axis that holds every mark and every drawn block, labelled; its ends.
-
-    An interval of few blocks may reach to zero and below, which no duration does and no logarithm shows: there it runs
-    out of the axis.
-    """
-    marks = [[each.estimate] for each in table[column] if drawing.known(each)]
-    bounds = [[each.low, each.high] for each in table[column] if drawing.known(each)]
-    drawn = [each for each in table[values] if len(each) < drawing.VISIBLE_BLOCKS]
-    known = np.concatenate([*marks, *bounds, *drawn, []]) / unit
-    known = known[np.isfinite(known)]
-    least = min((float(np.min(each)) / unit for each in [*marks, *drawn] if len(each)), default=0.0)
-    above = known[known >= least / _LEVELS_APART]
-    if unit == PERCENT:
-        low = float(np.floor(known.min() / 10) * 10) if known.size else 0.0
-        ends = (low - 0.02 * (100 - low) - 1e-9, 100 + 0.02 * (100 - low) + 1e-9) if low < 100 else (90.0, 100.2)
-        ax.set_xlabel(f"{label}, %")
-    elif least > 0 and above.max() > _LEVELS_APART * above.min():
-        ends = (0.7 * float(above.min()), 1.4 * float(above.max()))
-        ax.set_xscale("log")
-        ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-        ax.set_xlabel(f"{label}, ms (logarithmic)")
-    else:
-        ends = (0.0, 1.08 * float(known.max()) if known.size else 1.0)
-        ax.set_xlabel(f"{label}, ms")
-    ax.set_xlim(*ends)
-    return ends

@@ -6,7 +6,7 @@ cannot carry an answer, so that a report on it does not exist; what was merely l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def invalid(runs: store.Runs) -> pd.DataFrame:
 
 def reconciled(runs: store.Runs, table: pd.DataFrame) -> text.Shown:
     """The table of these experiments, and how its cells add up with those of the runs."""
-    checked = text.Shown(table)
+    checked = text.Shown(table.rename(columns=text.Words().heading))
     names = set(table["experiment"]) if len(table) else set()
     every = runs.cells
     mine, invalid = every["experiment"].isin(names), ~every["valid"].astype(bool)
@@ -90,10 +90,22 @@ def checks(runs: store.Runs, *experiments: str, planned: bool = False, also: Seq
     if planned:
         experiments = tuple(name for name in experiments if name in there)
     more = [name for name in there if name not in experiments and (also is None or name in also)]
-    table = pd.DataFrame([_check(runs, name) for name in experiments])
-    if problem := next((_problem(row) for row in table.to_dict("records") if _problem(row)), ""):
-        raise errors.ReportError(problem, place=", ".join(header.name for header in runs.headers), step="measure again")
-    return reconciled(runs, pd.DataFrame([*table.to_dict("records"), *(_check(runs, name) for name in more)]))
+    found = [_check(runs, name) for name in experiments]
+    return judged(runs, found, _problem, [_check(runs, name) for name in more])
+
+
+def judged(
+    runs: store.Runs,
+    rows: Sequence[dict[str, Any]],
+    problem: Callable[[dict[str, Any]], str],
+    more: Sequence[dict[str, Any]] = (),
+) -> text.Shown:
+    """The rows of experiments, and `more` that are no condition. Raises ReportError for the first with a problem."""
+    for row in rows:
+        if said := problem(row):
+            place = ", ".join(header.name for header in runs.headers)
+            raise errors.ReportError(f"experiment {row['experiment']}{said}", place=place, step="measure again")
+    return reconciled(runs, pd.DataFrame([*rows, *more]))
 
 
 def _check(runs: store.Runs, experiment: str) -> dict[str, Any]:
@@ -108,22 +120,34 @@ def _check(runs: store.Runs, experiment: str) -> dict[str, Any]:
         "experiment": experiment,
         "blocks": cells.blocks_of(chosen),
         "cells": len(every),
-        "invalid cells": len(every) - len(chosen),
+        "invalid_cells": len(every) - len(chosen),
         "requests": len(good) + len(bad),
         "failed": len(bad),
-        "of those offered": float((len(good) + len(bad)) / max(chosen["offered"].sum(), 1)),
-        "send lag p99, µs": lag,
+        "of_those_offered": float((len(good) + len(bad)) / max(chosen["offered"].sum(), 1)),
+        "send_lag_p99_us": lag,
     }
 
 
-def _problem(row: dict[Any, Any]) -> str:
-    name = f"experiment {row['experiment']}"
+def _problem(row: dict[str, Any]) -> str:
     if not row["cells"]:
-        return f"{name} was not measured"
-    if row["invalid cells"] > MAX_INVALID * row["cells"]:
-        return f"{name}: {row['invalid cells']} of {row['cells']} cells are invalid"
-    if row["blocks"] < MIN_BLOCKS and not row["experiment"].startswith(SELF_TEST):
-        return f"{name} has {row['blocks']} block(s), an interval needs {MIN_BLOCKS}"
+        return " was not measured"
+    if said := lacking(row):
+        return said
     if row["failed"] > MAX_FAILED * row["requests"]:
-        return f"{name}: {row['failed']} of {row['requests']} requests failed in cells that count as valid"
+        return f": {row['failed']} of {row['requests']} requests failed in cells that count as valid"
     return ""
+
+
+def lacking(row: dict[str, Any]) -> str:
+    """What an experiment lacks of valid cells and of blocks, whatever became of its requests; "" if nothing."""
+    if said := too_many_invalid(row):
+        return said
+    if row["blocks"] < MIN_BLOCKS and not row["experiment"].startswith(SELF_TEST):
+        return f" has {row['blocks']} block(s), an interval needs {MIN_BLOCKS}"
+    return ""
+
+
+def too_many_invalid(row: dict[str, Any]) -> str:
+    """What an experiment lacks of valid cells; "" if nothing."""
+    few = row["invalid_cells"] <= MAX_INVALID * row["cells"]
+    return "" if few else f": {row['invalid_cells']} of {row['cells']} cells are invalid"

@@ -22,31 +22,51 @@ from meshdns.core import units
 CONFIDENCE = stats.CONFIDENCE
 
 
-def wilson(hits: float, n: float, blocks: int, confidence: float = CONFIDENCE) -> stats.Interval:
+class Share(stats.Interval):
+    """A share of requests."""
+
+    def __str__(self) -> str:
+        """`97.3 % [96.1, 98.4]`."""
+        return units.percent_interval(self).lstrip("+") if self.n and math.isfinite(self.estimate) else text.ABSENT
+
+
+class Points(stats.Interval):
+    """A difference of shares, in percentage points."""
+
+    def __str__(self) -> str:
+        """`+9.8 points [9.1, 10.5]`."""
+        known = self.n and math.isfinite(self.estimate)
+        return units.percent_interval(self).replace(" %", " points") if known else text.ABSENT
+
+    @property
+    def span(self) -> str:
+        """`-1.1 to +1.1 points`: its bounds."""
+        return units.percent_span(self).replace(" %", " points")
+
+
+def wilson(hits: float, n: float, blocks: int, confidence: float = CONFIDENCE) -> Share:
     """Wilson's interval of a share, as if requests were independent; `blocks` is only noted."""
     if not n:
-        return stats.Interval(math.nan, -math.inf, math.inf, blocks, confidence)
+        return Share(math.nan, -math.inf, math.inf, blocks, confidence)
     z = float(scipy_stats.norm.ppf((1 + confidence) / 2))
     share = hits / n
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half_width = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
     low, high = min(middle - half_width, share), max(middle + half_width, share)  # rounding must not leave it outside
-    return stats.Interval(share, max(low, 0.0), min(high, 1.0), blocks, confidence)
+    return Share(share, max(low, 0.0), min(high, 1.0), blocks, confidence)
 
 
-def interval(hits: ArrayLike, n: ArrayLike) -> stats.Interval:
+def interval(hits: ArrayLike, n: ArrayLike) -> Share:
     """The share over blocks; blocks without requests are left out."""
     counted, asked = _present(hits, n)
     shares = counted / asked
     if _alike(shares):
         return wilson(float(counted.sum()), float(asked.sum()), len(shares))
-    found = stats.interval(shares)
-    if found.n < 2:
-        return found
-    return dataclasses.replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
+    found = Share(*dataclasses.astuple(stats.interval(shares)))
+    return found if found.n < 2 else dataclasses.replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
 
 
-def difference(a: pd.DataFrame, b: pd.DataFrame) -> stats.Interval | None:
+def difference(a: pd.DataFrame, b: pd.DataFrame) -> Points | None:
     """Share of b minus share of a, paired inside blocks; both have `hits` and `n` and blocks as index.
 
     None if no block has both.
@@ -57,12 +77,12 @@ def difference(a: pd.DataFrame, b: pd.DataFrame) -> stats.Interval | None:
         return None
     first, second = (both[f"hits {name}"] / both[f"n {name}"] for name in ("a", "b"))
     if not _alike((second - first).to_numpy(dtype=float)):
-        return stats.paired(first, second).absolute
+        return Points(*dataclasses.astuple(stats.paired(first, second).absolute))
     one, two = (wilson(both[f"hits {name}"].sum(), both[f"n {name}"].sum(), len(both)) for name in ("a", "b"))
     found = two.estimate - one.estimate
     low = found - math.hypot(one.high - one.estimate, two.estimate - two.low)
     high = found + math.hypot(one.estimate - one.low, two.high - two.estimate)
-    return stats.Interval(found, low, high, len(both), CONFIDENCE)
+    return Points(found, low, high, len(both), CONFIDENCE)
 
 
 def levels(frame: pd.DataFrame, by: Sequence[str]) -> dict[tuple[str, ...], pd.DataFrame]:
@@ -84,34 +104,12 @@ def _alike(values: cells.Values) -> bool:
     return len(values) > 1 and bool(np.ptp(values) < 1e-12)
 
 
-# --- in words ---
-
-
-def percent(each: stats.Interval | None) -> str:
-    """`97.3 % [96.1, 98.4]`."""
-    if each is None or not each.n or not math.isfinite(each.estimate):
-        return text.ABSENT
-    return units.percent_interval(each).lstrip("+")
-
-
-def points(each: stats.Interval | None) -> str:
-    """`+9.8 points [9.1, 10.5]`: a difference of shares, in percentage points."""
-    if each is None or not each.n or not math.isfinite(each.estimate):
-        return text.ABSENT
-    return units.percent_interval(each).replace(" %", " points")
-
-
-def reading(each: stats.Interval | None) -> str:
+def reading(each: Points | None) -> str:
     """What may be said of a difference of shares."""
     if each is None:
         return "not measured"
     if each.n < 2:
         return "one block: no interval"
     if each.holds(0.0):
-        return f"{text.UNRESOLVED} ({span(each)})"
+        return f"{text.UNRESOLVED} ({each.span})"
     return "fewer" if each.estimate < 0 else "more"
-
-
-def span(each: stats.Interval) -> str:
-    """`-1.1 to +1.1 points`: the bounds of a difference of shares."""
-    return units.percent_span(each).replace(" %", " points")

@@ -7,7 +7,7 @@ place is here, and what is of one study in the `Words` of its answer.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -156,15 +156,22 @@ def _with_words(table: Shown, words: str) -> Shown:
     return table
 
 
+_READ: Mapping[type, Callable[[Any], str]] = {
+    stats.Interval: microseconds,  # one of something else than time reads itself
+    stats.Pooled: lambda each: (
+        ABSENT if np.isnan(each.value_ns) else f"{units.duration(each.value_ns, 'µs')} (blocks pooled)"
+    ),
+    **dict.fromkeys((bool, np.bool_), lambda each: "yes" if each else "no"),
+    tuple: lambda each: ", ".join(map(str, each)) or ABSENT,
+    dict: lambda each: ", ".join(f"{count} {name}" for name, count in each.items()) or ABSENT,
+}
+
+
 def _cell(value: object) -> object:
-    if isinstance(value, stats.Interval):
-        return microseconds(value)
-    if isinstance(value, stats.Pooled):
-        return ABSENT if np.isnan(value.value_ns) else f"{units.duration(value.value_ns, 'µs')} (blocks pooled)"
     if value is None or value is pd.NaT or (isinstance(value, float) and np.isnan(value)):
         return ABSENT
-    if isinstance(value, bool | np.bool_):
-        return "yes" if value else "no"
+    if read := _READ.get(type(value)):
+        return read(value)
     if isinstance(value, float):
         return f"{value:.0f}" if value.is_integer() else units.number(value)
     return value

@@ -23,7 +23,7 @@ def test_every_claim_has_a_row_and_only_what_was_measured_a_verdict(usual: store
     assert [each.claim for each in found] == [f"C{n}" for n in range(1, 18)]
     by_claim = {each.claim: each.verdict for each in found}
     unmeasured = {"C1", "C3", "C5", "C8", "C9", "C10", "C11", "C12", "C14", "C15", "C17"}
-    assert {claim for claim, verdict in by_claim.items() if verdict == verdict.UNMEASURED} == unmeasured
+    assert {claim for claim, said in by_claim.items() if said == verdict.UNMEASURED} == unmeasured
     assert all(bool(each.numbers) == bool(each.notebook) == (each.verdict != verdict.UNMEASURED) for each in found)
     assert answer.answer(found).startswith("3 of 17 claims have a verdict")
     assert len(tables.table(found, usual)) == 17

@@ -12,12 +12,12 @@ from matplotlib.patches import Patch
 
 from meshdns.analysis import drawing, looks
 from meshdns.core import units
-from meshdns.studies import changes
+from meshdns.studies.change import answer, tables
+from meshdns.studies.change.spells import Spell
 
 
-def follow(table: pd.DataFrame, connection: str = changes.NEW) -> list[Axes]:
+def follow(table: pd.DataFrame) -> list[Axes]:
     """Rows by change and what is called, arms side by side: until traffic had followed, and error-seconds."""
-    table = table[table["connection"] == connection]
     labels, places = _grouped(table)
     seen = looks.of(table)
     arms = seen.held(table["arm"])
@@ -25,23 +25,23 @@ def follow(table: pd.DataFrame, connection: str = changes.NEW) -> list[Axes]:
     with drawing.grid(1, 2, 1.4 + 0.1 * lanes * max(len(labels), 1), sharey=True, width_ratios=[3, 2]) as axes:
         first, second = axes[0]
         if table.empty:
-            drawing.unmeasured(first, [changes.CHANGE])
+            drawing.unmeasured(first, [tables.CHANGE])
             second.set_axis_off()
             return [first, second]
         for row in table.to_dict("records"):
             y = places[row["change"], row["backend"]] + 0.9 / lanes * (arms.index(row["arm"]) - (len(arms) - 1) / 2)
-            _spell(first, y, row["followed"], seen[row["arm"]], row["rest"])
-            _spell(second, y, row["errors"], seen[row["arm"]], row["rest"])
+            _spell(first, y, row["followed"], seen[row["arm"]], row["rest_s"])
+            _spell(second, y, row["errors"], seen[row["arm"]], row["rest_s"])
         drawing.rows(first, labels)
         for label, name in zip(first.get_yticklabels(), labels, strict=True):
             label.set_fontweight("bold" if name.endswith(":") else "normal")
         first.tick_params(axis="y", length=0)
         second.tick_params(axis="y", length=0)
-        first.set_xlim(0, 1.02 * float(table["rest"].max()) / units.NS_PER_S)
+        first.set_xlim(0, 1.02 * float(table["rest_s"].max()))
         first.set_xlabel("followed after, s")
         second.set_xlim(0, None)
         second.set_xlabel("error-seconds")
-        late = any(np.isinf(each.p50) for each in table["followed"])
+        late = any(each.late for each in table["followed"])
         never = Line2D(
             [], [], color="#444444", marker="o", markerfacecolor="white", linewidth=0, label="not before its load ended"
         )
@@ -57,16 +57,19 @@ def _grouped(table: pd.DataFrame) -> tuple[list[str], dict[tuple[str, str], int]
     """The labels of all rows, a heading before those of each change, and the row of each change and backend."""
     labels: list[str] = []
     places: dict[tuple[str, str], int] = {}
-    for change, part in table.groupby("change", sort=False):
-        labels.append(f"replica {changes.SAID.get(str(change), change)}:")
-        for backend in dict.fromkeys(part["backend"]):
-            places[str(change), str(backend)] = len(labels)
-            labels.append(f"{changes.CALLED.get(backend, backend)} ({changes.endpoints(str(backend), sidecar=True)})")
+    seen = looks.of(table)
+    for (change, backend), part in table.groupby(["change", "backend"], sort=False):
+        heading = f"{answer.WORDS.value('change', change)}:"
+        if heading not in labels:
+            labels.append(heading)
+        ways = {seen.pod(str(arm)).sidecar: way for arm, way in zip(part["arm"], part["endpoints"], strict=True)}
+        places[str(change), str(backend)] = len(labels)
+        labels.append(f"{backend} ({ways.get(True) or ways[False]})")
     return labels, places
 
 
-def _spell(ax: Axes, y: float, spell: changes.Spell, style: looks.Look, rest: float) -> None:
-    """Its median, interval and blocks in s; hollow at the end of the load (`rest`, ns) if it did not end."""
+def _spell(ax: Axes, y: float, spell: Spell, style: looks.Look, rest_s: float) -> None:
+    """Its median, interval and blocks in s; hollow at the end of the load (`rest_s`) if it did not end."""
     if not spell.n:
         return
     known = spell.values[np.isfinite(spell.values)] / units.NS_PER_S
@@ -75,10 +78,9 @@ def _spell(ax: Axes, y: float, spell: changes.Spell, style: looks.Look, rest: fl
     if spell.interval is not None and np.isfinite(spell.interval.half_width):
         bounds = np.array([max(spell.interval.low, 0), spell.interval.high]) / units.NS_PER_S
         ax.plot(bounds, [y, y], color=style.colour, linewidth=2.4, zorder=3)
-    never = np.isinf(spell.p50)
     ax.plot(
-        [(rest if never else spell.p50) / units.NS_PER_S], [y], style.marker, color=style.colour, markersize=6.5,
-        markerfacecolor="white" if never else style.colour, clip_on=False, zorder=4,
+        [rest_s if spell.late else spell.p50 / units.NS_PER_S], [y], style.marker, color=style.colour, markersize=6.5,
+        markerfacecolor="white" if spell.late else style.colour, clip_on=False, zorder=4,
     )  # fmt: skip
 
 
@@ -93,14 +95,12 @@ _SERVED = {
 
 def timeline(table: pd.DataFrame) -> list[Axes]:
     """A panel per way to know endpoints and arm: who served the requests around the change, as shares over time."""
-    ways = sorted(set(table["backend"]), key=lambda way: (looks.place(changes.BACKENDS, way), way))
-    levels = itertools.product(ways, looks.of(table).held(table["arm"]))
-    parts = [part for way, arm in levels if len(part := table[(table["backend"] == way) & (table["arm"] == arm)])]
+    parts = [part for _, part in table.groupby(["backend", "arm"], sort=False)]
     columns = min(max(len(parts), 1), 3)
     rows = max(-(-len(parts) // columns), 1)
     with drawing.grid(rows, columns, 1.1 + 1.45 * rows, sharex=True, sharey=True) as axes:
         if table.empty:
-            drawing.unmeasured(axes[0][0], [changes.CHANGE])
+            drawing.unmeasured(axes[0][0], [tables.CHANGE])
             return [axes[0][0]]
         for ax, part in itertools.zip_longest(axes.flat, parts):
             if part is None:
@@ -108,7 +108,7 @@ def timeline(table: pd.DataFrame) -> list[Axes]:
             else:
                 _shares(ax, part)
                 ax.set_title(f"{part['endpoints'].iloc[0]}\n{part['arm'].iloc[0]}", fontsize=10)
-        ends_ns = table["from_ns"].min(), table["from_ns"].max() + changes.BIN_NS
+        ends_ns = table["from_ns"].min(), table["from_ns"].max() + tables.BIN_NS
         axes[0][0].set_xlim(*(each / units.NS_PER_S for each in ends_ns))
         for column in axes.T:
             lowest = [ax for ax in column if ax.axison][-1]
@@ -127,7 +127,7 @@ def timeline(table: pd.DataFrame) -> list[Axes]:
 def _shares(ax: Axes, part: pd.DataFrame) -> None:
     """Shares of one panel, stacked."""
     begin = part["from_ns"].to_numpy(dtype=float) / units.NS_PER_S
-    edges = np.append(begin, begin[-1] + changes.BIN_NS / units.NS_PER_S)
+    edges = np.append(begin, begin[-1] + tables.BIN_NS / units.NS_PER_S)
     below = np.zeros(len(edges))
     for name, (colour, hatch, _) in _SERVED.items():
         share = part[name].to_numpy(dtype=float)

@@ -27,7 +27,9 @@ def table(found: Sequence[Verdict], runs: store.Runs) -> pd.DataFrame:
     """A row per claim; it leaves out the arms that claims could be judged by and are not."""
     rows = [dataclasses.asdict(each) | {"text": TEXTS[each.claim]} for each in found]
     columns = ["claim", "text", "verdict", "because", "numbers", "notebook"]
-    by_arm = {name: arms for claims in studies.modules("claims") for name, arms in claims.JUDGED.items()}
+    by_arm = {
+        name: arms for claims in studies.modules("claims") for name, arms in getattr(claims, "JUDGED", {}).items()
+    }
     held = looks.of_runs(runs).held(cells.select(runs, *by_arm)["arm"])
     judged = {arm for arms in by_arm.values() for arm in arms}
     return absent.leaving(pd.DataFrame(rows, columns=columns), [arm for arm in held if arm not in judged])

@@ -11,84 +11,85 @@ import pytest
 import policies_world
 from meshdns import store
 from meshdns.istio import nametable, reader, records, registry, vips
-from meshdns.studies import claims, governed
+from meshdns.studies import verdict
+from meshdns.studies.policies import answer, claims, pushed
 from meshdns.xds import api
 from meshdns.xds.compile import snapshot
 from meshdns.xds.node import Node
 from policies_world import HOSTS, SHOP, VIRTUAL
 from shipped import WORLD
 
-MESH = Path(__file__).parents[2] / "compose" / "worlds"
+MESH = Path(__file__).parents[3] / "compose" / "worlds"
 
 
 def table(facts: dict[str, Any]) -> pd.DataFrame:
     header = store.RunHeader("policies-1", {}, 1, "2026-01-01T00:00:00Z", 2, facts)
-    return governed.table(store.Runs(pd.DataFrame(), pd.DataFrame(), [header], [], WORLD))
+    return pushed.table(store.Runs(pd.DataFrame(), pd.DataFrame(), [header], [], WORLD))
 
 
 def lacking(facts: dict[str, Any], host: str) -> str:
     found = table(facts).set_index("name").loc[host]
-    assert found["agree"] == "NO"
-    return str(found["lacking"])
+    assert found["agree"] is False
+    return "; ".join(found["lacking"])
 
 
 def test_what_one_model_feeds_agrees() -> None:
-    found = table(policies_world.governed())
-    assert set(found["agree"]) == {"yes"}
+    found = table(policies_world.pushed())
+    assert set(found["agree"]) == {True}
     kinds = dict(zip(found["name"], found["address"], strict=True))
     assert kinds[SHOP] == "ClusterIP"
     assert kinds["shop-headless.shop.svc.cluster.local"] == "pods"
     assert kinds[HOSTS["redis"]] == "virtual"
-    assert "All 5 names" in governed.answer(found)
-    assert claims.one_model(found).verdict == claims.SUPPORTED
+    assert "All 5 names" in answer.pushed_answer(found)
+    assert claims.one_model(found).verdict == verdict.SUPPORTED
     assert "3 have a virtual address" in claims.one_model(found).numbers
 
 
 def test_names_of_several_runs_are_counted_once() -> None:
-    facts = policies_world.governed()
+    facts = policies_world.pushed()
     headers = [store.RunHeader(f"run-{n}", {}, 1, "2026-01-01T00:00:00Z", 2, facts) for n in range(2)]
-    found = claims.one_model(governed.table(store.Runs(pd.DataFrame(), pd.DataFrame(), headers, [], WORLD)))
+    found = claims.one_model(pushed.table(store.Runs(pd.DataFrame(), pd.DataFrame(), headers, [], WORLD)))
     assert found.numbers.startswith("5 of 5 names agree in 2 runs; 3 have a virtual address")
 
 
 def test_a_virtual_address_without_a_cluster_or_a_listener_is_found() -> None:
-    told = policies_world.governed()["governed"]
+    told = policies_world.pushed()["governed"]
     fewer = {pod: [each for each in names if "redis" not in each] for pod, names in told["clusters"].items()}
-    assert lacking(policies_world.governed(clusters=fewer), HOSTS["redis"]) == (
+    assert lacking(policies_world.pushed(clusters=fewer), HOSTS["redis"]) == (
         "client-mode1-xds: no cluster; client-mode2-xds: no cluster; client-mode2-envoy-xds: no cluster"
     )
     silent = {pod: [each for each in names if VIRTUAL["redis"] not in each] for pod, names in told["listeners"].items()}
-    facts = policies_world.governed(listeners=silent)
+    facts = policies_world.pushed(listeners=silent)
     silent_ones = ("client-mode2-xds", "client-mode2-envoy-xds")
     assert lacking(facts, HOSTS["redis"]) == "; ".join(
         f"{each}: no listener for {VIRTUAL['redis']}:6000" for each in silent_ones
     )
     found = claims.one_model(table(facts))
-    assert found.verdict == claims.REFUTED
+    assert found.verdict == verdict.REFUTED
     assert HOSTS["redis"] in found.because
-    assert f"1 disagree with the rest: {HOSTS['redis']}" in governed.answer(table(facts))
+    assert f"1 disagree with the rest: {HOSTS['redis']}" in answer.pushed_answer(table(facts))
 
 
 @pytest.mark.parametrize(
     ("records", "why"),
-    [({SHOP: ["10.96.1.99"]}, "the cluster DNS has other addresses"), ({}, "the cluster DNS has none")],
+    [({SHOP: ["10.96.1.99"]}, "cluster DNS: other addresses"), ({}, "cluster DNS: not this name")],
 )
 def test_records_that_differ_are_found(records: dict[str, list[str]], why: str) -> None:
-    assert lacking(policies_world.governed(records=records), SHOP) == why
+    assert lacking(policies_world.pushed(records=records), SHOP) == why
 
 
 def test_names_are_the_same_with_and_without_their_final_dot() -> None:
-    told = policies_world.governed()["governed"]
+    told = policies_world.pushed()["governed"]
     dotted = {f"{name}.": found for name, found in told["records"].items()}
-    assert set(table(policies_world.governed(records=dotted))["agree"]) == {"yes"}
+    assert set(table(policies_world.pushed(records=dotted))["agree"]) == {True}
 
 
 def test_a_sidecars_own_configuration_serves_where_nothing_else_was_noted() -> None:
-    told = policies_world.governed()["governed"]
-    facts = policies_world.governed(clusters={}, listeners={})
-    assert governed.UNKNOWN in set(table(facts)["agree"])
-    assert claims.one_model(table(facts)).verdict == claims.UNDECIDED
-    assert "could not be compared" in governed.answer(table(facts))
+    told = policies_world.pushed()["governed"]
+    facts = policies_world.pushed(clusters={}, listeners={})
+    assert any(each is None for each in table(facts)["agree"])
+    assert claims.one_model(table(facts)).verdict == verdict.UNDECIDED
+    assert "could not be compared" in answer.pushed_answer(table(facts))
     dump = {
         "configs": [
             {"static_clusters": []},
@@ -103,13 +104,13 @@ def test_a_sidecars_own_configuration_serves_where_nothing_else_was_noted() -> N
     }
     facts["envoy"] = {"client-mode2-xds": dump, "client-mode1": {"configs": []}}
     found = table(facts)
-    assert set(found["agree"]) == {"yes"}
+    assert set(found["agree"]) == {True}
     assert set(found["sidecars"]) == {1}
 
 
 def filtering(**other: list[str]) -> dict[str, Any]:
     """Facts with the configuration of a sidecar whose DNS filter answers what the others do, but for these names."""
-    facts = policies_world.governed()
+    facts = policies_world.pushed()
     answers = {**facts["governed"]["names"], **{HOSTS[name]: ips for name, ips in other.items()}}
     domains = [{"name": name, "endpoint": {"address_list": {"address": ips}}} for name, ips in answers.items() if ips]
     config = {"typed_config": {"server_config": {"inline_dns_table": {"virtual_domains": domains}}}}
@@ -119,21 +120,21 @@ def filtering(**other: list[str]) -> dict[str, Any]:
 
 def test_a_dns_filter_was_told_what_the_other_proxies_were() -> None:
     found = table(filtering())
-    assert set(found["agree"]) == {"yes"}
-    assert set(found["DNS filters"]) == {1}
-    assert governed.answer(found).endswith("; Envoy's DNS filter was told the same.")
-    assert "filter" not in governed.answer(table(policies_world.governed()))
-    other = "client-mode2-envoy-xds: its DNS filter has other addresses"
+    assert set(found["agree"]) == {True}
+    assert set(found["dns_filters"]) == {1}
+    assert answer.pushed_answer(found).endswith("; Envoy's DNS filter got the same.")
+    assert "filter" not in answer.pushed_answer(table(policies_world.pushed()))
+    other = "client-mode2-envoy-xds: other addresses in its DNS filter"
     assert lacking(filtering(redis=["240.240.0.9"]), HOSTS["redis"]) == other
-    assert lacking(filtering(redis=[]), HOSTS["redis"]) == "client-mode2-envoy-xds: its DNS filter has not this name"
-    assert claims.one_model(table(filtering(redis=[]))).verdict == claims.REFUTED
+    assert lacking(filtering(redis=[]), HOSTS["redis"]) == "client-mode2-envoy-xds: not this name in its DNS filter"
+    assert claims.one_model(table(filtering(redis=[]))).verdict == verdict.REFUTED
 
 
 def test_runs_without_a_control_plane_have_nothing_to_say() -> None:
     found = table({})
     assert found.empty
-    assert governed.answer(found) == ""
-    assert claims.one_model(found).verdict == claims.UNMEASURED
+    assert answer.pushed_answer(found) == ""
+    assert claims.one_model(found).verdict == verdict.UNMEASURED
 
 
 def shipped(*, dns: str = "agent") -> dict[str, Any]:
@@ -158,11 +159,11 @@ def shipped(*, dns: str = "agent") -> dict[str, Any]:
 
 def test_the_shipped_mesh_agrees_with_itself() -> None:
     found = table(shipped()).set_index("name")
-    assert found.loc[found["agree"] != "yes", "lacking"].to_dict() == {}
+    assert found.loc[~found["agree"].astype(bool), "lacking"].to_dict() == {}
     assert {"virtual", "ClusterIP", "pods"} <= set(found["address"])
     for name in ("api", "postgres", "redis"):
         assert found.loc[WORLD.backends[name].fqdn, "address"] == "virtual"
 
 
 def test_a_sidecar_without_the_virtual_addresses_of_two_services_on_one_port_still_has_a_listener_for_it() -> None:
-    assert set(table(shipped(dns="cluster"))["agree"]) == {"yes"}
+    assert set(table(shipped(dns="cluster"))["agree"]) == {True}

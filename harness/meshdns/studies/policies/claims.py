@@ -1,0 +1,179 @@
+"""C11, C12, C15 and C17: what sidecars do for external names, mutual TLS, one model and policies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from meshdns import store
+from meshdns.analysis import stats, text
+from meshdns.studies.policies import answer, external, mtls, pushed, tables
+from meshdns.studies.policies.answer import PLAN
+from meshdns.studies.policies.tables import HTTP, INSIDE, NONE, OUTSIDE, PLAIN, SPLIT, TCP, Row, Rows, meshed, modes
+from meshdns.studies.verdict import BUYS, DEPENDS, REFUTED, SUPPORTED, UNDECIDED, Verdict, unmeasured
+
+JUDGED: dict[str, tuple[str, ...]] = {}  # by every arm, as it has a sidecar or none
+ONCE = 1.01  # more requests at the replicas per request made than this are retries
+EVEN = 0.5  # replicas whose shares differ by less than this factor share the load
+
+
+def verdicts(runs: store.Runs) -> Iterator[Verdict]:
+    """Of the four."""
+    yield external_name(external.table(runs))
+    yield strict_mtls(mtls.table(runs))
+    yield one_model(pushed.table(runs))
+    yield passing(tables.faults(runs), tables.replicas(runs), tables.split(runs))
+
+
+def external_name(found: pd.DataFrame) -> Verdict:
+    """C11: whether sidecars send api.example.com by what the ServiceEntry says; TCP services on one port as well."""
+    named, streams = external.meshed(found, HTTP), external.meshed(found, *TCP)
+    if not named:
+        return unmeasured("C11", f"needs calls of an external name through a sidecar; {PLAN}")
+    numbers = "; ".join(
+        f"{row['arm']} {row['right']} of {row['connections']} served, {row['in_sidecar']} of {row['requests_made']} by "
+        f"the sidecar's own route, answered a {' and '.join(row['answered'])} address"
+        for row in named
+    )
+    broken = [row["arm"] for row in named if not external.through(row)]
+    if len(broken) == len(named):
+        return Verdict("C11", REFUTED, "in no mode did the sidecar send all requests by its own route", numbers, BUYS)
+    if broken:
+        because = f"on the mode: not all requests were sent by the sidecar's own route in {text.listed(broken)}"
+        return Verdict("C11", DEPENDS, because, numbers, BUYS)
+    if streams:
+        counted = [f"{row['backend']} in {row['arm']} {row['right']} of {row['connections']}" for row in streams]
+        numbers += f"; TCP connections that the right server answered: {', '.join(counted)}"
+    if wrong := [f"{row['backend']} in {row['arm']}" for row in streams if row["right"] < row["connections"]]:
+        because = "on protocol and mode: HTTP works, but of TCP services on one port not all are told apart: "
+        return Verdict("C11", DEPENDS, because + text.listed(wrong), numbers, BUYS)
+    both = " and so do TCP services on one port" if streams else "; TCP services are not measured"
+    return Verdict("C11", SUPPORTED, f"every request takes the sidecar's own route{both}", numbers, BUYS)
+
+
+def strict_mtls(found: pd.DataFrame) -> Verdict:
+    """C12: clients with and without a sidecar, where servers want mutual TLS and where they take both."""
+    asked = {
+        "strict, no sidecar": mtls.rows(found, tables.STRICT, PLAIN),
+        "strict, sidecar": mtls.rows(found, tables.STRICT, *modes(found)),
+        "permissive, no sidecar": mtls.rows(found, tables.PERMISSIVE, PLAIN),
+    }
+    if not all(asked.values()):
+        return unmeasured("C12", f"needs strict and permissive servers and clients of both kinds; {PLAN}")
+    numbers = "; ".join(f"{name}: {_let_in(rows)}" for name, rows in asked.items())
+    refused, *served = asked.values()
+    through, direct = ({row["outcome"] for row in rows} for rows in served)
+    rest = "what happens to an answer that no sidecar recognises is not measured"
+    if any(row["served"] for row in refused):
+        return Verdict("C12", REFUTED, "strict servers served a client without a sidecar", numbers, BUYS)
+    if direct <= {mtls.REFUSED, mtls.LOST}:
+        return Verdict("C12", REFUTED, "permissive servers refused a client without a sidecar", numbers, BUYS)
+    if through | direct != {mtls.SERVED}:
+        return Verdict("C12", UNDECIDED, f"not every call of a kind had the same outcome; {rest}", numbers, BUYS)
+    if not all(row["closed_without_chain"] for row in refused):
+        return Verdict("C12", UNDECIDED, "refused, but not seen to be by the server's sidecar", numbers, BUYS)
+    because = f"strict servers serve only clients with a sidecar, permissive ones direct calls too; {rest}"
+    return Verdict("C12", SUPPORTED, because, numbers, BUYS)
+
+
+def _let_in(rows: Rows) -> str:
+    return ", ".join(
+        f"{row['served']} of {row['requests']} served in {row['arm']} ({row['closed_without_chain']} connections "
+        f"closed, {row['mtls_connections']} mutual TLS)"
+        for row in rows
+    )
+
+
+def one_model(found: pd.DataFrame) -> Verdict:
+    """C15: what one control plane pushed to DNS proxies, cluster DNS and sidecars, name by name."""
+    if found.empty:
+        return unmeasured("C15", f"needs a control plane that feeds DNS and sidecars; {PLAN}")
+    agree, wrong = (found["agree"].isin([each]) for each in (True, False))
+    names, runs = found["name"].nunique(), found["run"].nunique()
+    astray, virtual = (found[its]["name"].nunique() for its in (~agree, found["address"] == external.VIRTUAL))
+    looked = text.listed(map(str, sorted(set(found["sidecars"]))), "or")
+    numbers = f"{names - astray} of {names} names agree{f' in {runs} runs' if runs > 1 else ''}; {virtual} have a "
+    numbers += f"virtual address, which was looked for in {looked} sidecars"
+    if wrong.any():
+        first = found[wrong].iloc[0]
+        because = f"names and policy do not agree: {first['name']} ({'; '.join(first['lacking'])})"
+        return Verdict("C15", REFUTED, because, numbers, BUYS)
+    if not agree.all():
+        return Verdict("C15", UNDECIDED, f"not all could be compared: {answer.UNKNOWN}", numbers, BUYS)
+    because = "from one model, each name has what traffic to its address needs, and both DNS servers answer alike"
+    return Verdict("C15", SUPPORTED, because, numbers, BUYS)
+
+
+# What is seen of a policy in the sidecar's counters.
+_WORK = {
+    "retries": ("retries", "retries"),
+    "time-outs": ("timeouts", "time_outs"),
+    "circuit breaking": ("breaker", "breaker_overflows"),
+    "outlier ejection": ("outlier", "ejections"),
+}
+
+
+def passing(found: pd.DataFrame, answered: pd.DataFrame, divided: pd.DataFrame) -> Verdict:
+    """C17: which policies act on traffic that passes a sidecar, and what of it there is without one."""
+    rows = meshed(found)
+    works, numbers = dict[str, bool](), [_gain(rows)]
+    for name, (policy, event) in _WORK.items():
+        if mine := [row for row in rows if row["policy"] == policy]:
+            count, asked = (sum(int(row[each]) for row in mine) for each in (event, "requests"))
+            # Retries must also serve more.
+            served = policy != "retries" or any(row["reading"] == "more" and _added(row).low > 0 for row in mine)
+            works[name] = served and count > 0
+            numbers.append(f"{name} {count} times in {asked} requests")
+    split = [row for row in meshed(divided) if row["policy"] == SPLIT]
+    if known := [row["promised"] for row in split if row["promised"] in (INSIDE, OUTSIDE)]:
+        works["traffic split"] = set(known) == {INSIDE}
+    numbers += [f"split {row['share_of_v2']} in {row['arm']}" for row in split]
+    if not works:
+        return unmeasured("C17", f"needs policies for faulty replicas; {PLAN}")
+    outside, counted = _without(found, answered, divided)
+    said = "; ".join(each for each in [*numbers, *counted] if each)
+    acting, idle = (text.listed(name for name, acts in works.items() if acts == kind) for kind in (True, False))
+    if not acting:
+        return Verdict("C17", REFUTED, "no policy acted even on traffic that passes a sidecar", said, BUYS)
+    if same := [name for name in outside if name in works]:
+        return Verdict("C17", REFUTED, f"without a sidecar there was {text.listed(same)} too", said, BUYS)
+    if idle:
+        return Verdict("C17", DEPENDS, f"on the policy: {acting} acted, {idle} did not", said, BUYS)
+    if outside:
+        because = f"on what is meant: {acting} act only in a sidecar, but connections to a ClusterIP are spread over "
+        return Verdict("C17", DEPENDS, because + "the replicas without one", said, BUYS)
+    return Verdict("C17", SUPPORTED, f"{acting} were seen only in a sidecar", said, BUYS)
+
+
+def _gain(rows: Rows) -> str:
+    """The gain in served requests of the policy that adds most to a sidecar without one, where that was measured."""
+    known = [row for row in rows if row["policy"] != NONE and row["against_plain"] is not None]
+    if not known:
+        return ""
+    best = max(known, key=lambda row: float(_added(row).estimate))
+    what = ", ".join(str(answer.WORDS.value(each, best[each])) for each in ("fault", "policy"))
+    alone = "" if best["against_no_policy"] is None else f" and {best['against_no_policy']} against no policy"
+    gain = f"{best['against_plain']} served in {best['arm']} against no mesh{alone}"
+    return f"{what}: {gain} ({text.blocks(best['blocks'])})"
+
+
+def _added(row: Row) -> stats.Interval:
+    """What a policy adds to what its sidecar serves without one; else to what is served without a mesh."""
+    found: stats.Interval = row["against_plain"] if row["against_no_policy"] is None else row["against_no_policy"]
+    return found
+
+
+def _without(found: pd.DataFrame, answered: pd.DataFrame, divided: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """What a client without a sidecar has of all this, and the numbers that tell it."""
+    plain, answered, divided = (table[table["arm"] == PLAIN] for table in (found, answered, divided))
+    outside = ["retries"] if any(each.low > ONCE for each in plain["arrived"] if each.n > 1) else []
+    outside += ["traffic split"] if (divided["promised"] == INSIDE).any() else []
+    numbers = [f"{share} to v2 in {PLAIN}" for share in divided["share_of_v2"]]
+    cells: list[Any] = [*answered.to_numpy().ravel()]
+    if spread := [each.estimate for each in cells if isinstance(each, stats.Interval) and each.n]:
+        least, most = min(spread), max(spread)
+        outside += ["load balancing"] if least > EVEN * most else []
+        numbers.append(f"each replica {100 * least:.0f} to {100 * most:.0f} % in {PLAIN}")
+    return outside, numbers

@@ -1,0 +1,391 @@
+"""Following change in worlds that follow fast, late, partly or never: tables, sentences and checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import changes_world
+import policies_world
+from changes_world import World
+from meshdns import store
+from meshdns.analysis import absent, gates, text
+from meshdns.core import errors
+from meshdns.lab import plane
+from meshdns.measure import counters
+from meshdns.measure.cell import Cell
+from meshdns.measure.factors import change as changing
+from meshdns.studies import verdict
+from meshdns.studies.change import answer, claims, tables
+from meshdns.studies.change.spells import Part, Spell
+from recording import Recording
+from shipped import WORLD
+
+S = 10**9
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Callable[..., store.Runs]:
+    def made(blocks: int = 3, **how: Any) -> store.Runs:
+        return changes_world.runs(tmp_path, World(**how), blocks)
+
+    return made
+
+
+def row(found: pd.DataFrame, *levels: str) -> dict[str, Any]:
+    """The row of this change, backend, arm and connection."""
+    names = ("change", "backend", "arm", "connection")
+    only = tables.rows(found, **dict(zip(names, levels, strict=False)))
+    assert len(only) == 1
+    return only[0]
+
+
+def following(**how: float) -> dict[str, float]:
+    return World().follows | how
+
+
+@pytest.mark.parametrize(
+    ("backend", "arm", "way"),
+    [
+        ("shop", "mode1-xds", "EDS"),
+        ("shop-headless", "mode2-xds", "ORIGINAL_DST"),
+        ("shop-headless", "mode2-envoy-xds", "ORIGINAL_DST"),
+        ("shop-dns", "mode1-xds", "STRICT_DNS"),
+        ("shop-headless", "plain", "client's DNS"),
+    ],
+)
+def test_how_fast_is_followed_is_found_where_it_was_put(usual: store.Runs, backend: str, arm: str, way: str) -> None:
+    table, truth_s = tables.followed(usual), World().follows[way]
+    for name in tables.CHANGES:
+        found = row(table, name, backend, arm, "new")
+        assert found["endpoints"] == way
+        assert found["followed"].p50 == pytest.approx(truth_s * S, rel=0.1)
+        assert found["followed"].interval.estimate == pytest.approx(truth_s * S, rel=0.1)
+        assert found["blocks"] == found["followed"].n == 4
+    killed = row(table, "crash", backend, arm, "new")
+    assert killed["errors"].p50 == pytest.approx(truth_s / 3 * S, rel=0.15)  # one replica in three
+    assert killed["failing"].p50 == pytest.approx(truth_s * S, rel=0.15)
+    assert not row(table, "unready", backend, arm, "new")["errors"].values.any()
+    assert np.isnan(killed["added"].p50)
+    assert np.isnan(row(table, "up", backend, arm, "new")["left"].p50)
+
+
+def test_a_row_per_level_in_the_order_of_the_page(usual: store.Runs) -> None:
+    table = tables.followed(usual)
+    assert len(table) == 5 * 11 * 2
+    assert list(dict.fromkeys(table["change"])) == list(tables.CHANGES)
+    assert list(table["arm"][:4]) == ["plain", "plain", "mode1-xds", "mode1-xds"]
+    assert list(table["connection"][:2]) == ["new", "keepalive"]
+    shown = text.shown(tables.on(table, "keepalive"), answer.WORDS, answer.FOLLOWED)
+    assert isinstance(shown, pd.DataFrame)
+    assert len(shown) == 55
+    assert shown.iloc[0]["change"] == "a replica is added"
+    assert str(shown.iloc[0]["followed after, p50"]) == "never"
+    assert str(shown.iloc[0]["mean"]) == "never in 4 of 4 blocks"
+    assert str(shown.iloc[0]["last on removed, p50"]) == text.ABSENT
+
+
+def test_nothing_reaches_the_new_replica(world: Callable[..., store.Runs]) -> None:
+    runs = world(unreached=("EDS", "STRICT_DNS"))
+    table = tables.followed(runs)
+    for name in ("up", "replace"):
+        found = row(table, name, "shop", "mode2-xds", "new")
+        assert np.isinf(found["added"].p50)
+        assert np.isinf(found["followed"].p50)
+        assert found["followed"].interval is None
+    assert np.isfinite(row(table, "unready", "shop", "mode2-xds", "new")["followed"].p50)
+    missed = tables.bar(table).query("verdict == 'missed'")
+    assert set(missed["change"]) == {"up"}
+    assert set(missed["over_probe"].map(str)) == {"never"}
+    said = answer.answer(table)
+    assert (
+        "With EDS new connections do not follow 6 of 15 changes within the 5.99 s of load left: added in mode1" in said
+    )
+    assert "the others take up to" in said
+    assert "never in mode1-xds (new)" in answer.bar_answer(tables.bar(table))
+    assert answer.bar_answer(tables.bar(table)).endswith("the bar of 300 ms for the rest is missed in 6 of 6.")
+    assert claims.learnt(table).verdict == verdict.UNDECIDED
+
+
+def test_the_answer_turns_with_the_data(usual: store.Runs, world: Callable[..., store.Runs]) -> None:
+    said = answer.answer(tables.followed(usual))
+    assert said.startswith("At p50, new connections have followed even the slowest change after 6")
+    assert said.index("with EDS") < said.index("with ORIGINAL_DST") < said.index("with STRICT_DNS")
+    assert "With ClusterIP new connections follow no change within the 5.99 s of load left." in said
+    turned = answer.answer(tables.followed(world(follows=following(EDS=4.0, STRICT_DNS=0.7))))
+    assert turned.index("with STRICT_DNS") < turned.index("with EDS")
+
+
+def test_blocks_behind_a_median_that_never_followed_are_told(usual: store.Runs) -> None:
+    table = tables.followed(usual)
+    hit = (table["endpoints"] == "EDS") & (table["connection"] == "new") & (table["arm"] == "mode1-xds")
+    assert answer.spread(Spell(np.array([0.5 * S]))) == "1 block"  # which has no interval
+    one = Spell(np.array([0.5 * S, 0.5 * S, np.inf]))
+    table["followed"] = [one if mine else each for mine, each in zip(hit, table["followed"], strict=True)]
+    said = answer.answer(table)
+    assert (
+        "Behind these medians are blocks in which the load ended before: a replica added in mode1-xds with EDS" in said
+    )
+    assert "replaced in mode1-xds with EDS never in 1 of 3 blocks" in said
+    assert "replaced in mode1-xds with EDS never in 1 of 3 blocks" in claims.learnt(table).numbers
+    assert "Behind" not in answer.answer(tables.followed(usual))
+
+
+def verdicts(table: pd.DataFrame) -> dict[str, set[str]]:
+    """Of the bar, by what happened to a replica."""
+    return {str(name): set(part["verdict"].fillna("")) for name, part in tables.bar(table).groupby("change")}
+
+
+NOT_JUDGED = {name: {""} for name in tables.CHANGES[1:]}
+
+
+def test_the_bar_judges_the_first_request_on_a_replica_that_became_ready(
+    usual: store.Runs, world: Callable[..., store.Runs], tmp_path: Path
+) -> None:
+    good = tables.followed(usual)
+    assert len(tables.bar(good)) == 5 * 3 * 2
+    assert verdicts(good) == {"up": {gates.UNKNOWN}, **NOT_JUDGED}
+    assert answer.bar_answer(tables.bar(good)).endswith("the bar of 300 ms for the rest is unknown in 6 of 6.")
+    assert set(tables.bar(good)["probe_s"]) == {0.5}
+    slow = tables.followed(world(follows=following(EDS=0.9)))
+    assert verdicts(slow) == {"up": {gates.MISSED}, **NOT_JUDGED}
+    assert answer.bar_answer(tables.bar(slow)).endswith("the bar of 300 ms for the rest is missed in 6 of 6.")
+    # The change falls anywhere between two probes: only less than the bar in all can be called met.
+    fast = tables.followed(changes_world.runs(tmp_path / "fast", World(follows=following(EDS=0.2)), 3))
+    assert verdicts(fast) == {"up": {"met"}, **NOT_JUDGED}
+
+
+def test_failures_after_the_first_request_on_an_added_replica_are_no_matter_of_the_bar(tmp_path: Path) -> None:
+    runs = changes_world.runs(tmp_path, blocks=3)
+    table = tables.followed(runs)
+    late = np.isin(runs.samples["replica"].astype(str), ["shop-2"]) & (runs.samples["seq"] % 50 == 0)
+    failing = replace(
+        runs, samples=runs.samples.assign(outcome=runs.samples["outcome"].astype(str).where(~late, "reset"))
+    )
+    assert row(tables.followed(failing), "up", "shop", "mode1-xds", "new")["followed"].p50 > 4 * S
+    assert verdicts(tables.followed(failing))["up"] == verdicts(table)["up"] == {gates.UNKNOWN}
+
+
+@pytest.fixture(scope="module")
+def minutes(tmp_path_factory: pytest.TempPathFactory) -> store.Runs:
+    folder = tmp_path_factory.mktemp("minutes")
+    return store.load(changes_world.build(folder, blocks=1, name="change"))
+
+
+def test_a_minute_without_a_failure_meets_the_bar_and_handshakes_are_told(minutes: store.Runs) -> None:
+    table = tables.unnoticed(minutes)
+    assert list(dict.fromkeys(table["arm"])) == list(policies_world.MODES)
+    assert set(table["verdict"]) == {"met"}
+    assert set(table["watched_s"]) == {61}
+    said = answer.unnoticed_answer(table)
+    assert "0 of 30750 requests in mode2-xds and 0 of 30750 requests in mode2-envoy-xds fail while every cert" in said
+    encrypted = table.groupby("change")["mutual_tls"].first()
+    assert np.isnan(encrypted["up"])
+    assert encrypted["rotate"] == encrypted["unrelated"] == 3075
+
+
+def test_what_was_not_watched_long_enough_or_not_tried_is_not_judged(minutes: store.Runs) -> None:
+    table = tables.unnoticed(minutes)
+    rotated = tables.rows(table, change="rotate")[0]
+    for how in ({"mutual_tls": 0.0}, {"mutual_tls": np.nan}, {"longest_s": 45.0}, {"rate_hz": 100.0}):
+        assert tables.quiet(rotated | how) is None
+    assert tables.quiet(rotated | {"failed": 1}) == gates.MISSED
+
+
+def test_an_unrelated_service_comes_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    path, there, place = f"mesh/{plane.UNRELATED}", list[bool](), Recording(frozenset({"xds"}))
+
+    def status(_: plane.Plane) -> dict[str, Any]:
+        return {"configuration": {"number": 7 + (path in place.files), "error": "", "fault": ""}}
+
+    monkeypatch.setattr(plane.Plane, "status", status)
+    monkeypatch.setattr(plane, "unsettled", lambda *_: iter(()))
+    monkeypatch.setattr("time.sleep", lambda _: there.append(path in place.files))
+    observer: Any = None
+    plane.Plane(place, observer).change("unrelated")
+    assert there == [True]
+    assert path not in place.files
+    plane.Plane(place, observer)._edit(
+        "unrelated", changed=False
+    )  # what `restore` does: there is nothing left to take away
+
+
+def test_servers_are_counted_where_replicas_stay() -> None:
+    counted = {
+        change: set(counters.on_path(Cell("unnoticed", "mode2-xds", "shop", change=change), WORLD))
+        & {f"shop-{n}" for n in (1, 2, 3, 4)}
+        for change in changing.LEVELS
+    }
+    stays = {f"shop-{n}" for n in (1, 2, 3)}
+    gone = {"up", "down", "replace", "unready", "crash"}
+    assert counted == {change: set() if change in gone else stays for change in changing.LEVELS}
+
+
+def test_failures_have_their_kind_and_retries_leave_none(usual: store.Runs, world: Callable[..., store.Runs]) -> None:
+    refused = tables.outcomes(usual)
+    assert (refused["connect_error"] > 0).all()
+    assert (refused["ok"] + refused["connect_error"] == refused["requests"]).all()
+    assert not set(refused["change"]) & {"up", "unready"}
+    runs = world(refused=("http_error", 503))
+    assert {"HTTP 503", "ok"} < set(tables.outcomes(runs).columns)
+    table = tables.followed(runs)
+    said, worst = answer.errors_answer(table), table.loc[table["failed"].idxmax()]
+    # Levels, since the most failed requests of all ways need not be most requests.
+    assert said.startswith(
+        f"The most failed requests of all: {worst['failed']} of the {worst['after']} that ended after"
+    )
+    assert 0 < worst["failed"] < worst["after"] / 2
+    assert " error-seconds" in said
+
+
+def test_no_failure_is_said_too(world: Callable[..., store.Runs]) -> None:
+    runs = world(retried=True)
+    table = tables.followed(runs)
+    assert answer.errors_answer(table) == "No request failed because of a change, in 3 blocks."
+    assert tables.outcomes(runs).empty
+
+
+def test_kept_connections_stay_where_the_client_chose(usual: store.Runs) -> None:
+    table = tables.kept(usual)
+    assert set(table["connection"]) == {"keepalive"}
+    assert "up" not in set(table["change"])  # nothing was removed
+    sticky = row(table, "unready", "shop-headless", "mode1-xds")
+    # Two of six in each of four blocks.
+    assert [sticky[name] for name in ("connections", "stayed", "requests_on_them")] == [8, 8, 800]
+    spread = row(table, "unready", "shop", "mode1-xds")
+    assert (spread["connections"], spread["stayed"]) == (24, 0)
+    assert set(table[table["change"] == "crash"]["stayed"]) == {0}
+    said = answer.kept_answer(table)
+    assert "24 of 24 with ORIGINAL_DST" in said
+    assert "0 of 72 with EDS" in said
+
+
+def test_a_name_that_is_gone_fails_by_resolver_or_never(usual: store.Runs, world: Callable[..., store.Runs]) -> None:
+    table = tables.gone(usual)
+    assert list(table["resolver"]) == ["c-ares", "getaddrinfo", "hickory"]
+    assert table["until_failing"][0].p50 == pytest.approx(1.0 * S, rel=0.05)
+    assert table["until_failing"][2].never == 4
+    assert all(each.served == each.requests > 0 for each in table["served_before"])
+    assert [each.served for each in table["served_since"]] == [0, 0, 0]
+    assert str(table["until_failing"][2]) == "never"
+    assert str(table["served_after"][2]) == "100 % of 2400"
+    assert str(Part(0, 0)) == text.ABSENT
+    said = answer.gone_answer(table)
+    assert "with c-ares the first request fails after 1.0" in said
+    assert "with hickory no request fails in the 5.99 s left (4 blocks)" in said
+    turned = answer.gone_answer(tables.gone(world(fails={"mode1-xds": np.inf, "mode1-hickory": 2.0})))
+    assert "with c-ares no request fails" in turned
+    assert "with hickory the first request fails after 2.0" in turned
+
+
+def test_shares_over_time_add_up_and_turn_at_the_change(usual: store.Runs) -> None:
+    table = tables.timeline(usual, "replace")
+    assert table[list(tables.SHARES)].sum(axis=1).to_numpy() == pytest.approx(1)
+    eds = table[(table["backend"] == "shop") & (table["arm"] == "mode1-xds")]
+    assert list(eds["from_ns"]) == [200_000_000 * n for n in range(-10, 30)]
+    before, between, after = (eds[eds["from_ns"].between(*ends)] for ends in ((-2 * S, -1), (0, S // 5), (S, 6 * S)))
+    assert before["removed"].mean() == pytest.approx(1 / 3, abs=0.03)
+    assert between["failed"].mean() == pytest.approx(1 / 3, abs=0.05)
+    assert after["added"].mean() == pytest.approx(1 / 3, abs=0.03)
+    assert not before["failed"].any()
+    assert not after["failed"].any()
+    with pytest.raises(errors.InputError, match="change is 'gone'; choose from up, down, replace, unready, crash"):
+        tables.timeline(usual, "gone")
+    with pytest.raises(errors.InputError, match="connection is 'both'; choose from new, keepalive"):
+        tables.on(tables.followed(usual), "both")
+
+
+def test_a_run_of_another_plan_says_so(other: store.Runs) -> None:
+    table = tables.followed(other)
+    assert table.empty
+    assert "`meshdns report --plan change`" in answer.answer(table)
+    rest = [answer.errors_answer(table), answer.bar_answer(tables.bar(table))]
+    rest += [answer.kept_answer(tables.kept(other)), answer.gone_answer(tables.gone(other))]
+    assert rest == [""] * 4
+    assert tables.outcomes(other).empty
+    assert tables.timeline(other, "replace").empty
+    assert tables.checks(other).empty
+    for shown in (tables.on(table), tables.bar(table), tables.outcomes(other)):
+        assert text.shown(shown, answer.WORDS) == absent.Absent(("change",))
+
+
+def test_an_empty_table_says_whether_it_was_measured(usual: store.Runs, other: store.Runs) -> None:
+    missing = text.shown(tables.outcomes(other))
+    assert isinstance(missing, absent.Absent)
+    assert absent.sentence(missing.names) == (
+        "Not measured in these runs: changes of endpoints under load (`meshdns report --plan change`)."
+    )
+    there = text.shown(tables.bar(tables.followed(usual).query("arm == 'plain'")), answer.WORDS, answer.BAR)
+    assert isinstance(there, pd.DataFrame)
+    assert there.iloc[0, 0] == "nothing to list"
+
+
+def test_levels_that_nobody_here_knows_are_shown_last_under_their_own_name(usual: store.Runs) -> None:
+    def renamed(frame: pd.DataFrame) -> pd.DataFrame:
+        return frame.assign(
+            change=frame["change"].astype(str).replace({"crash": "a-drain"}),
+            backend=frame["backend"].astype(str).replace({"shop-headless": "a-shop"}),
+            connection=frame["connection"].astype(str).replace({"keepalive": "a-pool"}),
+        )
+
+    runs = replace(usual, cells=renamed(usual.cells), samples=renamed(usual.samples))
+    table = tables.followed(runs)
+    assert len(table) == len(tables.followed(usual))
+    assert [*dict.fromkeys(table["change"])] == [*tables.CHANGES[:-1], "a-drain"]
+    assert [*dict.fromkeys(table["backend"])][-1] == "a-shop"
+    assert set(table[table["backend"] == "a-shop"]["endpoints"]) == {"a-shop"}
+    assert len(tables.on(table, "a-pool")) == len(table) / 2
+    assert not tables.timeline(runs, "a-drain", "a-pool").empty
+    assert "with a-shop" in answer.answer(table)
+    shown = text.shown(table, answer.WORDS, answer.FOLLOWED)
+    assert isinstance(shown, pd.DataFrame)
+    assert "a-drain" in set(shown["change"])
+    assert "a-drain" in set(tables.outcomes(runs)["change"])
+
+
+# --- checks ---
+
+
+def test_checks_pass_what_can_carry_an_answer(usual: store.Runs) -> None:
+    table = tables.checks(usual)
+    assert list(table["experiment"]) == ["change", "gone"]
+    assert list(table["cells"]) == [440, 12]
+    assert {str(each) for each in table["made within"]} == {"0.0300 s"}
+
+
+@pytest.mark.parametrize(
+    ("how", "fact"),
+    [
+        ({"told": False}, "cells are invalid or tell of no change"),
+        ({"invalid": 0.9}, "cells are invalid or tell of no change"),
+        ({"broken_before": 40}, "requests failed before the change"),
+        ({"early": True}, "served by a replica that was yet to be added"),
+        ({"blocks": 1}, "1 block"),
+    ],
+)
+def test_checks_refuse_what_cannot(world: Callable[..., store.Runs], how: dict[str, Any], fact: str) -> None:
+    with pytest.raises(errors.ReportError, match=fact):
+        tables.checks(world(**how))
+
+
+def test_a_cell_that_tells_of_no_change_is_left_out(usual: store.Runs) -> None:
+    agents = [{} if cell["arm"] == "plain" else cell["agent"] for cell in usual.cells.to_dict("records")]
+    runs = replace(usual, cells=usual.cells.assign(agent=agents))
+    assert set(tables.followed(runs)["arm"]) == set(policies_world.MODES)
+
+
+@pytest.mark.parametrize("shift_s", [-60, 60])
+def test_a_change_that_missed_its_load_is_none(usual: store.Runs, shift_s: int) -> None:
+    agents = [
+        {"change": each["change"] | {"at_ns": each["change"]["at_ns"] + shift_s * S}} for each in usual.cells["agent"]
+    ]
+    runs = replace(usual, cells=usual.cells.assign(agent=agents))
+    assert tables.followed(runs).empty
+    with pytest.raises(errors.ReportError, match="tell of no change"):
+        tables.checks(runs)
