@@ -215,5 +215,5 @@ def test_a_level_that_no_module_knows_is_refused_in_the_words_of_the_plan() -> N
     for column in ("arm", "backend", "name_kind", "fault", "policy", "change", "answer", "tool"):
         table = {"name": "x", "arm": "plain", "arrival": "closed", column: "nobody"}
         document = {"name": "mine", "seed": 1, "blocks": 1, "experiment": [table]}
-        with pytest.raises(errors.InputError, match=rf"mine.toml experiment 1 'x'.*{column} is 'nobody'.*choose from"):
+        with pytest.raises(errors.InputError, match=rf"mine.toml experiment 1 'x': {column}: 'nobody' .*choose from"):
             plan.from_json(document, "mine.toml", there)
