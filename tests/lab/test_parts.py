@@ -24,7 +24,6 @@ from recording import Recording
 from shipped import WORLD
 
 EVERY = [at for pod in WORLD.pods for at in parts.of(WORLD, Nets(), pod, keys=Secrets("console", "web", "update"))]
-STAGES = re.findall(r"# image\nFROM \S+ AS (\S+)", (paths.COMPOSE / "images" / "Dockerfile").read_text())
 
 
 @pytest.mark.parametrize("name", parts.ALL)
@@ -32,12 +31,12 @@ def test_a_part_is_whole(name: str) -> None:
     part = parts.ALL[name]
     assert isinstance(part, Component)
     assert not inspect.isabstract(type(part))
-    assert part.image in STAGES
+    assert part.image in parts.stages()
     assert any(at.part is part for at in EVERY), "no pod of the shipped world is made of it"
 
 
 def test_every_image_is_somebodys() -> None:
-    assert {part.image for part in parts.ALL.values()} == {*STAGES}
+    assert {part.image for part in parts.ALL.values()} == {*parts.stages()}
 
 
 @pytest.mark.parametrize("at", EVERY, ids=lambda at: at.service)
@@ -56,6 +55,12 @@ def test_half_a_part_is_none() -> None:
 
     with pytest.raises(TypeError, match=r"abstract methods? .?container.?, .?counts.?, .?page"):
         Silent()
+
+
+def test_a_part_without_an_image_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts.ALL["dnsdist"], "image", "toaster")
+    with pytest.raises(errors.InputError, match=r"dns.yaml.*the image toaster of the part dnsdist cannot be built"):
+        world.read([world.SHIPPED])
 
 
 def test_envoys_dns_filter_is_counted_whoever_configures_it() -> None:
