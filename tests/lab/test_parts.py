@@ -83,7 +83,7 @@ apiVersion: v1
 kind: Service
 metadata: {name: other-dns, namespace: kube-system}
 spec:
-  clusterIP: 10.96.0.11
+  clusterIP: 10.96.0.91
   ports: [{name: dns, port: 53, protocol: UDP}, {name: dns-tcp, port: 53}]
 ---
 apiVersion: discovery.k8s.io/v1
@@ -91,14 +91,14 @@ kind: EndpointSlice
 metadata: {name: other-dns, namespace: kube-system, labels: {kubernetes.io/service-name: other-dns}}
 addressType: IPv4
 ports: [{name: dns, port: 53, protocol: UDP}, {name: dns-tcp, port: 53}]
-endpoints: [{addresses: [198.18.0.11]}]
+endpoints: [{addresses: [198.18.0.91]}]
 ---
 apiVersion: v1
 kind: Pod
 metadata: {name: other, namespace: shop, annotations: {meshdns/outside: "true", meshdns/group: other}}
 spec:
   containers: [{name: bind, image: meshdns/dns}, {name: dnsdist, image: meshdns/dns}]
-status: {podIP: 198.18.0.11}
+status: {podIP: 198.18.0.91}
 ---
 apiVersion: v1
 kind: Pod
@@ -109,11 +109,11 @@ metadata:
 spec:
   dnsPolicy: None
   dnsConfig:
-    nameservers: [10.96.0.11]
+    nameservers: [10.96.0.91]
     searches: [shop.svc.cluster.local, svc.cluster.local, cluster.local]
     options: [{name: ndots, value: "5"}]
   containers: [{name: app, image: meshdns/client}]
-status: {podIP: 198.18.0.99}
+status: {podIP: 198.18.0.92}
 """
 PLAN = """
 name = "two"
@@ -148,8 +148,8 @@ def test_an_arm_may_have_a_cluster_dns_of_its_own(tmp_path: Path) -> None:
         assert {each for each in record.cpu_us if "bind" in each or "dnsdist" in each} == own[arm]
     delayed = {asked[1] for asked in place.asked if asked[:1] == ("exec",) and "delay_ms=5" in asked}
     assert delayed == {"dns-dnsdist", "other-dnsdist"}
-    assert "nameserver 10.96.0.11\n" in place.files["client-elsewhere/resolv.conf"]
-    assert "10.96.0.11" in place.files["client-elsewhere/envoy.json"]
+    assert "nameserver 10.96.0.91\n" in place.files["client-elsewhere/resolv.conf"]
+    assert "10.96.0.91" in place.files["client-elsewhere/envoy.json"]
     assert "10.96.0.10" not in place.files["client-elsewhere/envoy.json"]
     services = yaml.safe_load(place.files["compose.yaml"])["services"]
     assert "other-dnsdist" in services["client-elsewhere-envoy"]["depends_on"]
@@ -161,10 +161,10 @@ def test_an_arm_may_have_a_cluster_dns_of_its_own(tmp_path: Path) -> None:
     [
         (", {name: dnsdist, image: meshdns/dns}", "", "no container of other counts the queries .* dnsdist"),
         ("name: dnsdist", "name: toaster", "dns is no part of a testbed"),
-        ("[10.96.0.11]", "[10.96.0.12]", "name server is not honoured here; .* 10.96.0.11 .other-dns."),
+        ("[10.96.0.91]", "[10.96.0.92]", "name server is not honoured here; .* 10.96.0.91 .other-dns."),
         ("dnsPolicy: None", "dnsPolicy: Default", "name server is not honoured here; set dnsPolicy to None"),
         ('value: "5"', 'value: "2"', "name server is not honoured here; .* ndots that other pods have"),
-        ("endpoints: [{addresses: [198.18.0.11]}]", "endpoints: []", "0 pods answer for it"),
+        ("endpoints: [{addresses: [198.18.0.91]}]", "endpoints: []", "0 pods answer for it"),
     ],
 )
 def test_half_a_cluster_dns_is_refused(old: str, new: str, said: str, tmp_path: Path) -> None:
