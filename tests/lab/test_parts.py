@@ -24,7 +24,6 @@ from recording import Recording
 from shipped import WORLD
 
 EVERY = [at for pod in WORLD.pods for at in parts.of(WORLD, Nets(), pod, keys=Secrets("console", "web", "update"))]
-STAGES = re.findall(r"# image\nFROM \S+ AS (\S+)", (paths.COMPOSE / "images" / "Dockerfile").read_text())
 
 
 @pytest.mark.parametrize("name", parts.ALL)
@@ -32,12 +31,12 @@ def test_a_part_is_whole(name: str) -> None:
     part = parts.ALL[name]
     assert isinstance(part, Component)
     assert not inspect.isabstract(type(part))
-    assert part.image in STAGES
+    assert part.image in parts.stages()
     assert any(at.part is part for at in EVERY), "no pod of the shipped world is made of it"
 
 
 def test_every_image_is_somebodys() -> None:
-    assert {part.image for part in parts.ALL.values()} == {*STAGES}
+    assert {part.image for part in parts.ALL.values()} == {*parts.stages()}
 
 
 @pytest.mark.parametrize("at", EVERY, ids=lambda at: at.service)
@@ -56,6 +55,12 @@ def test_half_a_part_is_none() -> None:
 
     with pytest.raises(TypeError, match=r"abstract methods? .?container.?, .?counts.?, .?page"):
         Silent()
+
+
+def test_a_part_without_an_image_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts.ALL["dnsdist"], "image", "toaster")
+    with pytest.raises(errors.InputError, match=r"dns.yaml.*the image toaster of the part dnsdist cannot be built"):
+        world.read([world.SHIPPED])
 
 
 def test_envoys_dns_filter_is_counted_whoever_configures_it() -> None:
@@ -78,7 +83,7 @@ apiVersion: v1
 kind: Service
 metadata: {name: other-dns, namespace: kube-system}
 spec:
-  clusterIP: 10.96.0.11
+  clusterIP: 10.96.0.91
   ports: [{name: dns, port: 53, protocol: UDP}, {name: dns-tcp, port: 53}]
 ---
 apiVersion: discovery.k8s.io/v1
@@ -86,14 +91,14 @@ kind: EndpointSlice
 metadata: {name: other-dns, namespace: kube-system, labels: {kubernetes.io/service-name: other-dns}}
 addressType: IPv4
 ports: [{name: dns, port: 53, protocol: UDP}, {name: dns-tcp, port: 53}]
-endpoints: [{addresses: [198.18.0.11]}]
+endpoints: [{addresses: [198.18.0.91]}]
 ---
 apiVersion: v1
 kind: Pod
 metadata: {name: other, namespace: shop, annotations: {meshdns/outside: "true", meshdns/group: other}}
 spec:
   containers: [{name: bind, image: meshdns/dns}, {name: dnsdist, image: meshdns/dns}]
-status: {podIP: 198.18.0.11}
+status: {podIP: 198.18.0.91}
 ---
 apiVersion: v1
 kind: Pod
@@ -104,11 +109,11 @@ metadata:
 spec:
   dnsPolicy: None
   dnsConfig:
-    nameservers: [10.96.0.11]
+    nameservers: [10.96.0.91]
     searches: [shop.svc.cluster.local, svc.cluster.local, cluster.local]
     options: [{name: ndots, value: "5"}]
   containers: [{name: app, image: meshdns/client}]
-status: {podIP: 198.18.0.99}
+status: {podIP: 198.18.0.92}
 """
 PLAN = """
 name = "two"
@@ -143,8 +148,8 @@ def test_an_arm_may_have_a_cluster_dns_of_its_own(tmp_path: Path) -> None:
         assert {each for each in record.cpu_us if "bind" in each or "dnsdist" in each} == own[arm]
     delayed = {asked[1] for asked in place.asked if asked[:1] == ("exec",) and "delay_ms=5" in asked}
     assert delayed == {"dns-dnsdist", "other-dnsdist"}
-    assert "nameserver 10.96.0.11\n" in place.files["client-elsewhere/resolv.conf"]
-    assert "10.96.0.11" in place.files["client-elsewhere/envoy.json"]
+    assert "nameserver 10.96.0.91\n" in place.files["client-elsewhere/resolv.conf"]
+    assert "10.96.0.91" in place.files["client-elsewhere/envoy.json"]
     assert "10.96.0.10" not in place.files["client-elsewhere/envoy.json"]
     services = yaml.safe_load(place.files["compose.yaml"])["services"]
     assert "other-dnsdist" in services["client-elsewhere-envoy"]["depends_on"]
@@ -156,10 +161,10 @@ def test_an_arm_may_have_a_cluster_dns_of_its_own(tmp_path: Path) -> None:
     [
         (", {name: dnsdist, image: meshdns/dns}", "", "no container of other counts the queries .* dnsdist"),
         ("name: dnsdist", "name: toaster", "dns is no part of a testbed"),
-        ("[10.96.0.11]", "[10.96.0.12]", "name server is not honoured here; .* 10.96.0.11 .other-dns."),
+        ("[10.96.0.91]", "[10.96.0.92]", "name server is not honoured here; .* 10.96.0.91 .other-dns."),
         ("dnsPolicy: None", "dnsPolicy: Default", "name server is not honoured here; set dnsPolicy to None"),
         ('value: "5"', 'value: "2"', "name server is not honoured here; .* ndots that other pods have"),
-        ("endpoints: [{addresses: [198.18.0.11]}]", "endpoints: []", "0 pods answer for it"),
+        ("endpoints: [{addresses: [198.18.0.91]}]", "endpoints: []", "0 pods answer for it"),
     ],
 )
 def test_half_a_cluster_dns_is_refused(old: str, new: str, said: str, tmp_path: Path) -> None:

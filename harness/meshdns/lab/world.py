@@ -356,9 +356,12 @@ class _Builder:
 def _part(one: _Read, container: Fields) -> str:
     """What a container is: the part that has its name, or that of its image."""
     image = container.text("image").rpartition("/")[2].partition(":")[0]
-    for name in (container.text("name"), image):
-        if name in parts.ALL:
-            return name
+    name = next((each for each in (container.text("name"), image) if each in parts.ALL), "")
+    if name:
+        if (stage := parts.ALL[name].image) not in parts.stages():
+            fact, step = f"the image {stage} of the part {name} cannot be built", "add it to compose/images/Dockerfile"
+            one.fault(fact, step, "spec", "containers")
+        return name
     step = f"known: {', '.join(parts.ALL)}, as the container's name or image meshdns/PART"
     one.fault(f"{image or 'nothing'} is no part of a testbed", step, "spec", "containers")
     return ""

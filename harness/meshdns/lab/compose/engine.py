@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from meshdns.core import errors, paths, process
+from meshdns.lab import parts
 from meshdns.lab.compose import daemon, debian, dockercli
 
 BASE_TAG = "meshdns/base:trixie"
@@ -417,10 +418,9 @@ def _tags() -> tuple[dict[str, str], list[str]]:
 
 
 def targets(dockerfile: Path) -> list[str]:
-    """The stages that are images: those with a line `# image` right above their FROM."""
-    # A comment on the FROM line itself is an error to Docker.
-    names = re.findall(r"^# image\b.*\nFROM\s+\S+\s+AS\s+(\S+)", dockerfile.read_text(), re.MULTILINE | re.IGNORECASE)
-    if not names:
+    """Its images, one at least."""
+    # Marked above: a comment on the FROM line itself is an error to Docker.
+    if not (names := parts.stages(dockerfile)):
         raise errors.EnvironmentProblem("no stage is marked `# image`", place=str(dockerfile), step="restore the file")
     return names
 

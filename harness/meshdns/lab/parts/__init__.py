@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
+from meshdns.core import paths
 from meshdns.core.world import CORE, Nets, Pod, World
 from meshdns.interception import mechanisms
 from meshdns.lab.parts.component import At, Component, Secrets
@@ -20,6 +23,11 @@ def _found() -> Iterator[tuple[str, Component]]:
 
 
 ALL = dict(_found())
+
+
+def stages(file: Path = paths.COMPOSE / "images" / "Dockerfile") -> list[str]:
+    """The stages that are images: those with a line `# image` right above their FROM."""
+    return re.findall(r"^# image\b.*\nFROM\s+\S+\s+AS\s+(\S+)", file.read_text(), re.MULTILINE | re.IGNORECASE)
 
 
 def of(world: World, nets: Nets, pod: Pod, *, address: str = "", keys: Secrets | None = None) -> list[At]:
