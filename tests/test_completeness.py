@@ -120,8 +120,6 @@ def _arm(shipped: dict[str, Any], name: str, chance: random.Random, change: dict
     notes = twin["metadata"]["annotations"]
     key = chance.choice([*OPTIONS])
     notes |= change or {key: chance.choice([each for each in OPTIONS[key] if each != notes.get(key)])}
-    if notes["meshdns/arm"] == "ip":  # the one whose name says what it does
-        notes.pop(key, None)
     notes["meshdns/arm"] = name
     twin["metadata"]["name"] = f"pod-{name}"
     return twin

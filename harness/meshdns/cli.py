@@ -240,7 +240,7 @@ def _up(options: argparse.Namespace) -> int:
 def _status(_: argparse.Namespace) -> int:
     from tabulate import tabulate
 
-    from meshdns.lab import observers, plane, status
+    from meshdns.lab import controlplane, observers, status
 
     bed = _bed()
     rows = status.rows(bed)
@@ -250,7 +250,7 @@ def _status(_: argparse.Namespace) -> int:
     print(tabulate([(r.pod, r.container, r.state, r.address, r.intercepted) for r in rows], heads, tablefmt="plain"))
     if any(row.container == "control-plane" for row in rows):
         with bed.talk("observer", observers.PROGRAM) as observer:
-            print("", *plane.summary(plane.Plane(bed, observer).status(), bed.world), sep="\n")
+            print("", *controlplane.summary(controlplane.ControlPlane(bed, observer).status(), bed.world), sep="\n")
     return 0
 
 

@@ -47,7 +47,9 @@ def test_bars_of_a_step_reach_its_total(usual: store.Runs) -> None:
         row = round(bar.get_y() + bar.get_height() / 2)  # type: ignore[attr-defined]
         ends[row] = max(ends[row], bar.get_x() + bar.get_width())  # type: ignore[attr-defined]
     assert ends == pytest.approx([each.estimate / 1_000 for each in table["total"]])
-    drawn(figures.stacked(requests.cpu(usual), requests.BEHIND_CLIENT, "CPU, µs", "without_client"))
+    drawn(
+        figures.stacked(requests.cpu(usual), requests.behind_client(requests.cpu(usual)), "CPU, µs", "without_client")
+    )
 
 
 def test_differences_show_zero_and_the_noise_floor(usual: store.Runs) -> None:
@@ -82,7 +84,7 @@ def test_what_a_plan_leaves_out_is_an_empty_figure_that_says_so(usual: store.Run
     empty = [
         figures.latencies(lookups.by_arm(other)),
         figures.stacked(requests.phases(other), list(cells.PHASES), "µs"),
-        figures.stacked(requests.cpu(other), requests.BEHIND_CLIENT, "µs", "without_client"),
+        figures.stacked(requests.cpu(other), requests.behind_client(requests.cpu(other)), "µs", "without_client"),
         figures.differences(requests.changes(other), None),
     ]
     assert {ax.get_title(loc="left") for ax in empty} == {"not measured in this run"}

@@ -81,13 +81,13 @@ def test_mode_2_adds_dns_capture_and_conntrack_zones_to_mode_1() -> None:
 
 
 def test_envoy_answers_a_governed_pod_alone_over_udp_and_leaves_tcp_to_the_cluster_dns() -> None:
-    governed = WORLD.arms["mode2-envoy-xds"]
-    ours, static = ({line for line in pod_rules(arm) if "15053" in line} for arm in (governed.arm, "mode2-envoy"))
+    managed = WORLD.arms["mode2-envoy-xds"]
+    ours, static = ({line for line in pod_rules(arm) if "15053" in line} for arm in (managed.arm, "mode2-envoy"))
     assert ours == static != set()
     services = yaml.safe_load(rendering.composition(WORLD, NETS, WORLD.groups))["services"]
-    assert {f"{governed.pod}-envoy", f"{governed.pod}-app"} <= set(services)
-    assert f"{governed.pod}-dns" not in services
-    started = rendering.files(WORLD, NETS, rendering.new_secrets(), ())[f"{governed.pod}/envoy.json"]
+    assert {f"{managed.pod}-envoy", f"{managed.pod}-app"} <= set(services)
+    assert f"{managed.pod}-dns" not in services
+    started = rendering.files(WORLD, NETS, rendering.new_secrets(), ())[f"{managed.pod}/envoy.json"]
     node = parse(json.loads(started)["node"]["metadata"])
     given = snapshot(registry.build(reader.read([COMPOSE / "worlds"]), {}), node)
     asked = given[api.LISTENER]["dns_udp"]["address"]["socket_address"]
@@ -99,8 +99,8 @@ def test_envoy_answers_a_governed_pod_alone_over_udp_and_leaves_tcp_to_the_clust
 
 def test_the_mesh_knows_every_governed_pod_by_its_address() -> None:
     known = {pod.meta.name: pod.address for pod in registry.build(reader.read([COMPOSE / "worlds"]), {}).workloads}
-    governed = [pod for pod in (*WORLD.clients, *WORLD.meshed) if pod.governed]
-    assert {pod.pod: known.get(pod.pod) for pod in governed} == {pod.pod: NETS.pod(pod.host) for pod in governed}
+    managed = [pod for pod in (*WORLD.clients, *WORLD.meshed) if pod.managed]
+    assert {pod.pod: known.get(pod.pod) for pod in managed} == {pod.pod: NETS.pod(pod.host) for pod in managed}
 
 
 def test_our_capture_stands_before_the_engines_name_server_rule() -> None:
@@ -111,12 +111,12 @@ def test_our_capture_stands_before_the_engines_name_server_rule() -> None:
 @pytest.mark.parametrize("mechanism", ["iptables", "nftables", "tproxy", "ebpf"])
 def test_every_mechanism_has_a_client_and_a_server_and_its_own_way_of_loading(mechanism: str) -> None:
     alike = [client for client in WORLD.clients if client.mechanism == mechanism and client.dns == "agent"]
-    clients = [client for client in alike if not client.governed]
+    clients = [client for client in alike if not client.managed]
     assert len(clients) == 1
     applied = rules.files(WORLD, NETS, clients[0])["apply"]
     loaded = {"iptables": "rules/iptables", "nftables": "nft -f", "tproxy": "policy-routes", "ebpf": "ebpf --wait"}
     assert loaded[mechanism] in applied
-    assert [server.mechanism for server in WORLD.meshed if not server.governed].count(mechanism) == (
+    assert [server.mechanism for server in WORLD.meshed if not server.managed].count(mechanism) == (
         3 if mechanism == "iptables" else 1
     )  # type: ignore[arg-type]
 

@@ -11,7 +11,7 @@ import yaml
 from meshdns import store
 from meshdns.core import errors
 from meshdns.core.progress import Progress
-from meshdns.lab import plane, world
+from meshdns.lab import controlplane, world
 from meshdns.measure import block, facts, plan, run, session
 from meshdns.measure.block import measure_block
 from recording import Recording, at_once
@@ -65,11 +65,11 @@ def test_a_policy_is_put_in_force_for_its_cells_alone_and_gone_at_the_end() -> N
     what = small("policies")
     place = up(what)
     measure_block(what, 0, place)
-    put = [asked[2] for asked in place.asked if asked[:2] == ("put", f"mesh/{plane.POLICY}")]
+    put = [asked[2] for asked in place.asked if asked[:2] == ("put", f"mesh/{controlplane.POLICY}")]
     policies = {trial.cell.policy for trial in what.block(0)} - {"none"}
-    assert {(plane.COMPOSE / "policies" / f"{each}.yaml").read_text() for each in policies} == {*put} - {""}
+    assert {(controlplane.COMPOSE / "policies" / f"{each}.yaml").read_text() for each in policies} == {*put} - {""}
     assert put[-1] == ""
-    assert f"mesh/{plane.POLICY}" not in place.files
+    assert f"mesh/{controlplane.POLICY}" not in place.files
 
 
 def test_a_cell_whose_path_was_not_taken_is_measured_again_and_kept_with_its_reason() -> None:

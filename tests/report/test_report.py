@@ -201,11 +201,11 @@ def test_pages_of_a_run_with_markup_in_every_fact_hold_none_of_it(tmp_path: Path
     assert reasons
     made = report.publish(folder, tmp_path / "reports" / "one", {}, report.notebooks_in(NOTEBOOKS), quiet)
     pages = sorted(made.parent.glob("*.html"))
-    assert {"08-interceptor.html", "10-instrument-card.html", "index.html"} <= {path.name for path in pages}
+    assert {"08-interceptor.html", "10-self-test.html", "index.html"} <= {path.name for path in pages}
     for path in pages:
         assert not ACTIVE.search(path.read_text()), path
         assert "Content-Security-Policy" in path.read_text()
-    for page_of_facts in ("08-interceptor.html", "10-instrument-card.html"):  # what is refused, why cells are invalid
+    for page_of_facts in ("08-interceptor.html", "10-self-test.html"):  # what is refused, why cells are invalid
         assert "&lt;img src=x" in (made.parent / page_of_facts).read_text()
     assert "&lt;img src=x" in made.read_text()
 

@@ -1,4 +1,4 @@
-"""What the control plane governs: sidecars, names and records from one folder of YAML, told by real requests."""
+"""What the control plane pushes to sidecars, names and records from one folder of YAML, told by real requests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from meshdns.lab import plane
+from meshdns.lab import controlplane
 from meshdns.lab.compose.testbed import Testbed
 from meshdns.lab.place import Place
 from meshdns.measure.cell import Cell
@@ -30,10 +30,10 @@ def seen(session: Session, asked: Trial, column: str) -> set[str]:
 
 
 @pytest.fixture
-def governing(session: Session) -> plane.Plane:
-    found = session.conditions.plane
+def pushing(session: Session) -> controlplane.ControlPlane:
+    found = session.conditions.controlplane
     assert found is not None
-    found.govern("none")
+    found.enforce("none")
     return found
 
 
@@ -56,13 +56,13 @@ def until(holds: object, seconds: float = 15.0) -> bool:
     return False
 
 
-def test_sidecars_names_and_records_agree(governing: plane.Plane) -> None:
-    told = governing.told()
-    assert list(plane.unsettled(told["status"], WORLD)) == []
+def test_sidecars_names_and_records_agree(pushing: controlplane.ControlPlane) -> None:
+    told = pushing.pushed()
+    assert list(controlplane.unsettled(told["status"], WORLD)) == []
     assert told["names"]["shop.shop.svc.cluster.local"] == [WORLD.backends["shop"].cluster_ip]
     assert told["records"]["shop.shop.svc.cluster.local"] == [WORLD.backends["shop"].cluster_ip]
     assert sorted(told["records"]["shop-headless.shop.svc.cluster.local"]) == sorted(
-        governing.place.address(pod) for pod in WORLD.backends["shop"].replicas
+        pushing.place.address(pod) for pod in WORLD.backends["shop"].replicas
     )
     virtual = [told["names"][f"{name}.example.com"] for name in ("api", "postgres", "redis")]
     assert all(address.startswith("240.240.") for [address] in virtual)
@@ -125,9 +125,9 @@ def test_the_dns_proxy_of_a_governed_pod_gets_every_query_and_answers_it(session
 
 
 def test_a_name_told_to_the_agents_proxy_and_to_envoys_filter_is_answered_alike(
-    governing: plane.Plane, session: Session
+    pushing: controlplane.ControlPlane, session: Session
 ) -> None:
-    told = governing.told()["names"]
+    told = pushing.pushed()["names"]
     for backend in ("shop", "shop-headless", "api", "postgres"):
         host = WORLD.backends[backend].fqdn
         for arm in MODE2:
@@ -149,8 +149,8 @@ def test_dns_over_tcp_is_answered_in_a_governed_pod(bed: Testbed, arm: str) -> N
     assert address.startswith("240.240." if WORLD.arms[arm].dns == "agent" else bed.nets.world)
 
 
-def test_certificates_are_replaced_within_an_hour(governing: plane.Plane) -> None:
-    held = governing.status()["certificates"]
+def test_certificates_are_replaced_within_an_hour(pushing: controlplane.ControlPlane) -> None:
+    held = pushing.status()["certificates"]
     assert held.keys() >= {f"{WORLD.namespace}/{WORLD.arms[arm].pod}" for arm in MODES}
     assert all(0 < one["ends"] - time.time() <= 3600 for one in held.values())
 
@@ -185,40 +185,42 @@ def test_readiness_decides_who_is_asked(session: Session, change: str, arm: str)
     assert seen(session, trial(arm, count=60), "replica") == {"shop-1", "shop-2", "shop-3"}  # as before
 
 
-def test_what_cannot_be_used_changes_nothing_and_is_said(governing: plane.Plane, session: Session) -> None:
-    number = governing.status()["configuration"]["number"]
-    with written(governing.place, "apiVersion: v1\nkind: Service\nmetadata: {name: x}\nspec: {clusterIP: nonsense}\n"):
-        assert until(lambda: "more.yaml" in governing.status()["configuration"]["error"])
-        shown = "\n".join(plane.summary(governing.status(), WORLD))
+def test_what_cannot_be_used_changes_nothing_and_is_said(pushing: controlplane.ControlPlane, session: Session) -> None:
+    number = pushing.status()["configuration"]["number"]
+    with written(pushing.place, "apiVersion: v1\nkind: Service\nmetadata: {name: x}\nspec: {clusterIP: nonsense}\n"):
+        assert until(lambda: "more.yaml" in pushing.status()["configuration"]["error"])
+        shown = "\n".join(controlplane.summary(pushing.status(), WORLD))
         assert "clusterIP" in shown
         assert "what was in force stays" in shown
-        assert governing.status()["configuration"]["number"] == number
+        assert pushing.status()["configuration"]["number"] == number
         assert seen(session, trial("mode2-xds"), "outcome") == {"ok"}
-    assert until(lambda: not governing.status()["configuration"]["error"])
+    assert until(lambda: not pushing.status()["configuration"]["error"])
 
 
-def test_new_certificates_break_nothing(governing: plane.Plane, session: Session) -> None:
-    before = governing.status()["certificates"]["shop/shop-1"]["rotations"]
+def test_new_certificates_break_nothing(pushing: controlplane.ControlPlane, session: Session) -> None:
+    before = pushing.status()["certificates"]["shop/shop-1"]["rotations"]
     how: dict[str, object] = {"arrival": "constant", "rate_hz": 200.0, "concurrency": 100, "policy": "reconnect"}
     measured = session.trial(0, trial("mode1-xds", count=600, change="rotate", **how), seed=1)
     assert set(measured.table.column("outcome").to_pylist()) == {"ok"}
     assert measured.record.agent["change"]["mutual_tls"] > 0  # the new ones were tried
-    assert governing.status()["certificates"]["shop/shop-1"]["rotations"] == before + 1
+    assert pushing.status()["certificates"]["shop/shop-1"]["rotations"] == before + 1
 
 
-def test_without_the_control_plane_the_data_plane_keeps_what_it_has(governing: plane.Plane, session: Session) -> None:
-    governing.place.kill("control-plane")
+def test_without_the_control_plane_the_data_plane_keeps_what_it_has(
+    pushing: controlplane.ControlPlane, session: Session
+) -> None:
+    pushing.place.kill("control-plane")
     try:
         for arm in MODES:
             assert seen(session, trial(arm), "outcome") == {"ok"}
     finally:
-        governing.place.start("control-plane")
-    assert until(lambda: _settled(governing), 30)
+        pushing.place.start("control-plane")
+    assert until(lambda: _settled(pushing), 30)
 
 
-def _settled(governing: plane.Plane) -> bool:
+def _settled(pushing: controlplane.ControlPlane) -> bool:
     with contextlib.suppress(Exception):
-        return not any(plane.unsettled(governing.status(), WORLD))
+        return not any(controlplane.unsettled(pushing.status(), WORLD))
     return False
 
 

@@ -38,7 +38,7 @@ rate_hz = 100.0
 count = 200
 """
 
-GOVERNED = """
+MANAGED = """
 name = "faults"
 seed = 1
 blocks = 3
@@ -360,7 +360,7 @@ def state_of(small: Testbed, service: str) -> str:
 def test_a_control_plane_and_a_server_that_end_are_told_by_a_run_that_goes_on_without_them(
     small: Testbed, plan_file: Path
 ) -> None:
-    plan_file.write_text(GOVERNED)
+    plan_file.write_text(MANAGED)
     runs = small.state.parent / "runs"
     running = start_elsewhere(small, "run", "--plan", str(plan_file))
     wait_until(running, lambda: blocks_in(runs), "no block")

@@ -22,7 +22,7 @@ from shipped import WORLD
 
 # Arms with a sidecar whose trials are judged by every counter; the ANSWERING ones are tried for what goes wrong.
 # Those that the control plane configures are tried in test_control_plane.
-STATIC = [client for client in WORLD.clients if not client.governed]
+STATIC = [client for client in WORLD.clients if not client.managed]
 SIDECARS = [client.arm for client in STATIC if client.sidecar and client.arm not in WORLD.answering]
 PROXIED = [client.arm for client in STATIC if client.dns_proxy]
 NAMED = ["plain", "plain-aa", "mode1", *PROXIED]  # they resolve names

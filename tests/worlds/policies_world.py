@@ -208,7 +208,7 @@ def pushed(**changed: Any) -> dict[str, Any]:
     listeners |= dict.fromkeys(("client-mode2-xds", "client-mode2-envoy-xds"), virtual)
     records = {SHOP: ["10.96.1.30"], "shop-headless.shop.svc.cluster.local": ["198.18.0.71", "198.18.0.72"]}
     told = {"names": names, "records": records, "clusters": dict.fromkeys(listeners, clusters), "listeners": listeners}
-    return {"governed": told | changed}
+    return {"pushed": told | changed}
 
 
 @dataclass

@@ -31,7 +31,7 @@ import yaml
 from meshdns.core import errors, resolver
 from meshdns.core.world import Nets, Pod, Service, World
 from meshdns.interception.conventions import ISTIO
-from meshdns.lab import place, plane, readiness, watch
+from meshdns.lab import controlplane, place, readiness, watch
 from meshdns.lab.channel import Channel
 from meshdns.lab.compose import rendering
 from meshdns.lab.parts import dnsdist
@@ -46,7 +46,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(change, "FORGET_S", 0.0)
     monkeypatch.setitem(fault.LEVELS, "overload", fault.Fault("/overload"))
     for wait in ("GRACE_S", "STAY_S"):
-        monkeypatch.setattr(plane, wait, 0.0)
+        monkeypatch.setattr(controlplane, wait, 0.0)
     for wait in ("_LATE_S", "_STILL_S", "_PAUSE_S"):
         monkeypatch.setattr(watch, wait, 0.0)
 
@@ -299,14 +299,14 @@ class Recording:
             return json.dumps({"configs": []})
         if parts.path == "/clusters":
             members = [f"{self.address(each)}:8080" for each in self.world.backends["shop"].replicas]
-            hosts = [each.fqdn for each in self.world.services if each.governed and each.watched]
+            hosts = [each.fqdn for each in self.world.services if each.managed and each.watched]
             lines = [f"outbound|80||{host}::{each}::health_flags::healthy" for host in hosts for each in members]
             return "\n".join(lines)
         if parts.path == "/ready":
             return "LIVE"
         found = {f"cluster.{service.name}-http.membership_healthy": 3 for service in self.world.static}
         found |= {
-            f"cluster.outbound|80||{each.fqdn}.membership_healthy": 3 for each in self.world.services if each.governed
+            f"cluster.outbound|80||{each.fqdn}.membership_healthy": 3 for each in self.world.services if each.managed
         }
         found |= dict.fromkeys(_ALWAYS, 0) | self._of(f"{pod}/envoy/")
         wanted = urllib.parse.parse_qs(parts.query).get("filter", [""])[0]
@@ -330,17 +330,17 @@ class Recording:
 
     def _status(self) -> dict[str, Any]:
         """The control plane's page: everybody has accepted everything at once."""
-        governed = [each for each in (*self.world.clients, *self.world.meshed) if each.governed]
+        managed = [each for each in (*self.world.clients, *self.world.meshed) if each.managed]
         types = {"LDS": {"settled": True}}
         probes = {
             self.address(each.pod): {"ready": self._runs(f"{each.pod}-app") and each.pod not in self.conditions}
             for each in self.world.meshed
-            if each.governed
+            if each.managed
         }
         return {
             "configuration": {"number": self.edits, "resources": {"Service": 2}, "error": "", "fault": ""},
             "sidecar_faults": {}, "conflicts": {"count": 0, "first": []}, "name_tables": {}, "names_pending": False,
-            "nodes": {f"{self.world.namespace}/{each.pod}": {"connected": True, "types": types} for each in governed},
+            "nodes": {f"{self.world.namespace}/{each.pod}": {"connected": True, "types": types} for each in managed},
             "probes": probes, "dns": None, "certificates": {},
         }  # fmt: skip
 
@@ -409,7 +409,7 @@ class Load:
             return self.where.world.answers[unusual[1]].of(self.where.nets, self.client)
         if name.endswith(".null"):
             return "127.0.0.1"
-        if self.client.dns_proxy and not (name == self.where.world.external_name and not self.client.governed):
+        if self.client.dns_proxy and not (name == self.where.world.external_name and not self.client.managed):
             return self.where._table(self.client.dns).get(name, "")
         outside = f"{self.where.nets.world}.80"
         zone = {each.fqdn: each.cluster_ip or outside for each in self.where.world.backends.values()}
@@ -478,7 +478,7 @@ class Load:
             counted[f"{pod}/dnsdist"] += self.queries
             return
         known = self.name in self.where._table(self.client.dns) and self.name != self.where.world.external_name
-        forwarded = 0 if known or self.client.governed else self.queries
+        forwarded = 0 if known or self.client.managed else self.queries
         counted[f"{pod}/rule/dns_proxy"] += forwarded
         counted[f"{pod}/dnsdist"] += forwarded
         asked, passed_on = ("dns", "forwarded") if self.client.dns == "agent" else _FILTER
@@ -494,8 +494,8 @@ class Load:
             counted[f"{first}/envoy/cluster.inbound.upstream_rq_total"] += self.made
         if self.client.sidecar:
             counted[f"{pod}/rule/redirect_tcp"] += self.opened
-            governed = f"outbound|80||{service.fqdn}"
-            cluster = governed if self.client.governed else f"{service.name}-http"
+            managed = f"outbound|80||{service.fqdn}"
+            cluster = managed if self.client.managed else f"{service.name}-http"
             counted[f"{pod}/envoy/cluster.{cluster}.upstream_rq_completed"] += 0 if self.job["tls"] else self.made
-        elif self.client.arm != "ip":
+        elif self.job["lookup"] != "none":
             counted[f"{pod}/rule/clusterip_tcp"] += self.opened

@@ -24,7 +24,7 @@ from meshdns.xds.api import Json
 from meshdns.xds.authority import Certificates
 from meshdns.xds.encoding import CDS, EDS, LDS, RDS, SDS, Group
 from meshdns.xds.server import Node, Server
-from meshdns.xds.state import Compiled, Plane
+from meshdns.xds.state import Compiled, State
 
 pytestmark = pytest.mark.testbed
 BOTH = pytest.mark.parametrize("delta", [True, False], ids=["delta", "SotW"])
@@ -264,7 +264,7 @@ def test_certificates_rotate_under_load_without_a_failed_request(program: Path, 
                 },
             }
             certificates = Certificates(authority.make(time.time()), LIFE_S, ROTATE_AT)
-            plane = Plane(lambda _: lambda node: Compiled(given[node.id]), _identity, certificates, Sinks())
+            plane = State(lambda _: lambda node: Compiled(given[node.id]), _identity, certificates, Sinks())
             port = await plane.server.start("127.0.0.1:0")
             running = asyncio.create_task(plane.run())
             plane.loaded(reader.parse({"mesh.yaml": WORLD}))

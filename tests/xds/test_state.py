@@ -27,7 +27,7 @@ from meshdns.xds.encoding import CDS, EDS, LDS, SDS
 from meshdns.xds.namefiles import NameFiles
 from meshdns.xds.probes import Probe
 from meshdns.xds.server import Node
-from meshdns.xds.state import Compiled, Plane
+from meshdns.xds.state import Compiled, State
 
 NOW_S = 1_800_000_000.0
 SERVICE = """\
@@ -104,8 +104,8 @@ async def plane(
     probe: Probe | None = None,
     names: Path | None = None,
     identify_: Callable[[Registry, Node], str] = identify,
-) -> AsyncIterator[tuple[Plane, Serving]]:
-    made = Plane(
+) -> AsyncIterator[tuple[State, Serving]]:
+    made = State(
         compiler,
         identify_,
         Certificates(authority.make(NOW_S), life_s),
@@ -125,11 +125,11 @@ async def plane(
             await task
 
 
-async def in_force(made: Plane, number: int) -> None:
+async def in_force(made: State, number: int) -> None:
     await until(lambda: made.to_json()["configuration"]["number"] == number, f"configuration {number} in force")
 
 
-async def faulty(made: Plane, *words: str) -> None:
+async def faulty(made: State, *words: str) -> None:
     def told() -> bool:
         return all(word in made.to_json()["configuration"]["error"] for word in words)
 

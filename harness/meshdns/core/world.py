@@ -68,7 +68,7 @@ class Pod:
     virtual_ips: bool = False  # the sidecar knows them although no proxy in the pod answers them
     resolver: str = "c-ares"  # what its sidecar resolves names with
     answers: bool = False  # asks for names that are answered in unusual ways
-    governed: bool = False  # the control plane configures its sidecar and its DNS proxy
+    managed: bool = False  # the control plane configures its sidecar and its DNS proxy
     outside: bool = False  # on the world's network too, where servers outside are up
     name_server: str = ""  # ClusterIP of its cluster DNS, where it has another one than is usual
     ready: bool = True  # otherwise it is spare: unready until it is wanted
@@ -98,7 +98,7 @@ class Service:
     replicas: Mapping[str, int] = field(default_factory=dict)  # pods behind it, each with its host number
     headless: str = ""  # the headless twin that a sidecar re-resolves; empty: endpoints are given statically
     meshed: bool = False  # its replicas have a sidecar
-    governed: bool = False  # known to sidecars that the control plane configures
+    managed: bool = False  # known to sidecars that the control plane configures
     ports: tuple[int, ...] = ()  # plain and TLS, as clients call it
     target_ports: tuple[int, ...] = ()
     external: bool = False  # a name outside the cluster's domain
@@ -236,9 +236,9 @@ class World:
         """The pod that answers there."""
         return self.named(self.cluster_dns[self.dns_address(pod)])
 
-    def is_governed(self, backend: str) -> bool:
+    def is_managed(self, backend: str) -> bool:
         """Whether a backend is known to the control plane's sidecars alone."""
-        return backend in self.backends and self.backends[backend].governed
+        return backend in self.backends and self.backends[backend].managed
 
     def answer_name(self, answer: str, client: Pod) -> str:
         """The name that is answered so in this pod."""

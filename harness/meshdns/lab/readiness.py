@@ -88,13 +88,13 @@ def _not_ready(place: Place, asking: Observers, every: Sequence[At]) -> dict[str
 
 
 def _ask_again(place: Place, waiting: Collection[str]) -> None:
-    """Governed sidecars among these services are started anew.
+    """xDS-managed sidecars among these services are started anew.
 
     One that asked for a name before the replicas were ready, and so before it had records, was told NXDOMAIN: it
     would ask again only after its refresh rate, a minute.
     """
     for client in observers.clients(place):
-        if client.governed and (service := f"{client.pod}-envoy") in waiting:
+        if client.managed and (service := f"{client.pod}-envoy") in waiting:
             place.kill(service)
             place.start(service)
 
@@ -111,10 +111,10 @@ def _answers(place: Place, at: At, asking: Observers) -> bool:
 
 def _resolved(place: Place, client: Pod, observer: Channel) -> bool:
     """Whether each service's cluster of the client's sidecar has as many healthy members as the smallest has pods."""
-    pushed = [each for each in place.world.backends.values() if each.governed and each.watched]
-    known = pushed if client.governed else place.world.static
+    pushed = [each for each in place.world.backends.values() if each.managed and each.watched]
+    known = pushed if client.managed else place.world.static
     hosts = "|".join(re.escape(service.host) for service in known)
-    cluster = rf"outbound\|80\|\|({hosts})" if client.governed else "-http"
+    cluster = rf"outbound\|80\|\|({hosts})" if client.managed else "-http"
     pattern = urllib.parse.quote(rf"{cluster}\.membership_healthy", safe="")
     url = f"http://127.0.0.1:{ISTIO.admin_port}/stats?format=json&filter={pattern}"
     stats = json.loads(observers.page(observer, {"url": url}) or '{"stats": []}')["stats"]

@@ -26,8 +26,8 @@ def options(pod: Pod) -> Options:
 
 def files(world: World, nets: Nets, pod: Pod) -> dict[str, str]:
     """File of the pod's state folder -> content; `apply` is the script that loads the others."""
-    # A replica's static sidecar calls nobody; one that is governed knows the whole mesh, and resolves names of it.
-    calls = pod.governed or bool(pod.arm)
+    # A replica's static sidecar calls nobody; one that is xDS-managed knows the whole mesh, and resolves names of it.
+    calls = pod.managed or bool(pod.arm)
     found = {"node": _node(world, nets, pod), "routes": _routes(world, nets, pod)} if calls else {}
     commands = [f"ip -batch {RULES}/routes", f"iptables-restore --noflush {RULES}/node"] if calls else []
     if pod.sidecar:

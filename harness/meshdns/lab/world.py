@@ -149,7 +149,7 @@ class _Builder:
         wanted = [
             "world-dns",
             "observer",
-            *(["control-plane"] if any(p.governed for p in self.pods.values()) else []),
+            *(["control-plane"] if any(p.managed for p in self.pods.values()) else []),
         ]
         for name in wanted:
             if name not in self.pods:
@@ -213,7 +213,7 @@ class _Builder:
             virtual_ips=notes.get("virtual-ips") == "true",
             resolver=notes.get("resolver", "c-ares"),
             answers=notes.get("answers") == "true",
-            governed=sidecar and notes.get("config") != STATIC,
+            managed=sidecar and notes.get("config") != STATIC,
             outside=notes.get("outside") == "true",
             name_server=self._name_server(one),
             ready=notes.get("ready") != "false",
@@ -259,7 +259,7 @@ class _Builder:
         for one in self.of("Service"):
             if one.namespace != SYSTEM:
                 named[one.name] = self._service(one, slices.get((one.namespace, one.name)), domain)
-        yield from (each for each in named.values() if not each.governed)
+        yield from (each for each in named.values() if not each.managed)
         for pod in self.pods.values():
             if pod.backend:
                 yield Service(
@@ -272,7 +272,7 @@ class _Builder:
                     target_ports=pod.ports,
                     by_address=True,
                 )
-        yield from (each for each in named.values() if each.governed)
+        yield from (each for each in named.values() if each.managed)
         for one in self.of("ServiceEntry"):
             yield self._entry(one, {each.host: each for each in named.values()})
 
@@ -297,7 +297,7 @@ class _Builder:
             replicas=replicas,
             headless=notes.get("headless", ""),
             meshed=self._meshed(replicas),
-            governed=notes.get("config") != STATIC,
+            managed=notes.get("config") != STATIC,
             ports=tuple(_port(port, "port") for port in ports),
             target_ports=tuple(port.integer("targetPort", *_PORTS) or _port(port, "port") for port in ports),
             watched=address not in ("", "None"),
@@ -334,7 +334,7 @@ class _Builder:
             backend=notes.get("backend", ""),
             replicas=replicas,
             meshed=self._meshed(replicas),
-            governed=notes.get("config") != STATIC,
+            managed=notes.get("config") != STATIC,
             ports=tuple(_port(port, "number") for port in ports),
             target_ports=tuple(port.integer("targetPort", *_PORTS) or _port(port, "number") for port in ports),
             external=True,

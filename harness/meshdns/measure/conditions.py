@@ -9,9 +9,9 @@ import contextlib
 from typing import Self
 
 from meshdns.core import errors
+from meshdns.lab.controlplane import ControlPlane
 from meshdns.lab.observers import Observers
 from meshdns.lab.place import Ended, Place
-from meshdns.lab.plane import Plane
 from meshdns.measure import factors
 from meshdns.measure.cell import Cell
 
@@ -20,8 +20,8 @@ class Conditions:
     """All controls of a place, in the order in which they are set."""
 
     def __init__(self, place: Place, observers: Observers) -> None:
-        self.plane = Plane(place, observers["observer"]) if "xds" in place.groups else None
-        self._controls = [one for each in factors.ALL for one in each.controls(place, observers, self.plane)]
+        self.controlplane = ControlPlane(place, observers["observer"]) if "xds" in place.groups else None
+        self._controls = [one for each in factors.ALL for one in each.controls(place, observers, self.controlplane)]
 
     def prepare(self, cell: Cell) -> bool:
         """The testbed is as the cell wants it; whether anything had to change for that. Raises TestbedError."""

@@ -12,10 +12,10 @@ from typing import Any
 from meshdns.core import errors
 from meshdns.core.world import Pod, World
 from meshdns.lab import observers, parts, rules
+from meshdns.lab.controlplane import EFFECTS
 from meshdns.lab.observers import Observers, Page
 from meshdns.lab.parts.component import At
 from meshdns.lab.place import Place, Usage
-from meshdns.lab.plane import EFFECTS
 from meshdns.measure.cell import Cell
 from meshdns.measure.factors.arm import NULL
 
@@ -84,7 +84,7 @@ class Reader:
 
     def usage(self, cell: Cell) -> dict[str, Usage]:
         """CPU and memory of the containers on this cell's path; none where these come and go."""
-        if cell.answer != "none" or self._world.is_governed(cell.backend):
+        if cell.answer != "none" or self._world.is_managed(cell.backend):
             return {}
         every = (at for pod in on_path(cell, self._world) for at in self._there.get(pod, ()))
         return self._place.usage(sorted(at.service for at in every if at.part.carries))

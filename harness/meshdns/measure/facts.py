@@ -16,7 +16,7 @@ from meshdns import __version__
 from meshdns.core import paths
 from meshdns.interception import mechanisms
 from meshdns.interception.conventions import ISTIO
-from meshdns.lab import observers, parts, plane
+from meshdns.lab import controlplane, observers, parts
 from meshdns.lab.channel import Channel
 from meshdns.lab.parts.component import NameServer
 from meshdns.lab.place import Place
@@ -35,7 +35,8 @@ TRACED = "http://{service}/bytes/1024"  # as a neighbour asks; both sidecars, wh
 def gather(what: Plan, opened: Session) -> dict[str, Any]:
     """The facts tree of `run.json`: what was true before its first block."""
     place = opened.place
-    arms = {cell.arm for experiment in what.experiments for cell in experiment.cells()}
+    cells = [cell for experiment in what.experiments for cell in experiment.cells()]
+    arms = {cell.arm for cell in cells}
     known = {
         "machine": machine(),
         **place.facts(),
@@ -47,8 +48,12 @@ def gather(what: Plan, opened: Session) -> dict[str, Any]:
     }
     known["versions"] = _versions(place) | known["versions"]
     if "xds" in place.groups:
-        known["governed"] = plane.Plane(place, opened.observers["observer"]).told()
-    known |= {"traces": _traces(opened, arms), "refused": opened.refused, "conformance": _conformance(place, arms)}
+        known["pushed"] = controlplane.ControlPlane(place, opened.observers["observer"]).pushed()
+    known |= {
+        "traces": _traces(opened, {cell.arm for cell in cells if cell.lookup != "none"}),
+        "refused": opened.refused,
+        "conformance": _conformance(place, arms),
+    }
     # Last, when the machine has come to rest after the start of everything, as it is while blocks are measured.
     calm = "plain" if "plain" in place.world.arms else observers.clients(place)[0].arm
     return known | {"clock": {calm: _clock(opened.agents.of(calm, 5))}}
@@ -73,8 +78,8 @@ def _traces(opened: Session, arms: Collection[str]) -> dict[str, Any]:
         ).to_json()
         for client in observers.clients(opened.place)
         if client.arm in {*arms, *_MODES}
-        and not client.governed
-        and client.arm not in ("ip", "plain-aa", *world.answering, *opened.refused)
+        and not client.managed
+        and client.arm not in (*world.answering, *opened.refused)
     }
 
 
@@ -92,7 +97,7 @@ def _conformance(place: Place, arms: Collection[str]) -> dict[str, Any]:
             )
         )
         for client in observers.clients(place)
-        if client.arm in arms and client.dns_proxy and client.mechanism == "iptables" and not client.governed
+        if client.arm in arms and client.dns_proxy and client.mechanism == "iptables" and not client.managed
     }
 
 
@@ -128,7 +133,7 @@ def _config_dumps(opened: Session, arms: Collection[str]) -> dict[str, Any]:
                 client.dns,
                 client.guarded,
                 mechanisms.ALL[client.mechanism].transparent,
-                client.governed,
+                client.managed,
                 client.resolver,
             )
             alike.setdefault(how, client.pod)
@@ -182,7 +187,7 @@ def _text(path: str) -> str:
 
 def _server_sidecar(place: Place) -> dict[str, Any]:
     """What the first replica's Envoy starts with, where it is told everything then; empty where there is none."""
-    static = (server for server in place.world.meshed if not server.governed)
+    static = (server for server in place.world.meshed if not server.managed)
     found: dict[str, Any] = next((json.loads(place.read(f"{each.pod}/envoy.json")) for each in static), {})
     return found
 

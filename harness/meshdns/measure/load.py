@@ -13,11 +13,11 @@ from typing import Any, Self
 import pyarrow as pa
 
 from meshdns.core import errors
-from meshdns.lab import plane
+from meshdns.lab import controlplane
 from meshdns.lab.channel import Channel
 from meshdns.lab.observers import Observers
 from meshdns.lab.place import Place
-from meshdns.measure import capture, counters, jobs, rulers
+from meshdns.measure import capture, counters, generators, jobs
 from meshdns.measure.cell import Cell
 from meshdns.measure.conditions import Conditions
 from meshdns.measure.factors import change
@@ -74,7 +74,7 @@ class Loads:
         """The load of a trial, which is number `index` of its block. Raises TestbedError."""
         cell = trial.cell
         if cell.tool != "agent":
-            table, known = rulers.measure(index, trial, self.place)
+            table, known = generators.measure(index, trial, self.place)
             return Loaded(table, known)
         agent = self.agents.of(cell.arm, cell.ndots)
         job = jobs.job(trial, self.place.world, self.place.nets, seed)
@@ -106,16 +106,16 @@ class Loads:
         """A change comes about while the load runs, and is taken back after it; what is known of it then."""
         kind, changed, failed = trial.cell.change, dict[str, Any](), list[errors.MeshdnsError]()
         encrypted = list[float]()  # right after the change, where replicas stay so that their counters tell
-        if kind == "none" or self.conditions.plane is None:
+        if kind == "none" or self.conditions.controlplane is None:
             yield changed
             return
-        governed = self.conditions.plane
-        self._await_usual(trial.cell, governed)
+        changing = self.conditions.controlplane
+        self._await_usual(trial.cell, changing)
 
         def act() -> None:
             try:
-                changed["change"] = governed.change(kind)
-                if not any(plane.EFFECTS[kind]):
+                changed["change"] = changing.change(kind)
+                if not any(controlplane.EFFECTS[kind]):
                     encrypted.append(self.reader.encrypted(trial.cell))
             except errors.MeshdnsError as error:
                 failed.append(error)
@@ -129,16 +129,16 @@ class Loads:
                 changed["change"]["mutual_tls"] = self.reader.encrypted(trial.cell) - encrypted[0]
         finally:
             timer.join()
-            governed.restore(kind)
+            changing.restore(kind)
         if failed:
             raise failed[0]
 
-    def _await_usual(self, cell: Cell, governed: plane.Plane) -> None:
+    def _await_usual(self, cell: Cell, changing: controlplane.ControlPlane) -> None:
         """What an earlier trial changed is forgotten by name tables, and by sidecars that resolve names themselves."""
         time.sleep(change.FORGET_S)
         service = self.place.world.backends[cell.backend]
         if service.resolved:
-            governed.await_resolved(service.fqdn, self.observers[self._client(cell)])
+            changing.await_resolved(service.fqdn, self.observers[self._client(cell)])
 
     def _client(self, cell: Cell) -> str:
         """The pod that asks: for the calibration target the plain one."""

@@ -36,7 +36,7 @@ def reasons(
     """Why the trial is not valid; empty if it is."""
     cell = trial.cell
     found = list(_offered(trial, table, agent))
-    if world.is_governed(cell.backend):  # what becomes of the requests is the question
+    if world.is_managed(cell.backend):  # what becomes of the requests is the question
         return found
     if cell.answer != "none":  # what becomes of the request is the question; only the lookup has a right answer
         return [*found, *_answered(cell, table, world, nets)]
@@ -112,7 +112,7 @@ def _addresses(cell: Cell, world: World, nets: Nets) -> set[str]:
     if cell.name_kind == "external":
         entry = next(each for each in world.services if each.host == world.external_name)
         return {world.address(nets, entry.served_by)}
-    if cell.arm == "ip":
+    if cell.lookup == "none":
         return {nets.pod(service.hosts[0])}
     virtual = world.arms[cell.arm].dns_proxy
     return {service.virtual_ip if virtual else service.cluster_ip}

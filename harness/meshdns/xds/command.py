@@ -21,7 +21,7 @@ from meshdns.xds.authority import Certificates
 from meshdns.xds.compile import Compiler
 from meshdns.xds.namefiles import NameFiles
 from meshdns.xds.nameserver import CHECK_S, NameServer, Target, key
-from meshdns.xds.state import Compiled, Plane
+from meshdns.xds.state import Compiled, State
 
 DESCRIPTION = "tell sidecars, DNS proxies and the cluster DNS what the YAML of a folder says"
 LISTEN = "0.0.0.0:15010"  # Istio's port for plain-text xDS; sidecars come from other pods
@@ -97,7 +97,7 @@ async def serve(options: argparse.Namespace) -> None:
         page.close()
 
 
-def _parts(options: argparse.Namespace) -> tuple[Plane, NameServer | None]:
+def _parts(options: argparse.Namespace) -> tuple[State, NameServer | None]:
     probe = probes.parse(options.probe)
     if probe:
         probe = dataclasses.replace(probe, period_s=options.probe_period_s, timeout_s=options.probe_timeout_s,
@@ -110,7 +110,7 @@ def _parts(options: argparse.Namespace) -> tuple[Plane, NameServer | None]:
         dns = NameServer(Target(host, port, signed, keep=tuple(options.dns_keep)), _say, options.dns_check_s)
     signer = authority.open_or_make(options.state, time.time())
     certificates = Certificates(signer, options.certificate_life_s, options.rotate_at)
-    plane = Plane(compiler, identify, certificates, Sinks(NameFiles(options.names), dns, options.dns_ttl_s),
+    plane = State(compiler, identify, certificates, Sinks(NameFiles(options.names), dns, options.dns_ttl_s),
                   folder=options.state, probe=probe)  # fmt: skip
     return plane, dns
 

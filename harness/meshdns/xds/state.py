@@ -115,7 +115,7 @@ class _Stalled:
     due_s: float  # monotonic
 
 
-class Plane:
+class State:
     """Holds it together."""
 
     def __init__(

@@ -17,7 +17,7 @@ from changes_world import World
 from meshdns import store
 from meshdns.analysis import absent, gates, text
 from meshdns.core import errors
-from meshdns.lab import plane
+from meshdns.lab import controlplane
 from meshdns.measure import counters
 from meshdns.measure.cell import Cell
 from meshdns.measure.factors import change as changing
@@ -199,19 +199,19 @@ def test_what_was_not_watched_long_enough_or_not_tried_is_not_judged(minutes: st
 
 
 def test_an_unrelated_service_comes_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
-    path, there, place = f"mesh/{plane.UNRELATED}", list[bool](), Recording(frozenset({"xds"}))
+    path, there, place = f"mesh/{controlplane.UNRELATED}", list[bool](), Recording(frozenset({"xds"}))
 
-    def status(_: plane.Plane) -> dict[str, Any]:
+    def status(_: controlplane.ControlPlane) -> dict[str, Any]:
         return {"configuration": {"number": 7 + (path in place.files), "error": "", "fault": ""}}
 
-    monkeypatch.setattr(plane.Plane, "status", status)
-    monkeypatch.setattr(plane, "unsettled", lambda *_: iter(()))
+    monkeypatch.setattr(controlplane.ControlPlane, "status", status)
+    monkeypatch.setattr(controlplane, "unsettled", lambda *_: iter(()))
     monkeypatch.setattr("time.sleep", lambda _: there.append(path in place.files))
     observer: Any = None
-    plane.Plane(place, observer).change("unrelated")
+    controlplane.ControlPlane(place, observer).change("unrelated")
     assert there == [True]
     assert path not in place.files
-    plane.Plane(place, observer)._edit(
+    controlplane.ControlPlane(place, observer)._edit(
         "unrelated", changed=False
     )  # what `restore` does: there is nothing left to take away
 

@@ -53,7 +53,7 @@ def test_names_of_several_runs_are_counted_once() -> None:
 
 
 def test_a_virtual_address_without_a_cluster_or_a_listener_is_found() -> None:
-    told = policies_world.pushed()["governed"]
+    told = policies_world.pushed()["pushed"]
     fewer = {pod: [each for each in names if "redis" not in each] for pod, names in told["clusters"].items()}
     assert lacking(policies_world.pushed(clusters=fewer), HOSTS["redis"]) == (
         "client-mode1-xds: no cluster; client-mode2-xds: no cluster; client-mode2-envoy-xds: no cluster"
@@ -79,13 +79,13 @@ def test_records_that_differ_are_found(records: dict[str, list[str]], why: str) 
 
 
 def test_names_are_the_same_with_and_without_their_final_dot() -> None:
-    told = policies_world.pushed()["governed"]
+    told = policies_world.pushed()["pushed"]
     dotted = {f"{name}.": found for name, found in told["records"].items()}
     assert set(table(policies_world.pushed(records=dotted))["agree"]) == {True}
 
 
 def test_a_sidecars_own_configuration_serves_where_nothing_else_was_noted() -> None:
-    told = policies_world.pushed()["governed"]
+    told = policies_world.pushed()["pushed"]
     facts = policies_world.pushed(clusters={}, listeners={})
     assert any(each is None for each in table(facts)["agree"])
     assert claims.one_model(table(facts)).verdict == verdict.UNDECIDED
@@ -111,7 +111,7 @@ def test_a_sidecars_own_configuration_serves_where_nothing_else_was_noted() -> N
 def filtering(**other: list[str]) -> dict[str, Any]:
     """Facts with the configuration of a sidecar whose DNS filter answers what the others do, but for these names."""
     facts = policies_world.pushed()
-    answers = {**facts["governed"]["names"], **{HOSTS[name]: ips for name, ips in other.items()}}
+    answers = {**facts["pushed"]["names"], **{HOSTS[name]: ips for name, ips in other.items()}}
     domains = [{"name": name, "endpoint": {"address_list": {"address": ips}}} for name, ips in answers.items() if ips]
     config = {"typed_config": {"server_config": {"inline_dns_table": {"virtual_domains": domains}}}}
     dns = {"name": "dns_udp", "active_state": {"listener": {"listener_filters": [config]}}}
@@ -148,7 +148,7 @@ def shipped(*, dns: str = "agent") -> dict[str, Any]:
         if each.rtype == "A":
             held.setdefault(each.name, []).append(each.data)
     return {
-        "governed": {
+        "pushed": {
             "names": {host: list(name.ips) for host, name in nametable.build(whole).items()},
             "records": held,
             "clusters": {"client": list(found[api.CLUSTER])},

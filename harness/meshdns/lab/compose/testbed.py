@@ -457,8 +457,8 @@ class Testbed:
             rendered = rendering.files(self.world, self.nets, self.keys(), groups)
             same = json.loads((self.state / "environment.json").read_text()) == self._environment()
             # A policy that a killed run has left is in force, and is in nobody's plan.
-            governed = {f"mesh/{path.name}" for path in (self.state / "mesh").glob("*")}
-            same = same and governed <= rendered.keys()
+            mesh = {f"mesh/{path.name}" for path in (self.state / "mesh").glob("*")}
+            same = same and mesh <= rendered.keys()
             return same and all((self.state / path).read_text() == text for path, text in rendered.items())
         except (OSError, ValueError, TypeError):
             return False

@@ -47,7 +47,7 @@ def zone(at: At) -> str:
 
 def _records(world: World, nets: Nets) -> str:
     """As the Kubernetes DNS specification asks for: a ClusterIP per Service, pod addresses for headless Services."""
-    kept = [service for service in world.services if not (service.governed or service.by_address)]
+    kept = [service for service in world.services if not (service.managed or service.by_address)]
     records = [(service, address) for service in kept for address in _addresses(nets, service)]
     return "\n".join(f"{service.host.removesuffix(f'.{world.domain}')} IN A {address}" for service, address in records)
 

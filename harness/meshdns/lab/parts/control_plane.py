@@ -65,8 +65,8 @@ class ControlPlane(Component):
 def _is_told(world: World, document: Mapping[str, Any]) -> bool:
     kind, metadata = document["kind"], document["metadata"]
     if kind == "Pod":
-        return any(pod.governed for pod in world.pods if pod.pod == metadata["name"])
-    known = {service.name for service in world.services if not service.governed}
+        return any(pod.managed for pod in world.pods if pod.pod == metadata["name"])
+    known = {service.name for service in world.services if not service.managed}
     owner = (metadata.get("labels") or {}).get("kubernetes.io/service-name", metadata["name"])
     return kind not in ("Namespace", "ConfigMap") and owner not in known
 

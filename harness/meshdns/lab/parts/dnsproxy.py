@@ -16,7 +16,7 @@ class DnsProxy(Component):
 
     def container(self, at: At) -> Container:
         # One that the control plane configures gets its table from there.
-        table = "volume/names" if at.pod.governed else f"state/{at.pod.pod}"
+        table = "volume/names" if at.pod.managed else f"state/{at.pod.pod}"
         return Container(
             (
                 "--name-table=/etc/meshdns/names.json",
@@ -35,7 +35,7 @@ class DnsProxy(Component):
         return self.page(at)
 
     def files(self, at: At) -> dict[str, str]:
-        if at.pod.governed:
+        if at.pod.managed:
             return {}
         return {f"{at.pod.pod}/names.json": json.dumps(_table(at), indent=1)}
 

@@ -96,7 +96,7 @@ class Envoy(Component):
         return at.outer(f"{ISTIO.stats_port}/stats?filter=^server.live$")
 
     def files(self, at: At) -> dict[str, str]:
-        if at.pod.governed:
+        if at.pod.managed:
             plane = f"{at.world.address(at.nets, 'control-plane')}:{ports.PORT_XDS}"
             started: Any = bootstrap.bootstrap(_node(at.world, at.nets, at.pod), plane)
         else:
@@ -105,16 +105,16 @@ class Envoy(Component):
 
     def page(self, at: At) -> Page:
         if at.pod.arm:
-            wanted = _PUSHED_FILTER if at.pod.governed else "|".join(f"^{pattern}$" for pattern in _STATIC)
+            wanted = _PUSHED_FILTER if at.pod.managed else "|".join(f"^{pattern}$" for pattern in _STATIC)
             return {"url": f"{LOOPBACK}:{ISTIO.admin_port}/stats?format=json&filter={_quoted(wanted)}"}
-        names = _INBOUND_PUSHED if at.pod.governed else _INBOUND
+        names = _INBOUND_PUSHED if at.pod.managed else _INBOUND
         wanted = "|".join(f"^{re.escape(name)}$" for name in names)
         return {"url": f"http://{at.address}:{ISTIO.stats_port}/stats?format=json&filter={_quoted(wanted)}"}
 
     def counts(self, body: str, at: At, client: Pod) -> Counts:
         values = {stat["name"]: stat["value"] for stat in json.loads(body)["stats"] if "value" in stat}
         if not at.pod.arm:
-            names = _INBOUND_PUSHED if at.pod.governed else _INBOUND
+            names = _INBOUND_PUSHED if at.pod.managed else _INBOUND
             return {ours: values.get(theirs, 0) for theirs, ours in names.items()}
         found: dict[str, float] = {}
         for name, value in values.items():

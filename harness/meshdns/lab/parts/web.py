@@ -33,7 +33,7 @@ class Web(Component):
 
     def page(self, at: At) -> Page | None:
         """See `Component`; where the control plane probes it, its sidecar counts instead."""
-        return None if at.pod.governed else self.ready(at)
+        return None if at.pod.managed else self.ready(at)
 
     def counts(self, body: str, at: At, client: Pod) -> Counts:
         match = _REQUESTS.search(body)

@@ -9,9 +9,9 @@ from typing import Any
 from meshdns.core.world import Nets, Pod, World
 from meshdns.interception import mechanisms
 from meshdns.lab import readiness
+from meshdns.lab.controlplane import ControlPlane
 from meshdns.lab.observers import Observers
 from meshdns.lab.place import Ended, Place
-from meshdns.lab.plane import Plane
 from meshdns.measure.cell import Cell
 from meshdns.measure.factors import factor
 from meshdns.measure.factors.factor import Factor, Job, Rules
@@ -78,6 +78,6 @@ class Answer(Factor):
         waits = cell.answer in NOWHERE and (cell.sidecar == "up" or not cell.intercepted)
         return timeout_s if waits else so_far_s
 
-    def controls(self, place: Place, observers: Observers, plane: Plane | None) -> Iterator[factor.Control]:
+    def controls(self, place: Place, observers: Observers, control: ControlPlane | None) -> Iterator[factor.Control]:
         yield Interception(place, observers)
         yield Sidecar(place, observers)

@@ -24,11 +24,11 @@ class Arm(Factor):
         arm, request = cell.arm, cell.kind == "request"
         asks = "plain" in world.arms and any(pod.pod == "null-target" for pod in world.pods)
         yield arm != NULL or asks, "the arm null needs a world with the arm plain and the Pod null-target"
+        bare = arm in world.arms and not world.arms[arm].sidecar
         yield (
-            arm != "ip" or (request and cell.lookup == "none"),
-            "the arm ip knows addresses: kind request, lookup none",
+            cell.lookup != "none" or (request and bare),
+            "lookup none calls a pod by its address: kind request, an arm without a sidecar",
         )
-        yield arm in ("ip", NULL) or cell.lookup != "none", "every arm but ip reaches its backend by name"
         yield arm == NULL or cell.null_delay_us == 0, "null_delay_us belongs to the arm null"
         yield (
             arm != NULL or (not request and cell.lookup == "wire" and cell.backend == "none"),

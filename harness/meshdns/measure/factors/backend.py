@@ -27,14 +27,15 @@ class Backend(Factor):
 
     def rules(self, cell: Cell, world: World) -> Rules:
         by_address = cell.backend in {each.backend for each in world.inbound}
-        pushed = world.is_governed(cell.backend)
+        pushed = world.is_managed(cell.backend)
         client = world.arms.get(cell.arm)
-        mode = client is not None and client.governed
+        mode = client is not None and client.managed
         request = cell.kind == "request"
         yield request == (cell.backend != "none"), "a request needs a backend, a lookup has none"
-        yield cell.arm != "ip" or cell.backend != "static", "static is a way for a sidecar to know its endpoints"
-        yield cell.arm == "ip" or not by_address, "one replica alone is called by its address: arm ip"
-        yield not pushed or mode or cell.arm == "plain", "backends of the control plane are called by plain or its arms"
+        yield cell.lookup != "none" or cell.backend != "static", "static is a way for a sidecar to know its endpoints"
+        yield cell.lookup == "none" or not by_address, "one replica alone is called by its address: lookup none"
+        bare = client is None or not client.sidecar
+        yield not pushed or mode or bare, "backends of the control plane are called by its arms, or without a sidecar"
         usual = client is None or not client.name_server
         yield not pushed or usual, "the control plane tells its names to the usual cluster DNS alone"
         yield pushed or not mode, "arms of the control plane call its backends"
@@ -55,4 +56,4 @@ class Backend(Factor):
         return named.having(address="", port=service.ports[cell.tls], tls=tls)
 
     def request_s(self, so_far_s: float, cell: Cell, world: World, timeout_s: float) -> float:
-        return so_far_s + _PUSHED_S if world.is_governed(cell.backend) else so_far_s
+        return so_far_s + _PUSHED_S if world.is_managed(cell.backend) else so_far_s

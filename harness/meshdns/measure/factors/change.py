@@ -18,7 +18,7 @@ class Change(Factor):
         return {"change": (*LEVELS, "none")}
 
     def rules(self, cell: Cell, world: World) -> Rules:
-        pushed = world.is_governed(cell.backend)
+        pushed = world.is_managed(cell.backend)
         yield pushed or cell.change == "none", "policy and change are of the control plane's backends"
         yield cell.change == "none" or cell.arrival != "closed", "a change happens under a load with a rate"
 

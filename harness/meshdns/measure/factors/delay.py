@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from meshdns.core.world import Nets, World
 from meshdns.lab import parts
+from meshdns.lab.controlplane import ControlPlane
 from meshdns.lab.observers import Observers
 from meshdns.lab.parts import dnsdist
 from meshdns.lab.place import Place
-from meshdns.lab.plane import Plane
 from meshdns.measure.cell import Cell
 from meshdns.measure.factors import factor
 from meshdns.measure.factors.factor import Factor, Rules
@@ -59,5 +59,5 @@ class Delay(Factor):
         in_pod = arm is not None and arm.dns_proxy and cell.name_kind in ("fqdn", "short")  # a proxy knows the name
         return so_far_s if in_pod else so_far_s + cell.dns_delay_ms / 1000
 
-    def controls(self, place: Place, observers: Observers, plane: Plane | None) -> Iterator[factor.Control]:
+    def controls(self, place: Place, observers: Observers, control: ControlPlane | None) -> Iterator[factor.Control]:
         yield Control(place)

@@ -12,9 +12,9 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from meshdns.core.world import Nets, Pod, World
 from meshdns.interception.mechanisms import Command
+from meshdns.lab.controlplane import ControlPlane
 from meshdns.lab.observers import Observers
 from meshdns.lab.place import Ended, Place
-from meshdns.lab.plane import Plane
 from meshdns.measure.cell import Cell
 
 ASK_TIMEOUT_S = 30
@@ -85,9 +85,9 @@ class Factor:
         del cell, before
         return 0.0
 
-    def controls(self, place: Place, observers: Observers, plane: Plane | None) -> Iterator[Control]:
-        """What brings its levels about; `plane` where the place has a control plane."""
-        del place, observers, plane
+    def controls(self, place: Place, observers: Observers, control: ControlPlane | None) -> Iterator[Control]:
+        """What brings its levels about; `control` where the place has a control plane."""
+        del place, observers, control
         return iter(())
 
 

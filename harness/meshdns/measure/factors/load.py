@@ -17,11 +17,11 @@ _OTHER_S = 0.1  # another load generator starts, and writes down what it saw
 
 def _others(cell: Cell) -> Rules:
     """What other load generators can measure."""
-    kept = cell.connection == "keepalive" and cell.arm not in ("ip", "null")
+    kept = cell.connection == "keepalive" and cell.arm != "null" and (cell.lookup != "none" or cell.kind == "lookup")
     yield cell.tool == "agent" or cell.arrival == "closed", "other load generators run closed loops"
     yield (
         cell.tool != "h2load" or (cell.kind == "request" and kept and not cell.tls and cell.fault == "none"),
-        "h2load asks a Service: kind request, connection keepalive, no tls, no fault, neither arm ip nor null",
+        "h2load asks a Service: kind request, connection keepalive, no tls, no fault, no lookup none, not arm null",
     )
     yield (
         cell.tool != "dnsperf"

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from meshdns.core.world import World
+from meshdns.lab.controlplane import ControlPlane
 from meshdns.lab.observers import Observers
 from meshdns.lab.place import Ended, Place
-from meshdns.lab.plane import Plane
 from meshdns.measure.cell import Cell
 from meshdns.measure.factors import factor
 from meshdns.measure.factors.factor import Factor, Rules
@@ -21,21 +21,21 @@ LEVELS = ("retries", "timeouts", "outlier", "breaker", "split", "strict", "permi
 class Control(factor.Control):
     """The control plane's configuration."""
 
-    def __init__(self, plane: Plane) -> None:
-        self._plane = plane
+    def __init__(self, control: ControlPlane) -> None:
+        self._control = control
 
     def apply(self, cell: Cell) -> None:
-        self._plane.govern(cell.policy)
+        self._control.enforce(cell.policy)
 
     def undo(self) -> None:
-        self._plane.govern("none")
+        self._control.enforce("none")
 
     def state(self) -> object:
-        return self._plane.policy
+        return self._control.policy
 
     def ended(self) -> Ended:
         """See `factor.Control`: by changes."""
-        return self._plane.ended
+        return self._control.ended
 
 
 class Policy(Factor):
@@ -43,12 +43,12 @@ class Policy(Factor):
         return {"policy": (*LEVELS, "none")}
 
     def rules(self, cell: Cell, world: World) -> Rules:
-        pushed = world.is_governed(cell.backend)
+        pushed = world.is_managed(cell.backend)
         yield pushed or cell.policy == "none", "policy and change are of the control plane's backends"
 
     def seconds(self, cell: Cell, before: Cell | None) -> float:
         return POLICY_S if before is not None and before.policy != cell.policy else 0.0
 
-    def controls(self, place: Place, observers: Observers, plane: Plane | None) -> Iterator[factor.Control]:
-        if plane:
-            yield Control(plane)
+    def controls(self, place: Place, observers: Observers, control: ControlPlane | None) -> Iterator[factor.Control]:
+        if control:
+            yield Control(control)

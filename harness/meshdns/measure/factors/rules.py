@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from meshdns.core.world import Pod, World
 from meshdns.interception import mechanisms
+from meshdns.lab.controlplane import ControlPlane
 from meshdns.lab.observers import Observers
 from meshdns.lab.place import Place
-from meshdns.lab.plane import Plane
 from meshdns.measure.cell import Cell
 from meshdns.measure.factors import factor
 from meshdns.measure.factors.factor import Factor, Rules
@@ -35,5 +35,5 @@ class ExtraRules(Factor):
         client = world.arms.get(cell.arm)
         yield cell.extra_rules == 0 or (client is not None and client.sidecar), "extra_rules need an arm that captures"
 
-    def controls(self, place: Place, observers: Observers, plane: Plane | None) -> Iterator[factor.Control]:
+    def controls(self, place: Place, observers: Observers, control: ControlPlane | None) -> Iterator[factor.Control]:
         yield Control(place, observers)

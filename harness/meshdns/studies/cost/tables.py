@@ -57,9 +57,9 @@ CHANGES: tuple[tuple[Level, Level], ...] = (
 # What a container does in a cell, by what is written after the name of its pod.
 _OF_CLIENT = {"-app": "client_app", "-envoy": "client_sidecar", "-dns": "dns_proxy"}
 _OF_SERVER = {"-envoy": "server_sidecar", "-app": "server", "": "server"}
-_ALONE = {"dns-dnsdist": "dnsdist", "dns-bind": "bind"}
-ROLES = (*_OF_CLIENT.values(), "server_sidecar", "server", *_ALONE.values())
-BEHIND_CLIENT = ROLES[1:]  # the client waits in a spin, and would dwarf them
+# Of a cluster DNS the parts themselves, of which these are known, in this order.
+ROLES = (*_OF_CLIENT.values(), "server_sidecar", "server", "dnsdist", "bind")
+CLIENT = ROLES[0]  # it waits in a spin, and would dwarf the others
 
 REQUEST, KEPT, OPEN = "request", "keepalive", "open"
 SIZED = ("tls", "body")  # experiments whose requests differ in TLS or body size
@@ -241,11 +241,19 @@ def sizes(runs: store.Runs) -> pd.DataFrame:
 def role(step: Level, service: str, world: World) -> str:
     """What the container does in a cell of that step; "" for one that is only there."""
     arm, backend = step
-    client = looks.Looks(world.arms).pod(arm).pod
+    client = looks.Looks(world.arms).pod(arm)
     servers = world.backends[backend].replicas if backend in world.backends else ()
-    roles = {f"{client}{ending}": name for ending, name in _OF_CLIENT.items()} | _ALONE
+    name_server = world.dns_pod(client)
+    roles = {f"{client.pod}{ending}": name for ending, name in _OF_CLIENT.items()}
     roles |= {f"{server}{ending}": name for server in servers for ending, name in _OF_SERVER.items()}
+    roles |= {f"{name_server.pod}-{part}": part for part in name_server.parts}
     return roles.get(service, "")
+
+
+def behind_client(table: pd.DataFrame) -> list[str]:
+    """The columns of a table of CPU time that are roles, but for the client."""
+    known = [*table.columns]
+    return known[known.index(CLIENT) + 1 : known.index("without_client")]
 
 
 def cpu(runs: store.Runs, experiment: str = REQUEST) -> pd.DataFrame:
@@ -254,7 +262,7 @@ def cpu(runs: store.Runs, experiment: str = REQUEST) -> pd.DataFrame:
     each = spent(runs, chosen)
     whole = {name: cells.matrix(chosen.assign(value=each[name]), ["arm", "backend"]) for name in each.columns}
     total = cells.matrix(chosen.assign(value=each.sum(axis=1)), ["arm", "backend"])
-    others = cells.matrix(chosen.assign(value=each[list(BEHIND_CLIENT)].sum(axis=1)), ["arm", "backend"])
+    others = cells.matrix(chosen.assign(value=each.drop(columns=CLIENT).sum(axis=1)), ["arm", "backend"])
     table = pd.DataFrame(
         [
             {"step": label(step), "arm": step[0], "blocks": len(cells.column(total, step))}
@@ -287,14 +295,14 @@ def _levels(chosen: pd.DataFrame) -> list[Level]:
 
 def spent(runs: store.Runs, chosen: pd.DataFrame) -> pd.DataFrame:
     """CPU time per request in each role, ns: a row per cell of `chosen`."""
-    rows = []
+    rows: list[dict[str, float]] = []
     for step, used in zip(_levels(chosen), chosen["cpu_us"], strict=True):
-        sums = dict.fromkeys(ROLES, 0.0)
+        rows.append(dict.fromkeys(ROLES, 0.0))
         for service, us in used.items():
             if found := role(step, service, runs.world):
-                sums[found] += units.us_to_ns(float(us))
-        rows.append(sums)
-    return pd.DataFrame(rows, columns=list(ROLES)).div(np.maximum(cells.asked(runs, chosen), 1), axis=0)
+                rows[-1][found] = rows[-1].get(found, 0.0) + units.us_to_ns(float(us))
+    columns = dict.fromkeys([*ROLES, *(name for row in rows for name in row)])
+    return pd.DataFrame(rows, columns=[*columns]).fillna(0.0).div(np.maximum(cells.asked(runs, chosen), 1), axis=0)
 
 
 # What the path of a request looks like in counters; sums over valid cells.

@@ -194,8 +194,8 @@ def cpu(runs: store.Runs) -> pd.DataFrame:
     for measure in MEASURES:
         chosen = measure.cells(runs)
         spent = cost.spent(runs, chosen)
-        whole = {name: _by(chosen, spent[name], measure.by) for name in cost.ROLES}
-        others = _by(chosen, spent[list(cost.BEHIND_CLIENT)].sum(axis=1), measure.by)
+        whole = {name: _by(chosen, spent[name], measure.by) for name in spent.columns}
+        others = _by(chosen, spent.drop(columns=cost.CLIENT).sum(axis=1), measure.by)
         noise = _cpu_floor(runs, measure)
         for each in compared(runs):
             level = measure.of(each)
@@ -214,7 +214,7 @@ def cpu(runs: store.Runs) -> pd.DataFrame:
 
 def _cpu_floor(runs: store.Runs, measure: Measure) -> stats.NoiseFloor | None:
     chosen = measure.equal(runs)
-    others = cost.spent(runs, chosen)[list(cost.BEHIND_CLIENT)].sum(axis=1)
+    others = cost.spent(runs, chosen).drop(columns=cost.CLIENT).sum(axis=1)
     return cells.noise_floor(_by(chosen, others, "arm"), PLAIN, TWIN)
 
 

@@ -18,7 +18,7 @@ from meshdns.analysis import absent, provenance
 from meshdns.core.world import World
 from meshdns.studies.policies.external import VIRTUAL, kind
 
-FACTS = "governed"  # as runs keep it
+FACTS = "pushed"  # as runs keep it
 _TABLE = [
     "run", "name", "address", "answered_by_dns_proxies", "in_cluster_dns", "sidecars", "dns_filters", "lacking",
     "agree",
@@ -67,7 +67,7 @@ def _answers(found: Any) -> Answers:
 def _dumps(facts: dict[str, Any], world: World) -> dict[str, dict[str, Any]]:
     """Envoy's /config_dump of each client with pushed configuration whose dump was recorded."""
     dumps = provenance.branch(facts, "envoy")
-    return {client.pod: dumps[client.pod] for client in world.clients if client.governed and dumps.get(client.pod)}
+    return {client.pod: dumps[client.pod] for client in world.clients if client.managed and dumps.get(client.pod)}
 
 
 def _dumped(dump: dict[str, Any], what: str) -> Iterator[str]:

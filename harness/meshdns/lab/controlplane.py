@@ -51,7 +51,7 @@ EFFECTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 
 @dataclass
-class Plane:
+class ControlPlane:
     """The control plane of a testbed that has one."""
 
     place: Place
@@ -77,7 +77,7 @@ class Plane:
 
     # -- policies --------------------------------------------------------------------------------------------------
 
-    def govern(self, policy: str) -> None:
+    def enforce(self, policy: str) -> None:
         """This policy and no other is in force at every sidecar. Raises TestbedError."""
         if policy == self.policy:
             return
@@ -159,8 +159,8 @@ class Plane:
             self._set_ready(pod, ready=True)
         for pod in EFFECTS[kind][0]:
             self._set_ready(pod, ready=False)
-        wanted = {pod.pod: pod.ready for pod in self.world.meshed if pod.governed}
-        self._await(lambda status: self._settled(status) and self._readiness(status) == wanted and _told(status))
+        wanted = {pod.pod: pod.ready for pod in self.world.meshed if pod.managed}
+        self._await(lambda status: self._settled(status) and self._readiness(status) == wanted and _written(status))
 
     def await_resolved(self, host: str, observer: Channel) -> None:
         """A pod's sidecar has resolved the usual replicas of a host again. Raises TestbedError.
@@ -181,7 +181,7 @@ class Plane:
             time.sleep(0.2)
 
     def _readiness(self, status: Mapping[str, Any]) -> dict[str, bool]:
-        pods = {self.place.address(pod.pod): pod.pod for pod in self.world.meshed if pod.governed}
+        pods = {self.place.address(pod.pod): pod.pod for pod in self.world.meshed if pod.managed}
         return {pods[address]: one["ready"] for address, one in status["probes"].items() if address in pods}
 
     def _set_ready(self, pod: str, *, ready: bool) -> int:
@@ -197,12 +197,12 @@ class Plane:
 
     # -- what was told to whom -------------------------------------------------------------------------------------
 
-    def told(self) -> dict[str, Any]:
+    def pushed(self) -> dict[str, Any]:
         """What the agent's DNS proxy and the cluster DNS hold of the model, for the record. Raises TestbedError.
 
         Envoy's DNS filter has its table in a listener, which is recorded with its configuration.
         """
-        proxy = next(client for client in self.world.clients if client.governed and client.dns == "agent")
+        proxy = next(client for client in self.world.clients if client.managed and client.dns == "agent")
         table = self.place.exec(f"{proxy.pod}-dns", ["cat", "/etc/meshdns/names.json"], timeout_s=30)
         names = {host: entry["ips"] for host, entry in json.loads(table)["table"].items()}
         ask = ["python3", "-c", _TRANSFER, self.place.address("dns")]
@@ -232,7 +232,7 @@ def _services(pod: str) -> tuple[str, ...]:
 
 def unsettled(status: Mapping[str, Any], world: World) -> Iterator[str]:
     """Sidecars that have not accepted what they are offered, and names that are not told, each with why."""
-    for pod in (each for each in world.pods if each.governed):
+    for pod in (each for each in world.pods if each.managed):
         name = f"{world.namespace}/{pod.pod}"
         node = status["nodes"].get(name)
         if not node or not node["connected"]:
@@ -249,7 +249,7 @@ def unsettled(status: Mapping[str, Any], world: World) -> Iterator[str]:
         yield "new names are not told yet"
 
 
-def _told(status: Mapping[str, Any]) -> bool:
+def _written(status: Mapping[str, Any]) -> bool:
     """The cluster DNS holds what it should."""
     dns = status["dns"]
     return dns is None or (dns["held"] == dns["wanted"] and not dns["error"])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from meshdns.lab import plane
+from meshdns.lab import controlplane
 from shipped import WORLD
 
 SETTLED = {"settled": True}
@@ -14,7 +14,7 @@ SETTLED = {"settled": True}
 
 def status(**more: Any) -> dict[str, Any]:
     """All is as it should be."""
-    pods = [pod.pod for pod in (*WORLD.clients, *WORLD.meshed) if pod.governed]
+    pods = [pod.pod for pod in (*WORLD.clients, *WORLD.meshed) if pod.managed]
     nodes = {f"{WORLD.namespace}/{pod}": {"connected": True, "types": {"LDS": SETTLED}} for pod in pods}
     return {
         "configuration": {"number": 3, "resources": {"Service": 2}, "error": "", "fault": ""},
@@ -35,8 +35,8 @@ def conflict(n: int) -> dict[str, Any]:
 
 def test_what_is_in_order_is_two_lines() -> None:
     given = status()
-    assert list(plane.unsettled(given, WORLD)) == []
-    assert list(plane.summary(given, WORLD)) == [
+    assert list(controlplane.unsettled(given, WORLD)) == []
+    assert list(controlplane.summary(given, WORLD)) == [
         "control plane: configuration 3 is in force: 2 Service",
         f"control plane: {len(given['nodes'])} sidecars have accepted all they were sent",
     ]
@@ -46,12 +46,14 @@ def test_a_rejection_is_told_with_its_reason() -> None:
     given = status()
     name = next(iter(given["nodes"]))
     given["nodes"][name]["types"]["LDS"] = {"settled": True, "rejected": {"reason": "duplicate listener"}}
-    assert f"{name} rejects LDS: duplicate listener" in list(plane.summary(given, WORLD))
+    assert f"{name} rejects LDS: duplicate listener" in list(controlplane.summary(given, WORLD))
 
 
 @pytest.mark.parametrize("count", [1, 7])
 def test_services_that_lose_their_listener_are_told_and_counted(count: int) -> None:
-    lines = list(plane.summary(status(conflicts={"count": count, "first": [conflict(n) for n in range(count)]}), WORLD))
+    lines = list(
+        controlplane.summary(status(conflicts={"count": count, "first": [conflict(n) for n in range(count)]}), WORLD)
+    )
     assert "conflict: in mode 1, db0.example.com loses listener 0.0.0.0_5432 to db.example.com: the first wins" in lines
     assert ("conflict: 2 more, 7 in all; see `meshdns validate`" in lines) == (count == 7)
 
@@ -59,4 +61,4 @@ def test_services_that_lose_their_listener_are_told_and_counted(count: int) -> N
 @pytest.mark.parametrize("error", ["", "/names: the name table cannot be written"])
 def test_names_that_are_not_told_keep_the_testbed_waiting(error: str) -> None:
     given = status(names_pending=True, name_tables={"/names": {"bytes": 1, "error": error}})
-    assert list(plane.unsettled(given, WORLD)) == [error or "new names are not told yet"]
+    assert list(controlplane.unsettled(given, WORLD)) == [error or "new names are not told yet"]
