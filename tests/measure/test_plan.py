@@ -135,7 +135,11 @@ def test_cells_that_are_compared_stand_together_in_an_order_of_their_own() -> No
         ('"mode1"', '"null"\n]\nname_kind = ["external"', "the calibration target asks no DNS server"),
         ('"mode1"', '"mode3"', "choose from ip, plain"),
         ('"mode1"', '"plain"', "names a level twice"),
-        ('"mode1"', '"ip"\n]\nlookup = ["none"', "lookup none calls a pod by its address"),
+        (
+            "rate_hz",
+            'kind = "request"\nbackend = "plain"\nconnection = "new"\nlookup = "none"\nrate_hz',
+            "lookup none calls a pod by its address: kind request, an arm without a sidecar",
+        ),
         ('arm = ["plain", "mode1"]', "arm = []", "no levels"),
         ('arm = ["plain", "mode1"]', 'arm = "plain"\nkind = "request"', "a request needs connection"),
         ("rate_hz = 100.0", 'lookup = "getaddrinfo"\nrate_hz = 5.0', "getaddrinfo blocks its caller"),

@@ -253,7 +253,7 @@ def role(step: Level, service: str, world: World) -> str:
 def behind_client(table: pd.DataFrame) -> list[str]:
     """The columns of a table of CPU time that are roles, but for the client."""
     known = [*table.columns]
-    return known[known.index(CLIENT) + 1 : known.index("without_client")]
+    return known[known.index(CLIENT) + 1 : known.index("without_client")] if known else []
 
 
 def cpu(runs: store.Runs, experiment: str = REQUEST) -> pd.DataFrame:
