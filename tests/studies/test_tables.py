@@ -50,29 +50,29 @@ LEVEL = [*range(1, 20), 1000]  # twenty values with a median of 10.5
 def test_a_value_per_cell_then_an_interval_over_blocks_then_pairs_inside_blocks() -> None:
     runs = tiny({(0, "plain"): LEVEL, (1, "plain"): [2 * x for x in LEVEL], (0, "mode1"): [x + 3 for x in LEVEL],
                  (1, "mode1"): [2 * x + 5 for x in LEVEL]})  # fmt: skip
-    values = cells.matrix(cells.per_cell(runs, cells.select(runs, "lookup"), "from start"), ["arm"])
+    values = cells.matrix(cells.per_cell(runs, cells.select(runs, "lookup"), "from_start"), ["arm"])
     assert cells.column(values, "plain").tolist() == pytest.approx([10_500, 21_000])
     assert cells.interval(values, "plain").estimate == pytest.approx(15_750)
     pair = cells.paired(values, "plain", "mode1")
     assert pair is not None
     assert pair.absolute.estimate == pytest.approx(4_000)
     assert pair.absolute.n == 2
-    late = cells.per_cell(runs, cells.select(runs, "lookup"), "from due")["value"]
+    late = cells.per_cell(runs, cells.select(runs, "lookup"), "from_due")["value"]
     assert (late - 1_000).tolist() == pytest.approx([10_500, 13_500, 21_000, 26_000])
 
 
 def test_quantiles_need_ten_samples_beyond_them() -> None:
     runs = tiny({(0, "plain"): LEVEL[:-1], (1, "plain"): LEVEL, (2, "plain"): [float(x) for x in range(100)]})
     chosen = cells.select(runs, "lookup")
-    assert cells.per_cell(runs, chosen, "from start")["value"].isna().tolist() == [True, False, False]
-    assert cells.per_cell(runs, chosen, "from start", 0.9)["value"].isna().tolist() == [True, True, False]
-    assert cells.pooled(runs, chosen, "arm", "from start", 0.99) == {}
-    assert cells.pooled(runs, chosen, "arm", "from start", 0.9).keys() == {"plain"}
+    assert cells.per_cell(runs, chosen, "from_start")["value"].isna().tolist() == [True, False, False]
+    assert cells.per_cell(runs, chosen, "from_start", 0.9)["value"].isna().tolist() == [True, True, False]
+    assert cells.pooled(runs, chosen, "arm", "from_start", 0.99) == {}
+    assert cells.pooled(runs, chosen, "arm", "from_start", 0.9).keys() == {"plain"}
 
 
 def test_invalid_cells_are_listed_and_never_averaged() -> None:
     runs = tiny({(0, "plain"): LEVEL, (1, "plain"): [9e6] * 20}, {(1, "plain"): False})
-    values = cells.matrix(cells.per_cell(runs, cells.select(runs, "lookup"), "from start"), ["arm"])
+    values = cells.matrix(cells.per_cell(runs, cells.select(runs, "lookup"), "from_start"), ["arm"])
     assert cells.column(values, "plain").tolist() == pytest.approx([10_500])
     runs.cells["backend"] = "none"
     assert provenance.invalid(runs)[["reason", "cells"]].to_numpy().tolist() == [["made so", 1]]
@@ -80,7 +80,7 @@ def test_invalid_cells_are_listed_and_never_averaged() -> None:
 
 def test_a_block_without_one_of_the_arms_is_not_paired() -> None:
     runs = tiny({(0, "plain"): LEVEL, (1, "plain"): LEVEL, (1, "mode1"): LEVEL})
-    values = cells.matrix(cells.per_cell(runs, cells.select(runs, "lookup"), "from start"), ["arm"])
+    values = cells.matrix(cells.per_cell(runs, cells.select(runs, "lookup"), "from_start"), ["arm"])
     pair = cells.paired(values, "plain", "mode1")
     assert pair is not None
     assert pair.absolute.n == 1

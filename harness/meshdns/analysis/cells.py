@@ -34,17 +34,17 @@ PHASES = {  # in the order in which they happen; each ends at the instant named 
     "dns": ("dns_ns", "start_ns"),
     "connect": ("connect_ns", "dns_ns"),
     "tls": ("tls_ns", "connect_ns"),
-    "first byte": ("first_byte_ns", "tls_ns"),
+    "first_byte": ("first_byte_ns", "tls_ns"),
     "transfer": ("end_ns", "first_byte_ns"),
 }
 MEASURES: Mapping[str, Callable[[pd.DataFrame], Values]] = {
-    "from due": _span("end_ns", "due_ns"),  # latency: a late start is charged to the request
-    "from start": _span("end_ns", "start_ns"),
+    "from_due": _span("end_ns", "due_ns"),  # latency: a late start is charged to the request
+    "from_start": _span("end_ns", "start_ns"),
     "lag": _span("start_ns", "due_ns"),
     **{phase: _span(*instants) for phase, instants in PHASES.items()},
-    "on the wire": lambda rows: rows["wire_total_ns"].to_numpy().astype(float),
-    "dns bias": lambda rows: _span("dns_ns", "start_ns")(rows) - rows["wire_dns_ns"].to_numpy(),
-    "total bias": lambda rows: _span("end_ns", "start_ns")(rows) - rows["wire_total_ns"].to_numpy(),
+    "on_the_wire": lambda rows: rows["wire_total_ns"].to_numpy().astype(float),
+    "dns_bias": lambda rows: _span("dns_ns", "start_ns")(rows) - rows["wire_dns_ns"].to_numpy(),
+    "total_bias": lambda rows: _span("end_ns", "start_ns")(rows) - rows["wire_total_ns"].to_numpy(),
 }
 
 

@@ -30,7 +30,7 @@ def _rows(runs: store.Runs, experiment: str) -> list[dict[str, Any]]:
     every = every.assign(factors=[_said(row, factors) for row in every.to_dict("records")])
     chosen = every[every["valid"].astype(bool)].reset_index(drop=True)
     by = ["arm", "factors"]
-    p50, p90 = (cells.matrix(cells.per_cell(runs, chosen, "from due", p), by) for p in (0.5, 0.9))
+    p50, p90 = (cells.matrix(cells.per_cell(runs, chosen, "from_due", p), by) for p in (0.5, 0.9))
     rows = []
     order = looks.of_runs(runs).held(every["arm"])
     groups = {(str(arm), str(said)): mine for (arm, said), mine in every.groupby(by, sort=False)}

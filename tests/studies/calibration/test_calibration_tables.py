@@ -110,7 +110,7 @@ def test_a_bias_is_of_nearly_all_requests_or_of_none(usual: store.Runs) -> None:
 def test_precision_is_a_share_of_the_slower_p50_and_a_bar_can_be_missed(tmp_path: Path) -> None:
     noisy = measured.runs(tmp_path, World(noise=0.05))
     (row, *_) = conservation.precision(noisy)
-    medians = cells.matrix(cells.per_cell(noisy, cells.select(noisy, "lookup"), "from start"), ["arm"])
+    medians = cells.matrix(cells.per_cell(noisy, cells.select(noisy, "lookup"), "from_start"), ["arm"])
     pairs = [(a, b) for a in medians for b in medians if a < b]
     found = {(a, b): cells.paired(medians, a, b) for a, b in pairs}
     widest = max(each.absolute.half_width / medians[list(at)].mean().max() for at, each in found.items() if each)
@@ -231,6 +231,6 @@ def test_more_blocks_detect_smaller_effects(usual: store.Runs) -> None:
     row = conservation.detectable(usual).set_index("comparison").loc["lookup"]
     sizes = [row[f"blocks_{n}_us"] for n in conservation.BLOCKS]
     assert sizes == sorted(sizes, reverse=True)
-    medians = cells.matrix(cells.per_cell(usual, cells.select(usual, "lookup"), "from due"), ["arm"])
+    medians = cells.matrix(cells.per_cell(usual, cells.select(usual, "lookup"), "from_due"), ["arm"])
     sd_ns = float((medians["plain-aa"] - medians["plain"]).std())
     assert sizes[1] == pytest.approx(stats.minimum_detectable(sd_ns, 10) / 1_000, rel=0.01)

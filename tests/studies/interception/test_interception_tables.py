@@ -97,7 +97,7 @@ def test_what_a_mechanism_adds_is_found_where_it_was_put(unequal: store.Runs) ->
     phases = tables.phases(unequal)
     assert row(phases, "new", "connect", "tproxy")[tables.AGAINST].absolute.estimate == pytest.approx(25_000, rel=0.1)
     assert row(phases, "new", "dns", "ebpf")["reading"] == "less"
-    assert row(phases, "new", "first byte", "tproxy")["reading"] not in text.CLEAR
+    assert row(phases, "new", "first_byte", "tproxy")["reading"] not in text.CLEAR
 
 
 def test_the_answer_turns_with_the_data(unequal: store.Runs, equal: store.Runs, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ class _Panel:
         first = next((each for each in FIRST_EXPERIMENTS if each in experiments), experiments[0])
         self.experiment = widgets.Dropdown(options=experiments, value=first, layout={"width": WIDTH})
         self.arm, self.name_kind = _list("Arms", []), _list("Name kinds", [])
-        self.phase = _list("Phases", numbers.PHASES, [numbers.TOTAL])
+        self.phase = _list("Phases", [(text.Words().heading(each), each) for each in numbers.PHASES], [numbers.TOTAL])
         labels = [(f"p{each:g}", each) for each in PERCENTILES]
         self.percentile = _list("Percentiles", labels, [50.0, 90.0])
         origins = [("due time", "due"), ("actual start", "start")]

@@ -155,4 +155,4 @@ def _level(name: str, level: object) -> str:
 
 
 def _measure(selection: Selection, phase: str) -> str:
-    return f"from {selection.origin}" if phase == TOTAL else phase
+    return f"from_{selection.origin}" if phase == TOTAL else phase

@@ -173,7 +173,7 @@ def twins(runs: store.Runs) -> list[stats.Difference]:
     chosen = cells.select(runs, tool="agent")
     chosen = chosen[chosen["arm"].isin((names.BASE, names.TWIN))]
     by = [*(name for name in store.parameters(runs) if name not in ("arm", "tool")), "arm"]
-    medians = cells.matrix(cells.per_cell(runs, chosen, "from due"), by)
+    medians = cells.matrix(cells.per_cell(runs, chosen, "from_due"), by)
     levels = [level for level in map(tuple, medians.columns) if level[-1] == names.BASE]
     found = (cells.paired(medians, level, (*level[:-1], names.TWIN)) for level in levels)
     return [each for each in found if each is not None and each.absolute.n > 1]
@@ -207,7 +207,7 @@ def precision(runs: store.Runs) -> list[Check]:
     checked = []
     for experiment in COMPARED:
         by = ["arm"] if experiment == names.LOOKUP else ["arm", "backend"]
-        medians = cells.matrix(cells.per_cell(runs, cells.select(runs, experiment), "from start"), by)
+        medians = cells.matrix(cells.per_cell(runs, cells.select(runs, experiment), "from_start"), by)
         pairs = pd.DataFrame(
             [
                 {"names": (_name(a), _name(b)), "slower": width / max(p50s), "faster": width / min(p50s)}

@@ -77,7 +77,7 @@ def lag_table(runs: store.Runs) -> pd.DataFrame:
     late = pd.DataFrame({"cell": position, "ns": cells.MEASURES["lag"](rows), "due": rows["due_ns"].to_numpy()})
     if late.empty:
         return late
-    late["latency"] = cells.MEASURES["from due"](rows)
+    late["latency"] = cells.MEASURES["from_due"](rows)
     late = late.sort_values(["cell", "due"])
     late["over"] = late["ns"] >= LAG_NS
     late["behind"] = late["over"] & (late.groupby("cell")["due"].diff() < BEHIND_NS)
@@ -114,7 +114,7 @@ def bias_values(runs: store.Runs) -> pd.DataFrame:
     """A row per captured request: kind, and how much longer the agent's stamps are than the wire's (ns)."""
     chosen = cells.select(runs, WIRE)
     rows, position = cells.requests_of(runs, chosen)
-    table = pd.DataFrame({name: cells.MEASURES[name.replace("_", " ")](rows) for name in BIAS_NS})
+    table = pd.DataFrame({name: cells.MEASURES[name](rows) for name in BIAS_NS})
     table["dns_bias"] = table["dns_bias"].where((rows["wire_dns_ns"] >= 0).to_numpy())
     table["total_bias"] = table["total_bias"].where((rows["wire_total_ns"] >= 0).to_numpy())
     return table.assign(kind=chosen["kind"].to_numpy()[position], cell=position)
@@ -147,7 +147,7 @@ def ladder(runs: store.Runs) -> tuple[pd.DataFrame, stats.Line | None]:
     """
     chosen = cells.select(runs, LADDER, arm="null")
     medians, wires = (
-        cells.matrix(cells.per_cell(runs, chosen, what), ["null_delay_us"]) for what in ("from start", "on the wire")
+        cells.matrix(cells.per_cell(runs, chosen, what), ["null_delay_us"]) for what in ("from_start", "on_the_wire")
     )
     both = medians.index[medians.notna().all(axis=1) & (wires > 0).all(axis=1)]
     medians, wires = medians.loc[both], wires.loc[both]
@@ -207,7 +207,7 @@ def compared(runs: store.Runs) -> pd.DataFrame:
     residual."""
     chosen = cells.select(runs, OTHERS)
     names = [f"agent, {w}" if t == "agent" else t for t, w in zip(chosen["tool"], chosen["wait"], strict=True)]
-    measured = cells.per_cell(runs, chosen, "from start").assign(generator=names)
+    measured = cells.per_cell(runs, chosen, "from_start").assign(generator=names)
     medians = cells.matrix(measured, ["kind", "generator"])
     residual = cells.matrix(measured.assign(residual=_loop_residual(runs, chosen)), ["kind", "generator"], "residual")
     rows = [
@@ -229,7 +229,7 @@ def compared(runs: store.Runs) -> pd.DataFrame:
 def _loop_residual(runs: store.Runs, chosen: pd.DataFrame) -> NDArray[np.float64]:
     """(X·R - N) / N of each closed loop; other tools state their own running time and count."""
     rows, position = cells.requests_of(runs, chosen)
-    spent = np.bincount(position, weights=cells.MEASURES["from start"](rows), minlength=len(chosen))
+    spent = np.bincount(position, weights=cells.MEASURES["from_start"](rows), minlength=len(chosen))
     n = np.bincount(position, minlength=len(chosen))
     wall = np.array(
         [float(facts.get("run_time_s", facts.get("wall_ns", np.nan * 1.0) / 1e9)) for facts in chosen["agent"]],

@@ -52,7 +52,7 @@ def checks(runs: store.Runs) -> pd.DataFrame:
 def observer(runs: store.Runs) -> list[Check]:
     """What capturing packets costs the captured."""
     chosen = cells.select(runs, CAPTURED, UNCAPTURED)
-    values = cells.matrix(cells.per_cell(runs, chosen, "from due"), ["experiment"])
+    values = cells.matrix(cells.per_cell(runs, chosen, "from_due"), ["experiment"])
     found = cells.paired(values, UNCAPTURED, CAPTURED)
     if found is None:
         return [Check("observer")]

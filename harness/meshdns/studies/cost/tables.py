@@ -80,7 +80,7 @@ def change(a: Level, b: Level) -> str:
 
 def _medians(runs: store.Runs, experiment: str, statistic: float | str = 0.5) -> pd.DataFrame:
     chosen = cells.select(runs, experiment)
-    return cells.matrix(cells.per_cell(runs, chosen, "from due", statistic), ["arm", "backend"])
+    return cells.matrix(cells.per_cell(runs, chosen, "from_due", statistic), ["arm", "backend"])
 
 
 def _steps(levels: Iterable[Sequence[object]], seen: looks.Looks) -> list[Level]:
@@ -108,8 +108,8 @@ def ladder(runs: store.Runs, experiment: str = REQUEST) -> pd.DataFrame:
     """A row per step: p50, p90, p99 from the due time."""
     chosen = cells.select(runs, experiment)
     chosen = chosen.assign(step=chosen["arm"] + "/" + chosen["backend"])
-    found = {p: cells.matrix(cells.per_cell(runs, chosen, "from due", p), ["arm", "backend"]) for p in (0.5, 0.9, 0.99)}
-    over_all = {p: cells.pooled(runs, chosen, "step", "from due", p) for p in (0.9, 0.99)}
+    found = {p: cells.matrix(cells.per_cell(runs, chosen, "from_due", p), ["arm", "backend"]) for p in (0.5, 0.9, 0.99)}
+    over_all = {p: cells.pooled(runs, chosen, "step", "from_due", p) for p in (0.9, 0.99)}
     seen = looks.of_runs(runs)
     rows: list[dict[str, Any]] = [
         {
@@ -132,12 +132,12 @@ def phases(runs: store.Runs, experiment: str = REQUEST) -> pd.DataFrame:
     chosen = cells.select(runs, experiment)
     found = {
         phase: cells.matrix(cells.per_cell(runs, chosen, phase, cells.MEAN), ["arm", "backend"])
-        for phase in [*cells.PHASES, "from start"]
+        for phase in [*cells.PHASES, "from_start"]
     }
     rows: list[dict[str, Any]] = []
-    for step in _steps(found["from start"].columns, looks.of_runs(runs)):
+    for step in _steps(found["from_start"].columns, looks.of_runs(runs)):
         means = {phase: cells.interval(values, step) for phase, values in found.items()}
-        total = means.pop("from start")
+        total = means.pop("from_start")
         left_over = total.estimate - sum(each.estimate for each in means.values())
         rows.append(
             {"step": label(step), "arm": step[0], "blocks": total.n}
@@ -188,7 +188,7 @@ def waits(runs: store.Runs, experiment: str = OPEN) -> pd.DataFrame:
     """A row per step: requests of an open loop from their due time and from their start; the gap is the hidden wait."""
     chosen = cells.select(runs, experiment)
     by = ["arm", "backend"]
-    due, start, lag = (cells.matrix(cells.per_cell(runs, chosen, m), by) for m in ("from due", "from start", "lag"))
+    due, start, lag = (cells.matrix(cells.per_cell(runs, chosen, m), by) for m in ("from_due", "from_start", "lag"))
     mean = cells.matrix(cells.per_cell(runs, chosen, "lag", cells.MEAN), by)
     table = pd.DataFrame(
         [
@@ -213,7 +213,7 @@ def sizes(runs: store.Runs) -> pd.DataFrame:
     columns = ["step", "arm", "tls", "body_kb", "blocks", "p50", "p50_against_usual", "reading", "values"]
     chosen = cells.select(runs, *SIZED, REQUEST)
     by = ["arm", "backend", "arrival", "tls", "body_bytes"]
-    medians = cells.matrix(cells.per_cell(runs, chosen, "from due"), by)
+    medians = cells.matrix(cells.per_cell(runs, chosen, "from_due"), by)
     other = set(map(tuple, chosen[chosen["experiment"].isin(SIZED)][by].to_numpy()))
     rows: list[dict[str, Any]] = []
     steps = _steps({level[:2] for level in other}, looks.of_runs(runs))

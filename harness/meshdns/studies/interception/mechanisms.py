@@ -62,10 +62,10 @@ class Measure:
 
 BASE = Mechanism("iptables", "mode2-agent", "in-iptables", FLOW)
 SHIPPED = (BASE, *(Mechanism(name, name, f"in-{name}", _ASKED[name]) for name in ("nftables", "tproxy", "ebpf")))
-NEW = Measure("new", "capture", "new", phases=("dns", "connect", "first byte"))
+NEW = Measure("new", "capture", "new", phases=("dns", "connect", "first_byte"))
 KEPT = Measure("kept", "capture-keepalive", "keepalive")
 LOOKUP = Measure("lookup", "capture-lookup", "none")
-IN_NEW = Measure("inbound_new", "inbound", "new", NEW.experiment, ("connect", "first byte"))
+IN_NEW = Measure("inbound_new", "inbound", "new", NEW.experiment, ("connect", "first_byte"))
 IN_KEPT = Measure("inbound_kept", "inbound", "keepalive", KEPT.experiment)
 MEASURES = (NEW, KEPT, LOOKUP, IN_NEW, IN_KEPT)
 TIMED = tuple(dict.fromkeys(measure.experiment for measure in MEASURES))

@@ -52,11 +52,11 @@ class Amount:
         return f"{units.number(self.of.estimate)} ± {units.number(self.of.half_width)}"
 
 
-def _medians(runs: store.Runs, chosen: pd.DataFrame, by: Sequence[str], what: str = "from due") -> pd.DataFrame:
+def _medians(runs: store.Runs, chosen: pd.DataFrame, by: Sequence[str], what: str = "from_due") -> pd.DataFrame:
     return cells.matrix(cells.per_cell(runs, chosen, what), by) if len(chosen) else pd.DataFrame()
 
 
-def floor(runs: store.Runs, measure: Measure, what: str = "from due") -> stats.NoiseFloor | None:
+def floor(runs: store.Runs, measure: Measure, what: str = "from_due") -> stats.NoiseFloor | None:
     """What equal arms differ by at p50, when they do what this measure times."""
     return cells.noise_floor(_medians(runs, measure.equal(runs), ["arm"], what), PLAIN, TWIN)
 
@@ -94,7 +94,7 @@ def differences(runs: store.Runs) -> pd.DataFrame:
     return absent.of(pd.DataFrame(rows), runs, *TIMED)
 
 
-def _against(runs: store.Runs, measure: Measure, what: str = "from due") -> Iterable[Row]:
+def _against(runs: store.Runs, measure: Measure, what: str = "from_due") -> Iterable[Row]:
     values, noise = _medians(runs, measure.cells(runs), [measure.by], what), floor(runs, measure, what)
     for each in compared(runs)[1:]:
         if found := _compared(values, measure.of(BASE), measure.of(each), noise, AGAINST):

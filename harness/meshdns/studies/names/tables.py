@@ -35,9 +35,9 @@ COUNTERS = {  # of queries: sent by the client, received by the DNS proxy, sent 
 def by_arm(runs: store.Runs) -> pd.DataFrame:
     """A row per arm: p50, p90, p99 and the difference of p50 from `plain`."""
     chosen = cells.select(runs, LOOKUP)
-    medians = cells.matrix(cells.per_cell(runs, chosen, "from due"), ["arm"])
-    tails = {p: cells.matrix(cells.per_cell(runs, chosen, "from due", p), ["arm"]) for p in (0.9, 0.99)}
-    over_all = {p: cells.pooled(runs, chosen, "arm", "from due", p) for p in tails}
+    medians = cells.matrix(cells.per_cell(runs, chosen, "from_due"), ["arm"])
+    tails = {p: cells.matrix(cells.per_cell(runs, chosen, "from_due", p), ["arm"]) for p in (0.9, 0.99)}
+    over_all = {p: cells.pooled(runs, chosen, "arm", "from_due", p) for p in tails}
     floor = cells.noise_floor(medians, BASE, TWIN)
     rows: list[dict[str, Any]] = []
     for arm in looks.of_runs(runs).held(medians.columns):
@@ -71,19 +71,19 @@ def tail(within: stats.Interval, over_all_ns: float | None) -> stats.Interval | 
 def floor(runs: store.Runs, experiment: str = LOOKUP) -> stats.NoiseFloor | None:
     """What equal arms differ by at p50."""
     chosen = cells.select(runs, experiment)
-    return cells.noise_floor(cells.matrix(cells.per_cell(runs, chosen, "from due"), ["arm"]), BASE, TWIN)
+    return cells.noise_floor(cells.matrix(cells.per_cell(runs, chosen, "from_due"), ["arm"]), BASE, TWIN)
 
 
 def difference(runs: store.Runs, a: str, b: str) -> stats.Difference | None:
     """Arm b minus arm a at p50 of the `lookup` experiment."""
     chosen = cells.select(runs, LOOKUP)
-    return cells.paired(cells.matrix(cells.per_cell(runs, chosen, "from due"), ["arm"]), a, b)
+    return cells.paired(cells.matrix(cells.per_cell(runs, chosen, "from_due"), ["arm"]), a, b)
 
 
 @cells.once
 def by_name(runs: store.Runs) -> pd.DataFrame:
     """A row per kind of lookup, name, record type, ndots and arm: p50 and the difference from `plain`."""
-    measured = cells.per_cell(runs, cells.select(runs, NAMES), "from due")
+    measured = cells.per_cell(runs, cells.select(runs, NAMES), "from_due")
     medians = cells.matrix(measured, [*NAME, "arm"])
     rows: list[dict[str, Any]] = []
     for level in map(tuple, medians.columns):
@@ -200,7 +200,7 @@ def _delay_floor(medians: pd.DataFrame) -> stats.NoiseFloor | None:
 
 def _delay_medians(runs: store.Runs, name_kind: str) -> pd.DataFrame:
     chosen = cells.select(runs, DELAY, name_kind=name_kind)
-    return cells.matrix(cells.per_cell(runs, chosen, "from due"), ["dns_delay_ms", "arm"])
+    return cells.matrix(cells.per_cell(runs, chosen, "from_due"), ["dns_delay_ms", "arm"])
 
 
 def _ordered(table: pd.DataFrame) -> pd.DataFrame:

@@ -110,8 +110,8 @@ def faults(runs: store.Runs) -> pd.DataFrame:
         "arrived": cells.counter(chosen, "servers/nginx_rq") / made,
     }
     tried = {name: cells.matrix(chosen.assign(value=value), LEVEL) for name, value in per_request.items()}
-    found = {p: cells.matrix(cells.per_cell(runs, chosen, "from due", p), LEVEL) for p in cells.PROBABILITIES}
-    over_all = cells.pooled(runs, chosen, "level", "from due", 0.99)
+    found = {p: cells.matrix(cells.per_cell(runs, chosen, "from_due", p), LEVEL) for p in cells.PROBABILITIES}
+    over_all = cells.pooled(runs, chosen, "level", "from_due", 0.99)
     sums = {
         tuple(row.values()): mine.groupby(cells.BLOCK, observed=True)[["n", "hits", *EVENTS]].sum()
         for row, mine in parts(runs, chosen, *LEVEL)
