@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ class Load:
     replica: NDArray[Any]  # that answered; "": none
     local_port: Instants
 
-    @property
+    @cached_property
     def ok(self) -> Flags:
         """The requests that were served."""
         return np.asarray(self.outcome == "ok", dtype=bool)
@@ -233,10 +234,12 @@ def made(agent: dict[str, Any]) -> Change | None:
 
 def _loads(runs: store.Runs, chosen: pd.DataFrame) -> Iterator[tuple[Row, Load, Change]]:
     """The cells in which a change was made while the load ran, with their requests."""
-    near = runs.samples[runs.samples["experiment"].isin(chosen["experiment"].unique())]
+    names = list(Load.__dataclass_fields__)
+    there = runs.samples["experiment"].isin(chosen["experiment"].unique())
+    near = runs.samples.loc[there, [*cells.KEY, *names]]
     keys = cells.keys(near, runs.headers)
     order = np.lexsort((near["start_ns"].to_numpy(), keys))
-    keys, names = keys[order], list(Load.__dataclass_fields__)
+    keys = keys[order]
     columns = [np.asarray(near[name])[order] for name in names]
     for row in chosen.to_dict("records"):
         change = made(row["agent"])
