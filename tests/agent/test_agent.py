@@ -452,7 +452,8 @@ def test_load_ends_with_its_driver(load, end):
         "timeout_ms": 60_000,
         "duration_limit_s": 600,
     } | LOADS[load]
-    with udp_server(lambda _query: None) as port:
+    asked = threading.Event()
+    with udp_server(lambda _query: asked.set()) as port:
         text = json.dumps(job | {"resolver": ["127.0.0.1", port]}).encode() + b"\n"
         if end == "driver":  # a process that holds the agent's input dies by force
             command = [sys.executable, "-I", str(AGENT / "__main__.py")]
@@ -462,8 +463,7 @@ def test_load_ends_with_its_driver(load, end):
             )
             driver = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
             pid = int(driver.stdout.readline())
-            time.sleep(0.5)
-            assert Path(f"/proc/{pid}").exists()
+            assert asked.wait(10) and Path(f"/proc/{pid}").exists()
             driver.kill()
             driver.wait()
             assert gone(pid, 1.0)
@@ -472,8 +472,7 @@ def test_load_ends_with_its_driver(load, end):
         agent = Agent()
         agent.process.stdin.write(text)
         agent.process.stdin.flush()
-        time.sleep(0.4)
-        assert agent.process.poll() is None
+        assert asked.wait(10) and agent.process.poll() is None
         if end == "eof":
             agent.process.stdin.close()
         else:

@@ -69,14 +69,14 @@ def made(folder: Path, world: World, arms: Callable[[str], tuple[str, ...]]) -> 
         for seed, name in enumerate(("standard", "interception"), 1):
             measured.build(folder, true, 2, seed, asked=changed(thin(plan.find(name, whole))))
         policies_world.build(folder, None, 2, 1, changed(plan.parse(policies_world.PLAN, "policies_world", whole)))
-        usual = changes_world.World()
+        usual = changes_world.World(rate_hz=25)  # arms are looked at, not numbers
         asked = changes_world._plan(usual)
         changes_world.build(folder, dataclasses.replace(usual, fails=by_arm(usual.fails)), 2, asked=changed(asked))
     return store.load(folder)
 
 
 def thin(asked: plan.Plan) -> plan.Plan:
-    """Without experiments on the instrument, and with few requests: arms are looked at, not numbers."""
+    """Without experiments on the instrument, and with few requests."""
     kept = (each for each in asked.experiments if not each.name.startswith("card-"))
     few = (dataclasses.replace(each, count=min(each.count, 30)) for each in kept)
     return dataclasses.replace(asked, experiments=tuple(few))

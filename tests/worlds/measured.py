@@ -156,7 +156,7 @@ def _cell(
     valid = bool(rng.random() >= world.invalid)
     record = samples.CellRecord(
         index,
-        dataclasses.asdict(cell),
+        dict(vars(cell)),
         valid,
         [] if valid else ["load not offered: made so"],
         n,

@@ -236,7 +236,7 @@ def _cell(
     columns = _columns(made[trial.warmup :], index, begin_ns, rng)
     record = samples.CellRecord(
         index,
-        dataclasses.asdict(cell),
+        dict(vars(cell)),
         valid,
         [] if valid else ["load not offered: made so"],
         trial.count,

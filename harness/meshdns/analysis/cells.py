@@ -21,6 +21,7 @@ from meshdns.analysis import stats
 
 Values = NDArray[np.float64]
 BLOCK = ["run", "block"]  # the unit of replication: a block of a run
+KEY = [*BLOCK, "cell"]
 BEYOND = 10  # samples that must lie beyond a quantile; with fewer it is an anecdote about single requests
 MEAN = "mean"
 PROBABILITIES = (0.5, 0.9, 0.99)
@@ -70,11 +71,12 @@ def keys(frame: pd.DataFrame, headers: Sequence[store.RunHeader]) -> NDArray[np.
 
 def select(runs: store.Runs, *experiments: str, rejected: bool = False, **levels: Hashable) -> pd.DataFrame:
     """The valid (`rejected`: all) cells of these experiments, or of all, at these levels, with their key."""
-    rows = runs.cells if rejected else runs.cells[runs.cells["valid"].astype(bool)]
+    wanted = runs.cells["valid"].to_numpy(bool) | rejected
     if experiments:
-        rows = rows[rows["experiment"].isin(experiments)]
+        wanted &= runs.cells["experiment"].isin(experiments).to_numpy(bool)
     for name, level in levels.items():
-        rows = rows[rows[name] == level]
+        wanted &= (runs.cells[name] == level).to_numpy(bool)
+    rows = runs.cells[wanted]
     return rows.assign(key=keys(rows, runs.headers)).sort_values("key").reset_index(drop=True)
 
 
@@ -82,17 +84,17 @@ def requests_of(
     runs: store.Runs, chosen: pd.DataFrame, *, failed: bool | None = False
 ) -> tuple[pd.DataFrame, NDArray[np.int64]]:
     """Their successful (or failed, or with None all) requests, and for each the position of its cell in `chosen`."""
-    near = runs.samples
+    near = np.full(len(runs.samples), True)
     if len(chosen) < len(runs.cells):  # comparing categories is ten times cheaper than comparing keys
-        near = near[near["experiment"].isin(chosen["experiment"].unique())]
+        near &= runs.samples["experiment"].isin(chosen["experiment"].unique()).to_numpy(bool)
     if failed is not None:
-        near = near[(near["outcome"] == "ok") != failed]
+        near &= ((runs.samples["outcome"] == "ok") != failed).to_numpy(bool)
     all_keys = chosen["key"].to_numpy(dtype=np.int64)
-    found = keys(near, runs.headers)
+    found = keys(runs.samples.loc[near, KEY], runs.headers)
     position = np.searchsorted(all_keys, found)
     mine = position < len(all_keys)
     mine[mine] = all_keys[position[mine]] == found[mine]
-    return near[mine], position[mine]
+    return runs.samples.take(np.flatnonzero(near)[mine]), position[mine]
 
 
 def enough(n: ArrayLike, probability: float) -> NDArray[np.bool_]:

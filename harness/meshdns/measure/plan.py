@@ -146,7 +146,12 @@ class Plan:
 
     def seconds(self) -> float:
         """Expected duration of all load."""
-        return sum(trial.seconds(self.world) for number in range(self.blocks) for trial in self.block(number))
+        return sum(
+            Trial(cell, e.count, e.warmup, e.timeout_ms, e.capture).seconds(self.world) * len(due)
+            for e in self.experiments
+            for due in [range(0, self.blocks, e.every)]
+            for cell in e.cells()
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As JSON; `from_json` reads it back. The world is stored beside it."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -34,7 +35,7 @@ class Load:
     replica: NDArray[Any]  # that answered; "": none
     local_port: Instants
 
-    @property
+    @cached_property
     def ok(self) -> Flags:
         """The requests that were served."""
         return np.asarray(self.outcome == "ok", dtype=bool)

@@ -62,10 +62,12 @@ def _loads(runs: store.Runs, chosen: pd.DataFrame) -> Iterator[tuple[Row, Load, 
     """The cells in which a change was made while the load ran, with their requests."""
     if chosen.empty:
         return
-    near = runs.samples[runs.samples["experiment"].isin(chosen["experiment"].unique())]
+    names = list(Load.__dataclass_fields__)
+    there = runs.samples["experiment"].isin(chosen["experiment"].unique())
+    near = runs.samples.loc[there, [*cells.KEY, *names]]
     keys = cells.keys(near, runs.headers)
     order = np.lexsort((near["start_ns"].to_numpy(), keys))
-    keys, names = keys[order], list(Load.__dataclass_fields__)
+    keys = keys[order]
     columns = [np.asarray(near[name])[order] for name in names]
     for row in chosen.to_dict("records"):
         change = Change.of(row["agent"])
