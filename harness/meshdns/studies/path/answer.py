@@ -149,7 +149,7 @@ def _tracked(each: Entry) -> str:
 
 
 _INSTANTS = ("start_ns", "dns_ns", "connect_ns", "tls_ns", "first_byte_ns", "end_ns")
-_PHASES = ("dns", "connect", "tls", "first_byte", "transfer")
+_PHASES = ("dns", "connect", "tls", "first byte", "transfer")
 
 
 def _phases(request: Mapping[str, Any]) -> str:
