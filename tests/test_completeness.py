@@ -1,5 +1,7 @@
-"""What nobody here has heard of: arms, ways to capture, Services, faults and experiments drawn at random are added to
-the shipped world and plans, measured in a place in memory, and looked for on every page that shows the shipped one.
+"""What nobody here has heard of: arms, ways to capture, Services, parts, faults and experiments drawn at random.
+
+They are added to the shipped world and plans, measured in a place in memory, and looked for on every page that shows
+the shipped one.
 
 A twin differs from what is shipped by its name and at most one option. It may be refused only by a factor's rule for
 that very cell, and a page that leaves it out says so.
@@ -24,12 +26,13 @@ from meshdns.core import errors
 from meshdns.core.progress import Progress
 from meshdns.core.world import World
 from meshdns.interception import mechanisms
-from meshdns.lab import world
+from meshdns.lab import parts, world
 from meshdns.measure import factors, plan, run
 from meshdns.measure.cell import Cell
 from meshdns.measure.factors import fault
 from meshdns.report import index
-from pages import NOTEBOOKS, Part, parts
+from pages import NOTEBOOKS, Part
+from pages import parts as parts_of
 from recording import Recording, at_once
 
 __all__ = ["at_once"]  # around every test
@@ -62,6 +65,7 @@ class Drawn:
     backends: dict[str, str] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
     experiments: dict[str, str] = field(default_factory=dict)
+    containers: dict[str, str] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
 
     def name(self, of: str) -> str:
@@ -89,7 +93,7 @@ def _rules(cell: Cell, there: World) -> Iterator[tuple[bool, str]]:
 
 
 def drawn(seed: int, folder: Path, patch: pytest.MonkeyPatch, arms: int) -> Drawn:
-    """Twins of so many arms, of a way to capture, of a Service, of a fault and of an experiment."""
+    """Twins of so many arms, of a way to capture, of a Service and the part behind it, of a fault, of an experiment."""
     chance = random.Random(seed)
     shipped = world.shipped()
     found = Drawn(chance, shipped)
@@ -107,8 +111,11 @@ def drawn(seed: int, folder: Path, patch: pytest.MonkeyPatch, arms: int) -> Draw
         found.arms[arm] = found.name(arm)
         added.append(_arm(each, found.arms[arm], chance, {"meshdns/mechanism": mechanism} if arm == "nftables" else {}))
         added[-1]["status"]["podIP"] = f"198.18.0.{150 + len(added)}"
-    found.backends["meshed"] = found.name("meshed")
-    added += _service([one for one in every if one["metadata"]["name"].startswith("web")], found.backends["meshed"])
+    found.backends["meshed"], part = found.name("meshed"), found.name("web")
+    patch.setitem(parts.ALL, part, parts.ALL["web"])
+    web = [one for one in every if one["metadata"]["name"] in ("web", "web-1")]
+    added += _service(web, found.backends["meshed"], part)
+    found.containers["web-1-app"] = f"pod-{part}-app"
     (folder / "mine.yaml").write_text(yaml.safe_dump_all(added))
     found.world = world.read([world.SHIPPED, folder / "mine.yaml"])
     found.experiments["lookup"] = found.name("lookup")
@@ -125,18 +132,22 @@ def _arm(shipped: dict[str, Any], name: str, chance: random.Random, change: dict
     return twin
 
 
-def _service(web: Sequence[dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:
-    """A Service before the same replicas."""
-    for each in web:
-        if each["kind"] not in ("Service", "EndpointSlice") or "headless" in each["metadata"]["name"]:
-            continue
-        twin = copy.deepcopy(each)
+def _service(web: Sequence[dict[str, Any]], name: str, part: str) -> Iterator[dict[str, Any]]:
+    """A Service before one replica, which is made of that part."""
+    for twin in map(copy.deepcopy, web):
         twin["metadata"]["name"] = name
-        if each["kind"] == "Service":
+        if twin["kind"] == "Service":
             twin["spec"]["clusterIP"] = "10.96.1.222"
             twin["metadata"]["annotations"] |= {"meshdns/backend": name, "meshdns/virtual-ip": "240.240.1.222"}
+        elif twin["kind"] == "Pod":
+            twin["metadata"]["name"] = f"pod-{part}"
+            twin["spec"]["containers"][0]["image"] = f"meshdns/{part}"
+            twin["status"]["podIP"] = "198.18.0.149"
         else:
             twin["metadata"]["labels"]["kubernetes.io/service-name"] = name
+            twin["endpoints"] = twin["endpoints"][:1]
+            twin["endpoints"][0] |= {"addresses": ["198.18.0.149"]}
+            twin["endpoints"][0]["targetRef"]["name"] = f"pod-{part}"
         yield twin
 
 
@@ -173,7 +184,7 @@ def missing(found: Sequence[Part], twins: dict[str, str]) -> list[str]:
 
 @functools.cache
 def pages_of(runs: store.Runs) -> list[Part]:
-    return [part for path in NOTEBOOKS for part in parts(path, runs)]
+    return [part for path in NOTEBOOKS for part in parts_of(path, runs)]
 
 
 @pytest.mark.parametrize(
@@ -192,7 +203,7 @@ def test_what_is_new_is_measured_and_shown_where_the_shipped_one_is(
         for level, twin in twins.items():
             assert twin in there or any(twin in each for each in new.refused) or level not in there, (level, twin)
     found = pages_of(runs)
-    every = {**new.arms, **new.backends, **new.faults}
+    every = {**new.arms, **new.backends, **new.faults, **new.containers}
     assert missing(found, every) == []
     for twin in new.arms.values():
         assert twin not in set(good["arm"]) or any(part.names(twin) for part in found), twin
