@@ -1,49 +1,27 @@
-"""Arms that nobody here has heard of: each page shows them wherever it shows the arm that they differ from by one
-option, or says that it leaves them out."""
+"""What each arm looks like, and that runs with arms that nobody has any more are shown."""
 
 from __future__ import annotations
 
 import dataclasses
-import random
-import re
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
-import nbformat
 import numpy as np
-import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
-from matplotlib.text import Text
 
 import changes_world
 import measured
 import policies_world
 import traces
 from meshdns import store
-from meshdns.analysis import absent, looks, provenance, text
+from meshdns.analysis import looks, text
 from meshdns.core.world import Pod, World
 from meshdns.measure import plan
 from meshdns.studies.path import answer, tables
+from pages import NOTEBOOKS, parts
 from shipped import WORLD
-
-NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("[0-9]*.ipynb"))
-OPTIONS: dict[str, tuple[Any, ...]] = {
-    "dns": ("cluster", "envoy", "agent"), "mechanism": ("iptables", "nftables", "tproxy", "ebpf"),
-    "resolver": ("c-ares", "getaddrinfo"), "guarded": (True, False), "outside": (True, False), "ready": (True, False),
-}  # fmt: skip
-
-
-def copied(chance: random.Random, pod: Pod) -> Pod:
-    """The same client but for its name, its address and one option."""
-    option = chance.choice([*OPTIONS])
-    other = chance.choice([level for level in OPTIONS[option] if level != getattr(pod, option)])
-    arm = f"{chance.choice('QXZ')}{chance.randrange(10**4)}-of-{pod.arm}"
-    return dataclasses.replace(pod, pod=f"pod-{arm}", arm=arm, host=pod.host + 100, **{option: other})
 
 
 def made(folder: Path, world: World, arms: Callable[[str], tuple[str, ...]]) -> store.Runs:
@@ -80,64 +58,6 @@ def thin(asked: plan.Plan) -> plan.Plan:
     kept = (each for each in asked.experiments if not each.name.startswith("card-"))
     few = (dataclasses.replace(each, count=min(each.count, 30)) for each in kept)
     return dataclasses.replace(asked, experiments=tuple(few))
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """What one cell of a notebook shows."""
-
-    place: str
-    labels: list[str]  # of its figures, or the cells and heads of its table
-    words: str  # beside the table
-
-    def names(self, arm: str) -> bool:
-        """Whether the arm is shown, alone, with what it calls or after what it is."""
-        said = re.compile(rf"(.*(\n|, |\())?{re.escape(arm)}( →.*|\))?", re.DOTALL)
-        return any(said.fullmatch(label) for label in self.labels)
-
-
-def parts(path: Path, runs: store.Runs) -> Iterator[Part]:
-    """The notebook's figures and tables on these runs; raises what it raises, warnings too."""
-    tables: list[pd.DataFrame] = []
-    space: dict[str, Any] = {}
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("error")
-        usual = text.shown
-        patch.setattr(absent, "display", lambda _: None)
-        patch.setattr(provenance, "load", lambda _: runs)
-        patch.setattr(text, "shown", lambda *given: tables.append(usual(*given)))  # type: ignore[func-returns-value]
-        for cell in (each for each in nbformat.read(path, 4).cells if each.cell_type == "code"):
-            exec(compile(cell.source, f"{path.name}:{cell.id}", "exec"), space)
-            found = [each.get_text() for number in plt.get_fignums() for each in plt.figure(number).findobj(Text)]
-            frames = [each for each in tables if isinstance(each, pd.DataFrame)]
-            found += [str(each) for frame in frames for each in (*frame.columns, *frame.to_numpy().ravel())]
-            plt.close("all")
-            yield Part(f"{path.stem}, {cell.id}", found, " ".join(each.words for each in frames))
-            tables.clear()
-
-
-@pytest.fixture(autouse=True)
-def without_a_screen() -> None:
-    mpl.use("agg")
-
-
-@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3, 4))])
-def test_an_arm_that_differs_by_its_name_and_one_option_is_shown_where_that_one_is(seed: int, tmp_path: Path) -> None:
-    chance = random.Random(seed)
-    twins = {pod.arm: copied(chance, pod) for pod in WORLD.clients}
-    runs = made(
-        tmp_path,
-        dataclasses.replace(WORLD, pods=(*WORLD.pods, *twins.values())),
-        lambda arm: (arm, twins[arm].arm) if arm in twins else (arm,),
-    )
-    seen = set()
-    for path in NOTEBOOKS:
-        for part in parts(path, runs):
-            for arm, twin in twins.items():
-                if part.names(arm) and "not traced in these runs" not in part.labels:
-                    assert part.names(twin.arm) or twin.arm in part.words, (part.place, twin)
-                seen |= {arm} if part.names(twin.arm) else set()
-    assert seen == set(twins)
 
 
 def test_runs_with_arms_that_no_longer_exist_are_shown(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from meshdns.core.world import Pod
 from meshdns.interception.conventions import ISTIO
-from meshdns.lab import observers, readiness
+from meshdns.lab import observers, readiness, rules
 from meshdns.lab.compose.testbed import Testbed
 from meshdns.measure import block, trace
 from meshdns.measure.cell import Cell
@@ -240,8 +240,9 @@ def test_an_address_without_a_listener_goes_nowhere_and_is_counted(bed: Testbed)
     )
     assert in_app(bed, "plain", program) == "no"
     with observers.opened(bed) as asking:
-        rules = asking["client-plain"].ask({"op": "snapshot", "rules": "iptables"}, 10)[0]["rules"]
-    assert rules["escaped_vip"] > 0
+        counters = rules.counters(WORLD.named("client-plain"))
+        counted = asking["client-plain"].ask({"op": "snapshot", "rules": counters}, 10)[0]["rules"]
+    assert counted["escaped_vip"] > 0
 
 
 @pytest.mark.parametrize("arm", SIDECARS)
