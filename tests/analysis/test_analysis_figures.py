@@ -52,6 +52,13 @@ def test_bars_of_a_step_reach_its_total(usual: store.Runs) -> None:
     )
 
 
+def test_a_bar_of_more_parts_than_shades_reaches_its_total_too(usual: store.Runs) -> None:
+    table = requests.cpu(usual)
+    more = {f"part_{n}": table["server"] for n in range(8)}
+    ax = drawn(figures.stacked(table.assign(**more), [*more], "CPU, µs", "without_client"))
+    assert len(ax.patches) == len(more) * len(table)
+
+
 def test_differences_show_zero_and_the_noise_floor(usual: store.Runs) -> None:
     for floor in (requests.floor(usual), None):
         ax = drawn(figures.differences(requests.changes(usual), floor))

@@ -141,6 +141,11 @@ def test_cells_that_are_compared_stand_together_in_an_order_of_their_own() -> No
             "lookup none calls a pod by its address: kind request, an arm without a sidecar",
         ),
         ('arm = ["plain", "mode1"]', "arm = []", "no levels"),
+        (
+            'arm = ["plain", "mode1"]',
+            'arm = "plain"\nkind = "request"\nconnection = "new"\nbackend = "redis"\nchange = "crash"',
+            "crash changes shop-1, which the backend has not",
+        ),
         ('arm = ["plain", "mode1"]', 'arm = "plain"\nkind = "request"', "a request needs connection"),
         ("rate_hz = 100.0", 'lookup = "getaddrinfo"\nrate_hz = 5.0', "getaddrinfo blocks its caller"),
         ("rate_hz = 100.0", "rate_hz = 1.0\ncount = 1000000", "hours"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -46,7 +47,7 @@ def stacked(table: pd.DataFrame, parts: Sequence[str], label: str, total: str = 
             return ax
         shown = [part for part in parts if max(each.estimate for each in table[part]) > 0]
         left = np.zeros(len(table))
-        for part, (colour, hatch) in zip(shown, _SHADES, strict=False):
+        for part, (colour, hatch) in zip(shown, itertools.cycle(_SHADES), strict=False):
             width = np.maximum(drawing.us([each.estimate for each in table[part]]), 0)
             ax.barh(
                 range(len(table)), width, left=left, height=0.66, color=colour, hatch=hatch, edgecolor="#444444",

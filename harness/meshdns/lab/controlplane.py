@@ -167,8 +167,8 @@ class ControlPlane:
 
         After NXDOMAIN c-ares leaves Envoy without a time to live: it asks again only after its refresh rate, a minute.
         """
-        shop = self.world.backends["shop"]
-        usual = {f"{self.place.address(each)}:{shop.target_ports[0]}" for each in shop.replicas}
+        service = next(each for each in self.world.services if each.host == host)
+        usual = {f"{self.place.address(each)}:{service.target_ports[0]}" for each in service.replicas}
         page = {"url": f"http://127.0.0.1:{ISTIO.admin_port}/clusters", "timeout_s": 2}
         deadline = time.monotonic() + RESOLVE_TIMEOUT_S
         while True:
@@ -202,10 +202,13 @@ class ControlPlane:
 
         Envoy's DNS filter has its table in a listener, which is recorded with its configuration.
         """
-        proxy = next(client for client in self.world.clients if client.managed and client.dns == "agent")
-        table = self.place.exec(f"{proxy.pod}-dns", ["cat", "/etc/meshdns/names.json"], timeout_s=30)
-        names = {host: entry["ips"] for host, entry in json.loads(table)["table"].items()}
-        ask = ["python3", "-c", _TRANSFER, self.place.address("dns")]
+        names: dict[str, Any] = {}
+        for proxy in [each for each in self.world.clients if each.managed and each.dns == "agent"][:1]:
+            table = self.place.exec(f"{proxy.pod}-dns", ["cat", "/etc/meshdns/names.json"], timeout_s=30)
+            names = {host: entry["ips"] for host, entry in json.loads(table)["table"].items()}
+        dns = self.world.dns_pod().pod
+        zone = [self.place.address(dns), f"/state/{dns}-bind/update.key", f"{self.world.domain}."]
+        ask = ["python3", "-c", _TRANSFER, *zone]
         said = self.place.exec("observer", ask, timeout_s=ASK_TIMEOUT_S, image="dnsproxy")
         return {"names": names, "records": json.loads(said), "status": self.status()}
 
@@ -213,9 +216,9 @@ class ControlPlane:
 # Every address record of the zone, by a transfer signed with the testbed's key.
 _TRANSFER = """
 import json, re, sys, dns.query, dns.tsig, dns.zone
-secret = re.search(r'secret "(.*?)"', open("/state/dns-bind/update.key").read())[1]
+secret = re.search(r'secret "(.*?)"', open(sys.argv[2]).read())[1]
 key = dns.tsig.Key("meshdns", secret, "hmac-sha256")
-where, how = (sys.argv[1], "cluster.local."), {"port": 5300, "keyring": key, "lifetime": 5}
+where, how = (sys.argv[1], sys.argv[3]), {"port": 5300, "keyring": key, "lifetime": 5}
 answers = dns.query.xfr(*where, **how, relativize=False)
 zone = dns.zone.from_xfr(answers, relativize=False)
 found = {}

@@ -36,10 +36,10 @@ _POD: dict[str, tuple[str, ...]] = {
     "resolver": ("c-ares", "getaddrinfo", "hickory"),
     "loop-guard": _TRUTH, "virtual-ips": _TRUTH, "answers": _TRUTH, "outside": _TRUTH, "ready": _TRUTH,
 }  # fmt: skip
-_SERVICE: dict[str, tuple[str, ...]] = {
-    "backend": (), "virtual-ip": (), "headless": (), "served-by": (), "config": (STATIC, "xds"),
+_CALLED: dict[str, tuple[str, ...]] = {"backend": (), "config": (STATIC, "xds")}
+_ALLOWED = {
+    "Pod": _POD, "Service": _CALLED | {"virtual-ip": (), "headless": ()}, "ServiceEntry": _CALLED | {"served-by": ()},
 }  # fmt: skip
-_ALLOWED = {"Pod": _POD, "Service": _SERVICE, "ServiceEntry": _SERVICE}
 _ISTIO: dict[str, dict[str, tuple[str, ...]]] = {
     "Pod": {_INJECT: (), _PROXY: (), _INTERCEPTION: tuple(_MODES)},
 }
@@ -146,18 +146,17 @@ class _Builder:
         for one in self.of("Pod"):
             self._add_pod(one)
         refuse(self.faults, "the world")
-        wanted = [
-            "world-dns",
-            "observer",
-            *(["control-plane"] if any(p.managed for p in self.pods.values()) else []),
-        ]
-        for name in wanted:
+        managed = any(pod.managed for pod in self.pods.values())
+        for name in ("world-dns", "observer", *["control-plane"] * managed):
             if name not in self.pods:
                 settings.fault(f"the world has no Pod {name}", "take it from compose/worlds", "metadata", "name")
         if not any(pod.arm for pod in self.pods.values()):
             settings.fault("no Pod is an arm", f"give one the annotation {OURS}arm", "metadata", "name")
         refuse(self.faults, "the world")
         answering = dict(self._cluster_dns())
+        if managed and usual in answering and "bind" not in self.pods[answering[usual]].parts:
+            step = "add the part bind to it: the control plane keeps its names there"
+            settings.fault(f"the cluster DNS {answering[usual]} cannot be updated", step, "metadata", "name")
         refuse(self.faults, "the world")
         services = tuple(self._services(settings.namespace, data["domain"]))
         self._once(services)
@@ -195,6 +194,8 @@ class _Builder:
             one.fault(f"the arm {notes['arm']} is there already", "rename one", "metadata", "annotations", f"{OURS}arm")
         containers = [each.fields() for each in one.spec.some("containers")]
         made_of, sidecar = tuple(_part(one, each) for each in containers), notes.get(_INJECT) == "true"
+        if len({*made_of}) < len(made_of):
+            one.fault("two containers are the same part", "leave one of them out", "spec", "containers")
         if len(made_of) > 1 and (sidecar or "arm" in notes):
             one.fault("a Pod that is an arm or has a sidecar has one container here", "leave one", "spec", "containers")
         self.pods[one.name] = Pod(
@@ -288,6 +289,13 @@ class _Builder:
                 one.fault("a port has no name, so its protocol is not known", "name it, e.g. http", "spec", "ports")
         replicas = dict(self._replicas(endpoints)) if endpoints else {}
         address = one.spec.text("clusterIP")
+        if (
+            "backend" in notes
+            and notes.get("config") == STATIC
+            and (address in ("", "None") or "virtual-ip" not in notes)
+        ):
+            fact = "a backend of static sidecars has no clusterIP, or no virtual IP that mode 2 answers"
+            one.fault(fact, f"give it both, the latter as {OURS}virtual-ip", "spec", "clusterIP")
         return Service(
             name=one.name,
             host=f"{one.name}.{one.namespace}.svc.{domain}",
@@ -362,7 +370,7 @@ def _part(one: _Read, container: Fields) -> str:
             fact, step = f"the image {stage} of the part {name} cannot be built", "add it to compose/images/Dockerfile"
             one.fault(fact, step, "spec", "containers")
         return name
-    step = f"known: {', '.join(parts.ALL)}, as the container's name or image meshdns/PART"
+    step = f"known: {', '.join(parts.ALL)}, as the container's name, or its image's"
     one.fault(f"{image or 'nothing'} is no part of a testbed", step, "spec", "containers")
     return ""
 

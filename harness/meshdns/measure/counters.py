@@ -69,7 +69,7 @@ class Reader:
     def _pages(self, cell: Cell) -> Pages:
         """What the parts on a cell's path count, each on its page; none of the client's where these are taken down."""
         own = (self._world.arms[cell.arm].pod,) if cell.sidecar == "up" else ()
-        every = (at for pod in on_path(cell, self._world) for at in self._there[pod])
+        every = (at for pod in on_path(cell, self._world) for at in self._there.get(pod, ()))
         found = ((at, page) for at in every if (page := at.part.page(at)))
         return [(at, page) for at, page in found if observers.asker(at.pod, page) in (OUTSIDE, *own)]
 

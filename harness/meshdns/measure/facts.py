@@ -47,7 +47,7 @@ def gather(what: Plan, opened: Session) -> dict[str, Any]:
         "dns": _name_servers(place),
     }
     known["versions"] = _versions(place) | known["versions"]
-    if "xds" in place.groups:
+    if any(pod.managed for pod in observers.clients(place)):
         known["pushed"] = controlplane.ControlPlane(place, opened.observers["observer"]).pushed()
     known |= {
         "traces": _traces(opened, {cell.arm for cell in cells if cell.lookup != "none"}),

@@ -169,6 +169,7 @@ class _File:
     blocks: Annotated[int, Bounds(1, 1000)]
     question: str = ""
     experiment: tuple[Mapping[str, Any], ...] = ()
+    include: tuple[Mapping[str, Any], ...] = ()  # resolved by `plans.whole` before
 
 
 def _refuse(place: str, fact: str, step: str) -> errors.InputError:

@@ -18,9 +18,9 @@ from meshdns import store
 from meshdns.analysis import absent, gates, text
 from meshdns.core import errors
 from meshdns.lab import controlplane
+from meshdns.lab.controlplane import EFFECTS
 from meshdns.measure import counters
 from meshdns.measure.cell import Cell
-from meshdns.measure.factors import change as changing
 from meshdns.studies import verdict
 from meshdns.studies.change import answer, claims, tables
 from meshdns.studies.change.spells import Part, Spell
@@ -220,11 +220,11 @@ def test_servers_are_counted_where_replicas_stay() -> None:
     counted = {
         change: set(counters.on_path(Cell("unnoticed", "mode2-xds", "shop", change=change), WORLD))
         & {f"shop-{n}" for n in (1, 2, 3, 4)}
-        for change in changing.LEVELS
+        for change in EFFECTS
     }
     stays = {f"shop-{n}" for n in (1, 2, 3)}
     gone = {"up", "down", "replace", "unready", "crash"}
-    assert counted == {change: set() if change in gone else stays for change in changing.LEVELS}
+    assert counted == {change: set() if change in gone else stays for change in EFFECTS}
 
 
 def test_failures_have_their_kind_and_retries_leave_none(usual: store.Runs, world: Callable[..., store.Runs]) -> None:

@@ -23,7 +23,9 @@ class Bind(NameServer):
     def files(self, at: At) -> dict[str, str]:
         dns, outside = str(at.pod.host), str(at.world.named("world-dns").host)
         return {
-            f"{at.service}/named.conf": at.rendered("dns/named-cluster.conf", dns_host=dns, world_dns_host=outside),
+            f"{at.service}/named.conf": at.rendered(
+                "dns/named-cluster.conf", dns_host=dns, world_dns_host=outside, domain=at.world.domain
+            ),
             f"{at.service}/cluster.local.zone": zone(at),
             f"{at.service}/update.key": at.rendered("dns/update.key", update_key=at.keys.update_key),
         }

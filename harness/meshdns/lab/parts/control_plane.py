@@ -23,7 +23,8 @@ class ControlPlane(Component):
 
     def container(self, at: At) -> Container:
         dns = at.world.dns_pod()
-        kept = (f"--dns-keep={names}" for names in ("web*", "legacy*", "answer-*"))
+        own = (f"{service.host}." for service in at.world.services if not service.managed)
+        kept = (f"--dns-keep={names}" for names in (*own, "answer-*"))
         return Container(
             (
                 "--mesh=/mesh",

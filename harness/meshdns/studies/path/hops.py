@@ -158,7 +158,9 @@ class _Reader:
         self.dns = world.cluster_dns.get(world.dns_address(self.client), "dns")
         parts = {part for pod in world.pods if pod.pod == self.dns for part in (pod.part, *pod.parts)}
         # Who asks is answered by dnsdist, which asks BIND behind it; of another make by the one that is there.
-        self.facing, self.behind = (DNSDIST, BIND) if parts & _USUAL or not parts else (min(parts),) * 2
+        others = sorted(parts - _USUAL - {"bind"})
+        self.behind = others[0] if others else BIND
+        self.facing = DNSDIST if parts & _USUAL or not parts else self.behind
         self.pods: dict[str, str] = {address: pod for pod, address in trace["pods"].items()}
         url = urlsplit(trace["url"])
         self.port = url.port or {"http": 80, "https": 443}.get(url.scheme, 0)
