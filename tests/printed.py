@@ -29,8 +29,9 @@ def numbers_of(executed: Any) -> dict[str, list[str]]:
 
 
 def recorded(stem: str) -> dict[str, list[str]]:
-    """What the notebook of that name is known to print."""
-    found: dict[str, list[str]] = json.loads((RECORD / f"{stem}.json").read_text())
+    """What the notebook of that name is known to print; nothing of one without a record."""
+    record = RECORD / f"{stem}.json"
+    found: dict[str, list[str]] = json.loads(record.read_text()) if record.exists() else {}
     return found
 
 

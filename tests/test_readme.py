@@ -244,7 +244,7 @@ def test_the_times_of_the_plans_are_those_of_the_dry_run() -> None:
     rows = re.findall(r"^\| (`\w+`.*?) \|.*\| (\d.*) minutes? \|$", TEXT, re.MULTILINE)
     named = [zip(re.findall(r"\w+", names), re.findall(r"\d+", minutes), strict=True) for names, minutes in rows]
     said = dict(itertools.chain(*named))
-    read = {name: plan.find(name, WORLD) for name in plans.shipped()}
+    read = {name: plan.find(name, WORLD) for name in plans.shipped() if name in said}
     assert {name: int(minutes) for name, minutes in said.items()} == {
         name: round(duration.seconds(what, range(what.blocks)) / 60) for name, what in read.items()
     }
