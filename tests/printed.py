@@ -28,11 +28,10 @@ def numbers_of(executed: Any) -> dict[str, list[str]]:
     return found
 
 
-def recorded(stem: str) -> dict[str, list[str]]:
-    """What the notebook of that name is known to print; nothing of one without a record."""
+def recorded(stem: str) -> dict[str, list[str]] | None:
+    """What the notebook of that name is known to print; None where there is no record of it."""
     record = RECORD / f"{stem}.json"
-    found: dict[str, list[str]] = json.loads(record.read_text()) if record.exists() else {}
-    return found
+    return json.loads(record.read_text()) if record.exists() else None
 
 
 if __name__ == "__main__":

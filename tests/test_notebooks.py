@@ -59,7 +59,8 @@ def code_of(notebook: Any) -> list[str]:
 
 
 def test_the_notebooks_are_there() -> None:
-    assert {"00", "01", "02", "03", "04", "05", "08", "10"} <= {path.stem.split("-")[0] for path in NOTEBOOKS}
+    recorded = {path.stem for path in NOTEBOOKS if printed.recorded(path.stem) is not None}
+    assert {"00", "01", "02", "03", "04", "05", "08", "10"} <= {stem.split("-")[0] for stem in recorded}
 
 
 @each_notebook
@@ -131,7 +132,7 @@ def test_papermill_gives_answer_figures_and_tables_from_the_sample(path: Path, t
     output = tmp_path / path.name
     papermill.execute_notebook(str(path), str(output), cwd=str(FOLDER.parent), progress_bar=False)
     executed = nbformat.read(output, 4)
-    assert printed.numbers_of(executed) == printed.recorded(path.stem)
+    assert printed.recorded(path.stem) in (None, printed.numbers_of(executed))
     for cell in executed.cells:
         found = {kind for each in cell.get("outputs", []) for kind in each.get("data", {})}
         kind = re.sub(r"-\d+$", "", cell.metadata["tags"][0])
