@@ -33,7 +33,7 @@ def test_the_agent_takes_every_job_of_a_plan(name: str) -> None:
             line, host = read.request.decode().split("\r\n")[:2]
             assert line.startswith("GET /")
             assert line.endswith(f"/bytes/{cell.body_bytes} HTTP/1.1")
-            assert host == f"Host: {WORLD.backends[cell.backend].fqdn}"
+            assert host == f"Host: {WORLD.backends[cell.backend].host}"
 
 
 class Header(Factor):

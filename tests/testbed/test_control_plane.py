@@ -129,7 +129,7 @@ def test_a_name_told_to_the_agents_proxy_and_to_envoys_filter_is_answered_alike(
 ) -> None:
     told = pushing.pushed()["names"]
     for backend in ("shop", "shop-headless", "api", "postgres"):
-        host = WORLD.backends[backend].fqdn
+        host = WORLD.backends[backend].host
         for arm in MODE2:
             assert seen(session, trial(arm, backend, 60), "address") <= set(told[host]), (arm, host)
 

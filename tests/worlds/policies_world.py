@@ -149,8 +149,8 @@ MODES = ARMS[1:]
 REPLICAS = ("shop-1", "shop-2", "shop-3")
 REAL = {"api": "198.19.0.80", "postgres": "198.19.0.81", "redis": "198.19.0.82"}
 VIRTUAL = {"api": "240.240.0.1", "postgres": "240.240.0.2", "redis": "240.240.0.3"}
-HOSTS = {name: WORLD.backends[name].fqdn for name in REAL}
-SHOP = WORLD.backends["shop"].fqdn
+HOSTS = {name: WORLD.backends[name].host for name in REAL}
+SHOP = WORLD.backends["shop"].host
 TRIES = {"none": 3, "retries": 4, "timeouts": 3}  # a sidecar alone tries connections again
 
 

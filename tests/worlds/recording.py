@@ -254,7 +254,7 @@ class Recording:
 
     def _table(self, dns: str) -> dict[str, str]:
         """What a pod's DNS proxy knows."""
-        known = {each.fqdn: each.virtual_ip or each.cluster_ip for each in self.world.backends.values()}
+        known = {each.host: each.virtual_ip or each.cluster_ip for each in self.world.backends.values()}
         return {host: address or "240.240.0.99" for host, address in known.items() if dns != "cluster"}
 
     # -- observers -------------------------------------------------------------------------------------------------
@@ -299,14 +299,14 @@ class Recording:
             return json.dumps({"configs": []})
         if parts.path == "/clusters":
             members = [f"{self.address(each)}:8080" for each in self.world.backends["shop"].replicas]
-            hosts = [each.fqdn for each in self.world.services if each.managed and each.watched]
+            hosts = [each.host for each in self.world.services if each.managed and each.watched]
             lines = [f"outbound|80||{host}::{each}::health_flags::healthy" for host in hosts for each in members]
             return "\n".join(lines)
         if parts.path == "/ready":
             return "LIVE"
         found = {f"cluster.{service.name}-http.membership_healthy": 3 for service in self.world.static}
         found |= {
-            f"cluster.outbound|80||{each.fqdn}.membership_healthy": 3 for each in self.world.services if each.managed
+            f"cluster.outbound|80||{each.host}.membership_healthy": 3 for each in self.world.services if each.managed
         }
         found |= dict.fromkeys(_ALWAYS, 0) | self._of(f"{pod}/envoy/")
         wanted = urllib.parse.parse_qs(parts.query).get("filter", [""])[0]
@@ -377,7 +377,7 @@ class Load:
         direct = self.job.get("address", "")
         for each in self.where.world.backends.values():
             first = [self.where.address(pod) for pod in [*each.replicas][:1]]
-            if direct in first if direct else host in (each.fqdn, each.name):
+            if direct in first if direct else host in (each.host, each.name):
                 return each
         return self.where.world.backends["postgres"]  # what is asked is not HTTP
 
@@ -412,7 +412,7 @@ class Load:
         if self.client.dns_proxy and not (name == self.where.world.external_name and not self.client.managed):
             return self.where._table(self.client.dns).get(name, "")
         outside = f"{self.where.nets.world}.80"
-        zone = {each.fqdn: each.cluster_ip or outside for each in self.where.world.backends.values()}
+        zone = {each.host: each.cluster_ip or outside for each in self.where.world.backends.values()}
         return {**zone, self.where.world.external_name: outside}.get(name, "")
 
     def answer(self) -> Answer:
@@ -494,7 +494,7 @@ class Load:
             counted[f"{first}/envoy/cluster.inbound.upstream_rq_total"] += self.made
         if self.client.sidecar:
             counted[f"{pod}/rule/redirect_tcp"] += self.opened
-            managed = f"outbound|80||{service.fqdn}"
+            managed = f"outbound|80||{service.host}"
             cluster = managed if self.client.managed else f"{service.name}-http"
             counted[f"{pod}/envoy/cluster.{cluster}.upstream_rq_completed"] += 0 if self.job["tls"] else self.made
         elif self.job["lookup"] != "none":

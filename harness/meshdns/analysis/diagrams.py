@@ -15,7 +15,7 @@ _SHADES = {"proxied": "#ffffff", "direct": "#e4e4e4", "looped": "#9a9a9a", "refu
 _MIXED = "#f4f4f4"
 
 
-def grid(table: pd.DataFrame, missing: str = "not measured in these runs") -> Axes:
+def grid(table: pd.DataFrame) -> Axes:
     """A row per answer, a column per condition, the outcome in words on a ground whose lightness repeats it."""
     with drawing.axes(0.9 + 0.46 * max(len(table), 2)) as ax:
         ax.set_xlim(0, len(table.columns))
@@ -25,7 +25,7 @@ def grid(table: pd.DataFrame, missing: str = "not measured in these runs") -> Ax
                 _cell(ax, (x, y), str(said))
         if table.empty:
             absent.tell(absent.known(table))
-            ax.text(0.5, 0.5, missing, transform=ax.transAxes, ha="center", fontsize=10)
+            ax.text(0.5, 0.5, "not measured in these runs", transform=ax.transAxes, ha="center", fontsize=10)
         ax.set_yticks([y + 0.5 for y in range(len(table))], [_filled(name, 22) for name in table.index])
         heads = [_filled(name, 14) for name in table.columns]
         ax.set_xticks([x + 0.5 for x in range(len(heads))], heads)

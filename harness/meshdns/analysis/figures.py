@@ -24,8 +24,8 @@ _SHADES = (
 )
 
 
-def latencies(table: pd.DataFrame, label: str = "p50 from the due time", rows: str = "arm") -> Axes:
-    """One row per arm or step: p50 with its interval, and every block."""
+def latencies(table: pd.DataFrame, label: str = "p50 from the due time") -> Axes:
+    """One row per arm: p50 with its interval, and every block."""
     seen = looks.of(table)
     with drawing.axes(drawing.tall(len(table))) as ax:
         if table.empty:
@@ -33,7 +33,7 @@ def latencies(table: pd.DataFrame, label: str = "p50 from the due time", rows: s
             return ax
         for y, row in enumerate(table.to_dict("records")):
             drawing.mark(ax, y, row["p50"], seen[row["arm"]], row["values"])
-        drawing.rows(ax, list(table[rows]))
+        drawing.rows(ax, list(table["arm"]))
         drawing.from_zero(ax, table, "p50", label)
         return ax
 

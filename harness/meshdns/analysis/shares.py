@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -83,15 +82,6 @@ def difference(a: pd.DataFrame, b: pd.DataFrame) -> Points | None:
     low = found - math.hypot(one.high - one.estimate, two.estimate - two.low)
     high = found + math.hypot(one.estimate - one.low, two.high - two.estimate)
     return Points(found, low, high, len(both), CONFIDENCE)
-
-
-def levels(frame: pd.DataFrame, by: Sequence[str]) -> dict[tuple[str, ...], pd.DataFrame]:
-    """The rows of each level of `by`, summed per block: numbers only, blocks as index."""
-    found: dict[tuple[str, ...], pd.DataFrame] = {}
-    for level, rows in frame.groupby(list(by), observed=True):
-        parts = level if isinstance(level, tuple) else (level,)
-        found[tuple(map(str, parts))] = rows.drop(columns=list(by)).groupby(cells.BLOCK, observed=True).sum()
-    return found
 
 
 def _present(hits: ArrayLike, n: ArrayLike) -> tuple[cells.Values, cells.Values]:

@@ -174,11 +174,11 @@ def noise_floor(a: ArrayLike, twin: ArrayLike, confidence: float = CONFIDENCE) -
     return NoiseFloor(absolute=farther[0], relative=farther[1], difference=difference)
 
 
-def minimum_detectable(sd: float, n: int, confidence: float = CONFIDENCE, power: float = POWER) -> float:
-    """The smallest true difference that n blocks find with this power, sd being that of the paired differences."""
+def minimum_detectable(sd: float, n: int) -> float:
+    """The smallest true difference that n blocks find with the usual power, sd being that of the paired differences."""
     if n < 2:
         return math.inf
-    return float((_t(confidence, n) + scipy_stats.t.ppf(power, n - 1)) * sd / math.sqrt(n))
+    return float((_t(CONFIDENCE, n) + scipy_stats.t.ppf(POWER, n - 1)) * sd / math.sqrt(n))
 
 
 def slope_intercept(x: ArrayLike, y: ArrayLike, confidence: float = CONFIDENCE) -> Line:

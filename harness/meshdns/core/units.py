@@ -62,13 +62,6 @@ def duration(ns: float, unit: Unit | None = None) -> str:
     return f"{number(ns / NS_PER_UNIT[unit])} {unit}"
 
 
-def durations(values_ns: Iterable[float]) -> list[str]:
-    """A row of durations in one unit, so that they can be compared by eye."""
-    values = list(values_ns)
-    unit = unit_for(values)
-    return [duration(value, unit) for value in values]
-
-
 def rate(hz: float) -> str:
     """`1310 /s`: requests or queries per second."""
     return f"{number(hz)} /s"

@@ -108,11 +108,6 @@ class Service:
     by_address: bool = False  # a pod alone, called by its own address
 
     @property
-    def fqdn(self) -> str:
-        """The name without its final dot."""
-        return self.host
-
-    @property
     def hosts(self) -> tuple[int, ...]:
         """Endpoints, as host numbers on the pod network."""
         return tuple(self.replicas.values())
@@ -183,11 +178,6 @@ class World:
     def meshed(self) -> tuple[Pod, ...]:
         """Replicas with a sidecar."""
         return tuple(pod for pod in self.pods if pod.sidecar and not pod.arm)
-
-    @cached_property
-    def alone(self) -> tuple[Pod, ...]:
-        """Replicas without a sidecar."""
-        return tuple(pod for pod in self.pods if pod.ports and not pod.sidecar and not pod.arm)
 
     @cached_property
     def backends(self) -> dict[str, Service]:

@@ -141,7 +141,7 @@ def _static(name: str, hosts: list[str], port: int) -> Json:
 
 def _dns_table(world: World, nets: Nets) -> dict[str, list[str]]:
     """Names that Envoy answers itself."""
-    services = {service.fqdn: [service.virtual_ip] for service in world.static}
+    services = {service.host: [service.virtual_ip] for service in world.static}
     return services | {host.name: list(host.ips) for host in names.conformance_world(world, nets).hosts()}
 
 

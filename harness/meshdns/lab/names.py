@@ -26,7 +26,7 @@ def application_name(world: World, name_kind: str, service: Service) -> str:
     `fqdn` carries the final dot, so that no search list applies; `external` and `absent` do not, as nobody writes one.
     """
     return {
-        "fqdn": f"{service.fqdn}.",
+        "fqdn": f"{service.host}.",
         "short": service.name,
         "external": world.external_name,
         "absent": world.absent_name,

@@ -55,7 +55,7 @@ def _h2load(index: int, trial: Trial, world: World, run: Callable[[str], str]) -
 
 def _dnsperf(index: int, trial: Trial, world: World, run: Callable[[str], str]) -> tuple[pa.Table, dict[str, Any]]:
     """dnsperf -v: rcode and duration per query, and the run time; it stamps no instants, so they are put end to end."""
-    name, total = f"{service_of(trial.cell, world).fqdn}. {trial.cell.qtype}", trial.warmup + trial.count
+    name, total = f"{service_of(trial.cell, world).host}. {trial.cell.qtype}", trial.warmup + trial.count
     questions = "/tmp/dnsperf.txt"  # noqa: S108  the container's own tmpfs
     at_once = trial.cell.concurrency
     server = world.dns_address(world.arms[trial.cell.arm])

@@ -138,7 +138,7 @@ class Loads:
         time.sleep(change.FORGET_S)
         service = self.place.world.backends[cell.backend]
         if service.resolved:
-            changing.await_resolved(service.fqdn, self.observers[self._client(cell)])
+            changing.await_resolved(service.host, self.observers[self._client(cell)])
 
     def _client(self, cell: Cell) -> str:
         """The pod that asks: for the calibration target the plain one."""

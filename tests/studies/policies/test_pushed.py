@@ -162,7 +162,7 @@ def test_the_shipped_mesh_agrees_with_itself() -> None:
     assert found.loc[~found["agree"].astype(bool), "lacking"].to_dict() == {}
     assert {"virtual", "ClusterIP", "pods"} <= set(found["address"])
     for name in ("api", "postgres", "redis"):
-        assert found.loc[WORLD.backends[name].fqdn, "address"] == "virtual"
+        assert found.loc[WORLD.backends[name].host, "address"] == "virtual"
 
 
 def test_a_sidecar_without_the_virtual_addresses_of_two_services_on_one_port_still_has_a_listener_for_it() -> None:

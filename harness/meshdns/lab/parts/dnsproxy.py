@@ -60,7 +60,7 @@ def _table(at: At) -> dict[str, Any]:
     """What it answers, in the form in which Istio's control plane hands names to its agent."""
     world = at.world
     services = {
-        service.fqdn: {
+        service.host: {
             "ips": [service.virtual_ip],
             "registry": "Kubernetes",
             "namespace": world.namespace,

@@ -51,8 +51,8 @@ class Backend(Factor):
         if service.name in _TCP_ANSWERS:
             tcp = {"payload": _TCP_PAYLOAD, "answers": _TCP_ANSWERS}
             return replace(so_far, path="").having(address="", port=service.ports[0], tls=None, tcp=tcp)
-        tls = {"server_name": service.fqdn, "cafile": TLS_CERTIFICATE} if cell.tls else None
-        named = replace(so_far, head=(f"Host: {service.fqdn}", *so_far.head))
+        tls = {"server_name": service.host, "cafile": TLS_CERTIFICATE} if cell.tls else None
+        named = replace(so_far, head=(f"Host: {service.host}", *so_far.head))
         return named.having(address="", port=service.ports[cell.tls], tls=tls)
 
     def request_s(self, so_far_s: float, cell: Cell, world: World, timeout_s: float) -> float:

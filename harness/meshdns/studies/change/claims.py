@@ -12,8 +12,6 @@ from meshdns.studies.change import answer, tables
 from meshdns.studies.change.tables import EDS, KEPT, NEW, ORIGINAL_DST, Row, rows
 from meshdns.studies.verdict import DEPENDS, FOLLOWING, REFUTED, SUPPORTED, UNDECIDED, Verdict, unmeasured
 
-JUDGED: dict[str, tuple[str, ...]] = {}  # by every arm, as it has a sidecar or none
-
 
 def verdicts(runs: store.Runs) -> Iterator[Verdict]:
     """Of the one claim."""

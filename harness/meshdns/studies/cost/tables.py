@@ -78,9 +78,9 @@ def change(a: Level, b: Level) -> str:
     return f"{label(b)} against {label(a)}"
 
 
-def _medians(runs: store.Runs, experiment: str, statistic: float | str = 0.5) -> pd.DataFrame:
+def _medians(runs: store.Runs, experiment: str) -> pd.DataFrame:
     chosen = cells.select(runs, experiment)
-    return cells.matrix(cells.per_cell(runs, chosen, "from_due", statistic), ["arm", "backend"])
+    return cells.matrix(cells.per_cell(runs, chosen, "from_due"), ["arm", "backend"])
 
 
 def _steps(levels: Iterable[Sequence[object]], seen: looks.Looks) -> list[Level]:
@@ -104,9 +104,9 @@ def _compared(steps: Sequence[Level], seen: looks.Looks) -> list[tuple[Level, Le
     return found
 
 
-def ladder(runs: store.Runs, experiment: str = REQUEST) -> pd.DataFrame:
+def ladder(runs: store.Runs) -> pd.DataFrame:
     """A row per step: p50, p90, p99 from the due time."""
-    chosen = cells.select(runs, experiment)
+    chosen = cells.select(runs, REQUEST)
     chosen = chosen.assign(step=chosen["arm"] + "/" + chosen["backend"])
     found = {p: cells.matrix(cells.per_cell(runs, chosen, "from_due", p), ["arm", "backend"]) for p in (0.5, 0.9, 0.99)}
     over_all = {p: cells.pooled(runs, chosen, "step", "from_due", p) for p in (0.9, 0.99)}
@@ -124,12 +124,12 @@ def ladder(runs: store.Runs, experiment: str = REQUEST) -> pd.DataFrame:
         }
         for step in _steps(found[0.5].columns, seen)
     ]
-    return absent.of(pd.DataFrame(rows), runs, experiment)
+    return absent.of(pd.DataFrame(rows), runs, REQUEST)
 
 
-def phases(runs: store.Runs, experiment: str = REQUEST) -> pd.DataFrame:
+def phases(runs: store.Runs) -> pd.DataFrame:
     """A row per step: the mean of each phase and of the total (from start), which is their sum."""
-    chosen = cells.select(runs, experiment)
+    chosen = cells.select(runs, REQUEST)
     found = {
         phase: cells.matrix(cells.per_cell(runs, chosen, phase, cells.MEAN), ["arm", "backend"])
         for phase in [*cells.PHASES, "from_start"]
@@ -144,7 +144,7 @@ def phases(runs: store.Runs, experiment: str = REQUEST) -> pd.DataFrame:
             | means
             | {"total": total, "left_over_ns": round(left_over, 1) + 0.0}  # no -0
         )
-    return absent.of(pd.DataFrame(rows), runs, experiment)
+    return absent.of(pd.DataFrame(rows), runs, REQUEST)
 
 
 def floor(runs: store.Runs, experiment: str = REQUEST) -> stats.NoiseFloor | None:
@@ -152,9 +152,9 @@ def floor(runs: store.Runs, experiment: str = REQUEST) -> stats.NoiseFloor | Non
     return cells.noise_floor(_medians(runs, experiment), PLAIN, TWIN)
 
 
-def difference(runs: store.Runs, a: Level, b: Level, experiment: str = REQUEST) -> stats.Difference | None:
+def difference(runs: store.Runs, a: Level, b: Level) -> stats.Difference | None:
     """Step b minus step a at p50."""
-    return cells.paired(_medians(runs, experiment), a, b)
+    return cells.paired(_medians(runs, REQUEST), a, b)
 
 
 def changes(runs: store.Runs, experiment: str = REQUEST) -> pd.DataFrame:
@@ -184,9 +184,9 @@ def changes(runs: store.Runs, experiment: str = REQUEST) -> pd.DataFrame:
     return absent.of(pd.DataFrame(rows), runs, experiment)
 
 
-def waits(runs: store.Runs, experiment: str = OPEN) -> pd.DataFrame:
+def waits(runs: store.Runs) -> pd.DataFrame:
     """A row per step: requests of an open loop from their due time and from their start; the gap is the hidden wait."""
-    chosen = cells.select(runs, experiment)
+    chosen = cells.select(runs, OPEN)
     by = ["arm", "backend"]
     due, start, lag = (cells.matrix(cells.per_cell(runs, chosen, m), by) for m in ("from_due", "from_start", "lag"))
     mean = cells.matrix(cells.per_cell(runs, chosen, "lag", cells.MEAN), by)
@@ -202,7 +202,7 @@ def waits(runs: store.Runs, experiment: str = OPEN) -> pd.DataFrame:
             for step in _steps(due.columns, looks.of_runs(runs))
         ]
     )
-    return absent.of(table, runs, experiment)
+    return absent.of(table, runs, OPEN)
 
 
 def sizes(runs: store.Runs) -> pd.DataFrame:
@@ -257,9 +257,9 @@ def behind_client(table: pd.DataFrame) -> list[str]:
     return known[known.index(CLIENT) + 1 : known.index("without_client")] if known else []
 
 
-def cpu(runs: store.Runs, experiment: str = REQUEST) -> pd.DataFrame:
+def cpu(runs: store.Runs) -> pd.DataFrame:
     """A row per step: CPU time per request in each kind of container, and their sum (intervals in ns)."""
-    chosen = cells.select(runs, experiment, tool="agent")
+    chosen = cells.select(runs, REQUEST, tool="agent")
     each = spent(runs, chosen)
     whole = {name: cells.matrix(chosen.assign(value=each[name]), ["arm", "backend"]) for name in each.columns}
     total = cells.matrix(chosen.assign(value=each.sum(axis=1)), ["arm", "backend"])
@@ -272,12 +272,12 @@ def cpu(runs: store.Runs, experiment: str = REQUEST) -> pd.DataFrame:
             for step in _steps(total.columns, looks.of_runs(runs))
         ]
     )
-    return absent.of(table, runs, experiment)
+    return absent.of(table, runs, REQUEST)
 
 
-def memory(runs: store.Runs, experiment: str = REQUEST) -> pd.DataFrame:
+def memory(runs: store.Runs) -> pd.DataFrame:
     """A row per container that takes part: memory at the end of the cells, median and largest, in MB."""
-    chosen = cells.select(runs, experiment)
+    chosen = cells.select(runs, REQUEST)
     rows = [
         (service, role(step, service, runs.world), size / 1e6)
         for step, sizes in zip(_levels(chosen), chosen["memory_bytes"], strict=True)
@@ -287,7 +287,7 @@ def memory(runs: store.Runs, experiment: str = REQUEST) -> pd.DataFrame:
     table = frame.groupby(["role", "container"])["mb"].agg(median_mb="median", largest_mb="max").reset_index()
     order = {name: rank for rank, name in enumerate(ROLES)}
     by = table["role"].map(lambda name: order.get(name, len(order)))
-    return absent.of(table.iloc[np.lexsort((table["container"], by))].reset_index(drop=True), runs, experiment)
+    return absent.of(table.iloc[np.lexsort((table["container"], by))].reset_index(drop=True), runs, REQUEST)
 
 
 def _levels(chosen: pd.DataFrame) -> list[Level]:
@@ -328,9 +328,9 @@ def _given(world: World) -> dict[str, frozenset[str]]:
     return {name: frozenset(getattr(each, kind) for each in world.services) for name, kind in kinds.items()}
 
 
-def path(runs: store.Runs, experiments: Sequence[str] = (REQUEST,)) -> pd.DataFrame:
+def path(runs: store.Runs) -> pd.DataFrame:
     """A row per step: requests, the class of the answered addresses, and what each part of the path counted."""
-    chosen = cells.select(runs, *experiments, connection="new", tool="agent")
+    chosen = cells.select(runs, REQUEST, connection="new", tool="agent")
     rows, position = cells.requests_of(runs, chosen)
     answered = rows["address"].astype(str)
     sums = chosen.assign(

@@ -68,16 +68,10 @@ def tail(within: stats.Interval, over_all_ns: float | None) -> stats.Interval | 
     return within if within.n else stats.Pooled(np.nan if over_all_ns is None else over_all_ns)
 
 
-def floor(runs: store.Runs, experiment: str = LOOKUP) -> stats.NoiseFloor | None:
+def floor(runs: store.Runs) -> stats.NoiseFloor | None:
     """What equal arms differ by at p50."""
-    chosen = cells.select(runs, experiment)
-    return cells.noise_floor(cells.matrix(cells.per_cell(runs, chosen, "from_due"), ["arm"]), BASE, TWIN)
-
-
-def difference(runs: store.Runs, a: str, b: str) -> stats.Difference | None:
-    """Arm b minus arm a at p50 of the `lookup` experiment."""
     chosen = cells.select(runs, LOOKUP)
-    return cells.paired(cells.matrix(cells.per_cell(runs, chosen, "from_due"), ["arm"]), a, b)
+    return cells.noise_floor(cells.matrix(cells.per_cell(runs, chosen, "from_due"), ["arm"]), BASE, TWIN)
 
 
 @cells.once
@@ -103,9 +97,9 @@ def by_name(runs: store.Runs) -> pd.DataFrame:
     return _ordered(absent.of(pd.DataFrame(rows), runs, NAMES))
 
 
-def queries(runs: store.Runs, *experiments: str) -> pd.DataFrame:
+def queries(runs: store.Runs) -> pd.DataFrame:
     """Queries counted at client, DNS proxy and cluster DNS: exact sums over all valid cells, and what is left over."""
-    chosen = cells.select(runs, *(experiments or (LOOKUP, NAMES)), kind="lookup", tool="agent")
+    chosen = cells.select(runs, LOOKUP, NAMES, kind="lookup", tool="agent")
     counted = chosen.assign(
         lookups=cells.asked(runs, chosen),
         **{name: cells.counter(chosen, counter) for name, counter in COUNTERS.items()},
@@ -123,7 +117,7 @@ def queries(runs: store.Runs, *experiments: str) -> pd.DataFrame:
     out["cluster_dns_per_lookup"] = table["cluster"] / table["lookups"].clip(lower=1)
     out["residual"] = left_over
     out["agree"] = left_over == 0
-    return _ordered(absent.of(out, runs, *(experiments or (LOOKUP, NAMES))))
+    return _ordered(absent.of(out, runs, LOOKUP, NAMES))
 
 
 def disagreement(counts: Mapping[str, cells.Values], proxied: NDArray[np.bool_]) -> cells.Values:

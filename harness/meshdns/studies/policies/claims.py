@@ -14,7 +14,6 @@ from meshdns.studies.policies.answer import PLAN
 from meshdns.studies.policies.tables import HTTP, INSIDE, NONE, OUTSIDE, PLAIN, SPLIT, TCP, Row, Rows, meshed, modes
 from meshdns.studies.verdict import BUYS, DEPENDS, REFUTED, SUPPORTED, UNDECIDED, Verdict, unmeasured
 
-JUDGED: dict[str, tuple[str, ...]] = {}  # by every arm, as it has a sidecar or none
 ONCE = 1.01  # more requests at the replicas per request made than this are retries
 EVEN = 0.5  # replicas whose shares differ by less than this factor share the load
 
