@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from meshdns.core.world import Nets, Pod, World
 from meshdns.interception import mechanisms
 from meshdns.interception.conventions import ISTIO
-from meshdns.interception.mechanisms.mechanism import RULES
+from meshdns.interception.mechanisms import RULES
 from meshdns.interception.options import Options
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from meshdns.interception import mechanisms
 from meshdns.interception.conventions import ISTIO
-from meshdns.interception.mechanisms.mechanism import RULES
+from meshdns.interception.mechanisms import RULES
 from meshdns.interception.options import Options
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from .mechanism import COUNTED, Command, Mechanism
+from .mechanism import COUNTED, RULES, Command, Mechanism
 
-__all__ = ["ALL", "COUNTED", "Command", "Mechanism"]
+__all__ = ["ALL", "COUNTED", "RULES", "Command"]
 
 ALL: dict[str, Mechanism] = {
     found.name: importlib.import_module(f"{__name__}.{found.name}").MECHANISM

@@ -9,17 +9,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from string import Template
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from meshdns.core import paths
 from meshdns.core.world import Nets, Pod, World
+from meshdns.lab import observers
 
 NOBODY = "65534:65534"
 LOW_PORTS = {"net.ipv4.ip_unprivileged_port_start": "0"}  # who has no capability listens on them as well
 LOOPBACK = "http://127.0.0.1"
 FROM_POD = "dnsdist/from_pod"  # queries of the client's pod at its cluster DNS, whichever: stored runs have this name
 ASKED, PASSED_ON = "pod/rule/dns_client", "pod/rule/dns_proxy"  # queries that rules saw: the client's, the sidecar's
-Page = dict[str, Any]
+Page = observers.Page
 Command = tuple[str, ...]
 Counts = Mapping[str, float]
 Pairs = Iterator[tuple[str, float, float]]
