@@ -21,6 +21,7 @@ from meshdns.measure import capture, counters, generators, jobs
 from meshdns.measure.cell import Cell
 from meshdns.measure.conditions import Conditions
 from meshdns.measure.factors import change
+from meshdns.measure.factors.arm import NULL
 from meshdns.measure.plan import Trial
 
 AGENT = ("python3", "-m", "agent")
@@ -37,7 +38,7 @@ class Agents:
 
     def of(self, arm: str, ndots: int) -> Channel:
         """The agent in an arm's client pod."""
-        key = ("plain" if arm == "null" else arm, ndots)  # the calibration target needs no pod of its own
+        key = ("plain" if arm == NULL else arm, ndots)  # the calibration target needs no pod of its own
         if key not in self._channels:
             service = f"{self._place.world.arms[key[0]].pod}-app"
             self._channels[key] = self._place.talk(service, AGENT, env={"RES_OPTIONS": f"ndots:{ndots}"})
@@ -142,4 +143,4 @@ class Loads:
 
     def _client(self, cell: Cell) -> str:
         """The pod that asks: for the calibration target the plain one."""
-        return self.place.world.arms["plain" if cell.arm == "null" else cell.arm].pod
+        return self.place.world.arms["plain" if cell.arm == NULL else cell.arm].pod

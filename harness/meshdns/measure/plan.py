@@ -22,6 +22,7 @@ from meshdns.core.schema import Bounds, Levels
 from meshdns.core.world import CORE, World
 from meshdns.measure import factors
 from meshdns.measure.cell import Cell
+from meshdns.measure.factors.arm import NULL
 
 MAX_SECONDS = 24 * 3600  # a plan that runs for longer is a typing error
 MAX_CELLS = 10_000  # in a block: their number is stored in 16 bits, and an invalid cell is measured up to three times
@@ -138,7 +139,7 @@ class Plan:
         """The groups of pods that are needed beside the core."""
         cells = [cell for experiment in self.experiments for cell in experiment.cells()]
         services = [self.world.backends[cell.backend] for cell in cells if cell.backend != "none"]
-        pods = [self.world.arms[cell.arm] for cell in cells if cell.arm != "null"]
+        pods = [self.world.arms[cell.arm] for cell in cells if cell.arm != NULL]
         pods += [self.world.dns_pod(pod) for pod in pods]
         pods += [self.world.named(name) for service in services for name in service.replicas]
         pods += [self.world.named(service.served_by) for service in services if service.served_by]

@@ -19,6 +19,7 @@ from meshdns.lab import parts
 from meshdns.lab.parts.component import ASKED, Made
 from meshdns.measure.cell import Cell
 from meshdns.measure.counters import on_path
+from meshdns.measure.factors.arm import NULL
 from meshdns.measure.plan import Trial
 from meshdns.store.samples import CellRecord
 
@@ -41,7 +42,7 @@ def reasons(
     if cell.answer != "none":  # what becomes of the request is the question; only the lookup has a right answer
         return [*found, *_answered(cell, table, world, nets)]
     found += _answers(cell, table, world, nets)
-    if cell.tool == "agent" and cell.arm != "null":
+    if cell.tool == "agent" and cell.arm != NULL:
         found += _path(trial, counts, agent, world)
     return found
 
@@ -83,7 +84,7 @@ def _answers(cell: Cell, table: pa.Table, world: World, nets: Nets) -> Iterator[
     )
     for entry in failed.to_pylist():
         yield f"{entry['counts']} of {table.num_rows} requests: {entry['values']}"
-    if cell.tool != "agent" or cell.arm == "null":
+    if cell.tool != "agent" or cell.arm == NULL:
         return
     ok = table.filter(pc.equal(table.column("outcome").cast(pa.string()), "ok"))
     expected: dict[str, set[Any]] = {

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from meshdns.core.world import Nets, World
 from meshdns.measure.cell import Cell
+from meshdns.measure.factors.arm import NULL
 from meshdns.measure.factors.factor import Factor, Job, Rules
 
 BODY_SIZES = (0, 1024, 16384, 131072, 1048576)  # files in the web image
@@ -17,7 +18,7 @@ _OTHER_S = 0.1  # another load generator starts, and writes down what it saw
 
 def _others(cell: Cell) -> Rules:
     """What other load generators can measure."""
-    kept = cell.connection == "keepalive" and cell.arm != "null" and (cell.lookup != "none" or cell.kind == "lookup")
+    kept = cell.connection == "keepalive" and cell.arm != NULL and (cell.lookup != "none" or cell.kind == "lookup")
     yield cell.tool == "agent" or cell.arrival == "closed", "other load generators run closed loops"
     yield (
         cell.tool != "h2load" or (cell.kind == "request" and kept and not cell.tls and cell.fault == "none"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from meshdns.core import paths
 from meshdns.core.world import World
 from meshdns.lab.controlplane import ControlPlane
 from meshdns.lab.observers import Observers
@@ -14,8 +15,7 @@ from meshdns.measure.factors import factor
 from meshdns.measure.factors.factor import Factor, Rules
 
 POLICY_S = 0.4  # until one has taken another's place at every sidecar (from data/sample)
-# Each is a file of compose/policies.
-LEVELS = ("retries", "timeouts", "outlier", "breaker", "split", "strict", "permissive", "disable", "reconnect")
+LEVELS = sorted(file.stem for file in (paths.COMPOSE / "policies").glob("*.yaml"))
 
 
 class Control(factor.Control):

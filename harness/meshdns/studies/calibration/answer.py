@@ -113,9 +113,8 @@ _GATE = "p99 under {limit:%} of the median latency at {gate_hz:/s}"
 _NOISE_GATE = "zero inside the interval, which is within {limit:%}"
 _OTHERS_GATE = "p50 within {limit:%} of the agent's, interval too; both keep Little's law"
 _SAID = {
-    "clock": _Said("clock"),
-    "clock_step": _Said("clock: step", "{step:ns}", "at most 1 µs"),
-    "clock_cost": _Said("clock: cost of a reading, p50 / p99", "{p50:n} / {p99:n} ns", "p50 at most 1 µs"),
+    "clock_step": _Said("clock: step", "{step:ns}", "at most {limit_us:g} µs"),
+    "clock_cost": _Said("clock: cost of a reading, p50 / p99", "{p50:n} / {p99:n} ns", "p50 at most {limit_us:g} µs"),
     "clock_backwards": _Said("clock: steps backwards", "{steps:g}", "0"),
     "clock_stolen": _Said(
         "clock: time taken by others", "{share:%}", "at most {limit:%}",
@@ -187,18 +186,17 @@ _SAID = {
         "observer: packet capture", "{found.absolute:±}, {found.relative:share}", "", "{reading}",
         "none: capture is off in what is compared",
     ),
-    "environment": _Said("environment"),
     "cpu": _Said("environment: CPU", "{cpus:×}"),
     "governor": _Said(
         "environment: governor", "{governors:listed}", "performance", ungated="none: the machine tells of none"
     ),
     "clock_source": _Said("environment: clock source", "{sources:listed}"),
-    "steal": _Said("environment: steal time", "{share:%}", "at most 1 %"),
+    "steal": _Said("environment: steal time", "{share:%}", "at most {limit_percent:g} %"),
     "machines": _Said(
         "environment: machines", "{machines}", "1",
         "the sizes of times and of differences do not carry over from one machine to another", "none: one run",
     ),
-    "invalid": _Said("invalid cells", "{cells} of {total}", "at most 5 %, each with its reason"),
+    "invalid": _Said("invalid cells", "{cells} of {total}", "at most {limit_percent:g} %, each with its reason"),
 }  # fmt: skip
 
 
@@ -206,7 +204,7 @@ def lines(table: pd.DataFrame) -> pd.DataFrame:
     """The checks as people read them: what was measured, and the gate that it must pass."""
     rows = []
     for row in table.to_dict("records"):
-        said, values, known = _SAID[row["item"]], row["values"], row["verdict"] != UNMEASURED
+        said, values, known = _SAID.get(row["item"], _Said(row["item"])), row["values"], row["verdict"] != UNMEASURED
         gate = said.ungated if row["verdict"] == STATED else said.gate
         note = said.note if isinstance(said.note, str) or not known else said.note(values)
         rows.append(

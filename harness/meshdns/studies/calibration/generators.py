@@ -15,6 +15,7 @@ from meshdns.analysis.gates import AMBER, RED, STATED, UNKNOWN, UNMEASURED, Chec
 from meshdns.core import units
 
 WIRE, LADDER, RATE, OTHERS = "card-wire", "card-ladder", "card-rate", "card-ruler"  # experiments
+READ_NS = 1_000  # the clock's step, and what a reading may cost: a fifth of the finest gate below
 GAP_SHARE = 0.001  # more stolen time than this and a pause is as likely as an effect
 GAP_SHARE_AMBER = 0.05  # the share at which a cell is invalid; between the two the medians hold and tails do not
 LAG_SHARE = 0.05  # of the median latency: a p99 of lateness above it shows in the tail of what is reported
@@ -49,8 +50,8 @@ def clock(runs: store.Runs) -> list[Check]:
     steps = [fact(each, "backwards") for each in judged if "backwards" in each]
     stolen = judge(share <= GAP_SHARE, AMBER if share <= GAP_SHARE_AMBER else RED)
     return [
-        Check("clock_step", judge(step <= 1_000), {"step": step}),
-        Check("clock_cost", judge(cost <= 1_000), {"p50": cost, "p99": tail}),
+        Check("clock_step", judge(step <= READ_NS), {"step": step, "limit_us": READ_NS / units.NS_PER_US}),
+        Check("clock_cost", judge(cost <= READ_NS), {"p50": cost, "p99": tail, "limit_us": READ_NS / units.NS_PER_US}),
         Check("clock_backwards", judge(sum(steps) == 0), {"steps": sum(steps)}) if steps else Check("clock_backwards"),
         Check("clock_stolen", stolen, {"share": share, "limit": GAP_SHARE}),
     ]

@@ -73,6 +73,7 @@ def environment(runs: store.Runs) -> list[Check]:
     # What one run does not tell, the others do not make up for.
     steal = float(np.max([fact(each, "steal_share") for each in known]))
     governors = [name for (name,) in told("governor")]
+    stolen = UNMEASURED if math.isnan(steal) else judge(steal <= STEAL, AMBER)
     named = [name for name in governors if name not in UNTOLD]
     # Clones of an image have one id: the processor and kernel tell them apart where they can.
     machines = len(told("machine_id_hash", "cpu", "kernel"))
@@ -81,7 +82,7 @@ def environment(runs: store.Runs) -> list[Check]:
         Check("cpu", STATED, {"cpus": told("cpus", "cpu")}),
         Check("governor", judge(named == ["performance"], AMBER) if named else STATED, {"governors": governors}),
         Check("clock_source", STATED, {"sources": [name for (name,) in told("clocksource")]}),
-        Check("steal", UNMEASURED if math.isnan(steal) else judge(steal <= STEAL, AMBER), {"share": steal}),
+        Check("steal", stolen, {"share": steal, "limit_percent": 100 * STEAL}),
         Check("machines", one, {"machines": machines}),
     ]
 
@@ -89,4 +90,5 @@ def environment(runs: store.Runs) -> list[Check]:
 def validity(runs: store.Runs) -> list[Check]:
     """How many cells were left out."""
     left_out, total = int((~runs.cells["valid"].astype(bool)).sum()), len(runs.cells)
-    return [Check("invalid", judge(left_out <= INVALID * total, AMBER), {"cells": left_out, "total": total})]
+    counted = {"cells": left_out, "total": total, "limit_percent": 100 * INVALID}
+    return [Check("invalid", judge(left_out <= INVALID * total, AMBER), counted)]

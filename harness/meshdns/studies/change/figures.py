@@ -18,7 +18,7 @@ from meshdns.studies.change.spells import Spell
 
 def follow(table: pd.DataFrame) -> list[Axes]:
     """Rows by change and what is called, arms side by side: until traffic had followed, and error-seconds."""
-    labels, places = _grouped(table)
+    labels, headings, places = _grouped(table)
     seen = looks.of(table)
     arms = seen.held(table["arm"])
     lanes = max(len(arms), drawing.LANES)
@@ -33,8 +33,8 @@ def follow(table: pd.DataFrame) -> list[Axes]:
             _spell(first, y, row["followed"], seen[row["arm"]], row["rest_s"])
             _spell(second, y, row["errors"], seen[row["arm"]], row["rest_s"])
         drawing.rows(first, labels)
-        for label, name in zip(first.get_yticklabels(), labels, strict=True):
-            label.set_fontweight("bold" if name.endswith(":") else "normal")
+        for heading in headings:
+            first.get_yticklabels()[heading].set_fontweight("bold")
         first.tick_params(axis="y", length=0)
         second.tick_params(axis="y", length=0)
         first.set_xlim(0, 1.02 * float(table["rest_s"].max()))
@@ -53,19 +53,21 @@ def follow(table: pd.DataFrame) -> list[Axes]:
         return [first, second]
 
 
-def _grouped(table: pd.DataFrame) -> tuple[list[str], dict[tuple[str, str], int]]:
-    """The labels of all rows, a heading before those of each change, and the row of each change and backend."""
+def _grouped(table: pd.DataFrame) -> tuple[list[str], list[int], dict[tuple[str, str], int]]:
+    """The labels of all rows, which are headings (one before each change), and the row of each change and backend."""
     labels: list[str] = []
+    headings: list[int] = []
     places: dict[tuple[str, str], int] = {}
     seen = looks.of(table)
     for (change, backend), part in table.groupby(["change", "backend"], sort=False):
         heading = f"{answer.WORDS.value('change', change)}:"
         if heading not in labels:
+            headings.append(len(labels))
             labels.append(heading)
         ways = {seen.pod(str(arm)).sidecar: way for arm, way in zip(part["arm"], part["endpoints"], strict=True)}
         places[str(change), str(backend)] = len(labels)
         labels.append(f"{backend} ({ways.get(True) or ways[False]})")
-    return labels, places
+    return labels, headings, places
 
 
 def _spell(ax: Axes, y: float, spell: Spell, style: looks.Look, rest_s: float) -> None:

@@ -6,13 +6,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from meshdns.analysis import drawing
+from meshdns.studies.verdict import DEPENDS, REFUTED, SUPPORTED, UNDECIDED, UNMEASURED
 
 _VERDICTS = {
-    "supported": ("#222222", "o"),
-    "depends": ("#222222", "D"),
-    "refuted": ("#222222", "X"),
-    "undecided": ("#777777", "s"),
-    "not yet measured": ("#aaaaaa", "|"),
+    SUPPORTED: ("#222222", "o"),
+    DEPENDS: ("#222222", "D"),
+    REFUTED: ("#222222", "X"),
+    UNDECIDED: ("#777777", "s"),
+    UNMEASURED: ("#aaaaaa", "|"),
 }
 
 
