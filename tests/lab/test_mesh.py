@@ -80,7 +80,7 @@ def test_mode_2_adds_dns_capture_and_conntrack_zones_to_mode_1() -> None:
     assert sum("CT --zone" in line for line in added) == 6
 
 
-def test_envoy_answers_a_governed_pod_alone_over_udp_and_leaves_tcp_to_the_cluster_dns() -> None:
+def test_envoy_answers_a_managed_pod_alone_over_udp_and_leaves_tcp_to_the_cluster_dns() -> None:
     managed = WORLD.arms["mode2-envoy-xds"]
     ours, static = ({line for line in pod_rules(arm) if "15053" in line} for arm in (managed.arm, "mode2-envoy"))
     assert ours == static != set()
@@ -97,7 +97,7 @@ def test_envoy_answers_a_governed_pod_alone_over_udp_and_leaves_tcp_to_the_clust
     assert there["endpoint"]["address"]["socket_address"]["address"] == WORLD.dns_cluster_ip
 
 
-def test_the_mesh_knows_every_governed_pod_by_its_address() -> None:
+def test_the_mesh_knows_every_managed_pod_by_its_address() -> None:
     known = {pod.meta.name: pod.address for pod in registry.build(reader.read([COMPOSE / "worlds"]), {}).workloads}
     managed = [pod for pod in (*WORLD.clients, *WORLD.meshed) if pod.managed]
     assert {pod.pod: known.get(pod.pod) for pod in managed} == {pod.pod: NETS.pod(pod.host) for pod in managed}

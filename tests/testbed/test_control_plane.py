@@ -116,7 +116,7 @@ def test_an_external_name_is_served_in_every_arm(session: Session, arm: str) -> 
 
 
 @pytest.mark.parametrize("arm", MODE2)
-def test_the_dns_proxy_of_a_governed_pod_gets_every_query_and_answers_it(session: Session, arm: str) -> None:
+def test_the_dns_proxy_of_a_managed_pod_gets_every_query_and_answers_it(session: Session, arm: str) -> None:
     for backend in ("shop-headless", "api"):
         measured = session.trial(0, trial(arm, backend, 30), seed=1)
         queries = sum(measured.table.column("queries").to_pylist())
@@ -142,7 +142,7 @@ print(*(record.address for rrset in answer.answer for record in rrset))
 
 
 @pytest.mark.parametrize("arm", MODE2)
-def test_dns_over_tcp_is_answered_in_a_governed_pod(bed: Testbed, arm: str) -> None:
+def test_dns_over_tcp_is_answered_in_a_managed_pod(bed: Testbed, arm: str) -> None:
     asked = ["python3", "-c", _OVER_TCP, WORLD.external_name, WORLD.dns_cluster_ip]
     [address] = bed.exec(WORLD.arms[arm].pod, asked, timeout_s=15, image="dnsproxy").split()
     # Envoy has no DNS filter for TCP: what it passes on gets the real address.

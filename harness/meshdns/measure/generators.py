@@ -1,4 +1,4 @@
-"""Other people's rulers on the same path: h2load for HTTP, dnsperf for DNS, each run inside the client container."""
+"""Other load generators on the same path: h2load for HTTP, dnsperf for DNS, each run inside the client container."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _RCODES = {"NOERROR": 0, "FORMERR": 1, "SERVFAIL": 2, "NXDOMAIN": 3}
 
 
 def measure(index: int, trial: Trial, place: Place) -> tuple[pa.Table, dict[str, Any]]:
-    """The ruler's own samples, and what Little's law needs. Raises TestbedError."""
+    """The load generator's own samples, and what Little's law needs. Raises TestbedError."""
     app = f"{place.world.arms[trial.cell.arm].pod}-app"
 
     def run(script: str) -> str:
