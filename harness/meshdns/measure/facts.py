@@ -14,6 +14,7 @@ from typing import Any
 
 from meshdns import __version__
 from meshdns.core import paths
+from meshdns.core.world import Pod
 from meshdns.interception import mechanisms
 from meshdns.interception.conventions import ISTIO
 from meshdns.lab import controlplane, observers, parts
@@ -72,30 +73,24 @@ def _traces(opened: Session, arms: Collection[str]) -> dict[str, Any]:
     """One request of each arm that resolves names, observed at every hop: arm -> trace."""
     world = opened.place.world
     url = TRACED.format(service=world.looked_up.name)
+    wanted = {*arms, *_MODES} - {*world.answering, *opened.refused}
+    traced = [each.arm for each in observers.clients(opened.place) if each.arm in wanted and not each.managed]
     return {
-        client.arm: trace.observe(
-            opened.place, opened.observers, opened.agents.of(client.arm, 5), client.arm, url
-        ).to_json()
-        for client in observers.clients(opened.place)
-        if client.arm in {*arms, *_MODES}
-        and not client.managed
-        and client.arm not in (*world.answering, *opened.refused)
+        arm: trace.observe(opened.place, opened.observers, opened.agents.of(arm, 5), arm, url).to_json()
+        for arm in traced
     }
 
 
 def _conformance(place: Place, arms: Collection[str]) -> dict[str, Any]:
     """How the DNS proxies of mode 2 answer the conformance suite, asked as an application asks: arm -> rows."""
-    suite = ["python3", "-m", "dnsproxy.conformance", "--world", "/state/conformance.json"]
-    suite += ["--timeout-s", "1", "--server"]
+    suite = ["python3", "-m", "dnsproxy.conformance", "--world", "/state/conformance.json", "--timeout-s", "1"]
+
+    def asked(client: Pod) -> Any:
+        command = [*suite, "--server", f"{place.world.dns_address(client)}:53"]
+        return json.loads(place.exec(client.pod, command, timeout_s=CONFORMANCE_TIMEOUT_S, image="dnsproxy"))
+
     return {
-        client.arm: json.loads(
-            place.exec(
-                client.pod,
-                [*suite, f"{place.world.dns_address(client)}:53"],
-                timeout_s=CONFORMANCE_TIMEOUT_S,
-                image="dnsproxy",
-            )
-        )
+        client.arm: asked(client)
         for client in observers.clients(place)
         if client.arm in arms and client.dns_proxy and client.mechanism == "iptables" and not client.managed
     }
@@ -129,13 +124,8 @@ def _config_dumps(opened: Session, arms: Collection[str]) -> dict[str, Any]:
     alike: dict[object, str] = {}
     for client in observers.clients(opened.place):
         if client.sidecar and client.arm in arms:
-            how = (
-                client.dns,
-                client.guarded,
-                mechanisms.ALL[client.mechanism].transparent,
-                client.managed,
-                client.resolver,
-            )
+            transparent = mechanisms.ALL[client.mechanism].transparent
+            how = client.dns, client.guarded, transparent, client.managed, client.resolver
             alike.setdefault(how, client.pod)
     return {pod: _config_dump(opened.observers[pod]) for pod in alike.values()}
 

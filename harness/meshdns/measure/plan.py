@@ -79,9 +79,7 @@ class Experiment:
     timeout_ms: Annotated[int, Bounds(1, 60_000)] = 2000
     every: Annotated[int, Bounds(1, 1000)] = 1  # measured in every k-th block
     capture: bool = False
-    series: str = (
-        ""  # the experiment this one belongs to, where one table of factors cannot say it; its own name if empty
-    )
+    series: str = ""  # the experiment that it is a part of, where one table of factors cannot say it; else its own name
     about: str = ""  # what is measured by it, in a few words
 
     def cells(self) -> list[Cell]:

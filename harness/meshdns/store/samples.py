@@ -24,16 +24,7 @@ SCHEMA_VERSION = 1
 # happen has no length. `due_ns` is apart: it is when the plan wanted the request to start.
 INSTANTS = ("start_ns", "dns_ns", "connect_ns", "tls_ns", "first_byte_ns", "end_ns")
 
-OUTCOMES = (
-    "ok",
-    "timeout",
-    "dns_error",
-    "connect_error",
-    "tls_error",
-    "http_error",
-    "reset",
-    "bad_answer",
-)
+OUTCOMES = ("ok", "timeout", "dns_error", "connect_error", "tls_error", "http_error", "reset", "bad_answer")
 
 # due = t0 + k/rate is rounded to nanoseconds and the agent spins on that value; earlier than this is a wrong clock.
 DUE_TOLERANCE_NS = 1_000
@@ -59,9 +50,7 @@ SCHEMA = pa.schema(
         pa.field("replica", _TEXT, nullable=False),  # server that answered; "": none
         pa.field("bytes", pa.int32(), nullable=False),  # body bytes received
         pa.field("local_port", pa.int32(), nullable=False),  # source port (TCP, for lookups UDP); 0: unknown
-        pa.field(
-            "wire_dns_ns", pa.int64(), nullable=False
-        ),  # between packets on the client pod's interface; -1: not captured
+        pa.field("wire_dns_ns", pa.int64(), nullable=False),  # between packets at the client pod; -1: not captured
         pa.field("wire_total_ns", pa.int64(), nullable=False),  # same, first to last packet of the request
     ]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import pkgutil
@@ -25,6 +26,7 @@ def _found() -> Iterator[tuple[str, Component]]:
 ALL = dict(_found())
 
 
+@functools.cache
 def stages(file: Path = paths.COMPOSE / "images" / "Dockerfile") -> list[str]:
     """The stages that are images: those with a line `# image` right above their FROM."""
     return re.findall(r"^# image\b.*\nFROM\s+\S+\s+AS\s+(\S+)", file.read_text(), re.MULTILINE | re.IGNORECASE)

@@ -69,15 +69,8 @@ class Envoy(Component):
         mounts = [Mount(f"state/{at.pod.pod}", "/etc/envoy")]
         if at.pod.resolver == "getaddrinfo":  # the one that reads it
             mounts.append(Mount(f"state/{at.resolv_conf}", "/etc/resolv.conf"))
-        command = (
-            "-c",
-            "/etc/envoy/envoy.json",
-            "--concurrency",
-            "1",
-            "--log-level",
-            "warning",
-            "--disable-hot-restart",
-        )
+        quiet = ("--log-level", "warning", "--disable-hot-restart")
+        command = ("-c", "/etc/envoy/envoy.json", "--concurrency", "1", *quiet)
         if not mechanisms.ALL[at.pod.mechanism].transparent:
             return Container(command, mounts=tuple(mounts))
         # A socket option that is a privilege: Envoy starts as root and keeps NET_ADMIN alone, as the proxy's user.
