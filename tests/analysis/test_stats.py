@@ -94,7 +94,7 @@ def test_a_noise_floor_hides_the_same_share_of_something_slower() -> None:
 
 def test_an_interval_knows_the_spread_that_it_was_made_of() -> None:
     values = [3.0, 5.0, 4.0, 8.0]
-    assert stats.interval(values, 0.9).sd == pytest.approx(np.std(values, ddof=1))
+    assert stats.interval(values).sd == pytest.approx(np.std(values, ddof=1))
     assert math.isinf(stats.interval([3.0]).sd)
 
 
@@ -177,7 +177,7 @@ def test_time_in_flight_of_a_steady_and_of_a_growing_load() -> None:
 
 
 def spread(estimate: float, half_width: float) -> stats.Interval:
-    return stats.Interval(estimate, estimate - half_width, estimate + half_width, 9, 0.95)
+    return stats.Interval(estimate, estimate - half_width, estimate + half_width, 9)
 
 
 def test_numbers_print_with_three_digits_and_one_unit_a_row() -> None:

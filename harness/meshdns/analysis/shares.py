@@ -18,8 +18,6 @@ from scipy import stats as scipy_stats
 from meshdns.analysis import cells, stats, text
 from meshdns.core import units
 
-CONFIDENCE = stats.CONFIDENCE
-
 
 class Share(stats.Interval):
     """A share of requests."""
@@ -43,16 +41,16 @@ class Points(stats.Interval):
         return units.percent_span(self).replace(" %", " points")
 
 
-def wilson(hits: float, n: float, blocks: int, confidence: float = CONFIDENCE) -> Share:
+def wilson(hits: float, n: float, blocks: int) -> Share:
     """Wilson's interval of a share, as if requests were independent; `blocks` is only noted."""
     if not n:
-        return Share(math.nan, -math.inf, math.inf, blocks, confidence)
-    z = float(scipy_stats.norm.ppf((1 + confidence) / 2))
+        return Share(math.nan, -math.inf, math.inf, blocks)
+    z = float(scipy_stats.norm.ppf((1 + stats.CONFIDENCE) / 2))
     share = hits / n
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half_width = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
     low, high = min(middle - half_width, share), max(middle + half_width, share)  # rounding must not leave it outside
-    return Share(share, max(low, 0.0), min(high, 1.0), blocks, confidence)
+    return Share(share, max(low, 0.0), min(high, 1.0), blocks)
 
 
 def interval(hits: ArrayLike, n: ArrayLike) -> Share:
@@ -81,7 +79,7 @@ def difference(a: pd.DataFrame, b: pd.DataFrame) -> Points | None:
     found = two.estimate - one.estimate
     low = found - math.hypot(one.high - one.estimate, two.estimate - two.low)
     high = found + math.hypot(one.estimate - one.low, two.high - two.estimate)
-    return Points(found, low, high, len(both), CONFIDENCE)
+    return Points(found, low, high, len(both))
 
 
 def _present(hits: ArrayLike, n: ArrayLike) -> tuple[cells.Values, cells.Values]:

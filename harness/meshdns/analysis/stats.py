@@ -25,13 +25,12 @@ POWER = 0.80  # the usual chance of seeing an effect that is there
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and the bounds that hold it with the stated confidence."""
+    """An estimate and the bounds that hold it at CONFIDENCE."""
 
     estimate: float
     low: float
     high: float
     n: int  # blocks
-    confidence: float
 
     @property
     def half_width(self) -> float:
@@ -41,7 +40,7 @@ class Interval:
     @property
     def sd(self) -> float:
         """The spread of the values it was made of; infinite with less than two blocks."""
-        return self.half_width * math.sqrt(self.n) / _t(self.confidence, self.n) if self.n > 1 else math.inf
+        return self.half_width * math.sqrt(self.n) / _t(self.n) if self.n > 1 else math.inf
 
     def holds(self, value: float) -> bool:
         """Whether the value lies within the bounds."""
@@ -144,32 +143,32 @@ def quantiles_by_group(values: ArrayLike, group: ArrayLike, probabilities: Seque
     return out
 
 
-def interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
+def interval(values: ArrayLike) -> Interval:
     """Student's t interval of the mean of one value per block."""
     array = _finite(values, "interval")
-    t = _t(confidence, array.size)
+    t = _t(array.size)
     if not array.size:
-        return Interval(math.nan, -math.inf, math.inf, 0, confidence)
+        return Interval(math.nan, -math.inf, math.inf, 0)
     mean = float(array.mean())
     half_width = t * float(array.std(ddof=1)) / math.sqrt(array.size) if array.size > 1 else math.inf
-    return Interval(mean, mean - half_width, mean + half_width, int(array.size), confidence)
+    return Interval(mean, mean - half_width, mean + half_width, int(array.size))
 
 
-def paired(a: ArrayLike, b: ArrayLike, confidence: float = CONFIDENCE) -> Difference:
+def paired(a: ArrayLike, b: ArrayLike) -> Difference:
     """B minus a, where a[i] and b[i] are of the same block."""
     first, second = _finite(a, "paired"), _finite(b, "paired")
     if first.shape != second.shape:
         raise errors.DataError(f"{first.size} and {second.size} blocks cannot be paired", place="paired")
     if np.all(first > 0):
-        relative = interval(second / first - 1, confidence)
+        relative = interval(second / first - 1)
     else:  # a fraction of nothing has no meaning
-        relative = Interval(math.nan, -math.inf, math.inf, int(first.size), confidence)
-    return Difference(interval(second - first, confidence), relative)
+        relative = Interval(math.nan, -math.inf, math.inf, int(first.size))
+    return Difference(interval(second - first), relative)
 
 
-def noise_floor(a: ArrayLike, twin: ArrayLike, confidence: float = CONFIDENCE) -> NoiseFloor:
+def noise_floor(a: ArrayLike, twin: ArrayLike) -> NoiseFloor:
     """The bound on |difference| that the A/A pairs still allow: the farther end of their interval."""
-    difference = paired(a, twin, confidence)
+    difference = paired(a, twin)
     farther = [max(abs(each.low), abs(each.high)) for each in (difference.absolute, difference.relative)]
     return NoiseFloor(absolute=farther[0], relative=farther[1], difference=difference)
 
@@ -178,19 +177,19 @@ def minimum_detectable(sd: float, n: int) -> float:
     """The smallest true difference that n blocks find with the usual power, sd being that of the paired differences."""
     if n < 2:
         return math.inf
-    return float((_t(CONFIDENCE, n) + scipy_stats.t.ppf(POWER, n - 1)) * sd / math.sqrt(n))
+    return float((_t(n) + scipy_stats.t.ppf(POWER, n - 1)) * sd / math.sqrt(n))
 
 
-def slope_intercept(x: ArrayLike, y: ArrayLike, confidence: float = CONFIDENCE) -> Line:
+def slope_intercept(x: ArrayLike, y: ArrayLike) -> Line:
     """The line through y (blocks by points) against x (points), fitted in each block."""
     points, slopes, intercepts = _fits(x, y)
     mean_line = intercepts.mean() + slopes.mean() * points if len(slopes) else np.full(points.shape, np.nan)
     observed = np.atleast_2d(np.asarray(y, dtype=float)).mean(axis=0) if len(slopes) else mean_line
     residuals = tuple(float(each) for each in observed - mean_line)
-    return Line(interval(slopes, confidence), interval(intercepts, confidence), residuals)
+    return Line(interval(slopes), interval(intercepts), residuals)
 
 
-def break_even(delays: ArrayLike, differences: ArrayLike, confidence: float = CONFIDENCE) -> BreakEven:
+def break_even(delays: ArrayLike, differences: ArrayLike) -> BreakEven:
     """The delay at which differences (blocks by delays; candidate minus reference) pass through zero.
 
     A line is fitted in each block. The interval holds every delay at which the t interval over the blocks' lines
@@ -198,8 +197,8 @@ def break_even(delays: ArrayLike, differences: ArrayLike, confidence: float = CO
     level.
     """
     points, slopes, intercepts = _fits(delays, differences)
-    line = slope_intercept(delays, differences, confidence)
-    root = None if line.slope.holds(0.0) else _fieller(slopes, intercepts, confidence)
+    line = slope_intercept(delays, differences)
+    root = None if line.slope.holds(0.0) else _fieller(slopes, intercepts)
     if root is None or root.high <= 0:
         return BreakEven(None, False, line)
     return BreakEven(root, bool(points.min() <= root.estimate <= points.max()), line)
@@ -228,10 +227,8 @@ def steady(start_ns: ArrayLike, end_ns: ArrayLike, edge: float = 0.1) -> tuple[f
     return float(seen), float((end - start)[arrived].sum())
 
 
-def _t(confidence: float, n: int) -> float:
-    if not 0 < confidence < 1:
-        raise errors.InputError(f"a confidence of {confidence} is not between 0 and 1", step="0.95 is usual")
-    return float(scipy_stats.t.ppf((1 + confidence) / 2, n - 1)) if n > 1 else math.inf
+def _t(n: int) -> float:
+    return float(scipy_stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) if n > 1 else math.inf
 
 
 def _finite(values: ArrayLike, place: str) -> Floats:
@@ -267,14 +264,14 @@ def _fits(x: ArrayLike, y: ArrayLike) -> tuple[Floats, Floats, Floats]:
     return points, slopes, rows.mean(axis=1) - slopes * points.mean()
 
 
-def _fieller(slopes: Floats, intercepts: Floats, confidence: float) -> Interval:
+def _fieller(slopes: Floats, intercepts: Floats) -> Interval:
     """All x where mean(intercept + slope·x) is within t standard errors of zero; bounded, as the slope is clear."""
     n = len(slopes)
-    scale = _t(confidence, n) ** 2 / n
+    scale = _t(n) ** 2 / n
     covariance = np.cov(slopes, intercepts)
     slope, intercept = float(slopes.mean()), float(intercepts.mean())
     a = slope**2 - scale * covariance[0, 0]
     b = slope * intercept - scale * covariance[0, 1]
     c = intercept**2 - scale * covariance[1, 1]
     width = math.sqrt(max(b**2 - a * c, 0.0))
-    return Interval(-intercept / slope, (-b - width) / a, (-b + width) / a, n, confidence)
+    return Interval(-intercept / slope, (-b - width) / a, (-b + width) / a, n)

@@ -62,7 +62,7 @@ def size(difference: stats.Difference) -> str:
 def turned(each: stats.Interval, sign: int) -> stats.Interval:
     """The same told the other way round if `sign` is -1."""
     low, high = sorted((sign * each.low, sign * each.high))
-    return stats.Interval(sign * each.estimate, low, high, each.n, each.confidence)
+    return stats.Interval(sign * each.estimate, low, high, each.n)
 
 
 UNRESOLVED = "not resolved"  # how the reading of a difference begins whose sign the data do not tell

@@ -93,9 +93,9 @@ def percent_interval(spread: Spread) -> str:
     return f"{_fixed(estimate, decimals, '+')} % [{_fixed(low, decimals)}, {_fixed(high, decimals)}]"
 
 
-def span(spread: Spread, unit: Unit | None = None) -> str:
+def span(spread: Spread) -> str:
     """`-240 to +20 µs`: the bounds of a difference given in nanoseconds."""
-    unit = unit or unit_for([spread.low, spread.high])
+    unit = unit_for([spread.low, spread.high])
     return f"{_bounds(spread, NS_PER_UNIT[unit])} {unit}"
 
 

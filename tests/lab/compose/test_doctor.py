@@ -113,7 +113,7 @@ def test_the_table_puts_the_mend_under_its_trouble():
 
 @pytest.mark.parametrize("version", ["12", "13"])
 def test_a_mend_is_one_command_for_this_system(monkeypatch, version):
-    here = debian.Distribution("debian", float(version), "")
+    here = debian.Distribution("debian", float(version))
     monkeypatch.setattr(debian, "distribution", lambda: here)
     monkeypatch.setattr(process, "run", lambda *argv, **_: process.Finished(argv, 127, "", f"{argv[0]}: absent"))
     finding = next(finding for finding in doctor._engine(engine.look()))

@@ -105,7 +105,7 @@ def machine(monkeypatch):
     """A Debian 12 where we are root; what would be installed and started is collected instead."""
     did: list[str] = []
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(debian, "distribution", lambda: debian.Distribution("debian", 12.0, "bookworm"))
+    monkeypatch.setattr(debian, "distribution", lambda: debian.Distribution("debian", 12.0))
     monkeypatch.setattr(daemon, "program", lambda: Path("/usr/sbin/dockerd") if "docker.io" in did else None)
     monkeypatch.setattr(debian, "install", lambda packages, **_: did.extend(packages))
     monkeypatch.setattr(daemon, "start", lambda *_: did.append("start"))

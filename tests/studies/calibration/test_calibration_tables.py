@@ -133,7 +133,7 @@ COUNTS = strategies.integers(-1_000, 1_000)
 @hypothesis.given(COUNTS, COUNTS, COUNTS.map(abs), COUNTS.map(abs), strategies.integers(1, 9))
 def test_no_interval_wider_than_its_limits_passes(low: int, middle: int, room: int, half: int, n: int) -> None:
     high = low + room
-    wide = stats.Interval(middle, middle - half, middle + half, n, 0.95)
+    wide = stats.Interval(middle, middle - half, middle + half, n)
     verdict = gates.within(wide, low, high)
     assert verdict in (gates.GREEN, gates.UNKNOWN, gates.RED)
     if 2 * half > room:

@@ -50,7 +50,7 @@ def test_a_delay_without_pairs_is_left_out(usual: store.Runs) -> None:
 
 
 def test_delays_draw_with_and_without_a_crossing(usual: store.Runs, tmp_path: Path) -> None:
-    drawn(figures.delays(tables.delays(usual), stats.Interval(2.0, 1.5, 2.5, 5, 0.95)))
+    drawn(figures.delays(tables.delays(usual), stats.Interval(2.0, 1.5, 2.5, 5)))
     drawn(figures.delays(tables.delays(measured.runs(tmp_path, blocks=1))))
 
 

@@ -55,7 +55,7 @@ def test_policies_depend_on_the_policy_where_one_does_nothing(usual: store.Runs)
 
 def test_retries_that_serve_no_more_than_no_policy_do_not_act(usual: store.Runs) -> None:
     table = tables.faults(usual)
-    nothing = shares.Points(0.0, -0.01, 0.01, 8, 0.95)
+    nothing = shares.Points(0.0, -0.01, 0.01, 8)
     retried = table["policy"] == "retries"
     alone = [nothing if mine else each for mine, each in zip(retried, table["against_no_policy"], strict=True)]
     found = claims.passing(table.assign(against_no_policy=alone), tables.replicas(usual), tables.split(usual))

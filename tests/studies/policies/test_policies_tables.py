@@ -185,7 +185,7 @@ def test_a_split_in_one_block_is_not_judged(tmp_path: Path) -> None:
 
 
 def test_an_interval_that_holds_an_even_third_too_keeps_no_promise(usual: store.Runs) -> None:
-    wide, narrow = (stats.Interval(0.1, low, high, 3, 0.95) for low, high in ((0.0, 0.5), (0.08, 0.12)))
+    wide, narrow = (stats.Interval(0.1, low, high, 3) for low, high in ((0.0, 0.5), (0.08, 0.12)))
     assert [tables.promise(each) for each in (wide, narrow)] == [gates.UNKNOWN, tables.INSIDE]
     table = tables.split(usual)
     vague = table.assign(promised=gates.UNKNOWN)

@@ -29,7 +29,6 @@ class Distribution:
 
     family: str  # "debian", "ubuntu", or "" for all others
     version: float  # 12.0, 24.04; infinity for testing and unstable, which have no number
-    codename: str
 
     @property
     def has_plugins(self) -> bool:
@@ -64,7 +63,7 @@ def distribution(os_release: Path = Path("/etc/os-release")) -> Distribution:
     try:
         lines = os_release.read_text().splitlines()
     except OSError:
-        return Distribution("", 0.0, "")
+        return Distribution("", 0.0)
     facts = {key: value.strip().strip("\"'") for key, _, value in (line.partition("=") for line in lines)}
     kin = [facts.get("ID", ""), *facts.get("ID_LIKE", "").split()]
     family = next((name for name in ("ubuntu", "debian") if name in kin), "")
@@ -72,7 +71,7 @@ def distribution(os_release: Path = Path("/etc/os-release")) -> Distribution:
         version = float(facts.get("VERSION_ID", "inf"))
     except ValueError:
         version = float("inf")
-    return Distribution(family, version, facts.get("VERSION_CODENAME", ""))
+    return Distribution(family, version)
 
 
 def install(packages: Sequence[str], *, recommended: bool = False) -> None:

@@ -342,22 +342,22 @@ def images(announce: process.Announce) -> ImageSet:
     return ImageSet(BASE_TAG, build_images(announce))
 
 
-def base_image(announce: process.Announce, tag: str = BASE_TAG) -> None:
-    """`tag` exists: pulled, or made from Debian's packages where no registry answers."""
-    if tag in _image_ids():
+def base_image(announce: process.Announce) -> None:
+    """BASE_TAG exists: pulled, or made from Debian's packages where no registry answers."""
+    if BASE_TAG in _image_ids():
         return
     announce(f"pulling {_REGISTRY_BASE}")
     # -q would be silent until the end; without it the first line comes once the registry has answered.
     pull = dockercli.run("pull", _REGISTRY_BASE, timeout_s=_PULL_TIMEOUT_S, hush_s=_REGISTRY_SILENCE_S)
     if pull.ok:
-        _docker("tag", _REGISTRY_BASE, tag)
+        _docker("tag", _REGISTRY_BASE, BASE_TAG)
         return
     announce("no registry answered: making the same base from Debian's packages")
     _ensure_mmdebstrap(announce, pull)
     with tempfile.TemporaryDirectory(prefix="meshdns-base-") as folder:
         archive = Path(folder) / "base.tar"
         debian.root_filesystem(archive)
-        _docker("import", "--change", 'CMD ["bash"]', str(archive), tag, timeout_s=_PULL_TIMEOUT_S)
+        _docker("import", "--change", 'CMD ["bash"]', str(archive), BASE_TAG, timeout_s=_PULL_TIMEOUT_S)
 
 
 def _ensure_mmdebstrap(announce: process.Announce, pull: process.Finished) -> None:

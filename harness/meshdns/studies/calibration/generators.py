@@ -174,7 +174,7 @@ def linearity(runs: store.Runs) -> list[Check]:
         return [Check("linearity", values={"limits": SLOPE})]
     allowed = max(RESIDUAL_NS / units.NS_PER_US, RESIDUAL_SHARE * float(table["added_us"].max()))
     start, us = line.intercept, units.NS_PER_US
-    intercept = stats.Interval(us * start.estimate, us * start.low, us * start.high, start.n, start.confidence)
+    intercept = stats.Interval(us * start.estimate, us * start.low, us * start.high, start.n)
     return [
         Check("linearity", within(line.slope, *SLOPE), {"slope": line.slope, "limits": SLOPE}),
         Check("linearity_intercept", STATED, {"intercept": intercept}),
