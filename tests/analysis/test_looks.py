@@ -60,6 +60,7 @@ def thin(asked: plan.Plan) -> plan.Plan:
     return dataclasses.replace(asked, experiments=tuple(few))
 
 
+@pytest.mark.slow
 def test_runs_with_arms_that_no_longer_exist_are_shown(tmp_path: Path) -> None:
     renamed = {pod.arm: f"{pod.arm}-of-yore" for pod in WORLD.clients}
     pods = tuple(dataclasses.replace(pod, arm=renamed.get(pod.arm, pod.arm)) for pod in WORLD.pods)

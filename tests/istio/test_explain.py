@@ -33,7 +33,7 @@ def mesh() -> Registry:
 def test_the_yaml_and_the_testbed_are_one_mesh(mesh: Registry) -> None:
     nets = Nets()
     for given_ in WORLD.static:
-        [found] = mesh.of(given_.fqdn)
+        [found] = mesh.of(given_.host)
         assert found.addresses == (given_.cluster_ip,)
         assert [(one.number, one.target) for one in found.ports] == [(80, 8080), (443, 8443)]
         assert [one.address for one in found.endpoints] == [nets.pod(host) for host in given_.hosts]

@@ -87,6 +87,7 @@ def test_turning_a_widget_changes_picture_and_table_together(runs: store.Runs) -
     assert bytes(shown.picture.value) != picture and "p75" in shown.table.value and "p50" not in shown.table.value
 
 
+@pytest.mark.slow
 def test_each_experiment_can_be_chosen_and_no_policy_is_a_choice_that_no_other_brings_along(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

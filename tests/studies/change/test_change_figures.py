@@ -58,6 +58,7 @@ def test_figures_of_what_was_not_measured_say_so(other: store.Runs, tmp_path: Pa
     figures.follow(tables.on(tables.followed(one)))[0].figure.savefig(BytesIO())  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "given"), [("", {"connection": "keepalive", "change": "crash"}), ("change", {})])
 def test_the_notebook_runs(name: str, given: dict[str, str], tmp_path: Path) -> None:
     folder, space = changes_world.build(tmp_path, blocks=2, name=name), dict[str, Any]()

@@ -283,6 +283,7 @@ def test_figures_show_zero_the_floor_and_every_mechanism(unequal: store.Runs, ot
                 )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_closed")
 @pytest.mark.parametrize("name", ["interception", "quick"])
 def test_the_notebook_runs_on_any_run(name: str, tmp_path: Path) -> None:

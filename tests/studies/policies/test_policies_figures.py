@@ -74,6 +74,7 @@ def notebook(folder: Path) -> dict[str, Any]:
     return space
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocks", [2, 3])
 def test_the_notebook_runs_on_what_it_needs(tmp_path: Path, blocks: int) -> None:
     space = notebook(policies_world.build(tmp_path, World(facts=policies_world.pushed()), blocks=blocks))
@@ -86,6 +87,7 @@ def test_the_notebook_runs_on_any_run(tmp_path: Path) -> None:
     assert "was not measured" in space["answer"].answer(space["faults"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [each for each in plans.shipped() if each == "policies"])
 def test_the_notebook_runs_on_the_shipped_plan(tmp_path: Path, name: str) -> None:
     asked = plan.find(name, WORLD)
