@@ -583,12 +583,15 @@ def tell(*pieces, then="close"):
 )
 def test_tcp_exchange_tells_the_server(shared, pieces, outcome, replica, wait):
     with tcp_server(tell(*pieces)) as port:
-        result = shared.run(kind="request", address="127.0.0.1", port=port, tcp=WHO, count=2, wait=wait)
+        result = shared.run(kind="request", address="127.0.0.1", port=port, tcp=WHO, count=6, wait=wait)
     c = result.columns
-    assert result.words("outcome") == [outcome] * 2 and result.words("replica") == [replica] * 2
+    assert result.words("outcome") == [outcome] * 6 and result.words("replica") == [replica] * 6
     assert set(c["bytes"]) == {len(b"".join(pieces))} and set(c["status"]) == {0} and min(c["local_port"]) > 0
-    pauses_ns = 20e6 * max(len(pieces) - 1, 0)
-    assert all(end - first >= pauses_ns * 0.9 for first, end in zip(c["first_byte_ns"], c["end_ns"], strict=True))
+    pauses_ns = 0.9 * 20e6 * max(len(pieces) - 1, 0)
+    assert all(end - start >= pauses_ns for start, end in zip(c["start_ns"], c["end_ns"], strict=True))
+    # A client that lost its CPU meanwhile finds several pieces at once; it does not lose it six times.
+    spans_ns = [end - first for first, end in zip(c["first_byte_ns"], c["end_ns"], strict=True)]
+    assert min(spans_ns) >= 0 and max(spans_ns) >= pauses_ns
 
 
 def test_tcp_exchange_that_breaks_or_stays_silent(shared, wait):
