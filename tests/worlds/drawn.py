@@ -17,6 +17,8 @@ def strictly() -> Iterator[None]:
     mpl.use("agg")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        # What earlier tests left to the garbage collector, such as a kernel's sockets, is no figure's.
+        warnings.simplefilter("ignore", pytest.PytestUnraisableExceptionWarning)
         yield
     plt.close("all")
 
