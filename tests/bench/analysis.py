@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 from meshdns import report, store
 from meshdns.analysis import stats
 from meshdns.core import errors
+from meshdns.lab import world
 from meshdns.report import execute
 from meshdns.store import samples
-from shipped import WORLD
 
 BAR_S = 1.0
 BAR_MB = 600
@@ -83,7 +83,7 @@ def make_cell(cell: int) -> samples.CellRecord:
 
 
 def write(root: Path, name: str, blocks: list[tuple[pa.Table, list[samples.CellRecord]]]) -> Path:
-    writer = store.create(root, store.RunHeader(name, {}, 1, "2026-01-01T00:00:00Z", len(blocks)), WORLD)
+    writer = store.create(root, store.RunHeader(name, {}, 1, "2026-01-01T00:00:00Z", len(blocks)), world.shipped())
     for number, (table, cells) in enumerate(blocks):
         writer.write_block(number, table, cells, "2026-01-01T00:00:00Z")
     return writer.finish("2026-01-01T00:01:00Z")
