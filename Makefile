@@ -15,7 +15,7 @@ MESHDNS := $(BIN)/meshdns
 # One worker more than CPUs, as some tests wait; each has tests that lie together, which share what they are tried on. The
 # empty variable is one that is not set: a hundred processes import the same modules, which would be compiled for each.
 ALONE := not testbed and not browser and not slow
-QUICK := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --dist worksteal -m '$(ALONE)'
+QUICK := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --dist loadfile -m '$(ALONE)'
 
 # Behind a TLS proxy the host's bundle holds what pip's own does not.
 BUNDLE := $(firstword $(wildcard $(SSL_CERT_FILE) /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt))
