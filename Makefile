@@ -41,7 +41,7 @@ test: lint engine browser ## every test, on real containers and in a real browse
 	@$(QUICK) -p tests.plugins.no_skips
 	@$(BIN)/python -m pytest -m 'not ($(ALONE))' -p tests.plugins.no_skips
 
-quick: $(READY) ## the tests that need no engine, browser or kernel of notebooks (two minutes on two CPUs)
+quick: $(READY) ## the tests that need no engine, browser or kernel of notebooks (two to three minutes on two CPUs)
 	@$(QUICK)
 
 lab: $(READY) ## JupyterLab with the notebooks, on this machine only (PORT=8888)

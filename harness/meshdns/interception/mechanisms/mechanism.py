@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple
 
 from ..options import Options
@@ -17,7 +18,7 @@ class Command(NamedTuple):
     given: str = ""
 
 
-class Mechanism:
+class Mechanism(ABC):
     """See the module."""
 
     # The proxy is handed connections with their addresses as they were, which takes a privilege.
@@ -32,13 +33,13 @@ class Mechanism:
         """Options that it asks for."""
         return {}
 
+    @abstractmethod
     def files(self, options: Options) -> dict[str, str]:
         """File of the pod's rules -> content."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load(self, files: dict[str, str]) -> list[str]:
         """Lines of a shell that load these files."""
-        raise NotImplementedError
 
     def extra_rules(self, count: int) -> list[Command]:
         """So many rules that match nothing stand before those that capture."""
