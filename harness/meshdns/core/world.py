@@ -66,9 +66,12 @@ class Pod:
     mechanism: str = "iptables"  # what captures
     guarded: bool = True  # the sidecar refuses connections to its own ports
     virtual_ips: bool = False  # the sidecar knows them although no proxy in the pod answers them
+    account: str = "default"  # its service account
+    labels: Mapping[str, str] = field(default_factory=dict)
+    excluded: tuple[int, ...] = ()  # ports of its own that are not captured
     resolver: str = "c-ares"  # what its sidecar resolves names with
     answers: bool = False  # asks for names that are answered in unusual ways
-    managed: bool = False  # the control plane configures its sidecar and its DNS proxy
+    managed: bool = False  # our own control plane configures its sidecar and its DNS proxy, Istio's the others'
     outside: bool = False  # on the world's network too, where servers outside are up
     name_server: str = ""  # ClusterIP of its cluster DNS, where it has another one than is usual
     ready: bool = True  # otherwise it is spare: unready until it is wanted
@@ -94,11 +97,10 @@ class Service:
     host: str  # its whole name, without the final dot
     backend: str  # the plan's word for it; empty: no plan calls it
     cluster_ip: str = ""
-    virtual_ip: str = ""  # what mode 2 answers
+    virtual_ip: str = ""  # of a ServiceEntry, where Istio has allocated one: what mode 2 answers
     replicas: Mapping[str, int] = field(default_factory=dict)  # pods behind it, each with its host number
-    headless: str = ""  # the headless twin that a sidecar re-resolves; empty: endpoints are given statically
     meshed: bool = False  # its replicas have a sidecar
-    managed: bool = False  # known to sidecars that the control plane configures
+    managed: bool = False  # known to sidecars that our own control plane configures, to no others
     ports: tuple[int, ...] = ()  # plain and TLS, as clients call it
     target_ports: tuple[int, ...] = ()
     external: bool = False  # a name outside the cluster's domain
@@ -190,9 +192,14 @@ class World:
         return tuple(service for service in self.services if service.by_address)
 
     @cached_property
-    def static(self) -> tuple[Service, ...]:
-        """What sidecars know from their bootstrap."""
-        return tuple(service for service in self.services if service.virtual_ip)
+    def told(self) -> tuple[Service, ...]:
+        """What Istio tells sidecars."""
+        return tuple(service for service in self.services if not (service.managed or service.by_address))
+
+    @cached_property
+    def injected(self) -> tuple[Pod, ...]:
+        """Pods whose sidecar Istio configures."""
+        return tuple(pod for pod in self.pods if pod.sidecar and not pod.managed)
 
     @property
     def looked_up(self) -> Service:
@@ -226,8 +233,12 @@ class World:
         """The pod that answers there."""
         return self.named(self.cluster_dns[self.dns_address(pod)])
 
+    def is_virtual(self, address: str) -> bool:
+        """Whether it is of the range from which Istio allocates."""
+        return ipaddress.ip_address(address) in ipaddress.ip_network(self.virtual_ips)
+
     def is_managed(self, backend: str) -> bool:
-        """Whether a backend is known to the control plane's sidecars alone."""
+        """Whether a backend is known to our own control plane's sidecars alone."""
         return backend in self.backends and self.backends[backend].managed
 
     def answer_name(self, answer: str, client: Pod) -> str:

@@ -20,28 +20,29 @@ from meshdns.lab import parts
 from meshdns.lab.parts.component import ClusterDns
 
 SHIPPED = paths.COMPOSE / "worlds"
-OURS, STATIC = "meshdns/", "static"
+OURS, XDS = "meshdns/", "xds"
 SYSTEM, DNS = "kube-system", "kube-dns"  # Services of this namespace are cluster DNSes; the usual one
-_INJECT, _PROXY, _INTERCEPTION = (
+_INJECT, _PROXY, _INTERCEPTION, _EXCLUDED = (
     "sidecar.istio.io/inject", "proxy.istio.io/config", "sidecar.istio.io/interceptionMode",
+    "traffic.sidecar.istio.io/excludeInboundPorts",
 )  # fmt: skip
 _TRUTH = ("true", "false")
 _MODES = {"REDIRECT": "iptables", "TPROXY": "tproxy"}
 # Annotation of a Pod -> the values it may have; none: any word.
 _POD: dict[str, tuple[str, ...]] = {
     "arm": (), "backend": (), "group": (),
-    "config": (STATIC, "xds"),  # what configures its sidecar: a bootstrap, or the control plane
+    "config": (XDS,),  # our own control plane configures its sidecar, not Istio's
     "dns": ("cluster", "envoy"),  # who answers port 53; Istio's agent is asked for by its own annotation
     "mechanism": tuple(mechanisms.ALL),
     "resolver": ("c-ares", "getaddrinfo", "hickory"),
     "loop-guard": _TRUTH, "virtual-ips": _TRUTH, "answers": _TRUTH, "outside": _TRUTH, "ready": _TRUTH,
 }  # fmt: skip
-_CALLED: dict[str, tuple[str, ...]] = {"backend": (), "config": (STATIC, "xds")}
+_CALLED: dict[str, tuple[str, ...]] = {"backend": (), "config": (XDS,)}
 _ALLOWED = {
-    "Pod": _POD, "Service": _CALLED | {"virtual-ip": (), "headless": ()}, "ServiceEntry": _CALLED | {"served-by": ()},
+    "Pod": _POD, "Service": _CALLED, "ServiceEntry": _CALLED | {"served-by": ()},
 }  # fmt: skip
 _ISTIO: dict[str, dict[str, tuple[str, ...]]] = {
-    "Pod": {_INJECT: (), _PROXY: (), _INTERCEPTION: tuple(_MODES)},
+    "Pod": {_INJECT: (), _PROXY: (), _INTERCEPTION: tuple(_MODES), _EXCLUDED: ()},
 }
 _PORTS = 1, 65535
 _SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
@@ -214,7 +215,10 @@ class _Builder:
             virtual_ips=notes.get("virtual-ips") == "true",
             resolver=notes.get("resolver", "c-ares"),
             answers=notes.get("answers") == "true",
-            managed=sidecar and notes.get("config") != STATIC,
+            managed=sidecar and notes.get("config") == XDS,
+            account=one.spec.text("serviceAccountName", "default"),
+            labels=dict(one.meta.labels("labels")),
+            excluded=tuple(_excluded(one)),
             outside=notes.get("outside") == "true",
             name_server=self._name_server(one),
             ready=notes.get("ready") != "false",
@@ -289,23 +293,14 @@ class _Builder:
                 one.fault("a port has no name, so its protocol is not known", "name it, e.g. http", "spec", "ports")
         replicas = dict(self._replicas(endpoints)) if endpoints else {}
         address = one.spec.text("clusterIP")
-        if (
-            "backend" in notes
-            and notes.get("config") == STATIC
-            and (address in ("", "None") or "virtual-ip" not in notes)
-        ):
-            fact = "a backend of static sidecars has no clusterIP, or no virtual IP that mode 2 answers"
-            one.fault(fact, f"give it both, the latter as {OURS}virtual-ip", "spec", "clusterIP")
         return Service(
             name=one.name,
             host=f"{one.name}.{one.namespace}.svc.{domain}",
             backend=notes.get("backend", ""),
             cluster_ip="" if address == "None" else address,
-            virtual_ip=notes.get("virtual-ip", ""),
             replicas=replicas,
-            headless=notes.get("headless", ""),
             meshed=self._meshed(replicas),
-            managed=notes.get("config") != STATIC,
+            managed=notes.get("config") == XDS,
             ports=tuple(_port(port, "port") for port in ports),
             target_ports=tuple(port.integer("targetPort", *_PORTS) or _port(port, "port") for port in ports),
             watched=address not in ("", "None"),
@@ -329,8 +324,11 @@ class _Builder:
 
     def _entry(self, one: _Read, services: Mapping[str, Service]) -> Service:
         notes = one.notes
-        behind = [services.get(each.text("address")) for each in _each(one.spec, "endpoints")]
-        replicas = {pod: host for each in behind if each for pod, host in each.replicas.items()}
+        there = {Nets().pod(pod.host): {pod.pod: pod.host} for pod in self.pods.values() if pod.network == "pods"}
+        there |= {host: dict(each.replicas) for host, each in services.items()}
+        behind = [there.get(each.text("address"), {}) for each in _each(one.spec, "endpoints")]
+        replicas = {pod: host for each in behind for pod, host in each.items()}
+        allocated = [each.text("value") for each in _each(one.top.within("status"), "addresses")]
         served = notes.get("served-by", "")
         if served and served not in self.pods:
             one.fault(f"there is no Pod {served}", "name one", "metadata", "annotations", f"{OURS}served-by")
@@ -340,9 +338,10 @@ class _Builder:
             name=one.name,
             host=hosts[0].text() if hosts else "",
             backend=notes.get("backend", ""),
+            virtual_ip=next((each for each in allocated if is_address(each)), ""),
             replicas=replicas,
             meshed=self._meshed(replicas),
-            managed=notes.get("config") != STATIC,
+            managed=notes.get("config") == XDS,
             ports=tuple(_port(port, "number") for port in ports),
             target_ports=tuple(port.integer("targetPort", *_PORTS) or _port(port, "number") for port in ports),
             external=True,
@@ -408,6 +407,16 @@ def _seconds(settings: _Read, data: Mapping[str, str], key: str) -> float:
     if not found:
         settings.fault(f"{data[key]!r} is no number of seconds above zero", "e.g. '5'", "data", key)
     return found
+
+
+def _excluded(one: _Read) -> Iterator[int]:
+    """Ports that Istio's annotation leaves out of what is captured."""
+    field = one.meta.pairs("annotations").get(_EXCLUDED)
+    for text in field.text().split(",") if field else ():
+        port = int(text) if text.strip().isdecimal() and len(text) < 7 else 0
+        if field and not _PORTS[0] <= port <= _PORTS[1]:
+            field.fault(f"{text!r} is no port", "e.g. '15099,9100'")
+        yield port
 
 
 def _captures_dns(one: _Read) -> bool:
