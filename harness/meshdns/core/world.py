@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+NOBODY = 90  # an address of the world outside where no pod is: who calls it was taken there by a sidecar
 CORE = "core"  # the group of pods that every testbed has; the others come up for the plans that need them
 
 
@@ -146,7 +147,8 @@ class World:
     unroutable: str  # nobody is there (RFC 5737)
     dns_cluster_ip: str
     entry_address: str  # what a ServiceEntry calls a Service by: it exists in sidecars alone
-    external_name: str
+    external_name: str  # no ServiceEntry has it
+    external_pod: str  # that it leads to
     lookup: str  # the Service that lookups ask for
     record_ttl_s: int  # of the records that the control plane keeps
     probe_period_s: float  # of the control plane's readiness probes
@@ -232,6 +234,12 @@ class World:
     def dns_pod(self, pod: Pod | None = None) -> Pod:
         """The pod that answers there."""
         return self.named(self.cluster_dns[self.dns_address(pod)])
+
+    def answered(self, nets: Nets, service: Service, *, in_pod: bool) -> str:
+        """The address by which its name is answered: by a proxy in the pod, or by the cluster DNS."""
+        if service.cluster_ip or (in_pod and service.virtual_ip):
+            return service.cluster_ip or service.virtual_ip
+        return self.address(nets, service.served_by) if service.served_by else f"{nets.world}.{NOBODY}"
 
     def is_virtual(self, address: str) -> bool:
         """Whether it is of the range from which Istio allocates."""

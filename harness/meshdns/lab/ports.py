@@ -3,3 +3,5 @@
 PORT_DNS_METRICS, PORT_LOADER = 15054, 15099  # the DNS proxy's own counters, those of the eBPF loader
 PORT_DNS_DIRECT = 5353  # the cluster DNS again, where nobody captures
 PORT_XDS, PORT_PLANE = 15010, 15014  # the control plane: for sidecars, for people
+PORT_PAGES = 15098  # a server's own counters; its Pod excludes it from what is captured
+PORT_DNS_ASIDE = 15055  # of an agent whose answers nobody wants

@@ -46,7 +46,7 @@ def wait(place: Place) -> None:
 
 def set_sidecar(place: Place, client: Pod, observer: Channel, *, up: bool) -> None:
     """The pod's Envoy is killed, or started and ready again. Raises TestbedError."""
-    service = f"{client.pod}-envoy"
+    service = parts.sidecar(client)
     if not up:
         place.kill(service)
         return
@@ -80,21 +80,21 @@ def _not_ready(place: Place, asking: Observers, every: Sequence[At]) -> dict[str
         at.service: "does not answer" for at in every if at.pod.pod not in refused and not _answers(place, at, asking)
     }
     for client in observers.clients(place):
-        if not client.sidecar or client.pod in refused or f"{client.pod}-envoy" in waiting:
+        if not client.sidecar or client.pod in refused or parts.sidecar(client) in waiting:
             continue
         if not _resolved(place, client, asking[client.pod]):
-            waiting[f"{client.pod}-envoy"] = "has not resolved its endpoints"
+            waiting[parts.sidecar(client)] = "has not resolved its endpoints"
     return waiting
 
 
 def _ask_again(place: Place, waiting: Collection[str]) -> None:
-    """xDS-managed sidecars among these services are started anew.
+    """Sidecars among these services are started anew.
 
     One that asked for a name before the replicas were ready, and so before it had records, was told NXDOMAIN: it
     would ask again only after its refresh rate, a minute.
     """
     for client in observers.clients(place):
-        if client.managed and (service := f"{client.pod}-envoy") in waiting:
+        if client.sidecar and (service := parts.sidecar(client)) in waiting:
             place.kill(service)
             place.start(service)
 
@@ -111,11 +111,10 @@ def _answers(place: Place, at: At, asking: Observers) -> bool:
 
 def _resolved(place: Place, client: Pod, observer: Channel) -> bool:
     """Whether each service's cluster of the client's sidecar has as many healthy members as the smallest has pods."""
-    pushed = [each for each in place.world.backends.values() if each.managed and each.watched]
-    known = pushed if client.managed else place.world.static
+    world = place.world
+    known = [each for each in world.backends.values() if each.managed == client.managed and each.watched]
     hosts = "|".join(re.escape(service.host) for service in known)
-    cluster = rf"outbound\|80\|\|({hosts})" if client.managed else "-http"
-    pattern = urllib.parse.quote(rf"{cluster}\.membership_healthy", safe="")
+    pattern = urllib.parse.quote(rf"outbound\|80\|\|({hosts});?\.membership_healthy", safe="")
     url = f"http://127.0.0.1:{ISTIO.admin_port}/stats?format=json&filter={pattern}"
     stats = json.loads(observers.page(observer, {"url": url}) or '{"stats": []}')["stats"]
     fewest = min((int(each["value"]) for each in stats if "value" in each), default=0)

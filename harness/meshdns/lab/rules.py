@@ -16,25 +16,26 @@ from meshdns.interception.mechanisms import RULES
 from meshdns.interception.options import Options
 
 
-def options(pod: Pod) -> Options:
-    """What Istio asks of a sidecar's interception; port 53 too where the pod has a DNS proxy."""
-    mechanism = mechanisms.ALL[pod.mechanism]
-    return Options.of(
-        **ISTIO.injected(), redirect_dns=pod.dns_proxy, capture_all_dns=pod.dns_proxy, **mechanism.options()
-    )
+def options(world: World, pod: Pod) -> Options:
+    """What Istio asks of a sidecar's interception; queries to its cluster DNS too where the pod has a DNS proxy."""
+    asked = ISTIO.injected() | mechanisms.ALL[pod.mechanism].options()
+    asked["inbound_ports_exclude"] = ",".join([asked["inbound_ports_exclude"], *map(str, pod.excluded)])
+    servers = (world.dns_address(pod),) if pod.dns_proxy else ()
+    return Options.of(**asked, redirect_dns=pod.dns_proxy, dns_servers_v4=servers)
 
 
 def files(world: World, nets: Nets, pod: Pod) -> dict[str, str]:
     """File of the pod's state folder -> content; `apply` is the script that loads the others."""
-    # A replica's static sidecar calls nobody; one that is xDS-managed knows the whole mesh, and resolves names of it.
-    calls = pod.managed or bool(pod.arm)
-    found = {"node": _node(world, nets, pod), "routes": _routes(world, nets, pod)} if calls else {}
-    commands = [f"ip -batch {RULES}/routes", f"iptables-restore --noflush {RULES}/node"] if calls else []
+    found = {"node": _node(world, nets, pod), "routes": _routes(world, nets, pod)}
+    own: dict[str, str] = {}
+    captures: list[str] = []
     if pod.sidecar:
         mechanism = mechanisms.ALL[pod.mechanism]
-        own = mechanism.files(options(pod))
-        found, commands = found | own, [*commands, *mechanism.load(own)]
-    return {**found, "apply": "".join(f"{line}\n" for line in commands)}
+        own = mechanism.files(options(world, pod))
+        captures = mechanism.load(own)
+    # A node's translation comes after whatever is captured in a pod.
+    commands = [f"ip -batch {RULES}/routes", *captures, f"iptables-restore --noflush {RULES}/node"]
+    return {**found, **own, "apply": "".join(f"{line}\n" for line in commands)}
 
 
 def counters(pod: Pod) -> list[tuple[tuple[str, ...], str]]:

@@ -47,7 +47,7 @@ _ISTIO: dict[str, dict[str, tuple[str, ...]]] = {
 _PORTS = 1, 65535
 _SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
 _SETTINGS = (
-    "domain", "cluster-ips", "virtual-ips", "unroutable", "entry-address", "external-name", "lookup", "record-ttl-s",
+    "domain", "cluster-ips", "virtual-ips", "unroutable", "entry-address", "external-name", "external-pod", "lookup", "record-ttl-s",
     "probe-period-s",
 )  # fmt: skip
 
@@ -148,9 +148,12 @@ class _Builder:
             self._add_pod(one)
         refuse(self.faults, "the world")
         managed = any(pod.managed for pod in self.pods.values())
-        for name in ("world-dns", "observer", *["control-plane"] * managed):
+        injected = any(pod.sidecar and not pod.managed for pod in self.pods.values())
+        for name in ("world-dns", "observer", *["recorded"] * injected, *["control-plane"] * managed):
             if name not in self.pods:
                 settings.fault(f"the world has no Pod {name}", "take it from compose/worlds", "metadata", "name")
+        if data["external-pod"] not in self.pods:
+            settings.fault(f"there is no Pod {data['external-pod']}", "name one", "data", "external-pod")
         if not any(pod.arm for pod in self.pods.values()):
             settings.fault("no Pod is an arm", f"give one the annotation {OURS}arm", "metadata", "name")
         refuse(self.faults, "the world")
@@ -172,6 +175,7 @@ class _Builder:
             dns_cluster_ip=usual,
             entry_address=data["entry-address"],
             external_name=data["external-name"],
+            external_pod=data["external-pod"],
             lookup=data["lookup"],
             record_ttl_s=int(_seconds(settings, data, "record-ttl-s")),
             probe_period_s=_seconds(settings, data, "probe-period-s"),
@@ -415,7 +419,7 @@ def _excluded(one: _Read) -> Iterator[int]:
     for text in field.text().split(",") if field else ():
         port = int(text) if text.strip().isdecimal() and len(text) < 7 else 0
         if field and not _PORTS[0] <= port <= _PORTS[1]:
-            field.fault(f"{text!r} is no port", "e.g. '15099,9100'")
+            field.fault(f"{text!r} is no port", "e.g. '15098,9100'")
         yield port
 
 

@@ -111,12 +111,10 @@ def _addresses(cell: Cell, world: World, nets: Nets) -> set[str]:
     if cell.name_kind == "absent" or cell.qtype == "AAAA":
         return {""}
     if cell.name_kind == "external":
-        entry = next(each for each in world.services if each.host == world.external_name)
-        return {world.address(nets, entry.served_by)}
+        return {world.address(nets, world.external_pod)}
     if cell.lookup == "none":
         return {nets.pod(service.hosts[0])}
-    virtual = world.arms[cell.arm].dns_proxy
-    return {service.virtual_ip if virtual else service.cluster_ip}
+    return {world.answered(nets, service, in_pod=world.arms[cell.arm].dns_proxy)}
 
 
 def _rcodes(cell: Cell) -> set[int]:

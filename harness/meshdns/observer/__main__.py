@@ -25,15 +25,18 @@ CONTROL_BYTES = 256
 
 
 def rules(counters: list[tuple[list[str], str]]) -> dict[str, int]:
-    """Packets per rule comment, summed over the rules that share it (in nat: new flows).
+    """Packets per rule's name, summed over the rules that share it (in nat: new flows).
 
-    Each of `counters` is a program that prints them, and an expression with the number and the name of one.
+    Each of `counters` is a program that prints them, and an expression with the number and the name of one; or with
+    numbers alone, each a group of that name.
     """
     found: dict[str, int] = {}
+    printed = {tuple(command): said(*command).splitlines() for command, _ in counters}
     for command, counted in counters:
         pattern = re.compile(counted)
-        for match in filter(None, map(pattern.search, said(*command).splitlines())):
-            found[match[2]] = found.get(match[2], 0) + int(match[1])
+        for match in filter(None, map(pattern.search, printed[tuple(command)])):
+            name = match.lastgroup or match[2]
+            found[name] = found.get(name, 0) + int(match[match.lastgroup or 1])
     return found
 
 

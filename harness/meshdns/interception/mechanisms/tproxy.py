@@ -4,19 +4,37 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from .iptables import Iptables
+from .. import iptables, routing
+from ..conventions import ISTIO
+from ..options import Options
+from ..ruleset import build
+from .mechanism import RULES, Command, Mechanism
 
 
-class Tproxy(Iptables):
+class Tproxy(Mechanism):
     """See the module."""
 
     transparent: ClassVar[bool] = True
     table: ClassVar[str] = "mangle"
-    outbound_tproxy: ClassVar[bool] = True
 
     def options(self) -> dict[str, Any]:
         """Istio's own mode."""
         return {"inbound_interception_mode": "TPROXY"}
+
+    def files(self, options: Options) -> dict[str, str]:
+        """The rules, first in OUTPUT: the engine's own name server rule (127.0.0.11) must not come before ours."""
+        rules = build(options, "ipv4", outbound_tproxy=True)
+        found = {"iptables": iptables.render(rules, first=True, named=True)}
+        return {"policy-routes": routing.render(rules)["ipv4"], **found}
+
+    def load(self, files: dict[str, str]) -> list[str]:
+        """Routes first."""
+        return [f"ip -batch {RULES}/policy-routes", f"iptables-restore --noflush {RULES}/iptables"]
+
+    def capture(self, on: bool) -> list[Command]:
+        """The jump to the rules that capture stands, or is taken out."""
+        where = ("-I", "OUTPUT", "1") if on else ("-D", "OUTPUT")
+        return [Command(("iptables", "-t", self.table, *where, "-j", ISTIO.chains.output))]
 
 
 MECHANISM = Tproxy()

@@ -17,34 +17,41 @@ from typing import Any
 
 from meshdns.core.world import CORE, Nets, World
 from meshdns.lab import parts
-from meshdns.lab.parts.component import At, Container, Mount
+from meshdns.lab.parts.component import IDENTITY, At, Container, Mount
 
 Service = dict[str, Any]
 _DONE, _STARTED = {"condition": "service_completed_successfully"}, {"condition": "service_started"}
-_SHARED = "volume/tls-"
-# One throw-away certificate for all replicas, made at every `up`, gone with `down`.
-_CERTIFICATE = Container(
-    ("sh", "/etc/meshdns/certificate.sh"),
-    mounts=(
-        Mount("files/web/certificate.sh", "/etc/meshdns/certificate.sh"),
-        Mount("volume/tls-key", "/tls/key", writable=True),
-        Mount("volume/tls-certificate", "/tls/certificate", writable=True),
-    ),
-)
+_SHARED = "volume/tls-", IDENTITY  # made by `tls`
+
+
+def _certificates(world: World) -> Container:
+    """One throw-away certificate for all servers, and one for each sidecar's account; new at every `up`."""
+    accounts = sorted({pod.account for pod in world.injected})
+    own = (Mount(IDENTITY + account, f"/identity/{account}", writable=True) for account in accounts)
+    return Container(
+        ("sh", "/etc/meshdns/certificate.sh", world.domain, world.namespace, *accounts),
+        mounts=(
+            Mount("files/web/certificate.sh", "/etc/meshdns/certificate.sh"),
+            Mount("volume/tls-key", "/tls/key", writable=True),
+            Mount("volume/tls-certificate", "/tls/certificate", writable=True),
+            *own,
+        ),
+    )
 
 
 def composition(world: World, nets: Nets, groups: Collection[str]) -> dict[str, Any]:
     """The whole file: the core and these groups."""
     pods = {pod.pod: parts.of(world, nets, pod) for pod in world.pods}
     up = [pod for pod in world.pods if pod.group in (CORE, *groups)]
-    services = {"tls": {**_service(_CERTIFICATE, "web"), "network_mode": "none"}}
+    certificates = _certificates(world)
+    services = {"tls": {**_service(certificates, "web"), "network_mode": "none"}}
     for pod in up:
         dns = pods[world.dns_pod(pod).pod][-1].service
         for at in pods[pod.pod]:
             services[at.service] = _service(at.part.container(at), at.part.image) | _place(at, groups)
             if after := _after(at, [each.service for each in pods[pod.pod]], dns):
                 services[at.service]["depends_on"] = after
-    every = [_CERTIFICATE, *(at.part.container(at) for each in pods.values() for at in each)]
+    every = [certificates, *(at.part.container(at) for each in pods.values() for at in each)]
     sources = {mount.source for container in every for mount in container.mounts}
     return {
         "networks": {name: _network(f"${{MESHDNS_{name.upper()}}}.0/24") for name in ("pods", "world")},
@@ -63,7 +70,7 @@ def _service(container: Container, image: str) -> Service:
     found: Service = {
         "restart": "no",
         "read_only": True,
-        "tmpfs": ["/tmp"],  # noqa: S108  the container's own
+        "tmpfs": ["/tmp", *_in_memory(container)],  # noqa: S108  the container's own
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],
         "cpuset": f"${{MESHDNS_CPU_{container.cpus.upper()}}}",
@@ -81,6 +88,11 @@ def _service(container: Container, image: str) -> Service:
         "stop_signal": "SIGKILL" if container.abrupt else "",
     }
     return found | {key: value for key, value in more.items() if value}
+
+
+def _in_memory(container: Container) -> list[str]:
+    """Folders of the proxy's user, who has no other that it may write to."""
+    return [f"{folder}:uid=1337,gid=1337,mode=0755" for folder in container.writable]
 
 
 def _volume(mount: Mount) -> str | dict[str, Any]:

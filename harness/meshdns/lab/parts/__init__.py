@@ -39,16 +39,21 @@ def of(world: World, nets: Nets, pod: Pod, *, address: str = "", keys: Secrets |
     return [At(ALL[part], service, pod, world, nets, where, known) for service, part in services.items()]
 
 
+def sidecar(pod: Pod) -> str:
+    """The service that is a pod's sidecar."""
+    return f"{pod.pod}-{'envoy' if pod.managed else 'istio-proxy'}"
+
+
 def _names(pod: Pod) -> dict[str, str]:
     """What its services are called beside it -> part."""
     if not (pod.arm or pod.sidecar):
         return {"": "pause", **{name: name for name in pod.parts}} if pod.parts else {"": pod.part}
     found = {"": "pause", "loader": "loader"} if mechanisms.ALL[pod.mechanism].programs else {"": "pause"}
     found["rules"] = "rules"
-    if pod.sidecar:
-        found["envoy"] = "envoy"
-    if pod.arm and pod.dns == "agent":
-        found["dns"] = "dnsproxy"
+    if pod.managed:
+        found |= {"envoy": "envoy", "dns": "dnsproxy"} if pod.arm and pod.dns == "agent" else {"envoy": "envoy"}
+    elif pod.sidecar:
+        found["istio-proxy"] = "istio-proxy"
     found["app"] = pod.part
     return {**found, "observer": "observer"} if pod.arm else found
 

@@ -19,6 +19,7 @@ NOBODY = "65534:65534"
 LOW_PORTS = {"net.ipv4.ip_unprivileged_port_start": "0"}  # who has no capability listens on them as well
 LOOPBACK = "http://127.0.0.1"
 FROM_POD = "dnsdist/from_pod"  # queries of the client's pod at its cluster DNS, whichever: stored runs have this name
+IDENTITY = "volume/identity-"  # and a service account: its certificate, the key and the root (SPIFFE)
 ASKED, PASSED_ON = "pod/rule/dns_client", "pod/rule/dns_proxy"  # queries that rules saw: the client's, the sidecar's
 Page = observers.Page
 Command = tuple[str, ...]
@@ -46,13 +47,14 @@ class Mount:
 
 @dataclass(frozen=True)
 class Container:
-    """How a part runs; nothing is writable but /tmp and what a mount says."""
+    """How a part runs; nothing is writable but /tmp, its own folders and what a mount says."""
 
     command: Command = ()  # the image's own
     entrypoint: Command = ()
     user: str = ""
     capabilities: tuple[str, ...] = ()  # of none otherwise
     mounts: tuple[Mount, ...] = ()
+    writable: tuple[str, ...] = ()  # folders in memory, of its user
     environment: Mapping[str, str] = field(default_factory=dict)
     sysctls: Mapping[str, str] = field(default_factory=dict)
     cpus: str = "mesh"  # or `client`: load generators have one to themselves; or `all`
@@ -95,6 +97,11 @@ class Made:
     queries: int | None  # None: the C library made them, and nobody has counted
     by_name: bool
     tls: bool
+
+
+def answered(counts: Counts) -> Pairs:
+    """What must be equal where something in the pod answers its names."""
+    yield "queries at the DNS proxy, against the client's", counts.get("pod/dnsproxy/queries", 0), counts.get(ASKED, 0)
 
 
 class Component(ABC):

@@ -34,7 +34,7 @@ class ControlPlane(Component):
                 "--dns-key=/keys/update.key",
                 f"--dns-ttl-s={at.world.record_ttl_s}",
                 *kept,
-                "--probe=http:15020/ready",
+                f"--probe=http:{ports.PORT_PAGES}/ready",
                 f"--probe-period-s={at.world.probe_period_s}",
                 "--probe-failures=1",
                 # Replaced every half hour, so that a long plan meets ordinary rotations. The plan `change` makes one
@@ -69,7 +69,7 @@ def _is_told(world: World, document: Mapping[str, Any]) -> bool:
         return any(pod.managed for pod in world.pods if pod.pod == metadata["name"])
     known = {service.name for service in world.services if not service.managed}
     owner = (metadata.get("labels") or {}).get("kubernetes.io/service-name", metadata["name"])
-    return kind not in ("Namespace", "ConfigMap") and owner not in known
+    return kind not in ("Namespace", "ConfigMap", "ServiceAccount", "EnvoyFilter") and owner not in known
 
 
 PART = ControlPlane()

@@ -1,22 +1,16 @@
-"""Istio's agent semantics on port 15053, by Envoy's user: the rules tell both from the application by it."""
+"""Our own proxy with the agent's semantics, beside a sidecar that our own control plane configures."""
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 from meshdns.core.world import Pod
-from meshdns.lab import names, ports
-from meshdns.lab.parts.component import LOOPBACK, At, Component, Container, Counts, Made, Mount, Page, Pairs
-from meshdns.lab.parts.envoy import answered
+from meshdns.lab import ports
+from meshdns.lab.parts.component import LOOPBACK, At, Component, Container, Counts, Made, Mount, Page, Pairs, answered
 
 
 class DnsProxy(Component):
     image = "dnsproxy"
 
     def container(self, at: At) -> Container:
-        # One that the control plane configures gets its table from there.
-        table = "volume/names" if at.pod.managed else f"state/{at.pod.pod}"
         return Container(
             (
                 "--name-table=/etc/meshdns/names.json",
@@ -27,17 +21,12 @@ class DnsProxy(Component):
                 f"--domain={at.world.domain}",
                 f"--metrics=127.0.0.1:{ports.PORT_DNS_METRICS}",
             ),
-            mounts=(Mount(f"state/{at.resolv_conf}", "/etc/resolv.conf"), Mount(table, "/etc/meshdns")),
+            mounts=(Mount(f"state/{at.resolv_conf}", "/etc/resolv.conf"), Mount("volume/names", "/etc/meshdns")),
             abrupt=True,
         )
 
     def ready(self, at: At) -> Page:
         return self.page(at)
-
-    def files(self, at: At) -> dict[str, str]:
-        if at.pod.managed:
-            return {}
-        return {f"{at.pod.pod}/names.json": json.dumps(_table(at), indent=1)}
 
     def page(self, at: At) -> Page:
         return {"url": f"{LOOPBACK}:{ports.PORT_DNS_METRICS}/metrics"}
@@ -54,21 +43,6 @@ class DnsProxy(Component):
 
     def equal(self, at: At, client: Pod, counts: Counts, made: Made) -> Pairs:
         return answered(counts)
-
-
-def _table(at: At) -> dict[str, Any]:
-    """What it answers, in the form in which Istio's control plane hands names to its agent."""
-    world = at.world
-    services = {
-        service.host: {
-            "ips": [service.virtual_ip],
-            "registry": "Kubernetes",
-            "namespace": world.namespace,
-            "shortname": service.name,
-        }
-        for service in world.static
-    }
-    return {"table": services | names.conformance_world(world, at.nets).name_table()["table"]}
 
 
 PART = DnsProxy()

@@ -1,36 +1,25 @@
-"""The sidecar."""
+"""The sidecar of a pod that our own control plane configures."""
 
 from __future__ import annotations
 
 import json
 import re
 import urllib.parse
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from meshdns.core.world import Nets, Pod, World
 from meshdns.interception import mechanisms
 from meshdns.interception.conventions import ISTIO
-from meshdns.lab import envoy, ports
-from meshdns.lab.parts.component import ASKED, LOOPBACK, At, Component, Container, Counts, Made, Mount, Page, Pairs
+from meshdns.lab import ports
+from meshdns.lab.parts.component import LOOPBACK, At, Component, Container, Counts, Made, Mount, Page, Pairs, answered
 from meshdns.xds import bootstrap, node
 
-# Envoy statistic -> our name; several may add up to one. Its DNS filter counts alike whoever configures it.
-_STATIC = {
-    r"dns_filter\.mesh\.downstream_rx_queries": "dnsproxy/queries",
-    r"dns_filter\.mesh\.external_a+_record_queries": "dnsproxy/forwarded",
-    r"listener\.0\.0\.0\.0_15001\.downstream_cx_total": "envoy/outbound_cx",
-    r"http\.out_[\w-]+\.downstream_rq_completed": "envoy/listener_rq",
-    r"cluster\.[\w-]+-(http|tls)\.upstream_cx_total": "envoy/cluster_cx",
-    r"cluster\.[\w-]+-http\.upstream_rq_completed": "envoy/cluster_rq",
-    r"cluster\.[\w-]+-http\.update_attempt": "envoy/cluster_resolutions",
-    r"cluster\.passthrough\.upstream_cx_total": "envoy/passthrough_cx",
-    r"cluster\.passthrough\.upstream_cx_overflow": "envoy/passthrough_overflow",
-    r"tcp\.blackhole\.downstream_cx_total": "envoy/blackhole_cx",
-}
-# The same of a sidecar that the control plane configures: its clusters are named as Istio names them.
+# Envoy statistic -> our name; several may add up to one. Clusters are named as Istio names them.
 # The same again below `external` says who called, not something more.
 _OUTBOUND = r"cluster\.outbound\|\d+\|\w*\|[\w.-]+(?<!\.external)(?<!\.internal)"
-_PUSHED = {
+_CLIENT = {
+    r"dns_filter\.mesh\.downstream_rx_queries": "dnsproxy/queries",
+    r"dns_filter\.mesh\.external_a+_record_queries": "dnsproxy/forwarded",
     r"listener\.0\.0\.0\.0_15001\.downstream_cx_total": "envoy/outbound_cx",
     rf"{_OUTBOUND}\.upstream_cx_total": "envoy/cluster_cx",
     rf"{_OUTBOUND}\.upstream_cx_connect_fail": "envoy/upstream_cx_fail",
@@ -46,14 +35,16 @@ _PUSHED = {
     rf"{_OUTBOUND}\.outlier_detection\.ejections_enforced_total": "envoy/ejections",
     r"cluster\.passthrough\.upstream_cx_total": "envoy/passthrough_cx",
 }
-_PUSHED_FILTER = (
+_CLIENT_FILTER = (
     r"^(cluster\.(outbound\|.*\.(upstream_|outlier_)|passthrough\.)|listener\.0\.0\.0\.0_15001\."
     r"|dns_filter\.mesh\.(downstream_rx|external_a))"
 )
 # What a replica's sidecar counts. One that the control plane configures is probed through: its nginx also counts the
 # probes, so requests are those passed on to it, also those that the caller gave up before they were answered.
 _INBOUND = {"http.inbound.downstream_rq_completed": "servers/envoy_rq"}
-_INBOUND_PUSHED = {
+_INBOUND_CLIENT = {
+    r"dns_filter\.mesh\.downstream_rx_queries": "dnsproxy/queries",
+    r"dns_filter\.mesh\.external_a+_record_queries": "dnsproxy/forwarded",
     **_INBOUND,
     "cluster.inbound.upstream_rq_total": "servers/nginx_rq",
     "listener.0.0.0.0_15006.no_filter_chain_match": "servers/no_chain",
@@ -89,29 +80,23 @@ class Envoy(Component):
         return at.outer(f"{ISTIO.stats_port}/stats?filter=^server.live$")
 
     def files(self, at: At) -> dict[str, str]:
-        if at.pod.managed:
-            plane = f"{at.world.address(at.nets, 'control-plane')}:{ports.PORT_XDS}"
-            started: Any = bootstrap.bootstrap(_node(at.world, at.nets, at.pod), plane)
-        else:
-            started = envoy.bootstrap(at.world, at.nets, at.pod)
+        plane = f"{at.world.address(at.nets, 'control-plane')}:{ports.PORT_XDS}"
+        started = bootstrap.bootstrap(_node(at.world, at.nets, at.pod), plane)
         return {f"{at.pod.pod}/envoy.json": json.dumps(started, indent=1)}
 
     def page(self, at: At) -> Page:
         if at.pod.arm:
-            wanted = _PUSHED_FILTER if at.pod.managed else "|".join(f"^{pattern}$" for pattern in _STATIC)
-            return {"url": f"{LOOPBACK}:{ISTIO.admin_port}/stats?format=json&filter={_quoted(wanted)}"}
-        names = _INBOUND_PUSHED if at.pod.managed else _INBOUND
-        wanted = "|".join(f"^{re.escape(name)}$" for name in names)
+            return {"url": f"{LOOPBACK}:{ISTIO.admin_port}/stats?format=json&filter={_quoted(_CLIENT_FILTER)}"}
+        wanted = "|".join(f"^{re.escape(name)}$" for name in _SERVER)
         return {"url": f"http://{at.address}:{ISTIO.stats_port}/stats?format=json&filter={_quoted(wanted)}"}
 
     def counts(self, body: str, at: At, client: Pod) -> Counts:
         values = {stat["name"]: stat["value"] for stat in json.loads(body)["stats"] if "value" in stat}
         if not at.pod.arm:
-            names = _INBOUND_PUSHED if at.pod.managed else _INBOUND
-            return {ours: values.get(theirs, 0) for theirs, ours in names.items()}
+            return {ours: values.get(theirs, 0) for theirs, ours in _SERVER.items()}
         found: dict[str, float] = {}
         for name, value in values.items():
-            for pattern, ours in (_STATIC | _PUSHED).items():
+            for pattern, ours in _CLIENT.items():
                 if re.fullmatch(pattern, name):
                     found[f"pod/{ours}"] = found.get(f"pod/{ours}", 0) + value
         return found
@@ -127,11 +112,6 @@ class Envoy(Component):
             yield "connections passed through unrouted", counts.get("pod/envoy/passthrough_cx", 0), 0
             if not made.tls:
                 yield "requests in the sidecar", counts.get("pod/envoy/cluster_rq", 0), made.requests
-
-
-def answered(counts: Counts) -> Pairs:
-    """What must be equal where something in the pod answers its names."""
-    yield "queries at the DNS proxy, against the client's", counts.get("pod/dnsproxy/queries", 0), counts.get(ASKED, 0)
 
 
 def _quoted(pattern: str) -> str:

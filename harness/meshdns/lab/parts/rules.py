@@ -14,7 +14,7 @@ class Rules(Component):
     carries = False
 
     def container(self, at: At) -> Container:
-        mounts = (Mount(f"state/{at.pod.pod}", "/rules"),)
+        mounts = (Mount(f"state/{at.resolv_conf}", "/etc/resolv.conf"), Mount(f"state/{at.pod.pod}", "/rules"))
         return Container(("sh", "-e", "/rules/apply"), capabilities=("NET_ADMIN",), mounts=mounts)
 
     def ready(self, at: At) -> None:

@@ -6,7 +6,7 @@ import re
 from typing import ClassVar
 
 from meshdns.core.world import Pod
-from meshdns.interception.conventions import ISTIO
+from meshdns.lab import ports
 from meshdns.lab.parts.component import NOBODY, At, Component, Container, Counts, Made, Mount, Page, Pairs
 
 _REQUESTS = re.compile(r"server accepts handled requests\s+\d+ \d+ (\d+)")
@@ -29,7 +29,7 @@ class Web(Component):
         return Container(("sh", "/etc/meshdns/start.sh"), user=NOBODY, mounts=mounts, environment=known)
 
     def ready(self, at: At) -> Page:
-        return at.outer(f"{ISTIO.status_port}/status")
+        return at.outer(f"{ports.PORT_PAGES}/status")
 
     def page(self, at: At) -> Page | None:
         """See `Component`; where the control plane probes it, its sidecar counts instead."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from meshdns.lab.parts.component import LOW_PORTS, NOBODY, At, Container, Mount, NameServer
 
-_NOBODY_THERE = 90  # an address of the world outside where no pod is
-
 
 class WorldDns(NameServer):
     image = "dns"
@@ -22,14 +20,9 @@ class WorldDns(NameServer):
         return None
 
     def files(self, at: At) -> dict[str, str]:
-        """See `Component`; nobody is at the last address: who calls it was taken there by a sidecar."""
-        served = {
-            each.host: at.world.address(at.nets, each.served_by)
-            if each.served_by
-            else f"{at.nets.world}.{_NOBODY_THERE}"
-            for each in at.world.services
-            if each.external
-        }
+        world, nets = at.world, at.nets
+        served = {each.host: world.answered(nets, each, in_pod=False) for each in world.services if each.external}
+        served[world.external_name] = world.address(nets, world.external_pod)
         records = "\n".join(f"{host}. IN A {address}" for host, address in served.items())
         host = str(at.pod.host)
         return {

@@ -8,7 +8,7 @@ from typing import Any
 
 from meshdns.core.world import Nets, Pod, World
 from meshdns.interception import mechanisms
-from meshdns.lab import readiness
+from meshdns.lab import parts, readiness
 from meshdns.lab.controlplane import ControlPlane
 from meshdns.lab.observers import Observers
 from meshdns.lab.place import Ended, Place
@@ -45,8 +45,9 @@ class Sidecar(factor.OfPods[bool]):
         readiness.set_sidecar(self.place, client, self.observers[client.pod], up=level)
 
     def ended(self) -> Ended:
-        down = {f"{pod}-envoy" for pod, up in self.levels.items() if not up}
-        return Ended(down, {f"{pod}-envoy" for pod in self.levels})
+        service = {pod: parts.sidecar(self.place.world.named(pod)) for pod in self.levels}
+        down = {service[pod] for pod, up in self.levels.items() if not up}
+        return Ended(down, {*service.values()})
 
 
 class Answer(Factor):

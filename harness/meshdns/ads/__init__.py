@@ -1,0 +1,4 @@
+"""Istio's answers for a world, as they were recorded, for its sidecars: a server of Envoy's aggregated discovery service.
+
+It has an image of its own, and imports nothing of ours.
+"""

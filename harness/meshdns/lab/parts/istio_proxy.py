@@ -1,0 +1,177 @@
+"""The sidecar as Istio injects it: the agent, which gets configuration and certificates, answers DNS, and runs Envoy."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+from meshdns.core.world import Pod, World
+from meshdns.interception import mechanisms
+from meshdns.interception.conventions import ISTIO
+from meshdns.lab import ports
+from meshdns.lab.parts.component import (
+    ASKED,
+    IDENTITY,
+    LOOPBACK,
+    At,
+    Component,
+    Container,
+    Counts,
+    Made,
+    Mount,
+    Page,
+    Pairs,
+    answered,
+)
+
+READY_PORT = 15021
+_SECRETS = "/var/run/secrets"
+_OUTBOUND = r'cluster_name="outbound\|\d+\|[\w-]*\|[\w.-]+"'
+# A series of the agent's page (its own, and Envoy's with the labels that Istio's bootstrap gives them) -> our name;
+# several may add up to one.
+_CLIENT = {
+    r"istio_agent_dns_requests_total": "dnsproxy/queries",
+    r"istio_agent_dns_upstream_requests_total": "dnsproxy/forwarded",
+    r"envoy_dns_filter_mesh_downstream_rx_queries": "dnsproxy/queries",
+    r"envoy_dns_filter_mesh_external_a+_record_queries": "dnsproxy/forwarded",
+    r'envoy_listener_downstream_cx_total{listener_address="0.0.0.0_15001"}': "envoy/outbound_cx",
+    r'envoy_http_downstream_rq_completed{http_conn_manager_prefix="outbound_.*"}': "envoy/listener_rq",
+    rf"envoy_cluster_upstream_cx_total{{{_OUTBOUND}}}": "envoy/cluster_cx",
+    rf"envoy_cluster_upstream_cx_connect_fail{{{_OUTBOUND}}}": "envoy/upstream_cx_fail",
+    rf"envoy_cluster_upstream_rq_completed{{{_OUTBOUND}}}": "envoy/cluster_rq",
+    r'envoy_cluster_upstream_cx_total{cluster_name="PassthroughCluster"}': "envoy/passthrough_cx",
+    r'envoy_cluster_upstream_cx_overflow{cluster_name="PassthroughCluster"}': "envoy/passthrough_overflow",
+    r'envoy_tcp_downstream_cx_total{tcp_prefix="BlackHoleCluster"}': "envoy/blackhole_cx",
+}
+_CLIENT_FILTER = (
+    r"^(dns_filter\.mesh\.(downstream_rx|external_a)|listener\.0\.0\.0\.0_15001\.downstream_cx_total"
+    r"|http\.outbound_.*\.downstream_rq_completed|tcp\.BlackHoleCluster\.downstream_cx_total"
+    r"|cluster\.(outbound\|.*|PassthroughCluster);\.(upstream_(cx_total|cx_overflow|cx_connect_fail|rq_completed)"
+    r"|update_attempt))$"
+)
+_SERVER = {
+    r'envoy_http_downstream_rq_completed{http_conn_manager_prefix="inbound_0.0.0.0_8080;?"}': "servers/envoy_rq",
+    r'envoy_listener_no_filter_chain_match{listener_address="0.0.0.0_15006"}': "servers/no_chain",
+    r'envoy_listener_ssl_handshake{listener_address="0.0.0.0_15006"}': "servers/mtls_cx",
+}
+_SERVER_FILTER = (
+    r"^(http\.inbound_.*\.downstream_rq_completed|listener\.0\.0\.0\.0_15006\.(no_filter_chain_match|ssl\.handshake))$"
+)
+_SERIES = re.compile(r"^([a-z]\w*)(\{.*\})? ([0-9.e+]+)$", re.MULTILINE)
+
+
+class IstioProxy(Component):
+    image = "sidecar"
+    versions: ClassVar = {"envoy": "envoy --version", "istio": "pilot-agent version --short"}
+
+    def container(self, at: At) -> Container:
+        quiet = ("--proxyLogLevel=warning", "--proxyComponentLogLevel=misc:error", "--log_output_level=default:warn")
+        own = ("proxy", "sidecar", "--domain", at.world.search[0], *quiet)
+        common: dict[str, Any] = {
+            "mounts": (
+                Mount(f"state/{at.resolv_conf}", "/etc/resolv.conf"),
+                Mount(f"state/{at.service}", "/etc/istio/pod"),
+                Mount(IDENTITY + at.pod.account, f"{_SECRETS}/workload-spiffe-credentials"),
+            ),
+            "environment": dict(_environment(at)),
+            "writable": ("/etc/istio/proxy", f"{_SECRETS}/workload-spiffe-uds"),
+        }
+        if not mechanisms.ALL[at.pod.mechanism].transparent:
+            return Container(own, **common)
+        # A socket option that is a privilege: the agent starts as root and keeps NET_ADMIN alone, as the proxy's user.
+        kept = ("--inh-caps=-all,+net_admin", "--ambient-caps=-all,+net_admin", "--bounding-set=-all,+net_admin")
+        return Container(
+            own,
+            entrypoint=("setpriv", "--reuid=1337", "--regid=1337", "--clear-groups", *kept, "pilot-agent"),
+            user="0:0",
+            capabilities=("NET_ADMIN", "SETUID", "SETGID", "SETPCAP"),
+            **common,
+        )
+
+    def files(self, at: At) -> dict[str, str]:
+        """See `Component`: what the node would tell of the pod."""
+        labels = "".join(f'{key}="{value}"\n' for key, value in sorted(at.pod.labels.items()))
+        return {f"{at.service}/labels": labels}
+
+    def ready(self, at: At) -> Page:
+        page = f"{READY_PORT}/healthz/ready"
+        return {"url": f"{LOOPBACK}:{page}"} if at.pod.arm else at.outer(page)
+
+    def page(self, at: At) -> Page:
+        wanted = urllib.parse.quote(_CLIENT_FILTER if at.pod.arm else _SERVER_FILTER, safe="")
+        page = f"{ISTIO.status_port}/stats/prometheus?filter={wanted}"
+        return {"url": f"{LOOPBACK}:{page}"} if at.pod.arm else at.outer(page)
+
+    def counts(self, body: str, at: At, client: Pod) -> Counts:
+        names, front = (_CLIENT | _resolving(at.world), "pod/") if at.pod.arm else (_SERVER, "")
+        found: dict[str, float] = {} if at.pod.arm else dict.fromkeys(names.values(), 0.0)
+        for series, value in _series(body):
+            for pattern, ours in names.items():
+                if re.fullmatch(pattern.replace("{", r"\{").replace("}", r"\}"), series):
+                    found[front + ours] = found.get(front + ours, 0) + value
+        return found
+
+    def equal(self, at: At, client: Pod, counts: Counts, made: Made) -> Pairs:
+        if at.pod != client:
+            if made.requests and not made.tls:
+                yield "requests at the servers' sidecars", counts.get("servers/envoy_rq", 0), made.requests
+            return
+        if client.dns_proxy:
+            yield from answered(counts)
+        if made.requests:
+            yield "connections passed through unrouted", counts.get("pod/envoy/passthrough_cx", 0), 0
+            if not made.tls:
+                yield "requests in the sidecar", counts.get("pod/envoy/cluster_rq", 0), made.requests
+
+
+def _series(body: str) -> Iterator[tuple[str, float]]:
+    """Each series of a Prometheus page, as `name{labels}`, with its value."""
+    for name, labels, value in _SERIES.findall(body):
+        yield name + labels, float(value)
+
+
+def _resolving(world: World) -> Mapping[str, str]:
+    """How often Envoy resolved endpoints itself, in the clusters that do."""
+    hosts = "|".join(re.escape(service.host) for service in world.told if service.resolved)
+    return {rf'envoy_cluster_update_attempt{{cluster_name="outbound\|\d+\|\|({hosts})"}}': "envoy/cluster_resolutions"}
+
+
+def _environment(at: At) -> Iterator[tuple[str, str]]:
+    """As the injector and the node give it; `resolver` and `virtual_ips` are wishes of ours."""
+    pod, address = at.pod, at.address
+    capture = pod.dns_proxy or pod.virtual_ips
+    plane = at.world.address(at.nets, "recorded")
+    config = {
+        "discoveryAddress": f"{plane}:{ports.PORT_XDS}",
+        "controlPlaneAuthPolicy": "NONE",
+        "binaryPath": "/usr/local/bin/envoy",
+        "proxyBootstrapTemplatePath": "/var/lib/istio/envoy/envoy_bootstrap_tmpl.json",
+        "concurrency": 1,
+        "terminationDrainDuration": "0s",
+        "proxyStatsMatcher": {"inclusionRegexps": [".*"]},
+    }
+    yield "PROXY_CONFIG", json.dumps(config)
+    yield "ISTIO_DELTA_XDS", "false"
+    yield "POD_NAME", pod.pod
+    yield "POD_NAMESPACE", at.world.namespace
+    yield "SERVICE_ACCOUNT", pod.account
+    yield "INSTANCE_IP", address
+    yield "HOST_IP", address
+    yield "TRUST_DOMAIN", at.world.domain
+    yield "ISTIO_META_CLUSTER_ID", "Kubernetes"
+    yield "ISTIO_META_MESH_ID", at.world.domain
+    yield "ISTIO_META_APP_CONTAINERS", "app"
+    yield "ISTIO_META_WORKLOAD_NAME", pod.pod
+    yield "ISTIO_META_NODE_NAME", "node"
+    yield "ISTIO_META_INTERCEPTION_MODE", "TPROXY" if mechanisms.ALL[pod.mechanism].transparent else "REDIRECT"
+    yield "CLOUD_PLATFORM", "none"  # else the agent asks three clouds for it
+    if capture:
+        yield "ISTIO_META_DNS_CAPTURE", "true"
+    if capture and pod.dns != "agent":  # its own proxy is in nobody's way
+        yield "DNS_PROXY_ADDR", f"127.0.0.1:{ports.PORT_DNS_ASIDE}"
+
+
+PART = IstioProxy()
