@@ -1,0 +1,91 @@
+"""The manifests of a world as Istio's control plane is told them: without what is the laboratory's own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from meshdns.core.world import Nets, World
+
+OURS = "meshdns/"  # annotations that begin so are the laboratory's
+Change = Callable[[str], str]
+_SETTINGS = ("ConfigMap", "meshdns")  # settings of the laboratory, by kind and name
+
+
+@dataclass(frozen=True)
+class Object:
+    """One of them, and the file that it stands in."""
+
+    file: str
+    document: Mapping[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """As it says itself."""
+        return str(self.document["kind"])
+
+    @property
+    def name(self) -> str:
+        """Within its namespace."""
+        return str(self.document["metadata"]["name"])
+
+    @property
+    def namespace(self) -> str:
+        """Of one that has one."""
+        return str(self.document["metadata"].get("namespace", "default"))
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return f"{self.file}: {self.kind} {self.namespace}/{self.name}"
+
+    @property
+    def created(self) -> str:
+        """When it says that it was made; among equals Istio lets the oldest win."""
+        return str(self.document["metadata"].get("creationTimestamp") or "")
+
+
+def told(world: World, nets: Nets | None = None) -> list[Object]:
+    """In the order of their age, and of the files; with addresses of these networks."""
+    move = mover(Nets(), nets) if nets else str
+    found = [
+        Object(each.file, _told(each.document, move))
+        for each in world.manifests
+        if (each.document["kind"], each.document["metadata"]["name"]) != _SETTINGS
+    ]
+    return sorted(found, key=lambda each: each.created)
+
+
+def fingerprint(world: World) -> str:
+    """The same for two worlds of which the control plane is told the same."""
+    lines = sorted(json.dumps(each.document, sort_keys=True) for each in told(world))
+    return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
+
+
+def mover(before: Nets, after: Nets) -> Change:
+    """What puts addresses of some networks into others, wherever they stand in a text."""
+    nets = {getattr(before, net): getattr(after, net) for net in ("pods", "world")}
+    pattern = re.compile(rf"(?<![\d.])({'|'.join(map(re.escape, nets))})(?=\.\d)")
+    return lambda text: pattern.sub(lambda match: nets[match[1]], text)
+
+
+def changed(value: object, change: Change) -> Any:
+    """The same in lists and dicts, with every text in it changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {change(key): changed(each, change) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [changed(each, change) for each in value]
+    return value
+
+
+def _told(document: Mapping[str, Any], change: Change) -> dict[str, Any]:
+    found: dict[str, Any] = changed(document, change)
+    notes = found["metadata"].get("annotations") or {}
+    found["metadata"]["annotations"] = {key: value for key, value in notes.items() if not key.startswith(OURS)}
+    return found

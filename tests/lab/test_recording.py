@@ -1,0 +1,93 @@
+"""A recording is the same for the same answers, whoever gave them in which order, and serves other networks too."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meshdns.core import errors
+from meshdns.core.world import Manifest, Nets
+from meshdns.lab import recording
+from meshdns.lab.recording import CDS, EDS, LDS, NDS, RDS, Recording
+from shipped import WORLD
+
+USUAL, OTHER = Nets(), Nets("198.18.7", "198.19.7")
+
+
+def told(own: str, nets: Nets) -> dict[str, list[dict[str, Any]]]:
+    """What istiod tells a pod: one cluster that is everybody's, one listener that is its own."""
+    return {
+        CDS: [{"name": "outbound|80||web", "type": "EDS"}, {"name": "InboundPassthroughCluster"}],
+        EDS: [{"clusterName": "outbound|80||web", "endpoints": [{"address": f"{nets.pods}.21", "port": 8080}]}],
+        LDS: [{"name": f"{own}_8080", "address": own}],
+        RDS: [{"name": "80", "domains": ["x.example", f"{nets.world}.80"]}],
+        NDS: [{"table": {"web": {"ips": ["10.96.1.10", f"{nets.pods}.210"]}}}],
+    }
+
+
+def made(nets: Nets = USUAL) -> Recording:
+    answers = {pod: told(f"{nets.pods}.{host}", nets) for pod, host in (("b", 42), ("a", 41))}
+    return recording.of(WORLD, "1.2", {pod: {"INSTANCE_IPS": f"{nets.pods}.9"} for pod in answers}, answers, nets)
+
+
+def test_what_pods_are_told_alike_stands_once() -> None:
+    assert [each.pods for each in made().shared[CDS]] == [("a", "b"), ("a", "b")]
+    assert [(each.pods, each.resource["name"]) for each in made().shared[LDS]] == [
+        (("a",), "{pods}.41_8080"),
+        (("b",), "{pods}.42_8080"),
+    ]
+
+
+def test_it_is_the_same_bytes_in_whichever_order_and_on_whichever_networks(tmp_path: Path) -> None:
+    assert made(OTHER).files() == made().files()
+    for file, text in made().files().items():
+        (tmp_path / file).write_text(text)
+    assert recording.read(tmp_path).files() == made().files()
+
+
+def test_addresses_are_filled_in_and_no_others_are_touched() -> None:
+    answers = made().answers("a", OTHER)
+    given = {url: sorted(found, key=recording.name) for url, found in told("198.18.7.41", OTHER).items()}
+    assert answers == given
+
+
+def test_a_pod_that_was_not_recorded_is_named() -> None:
+    with pytest.raises(errors.InputError, match="c: was not recorded"):
+        made().answers("c", Nets())
+
+
+def test_a_folder_without_one_is_named(tmp_path: Path) -> None:
+    with pytest.raises(errors.DataError, match=r"holds no recording .*meshdns record"):
+        recording.read(tmp_path)
+
+
+def edited(kind: str, **metadata: Any) -> list[Manifest]:
+    """The shipped manifests, the first of this kind with other metadata."""
+    found = [dataclasses.replace(each, document=json.loads(json.dumps(each.document))) for each in WORLD.manifests]
+    document = copy.deepcopy(next(each.document for each in found if each.document["kind"] == kind))
+    document["metadata"] |= metadata
+    return [document_of(each, document) for each in found]
+
+
+def document_of(manifest: Manifest, document: Any) -> Manifest:
+    same = (manifest.document["kind"], manifest.document["metadata"]["name"]) == (
+        document["kind"],
+        document["metadata"]["name"],
+    )
+    return dataclasses.replace(manifest, document=document) if same else manifest
+
+
+def test_it_fits_a_world_of_which_istio_is_told_the_same() -> None:
+    notes = {"meshdns/backend": "x"}
+    ours = dataclasses.replace(WORLD, manifests=tuple(edited("Service", annotations=notes)))
+    theirs = dataclasses.replace(WORLD, manifests=tuple(edited("Service", labels={"a": "b"})))
+    settings = dataclasses.replace(WORLD, manifests=tuple(edited("ConfigMap", labels={"a": "b"})))
+    assert made().fits(WORLD)
+    assert made().fits(ours)
+    assert made().fits(settings)
+    assert not made().fits(theirs)
