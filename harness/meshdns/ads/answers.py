@@ -1,4 +1,4 @@
-"""What each pod is told: files of JSON to messages. A file is a pod's, NAME.json: type URL -> its resources, each with @type."""
+"""What each pod is told: files of JSON to messages. A file is a pod's, NAME.json: type URL -> its resources."""
 
 from __future__ import annotations
 
@@ -30,13 +30,15 @@ Told = Mapping[str, Mapping[str, any_pb2.Any]]  # type URL -> name of the resour
 def read(folder: Path) -> dict[str, Told]:
     """What stands in a folder, by pod."""
     texts = {path.stem: path.read_text() for path in sorted(folder.glob("*.json"))}
-    know(name for text in texts.values() for name in _TYPE.findall(text))
+    know(
+        [*(url.removeprefix(URL) for url in TYPES), *(name for text in texts.values() for name in _TYPE.findall(text))]
+    )
     return {pod: told(json.loads(text)) for pod, text in texts.items()}
 
 
 def told(resources: Mapping[str, Iterable[Resource]]) -> Told:
     """Their messages."""
-    return {url: {name_of(url, each): packed(each) for each in few} for url, few in resources.items()}
+    return {url: {name_of(url, each): packed({"@type": url, **each}) for each in few} for url, few in resources.items()}
 
 
 def name_of(url: str, resource: Resource) -> str:

@@ -1,4 +1,4 @@
-"""Aggregated discovery, state of the world: each pod is told what was recorded for it, and nothing changes afterwards."""
+"""Aggregated discovery, state of the world: each pod is told what was recorded for it; nothing changes afterwards."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Stream:
         )
 
 
-class Plane(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):
+class Plane(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignore[misc]  # generated, without types
     """The service."""
 
     def __init__(self, answers: Mapping[str, Told]) -> None:

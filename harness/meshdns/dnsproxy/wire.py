@@ -147,17 +147,14 @@ def read_query(message: bytes) -> Query:
     if int.from_bytes(message[2:4], "big") & OPCODE:
         raise RefusedError(NOTIMP)
     try:
-        if message[4:6] != b"\0\1":  # RFC 9619
-            raise MalformedError("not one question")
         question, at = questions(message)
+        if not question:
+            raise RefusedError(SERVFAIL)  # as Istio's agent
         if sum(struct.unpack_from(">HHH", message, 6)) > MAX_PARTS:
             raise MalformedError("too many records")
-        held = list(records(message, at))
-        for record in held:
-            _check_data(message, record)
+        edns = [record for record in records(message, at) if record.kind == OPT]
     except MalformedError:
         raise RefusedError(FORMERR) from None
-    edns = [record for record in held if record.kind == OPT]
     if len(edns) > 1:  # RFC 6891 6.1.1
         raise RefusedError(FORMERR)
     qtype, qclass = struct.unpack(">HH", question[-4:])
@@ -169,10 +166,10 @@ def read_query(message: bytes) -> Query:
 
 
 def bare_reply(message: bytes, rcode: int) -> bytes:
-    """A header and, where there is one to be read, the question: what refusals and failures look like."""
+    """A header and, where it can be read, the question: what refusals and failures look like."""
     flags = int.from_bytes(message[2:4], "big")
     question, count = b"", 0
-    if not flags & OPCODE and message[4:6] == b"\0\1":  # other operations have something else in that place
+    if not flags & OPCODE:  # other operations have something else in that place
         with contextlib.suppress(MalformedError):
             question, _ = questions(message)
             count = int(bool(question))

@@ -8,16 +8,37 @@ from meshdns.lab import ports
 
 
 def conformance_world(world: World, nets: Nets) -> conformance.World:
-    """The names that the conformance suite asks for; mode 2's DNS proxies know them beside the services."""
+    """What of this world the conformance suite can ask for."""
     return conformance.World(
         namespace=world.namespace,
         domain=world.domain,
         search=world.search,
-        external=conformance.Host("paid.example.com", ("240.240.0.200",)),
+        service=_host(nets, world.looked_up, "Kubernetes", world),
+        headless=next((_host(nets, each, "Kubernetes", world) for each in world.told if _is_headless(each)), None),
+        external=next((_host(nets, each, "External", world) for each in world.told if each.virtual_ip), None),
+        other_service=None,
+        foreign_service=None,
+        pod=None,
+        dual=None,
+        six=None,
+        wildcard=None,
+        deep_wildcard=None,
+        large=None,
         upstream=f"{world.address(nets, world.dns_pod().pod)}:{ports.PORT_DNS_DIRECT}",
         upstream_name=world.external_name,
         absent_name="absent.example.com",
     )
+
+
+def _host(nets: Nets, service: Service, registry: str, world: World) -> conformance.Host:
+    addresses = (service.cluster_ip or service.virtual_ip,) if service.watched else map(nets.pod, service.hosts)
+    if service.external:
+        return conformance.Host(service.host, (service.virtual_ip,), registry)
+    return conformance.Host(service.host, tuple(addresses), registry, world.namespace, service.name)
+
+
+def _is_headless(service: Service) -> bool:
+    return not (service.external or service.cluster_ip)
 
 
 def application_name(world: World, name_kind: str, service: Service) -> str:

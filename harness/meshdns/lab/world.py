@@ -47,8 +47,8 @@ _ISTIO: dict[str, dict[str, tuple[str, ...]]] = {
 _PORTS = 1, 65535
 _SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
 _SETTINGS = (
-    "domain", "cluster-ips", "virtual-ips", "unroutable", "entry-address", "external-name", "external-pod", "lookup", "record-ttl-s",
-    "probe-period-s",
+    "domain", "cluster-ips", "virtual-ips", "unroutable", "entry-address", "external-name", "external-pod", "lookup",
+    "record-ttl-s", "probe-period-s",
 )  # fmt: skip
 
 

@@ -125,7 +125,7 @@ def _config_dumps(opened: Session, arms: Collection[str]) -> dict[str, Any]:
     for client in observers.clients(opened.place):
         if client.sidecar and client.arm in arms:
             transparent = mechanisms.ALL[client.mechanism].transparent
-            how = client.dns, client.guarded, transparent, client.managed, client.resolver
+            how = client.dns, client.guarded, transparent, client.virtual_ips, client.managed, client.resolver
             alike.setdefault(how, client.pod)
     return {pod: _config_dump(opened.observers[pod]) for pod in alike.values()}
 
@@ -176,9 +176,9 @@ def _text(path: str) -> str:
 
 
 def _server_sidecar(place: Place) -> dict[str, Any]:
-    """What the first replica's Envoy starts with, where it is told everything then; empty where there is none."""
-    static = (server for server in place.world.meshed if not server.managed)
-    found: dict[str, Any] = next((json.loads(place.read(f"{each.pod}/envoy.json")) for each in static), {})
+    """What the first replica's sidecar is told; empty where there is none that Istio configures."""
+    servers = (server for server in place.world.meshed if not server.managed)
+    found: dict[str, Any] = next((json.loads(place.read(f"recorded/{each.pod}.json")) for each in servers), {})
     return found
 
 

@@ -148,7 +148,7 @@ def observe(place: Place, watching: observers.Observers, agent: Channel, arm: st
 
 def _namespaces(target: Target, world: World, client: Pod) -> list[str]:
     """Pods beside the client's whose packets are worth watching: the name server's and those behind the name."""
-    service = next((each for each in world.static if target.host.split(".")[0] == each.name), None)
+    service = next((each for each in world.told if target.host.split(".")[0] == each.name), None)
     return [world.dns_pod(client).pod, *(service.replicas if service else ())]
 
 
@@ -262,7 +262,7 @@ def _packets(seen: Mapping[str, Mapping[str, bytes]]) -> Iterator[Seen]:
 
 
 # Pages that observers read, name servers' consoles: never part of an application's request.
-_OBSERVERS = {ISTIO.admin_port, ISTIO.stats_port, ISTIO.status_port, ports.PORT_DNS_METRICS,
+_OBSERVERS = {ISTIO.admin_port, ISTIO.stats_port, ISTIO.status_port, ports.PORT_PAGES, ports.PORT_DNS_METRICS,
               ports.PORT_LOADER, 5199, 8053, 8083}  # fmt: skip
 
 

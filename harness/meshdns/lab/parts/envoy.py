@@ -39,13 +39,10 @@ _CLIENT_FILTER = (
     r"^(cluster\.(outbound\|.*\.(upstream_|outlier_)|passthrough\.)|listener\.0\.0\.0\.0_15001\."
     r"|dns_filter\.mesh\.(downstream_rx|external_a))"
 )
-# What a replica's sidecar counts. One that the control plane configures is probed through: its nginx also counts the
-# probes, so requests are those passed on to it, also those that the caller gave up before they were answered.
-_INBOUND = {"http.inbound.downstream_rq_completed": "servers/envoy_rq"}
-_INBOUND_CLIENT = {
-    r"dns_filter\.mesh\.downstream_rx_queries": "dnsproxy/queries",
-    r"dns_filter\.mesh\.external_a+_record_queries": "dnsproxy/forwarded",
-    **_INBOUND,
+# What a replica's sidecar counts. Its nginx also counts probes, so requests are those passed on to it, also those that the
+# caller gave up before they were answered.
+_SERVER = {
+    "http.inbound.downstream_rq_completed": "servers/envoy_rq",
     "cluster.inbound.upstream_rq_total": "servers/nginx_rq",
     "listener.0.0.0.0_15006.no_filter_chain_match": "servers/no_chain",
     "listener.0.0.0.0_15006.ssl.handshake": "servers/mtls_cx",

@@ -1,11 +1,11 @@
-"""The sidecar as Istio injects it: the agent, which gets configuration and certificates, answers DNS, and runs Envoy."""
+"""The sidecar as Istio injects it: its agent gets configuration and certificates, answers DNS, and runs Envoy."""
 
 from __future__ import annotations
 
 import json
 import re
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from meshdns.core.world import Pod, World
@@ -13,7 +13,6 @@ from meshdns.interception import mechanisms
 from meshdns.interception.conventions import ISTIO
 from meshdns.lab import ports
 from meshdns.lab.parts.component import (
-    ASKED,
     IDENTITY,
     LOOPBACK,
     At,
@@ -133,7 +132,7 @@ def _series(body: str) -> Iterator[tuple[str, float]]:
         yield name + labels, float(value)
 
 
-def _resolving(world: World) -> Mapping[str, str]:
+def _resolving(world: World) -> dict[str, str]:
     """How often Envoy resolved endpoints itself, in the clusters that do."""
     hosts = "|".join(re.escape(service.host) for service in world.told if service.resolved)
     return {rf'envoy_cluster_update_attempt{{cluster_name="outbound\|\d+\|\|({hosts})"}}': "envoy/cluster_resolutions"}

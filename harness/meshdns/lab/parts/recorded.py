@@ -23,7 +23,7 @@ class Recorded(Component):
     def files(self, at: At) -> dict[str, str]:
         held = recording.read()
         pods = (pod.pod for pod in at.world.injected)
-        return {f"{at.service}/{pod}.json": json.dumps(recording.answers(held, pod, at.nets), indent=1) for pod in pods}
+        return {f"{at.service}/{pod}.json": json.dumps(held.answers(pod, at.nets), indent=1) for pod in pods}
 
 
 PART = Recorded()

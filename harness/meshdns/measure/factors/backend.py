@@ -30,11 +30,11 @@ class Backend(Factor):
         pushed = world.is_managed(cell.backend)
         client = world.arms.get(cell.arm)
         mode = client is not None and client.managed
-        request = cell.kind == "request"
+        request, bare = cell.kind == "request", client is None or not client.sidecar
         yield request == (cell.backend != "none"), "a request needs a backend, a lookup has none"
-        yield cell.lookup != "none" or cell.backend != "static", "static is a way for a sidecar to know its endpoints"
+        entry = cell.backend in world.backends and world.backends[cell.backend].external
+        yield not (entry and bare) or pushed, "a ServiceEntry of Istio's is called by arms with a sidecar"
         yield cell.lookup == "none" or not by_address, "one replica alone is called by its address: lookup none"
-        bare = client is None or not client.sidecar
         yield not pushed or mode or bare, "backends of the control plane are called by its arms, or without a sidecar"
         usual = client is None or not client.name_server
         yield not pushed or usual, "the control plane tells its names to the usual cluster DNS alone"

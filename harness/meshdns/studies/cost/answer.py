@@ -19,12 +19,17 @@ _STEPS = {
     ("plain-aa", "plain"): "the same again (A/A)",
     ("plain", "meshed"): "sidecar at the server",
     ("mode1", "plain"): "mode 1, sidecar at the client",
-    ("mode1", "static"): "mode 1, both sidecars, endpoints known",
     ("mode1", "meshed"): "mode 1, both sidecars",
+    ("mode1", "resolved"): "mode 1, a ServiceEntry that the sidecar resolves",
     ("mode2-envoy", "plain"): "mode 2 by Envoy's DNS filter, sidecar at the client",
     ("mode2-envoy", "meshed"): "mode 2 by Envoy's DNS filter, both sidecars",
-    ("mode2-agent", "plain"): "mode 2 by the agent's proxy, sidecar at the client",
-    ("mode2-agent", "meshed"): "mode 2 by the agent's proxy, both sidecars",
+    (
+        "mode2-envoy",
+        "resolved",
+    ): "mode 2 by Envoy's DNS filter, a ServiceEntry that the sidecar resolves",
+    ("mode2-agent", "plain"): "mode 2 by Istio's agent, sidecar at the client",
+    ("mode2-agent", "meshed"): "mode 2 by Istio's agent, both sidecars",
+    ("mode2-agent", "resolved"): "mode 2 by Istio's agent, a ServiceEntry that the sidecar resolves",
 }
 _CHANGES = (  # in the order of CHANGES
     "nothing (A/A)",
@@ -32,17 +37,17 @@ _CHANGES = (  # in the order of CHANGES
     "sidecar at the server",
     "sidecar at the client, mode 1",
     "sidecar at the client too, mode 1",
-    "STRICT_DNS for known endpoints",
+    "a ServiceEntry that the sidecar resolves for a ClusterIP Service",
     "mode 2 for mode 1, client only",
     "mode 2 for mode 1, both sidecars",
-    "Envoy's DNS filter for the agent's proxy",
+    "mode 2 for mode 1, the ServiceEntry",
+    "Envoy's DNS filter for Istio's agent",
     "whole mesh, mode 1",
     "whole mesh, mode 2",
 )
 _ROLES = {
     "client_app": "client app",
     "client_sidecar": "client sidecar",
-    "dns_proxy": "DNS proxy",
     "server_sidecar": "server sidecar",
     "server": "server (nginx)",
 }

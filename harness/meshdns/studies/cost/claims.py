@@ -15,7 +15,7 @@ from meshdns.studies.cost.tables import (
     MODE1,
     MODE2,
     REQUEST,
-    STATIC,
+    RESOLVED,
     change,
     changes,
     difference,
@@ -26,7 +26,6 @@ from meshdns.studies.verdict import (
     COST,
     DEPENDS,
     REFUTED,
-    SUPPORTED,
     UNDECIDED,
     Verdict,
     both,
@@ -40,24 +39,38 @@ JUDGED = dict.fromkeys((REQUEST, KEPT), tuple(arm for arm, _ in LADDER))
 
 def verdicts(runs: store.Runs) -> Iterator[Verdict]:
     """What these runs say of them."""
-    yield resolving_cost(difference(runs, STATIC, MODE1), floor(runs), counted_at(path(runs), *MODE1))
+    yield resolving_cost(
+        difference(runs, MODE1, RESOLVED),
+        floor(runs),
+        counted_at(path(runs), *RESOLVED),
+        counted_at(path(runs), *MODE1),
+    )
     yield choice(changes(runs), changes(runs, KEPT))
 
 
 def resolving_cost(
-    found: stats.Difference | None, floor: stats.NoiseFloor | None, row: dict[str, Any] | None = None
+    found: stats.Difference | None,
+    floor: stats.NoiseFloor | None,
+    resolved: dict[str, Any] | None = None,
+    pushed: dict[str, Any] | None = None,
 ) -> Verdict:
-    """C6: STRICT_DNS against endpoints that are known, same replicas."""
+    """C6: a ServiceEntry whose name the sidecar resolves, against a ClusterIP Service whose endpoints it is told.
+
+    The same replicas, so that nothing else differs but the listener.
+    """
     if found is None or found.absolute.n < 2:
         return unmeasured("C6", "needs mode 1 with both kinds of endpoints in two blocks")
-    numbers = f"STRICT_DNS minus known endpoints {both(found)} (p50, {text.blocks(found.absolute.n)})"
-    if row is not None and row["requests"]:
-        numbers += f"; {row['re_resolutions']} re-resolutions in {row['requests']} requests"
+    numbers = f"ServiceEntry minus ClusterIP Service {both(found)} (p50, {text.blocks(found.absolute.n)})"
+    for what, row in (("ServiceEntry", resolved), ("ClusterIP Service", pushed)):
+        if row is not None and row["requests"]:
+            numbers += f"; {what}: {row['re_resolutions']} resolutions in {row['requests']} requests"
     reading = text.reading(found, floor)
+    rest = "the endpoints of a ClusterIP Service are told to the sidecar (EDS), which then resolves nothing"
     if reading == "more":
-        return Verdict("C6", SUPPORTED, "requests take longer where the sidecar resolves the endpoints", numbers, COST)
+        because = f"on the kind of service: requests take longer to a ServiceEntry that the sidecar resolves; {rest}"
+        return Verdict("C6", DEPENDS, because, numbers, COST)
     seen = "requests take even less" if reading == "less" else f"the difference is {reading}"
-    because = f"in steady state {seen}: the sidecar resolves in the background; "
+    because = f"to a ServiceEntry that the sidecar resolves, in the background, {seen} in steady state; {rest}; "
     because += "a cold or slow cluster DNS is not measured"
     return Verdict("C6", UNDECIDED, because, numbers, COST)
 

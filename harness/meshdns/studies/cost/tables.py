@@ -29,15 +29,18 @@ LADDER: tuple[Level, ...] = (
     ("plain-aa", "plain"),
     ("plain", "meshed"),
     ("mode1", "plain"),
-    ("mode1", "static"),
     ("mode1", "meshed"),
+    ("mode1", "resolved"),
     ("mode2-envoy", "plain"),
     ("mode2-envoy", "meshed"),
+    ("mode2-envoy", "resolved"),
     ("mode2-agent", "plain"),
     ("mode2-agent", "meshed"),
+    ("mode2-agent", "resolved"),
 )
 PLAIN, TWIN, MODE1, MODE2 = ("plain", "plain"), ("plain-aa", "plain"), ("mode1", "meshed"), ("mode2-agent", "meshed")
-STATIC, MODE2_ENVOY = ("mode1", "static"), ("mode2-envoy", "meshed")
+RESOLVED, MODE2_ENVOY = ("mode1", "resolved"), ("mode2-envoy", "meshed")
+RESOLVED_MODE2 = ("mode2-agent", "resolved")
 
 
 CHANGES: tuple[tuple[Level, Level], ...] = (
@@ -46,19 +49,20 @@ CHANGES: tuple[tuple[Level, Level], ...] = (
     (PLAIN, ("plain", "meshed")),
     (PLAIN, ("mode1", "plain")),
     (("plain", "meshed"), MODE1),
-    (STATIC, MODE1),
+    (MODE1, RESOLVED),
     (("mode1", "plain"), ("mode2-agent", "plain")),
     (MODE1, MODE2),
+    (RESOLVED, RESOLVED_MODE2),
     (MODE2, MODE2_ENVOY),
     (PLAIN, MODE1),
     (PLAIN, MODE2),
 )
 
 # What a container does in a cell, by what is written after the name of its pod.
-_OF_CLIENT = {"-app": "client_app", "-envoy": "client_sidecar", "-dns": "dns_proxy"}
-_OF_SERVER = {"-envoy": "server_sidecar", "-app": "server", "": "server"}
+_OF_CLIENT = {"-app": "client_app", "-istio-proxy": "client_sidecar"}
+_OF_SERVER = {"-istio-proxy": "server_sidecar", "-app": "server", "": "server"}
 # Of a cluster DNS the parts themselves, of which these are known, in this order.
-ROLES = (*_OF_CLIENT.values(), "server_sidecar", "server", "dnsdist", "bind")
+ROLES = (*_OF_CLIENT.values(), "server_sidecar", "server", "coredns")
 CLIENT = ROLES[0]  # it waits in a spin, and would dwarf the others
 
 REQUEST, KEPT, OPEN = "request", "keepalive", "open"
@@ -322,10 +326,12 @@ _PATH = {
 }
 
 
-def _given(world: World) -> dict[str, frozenset[str]]:
-    """Which addresses are of which kind."""
-    kinds = {"answered_cluster_ip": "cluster_ip", "answered_virtual_ip": "virtual_ip"}
-    return {name: frozenset(getattr(each, kind) for each in world.services) for name, kind in kinds.items()}
+def _given(world: World, answered: pd.Series) -> dict[str, np.ndarray[Any, np.dtype[np.bool_]]]:
+    """Which of these answers are of which kind."""
+    cluster_ips = {each.cluster_ip for each in world.services}
+    kinds = {address: (address in cluster_ips, bool(address) and world.is_virtual(address)) for address in {*answered}}
+    names = ("answered_cluster_ip", "answered_virtual_ip")
+    return {name: np.array([kinds[each][n] for each in answered], dtype=bool) for n, name in enumerate(names)}
 
 
 def path(runs: store.Runs) -> pd.DataFrame:
@@ -338,8 +344,8 @@ def path(runs: store.Runs) -> pd.DataFrame:
         **{"seconds": chosen["wall_s"].astype(float)},
         **{name: cells.counter(chosen, key) for name, key in _PATH.items()},
         **{
-            name: np.bincount(position[[each in addresses for each in answered]], minlength=len(chosen))
-            for name, addresses in _given(runs.world).items()
+            name: np.bincount(position[chosen_ones], minlength=len(chosen))
+            for name, chosen_ones in _given(runs.world, answered).items()
         },
         answers=np.bincount(position, minlength=len(chosen)),
     )

@@ -222,8 +222,8 @@ def _captured(matrix: pd.DataFrame, answer: str) -> Row | None:
 
 
 def mode1_path(path: pd.DataFrame, resolved: cost.Resolutions) -> Verdict:
-    """C4: each part of the path counted what the client made."""
-    row = counted_at(path, *cost.MODE1)
+    """C4: each part of the path counted what the client made; ClusterIP Services and resolved ServiceEntries apart."""
+    row, entry = counted_at(path, *cost.MODE1), counted_at(path, *cost.RESOLVED)
     if row is None:
         return unmeasured("C4", "needs requests in mode 1 with both sidecars")
     parts = {
@@ -231,20 +231,20 @@ def mode1_path(path: pd.DataFrame, resolved: cost.Resolutions) -> Verdict:
         "redirected to the sidecar": (row["redirected"], row["requests"]),
         "forwarded by the sidecar": (row["in_sidecar"], row["requests"]),
     }
-    numbers = ", ".join(f"{what} {counted} of {made}" for what, (counted, made) in parts.items())
+    numbers = "ClusterIP Service: " + ", ".join(f"{what} {n} of {made}" for what, (n, made) in parts.items())
+    if entry is not None:
+        numbers += f"; ServiceEntry: forwarded by the sidecar {entry['in_sidecar']} of {entry['requests']}"
     numbers += f"; the sidecar resolved {resolved.attempts} times, with {resolved.queries} queries, {resolved.span}"
     if broken := [what for what, (counted, made) in parts.items() if counted != made]:
         return Verdict("C4", REFUTED, f"not every call was {' or '.join(broken)}", numbers, COST)
-    if not resolved.queries:
-        because = "the path up to the sidecar was counted, but no second resolution was seen"
+    told = "a ClusterIP Service takes this path but for the second resolution: the sidecar is told its endpoints (EDS)"
+    if entry is None or not resolved.queries:
+        because = f"{told}; a ServiceEntry that it resolves was not measured"
         return Verdict("C4", UNDECIDED, because, numbers, COST)
-    static = counted_at(path, *cost.STATIC)
-    if static is not None and static["in_sidecar"] == static["requests"]:
-        because = "on how the sidecar knows endpoints: by STRICT_DNS it resolves again, given them it forwards without"
-        return Verdict("C4", DEPENDS, because, numbers, COST)
-    return Verdict(
-        "C4", SUPPORTED, "each part of the path counted every call, and the sidecar resolved again", numbers, COST
-    )
+    if entry["in_sidecar"] != entry["requests"]:
+        return Verdict("C4", REFUTED, "not every call to the ServiceEntry was forwarded by the sidecar", numbers, COST)
+    because = f"on the kind of service: {told}; a ServiceEntry with resolution DNS it resolves again"
+    return Verdict("C4", DEPENDS, because, numbers, COST)
 
 
 def mode2_path(path: pd.DataFrame, matrix: pd.DataFrame) -> Verdict:
@@ -258,12 +258,16 @@ def mode2_path(path: pd.DataFrame, matrix: pd.DataFrame) -> Verdict:
     numbers, broken = [], []
     for arm, sums in found.items():
         parts = {
-            "answered with a virtual IP": (sums["answered_virtual_ip"], sums["answers"]),
+            "answered with a virtual address": (
+                sums["answered_cluster_ip"] + sums["answered_virtual_ip"],
+                sums["answers"],
+            ),
             "resolved by the sidecar": (sums["at_dns_proxy"], sums["client_queries"]),
             "redirected to the sidecar": (sums["redirected"], sums["requests"]),
         }
         counted = ", ".join(f"{what} {seen} of {made}" for what, (seen, made) in parts.items())
-        numbers.append(f"{arm}: {counted}, forwarded {sums['forwarded']}")
+        allocated = f"{sums['answered_virtual_ip']} of them allocated by Istio, the others ClusterIPs"
+        numbers.append(f"{arm}: {counted} ({allocated}), forwarded {sums['forwarded']}")
         broken += [f"{what} in {arm}" for what, (seen, made) in parts.items() if seen != made]
         broken += [f"kept inside the pod in {arm}"] * bool(sums["forwarded"])
     cells = rows(matrix, answer="virtual", arm=KNOWING)
