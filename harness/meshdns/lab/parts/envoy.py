@@ -39,8 +39,8 @@ _CLIENT_FILTER = (
     r"^(cluster\.(outbound\|.*\.(upstream_|outlier_)|passthrough\.)|listener\.0\.0\.0\.0_15001\."
     r"|dns_filter\.mesh\.(downstream_rx|external_a))"
 )
-# What a replica's sidecar counts. Its nginx also counts probes, so requests are those passed on to it, also those that the
-# caller gave up before they were answered.
+# What a replica's sidecar counts. Its nginx also counts probes, so requests are those passed on to it, also those that
+# the caller gave up before they were answered.
 _SERVER = {
     "http.inbound.downstream_rq_completed": "servers/envoy_rq",
     "cluster.inbound.upstream_rq_total": "servers/nginx_rq",
