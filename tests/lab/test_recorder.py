@@ -34,10 +34,7 @@ class Istiod(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):
             known = self.told[pod][request.type_url]
             found = [known[name] for name in (request.resource_names or known)]
             there = found[:: -1 if next(self.turn) % 2 else 1]
-            yield discovery_pb2.DiscoveryResponse(
-                type_url=request.type_url, resources=there, nonce=str(next(self.turn)),
-                control_plane={"identifier": '{"Info": {"version": "1.2"}}'},
-            )  # fmt: skip
+            yield discovery_pb2.DiscoveryResponse(type_url=request.type_url, resources=there)
 
 
 @pytest.fixture
@@ -55,14 +52,13 @@ def istiod(tmp_path: Path) -> Iterator[str]:
 
 
 def test_everything_is_asked_for_and_kept(istiod: str) -> None:
-    made = recorder.record(WORLD, Nets(), istiod)
-    assert made.istio == "1.2"
+    made = recorder.record(WORLD, Nets(), istiod, "1.2")
     assert {url: made.shared[url] for url in TYPES} == {url: KEPT.shared[url] for url in TYPES}
 
 
 def test_nobody_who_answers_is_named() -> None:
     with pytest.raises(errors.TestbedError, match=r"127\.0\.0\.1:1: does not answer for client-"):
-        recorder.record(WORLD, Nets(), "127.0.0.1:1")
+        recorder.record(WORLD, Nets(), "127.0.0.1:1", "")
 
 
 def test_the_kept_recording_is_of_this_world() -> None:

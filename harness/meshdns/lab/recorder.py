@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import queue
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,15 +24,14 @@ TIMEOUT_S = 20
 _PACKED = re.compile(rb"type\.googleapis\.com/([\w.]+)")
 
 
-def record(world: World, nets: Nets, istiod: str) -> Recording:
-    """What every injected pod is told by the istiod at this address. Raises TestbedError."""
+def record(world: World, nets: Nets, istiod: str, version: str) -> Recording:
+    """What every injected pod is told by the istiod at this address, of this version. Raises TestbedError."""
     nodes = {pod.pod: node(world, nets, pod) for pod in world.injected}
     told: dict[str, dict[str, list[Resource]]] = {}
-    version = ""
     with grpc.insecure_channel(istiod, options=[("grpc.max_receive_message_length", -1)]) as channel:
         for pod, known in nodes.items():
             try:
-                told[pod], version = _ask(channel, known)
+                told[pod] = _ask(channel, known)
             except grpc.RpcError as error:
                 step = "see `meshdns logs istiod`"
                 raise errors.TestbedError(
@@ -78,13 +76,11 @@ class _Stream:
         self._node = json_format.ParseDict(known, base_pb2.Node())
         stub = ads_pb2_grpc.AggregatedDiscoveryServiceStub(channel)
         self._responses = stub.StreamAggregatedResources(iter(self._requests.get, None), timeout=TIMEOUT_S)
-        self.version = ""
 
     def ask(self, url: str, names: Iterable[str] = ()) -> list[Resource]:
         """All resources of a type, or those of these names."""
         self._requests.put(discovery_pb2.DiscoveryRequest(type_url=url, resource_names=[*names], node=self._node))
         response = next(each for each in self._responses if each.type_url == url)
-        self.version = self.version or _version(response)
         return [_json(each) for each in response.resources]
 
     def close(self) -> None:
@@ -93,8 +89,8 @@ class _Stream:
         self._responses.cancel()
 
 
-def _ask(channel: grpc.Channel, known: Resource) -> tuple[dict[str, list[Resource]], str]:
-    """Everything that one pod is told, and the version of who told it."""
+def _ask(channel: grpc.Channel, known: Resource) -> dict[str, list[Resource]]:
+    """Everything that one pod is told."""
     stream = _Stream(channel, known)
     clusters = stream.ask(CDS)
     endpoints = sorted(_endpoints(clusters))
@@ -108,7 +104,7 @@ def _ask(channel: grpc.Channel, known: Resource) -> tuple[dict[str, list[Resourc
         NDS: stream.ask(NDS),
     }
     stream.close()
-    return found, stream.version
+    return found
 
 
 def _json(message: Any) -> Resource:
@@ -133,11 +129,3 @@ def _routes(value: object) -> Iterator[str]:
     if isinstance(value, list):
         for each in value:
             yield from _routes(each)
-
-
-def _version(response: Any) -> str:
-    """What istiod calls its version."""
-    try:
-        return str(json.loads(response.control_plane.identifier)["Info"]["version"])
-    except (ValueError, KeyError, TypeError):
-        return ""
