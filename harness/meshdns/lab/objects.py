@@ -24,6 +24,11 @@ class Object:
     document: Mapping[str, Any]
 
     @property
+    def api(self) -> str:
+        """Its API's group and version."""
+        return str(self.document["apiVersion"])
+
+    @property
     def kind(self) -> str:
         """As it says itself."""
         return str(self.document["kind"])
@@ -39,11 +44,6 @@ class Object:
         return str(self.document["metadata"].get("namespace", "default"))
 
     @property
-    def where(self) -> str:
-        """For messages."""
-        return f"{self.file}: {self.kind} {self.namespace}/{self.name}"
-
-    @property
     def created(self) -> str:
         """When it says that it was made; among equals Istio lets the oldest win."""
         return str(self.document["metadata"].get("creationTimestamp") or "")
@@ -52,12 +52,31 @@ class Object:
 def told(world: World, nets: Nets | None = None) -> list[Object]:
     """In the order of their age, and of the files; with addresses of these networks."""
     move = mover(Nets(), nets) if nets else str
+    others = {_named(each.document) for each in world.manifests if _is_others(each.document)}
     found = [
         Object(each.file, _told(each.document, move))
         for each in world.manifests
-        if (each.document["kind"], each.document["metadata"]["name"]) != _SETTINGS
+        if _named(each.document) not in others and _owner(each.document) not in others
     ]
     return sorted(found, key=lambda each: each.created)
+
+
+def _is_others(document: Mapping[str, Any]) -> bool:
+    """Whether it concerns the laboratory, or our own control plane, alone."""
+    notes = document["metadata"].get("annotations") or {}
+    return _named(document)[::2] == _SETTINGS or notes.get(f"{OURS}config") == "xds"
+
+
+def _named(document: Mapping[str, Any]) -> tuple[str, str, str]:
+    metadata = document["metadata"]
+    return document["kind"], metadata.get("namespace", "default"), metadata["name"]
+
+
+def _owner(document: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The Service of an EndpointSlice; of another object, nothing."""
+    metadata = document["metadata"]
+    name = (metadata.get("labels") or {}).get("kubernetes.io/service-name", "")
+    return "Service", metadata.get("namespace", "default"), name
 
 
 def fingerprint(world: World) -> str:
@@ -87,5 +106,7 @@ def changed(value: object, change: Change) -> Any:
 def _told(document: Mapping[str, Any], change: Change) -> dict[str, Any]:
     found: dict[str, Any] = changed(document, change)
     notes = found["metadata"].get("annotations") or {}
-    found["metadata"]["annotations"] = {key: value for key, value in notes.items() if not key.startswith(OURS)}
+    kept = {key: value for key, value in notes.items() if not key.startswith(OURS)}
+    found["metadata"] = {key: value for key, value in found["metadata"].items() if key != "annotations"}
+    found["metadata"] |= {"annotations": kept} if kept else {}
     return found

@@ -1,0 +1,209 @@
+"""The API server of a live plane, told a world: its objects, what a kubelet would say of Pods, tokens of accounts.
+
+No kubelet and no controller runs: Pods have the addresses that the place gave them, EndpointSlices are those of the
+manifests, and what the API server or Istio refuses is said with the file in which it stands.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import urllib3.exceptions
+import yaml
+from kubernetes import client, dynamic
+from kubernetes.client.exceptions import ApiException
+
+from meshdns.core import errors
+from meshdns.core.schema import Fault, Place, refuse
+from meshdns.core.world import World
+from meshdns.lab.objects import Object
+
+TIMEOUT_S = 30
+NODE = "meshdns"  # where all Pods are; nobody looks for it
+ISTIO = "istio-system"
+AUDIENCE, TOKEN_LIFE_S = "istio-ca", 43_200  # as Istio's injector asks for
+ROOT, ROOT_KEY = "istio-ca-root-cert", "root-cert.pem"  # ConfigMap that istiod writes into each namespace
+_AGE_S = 1.1  # creation times have whole seconds
+_POLL_S = 0.05
+_UNREADY = "Initialized", "PodScheduled"  # conditions of a Pod that hold before it is ready
+_READY = "ContainersReady", "Ready"
+_CONFLICT = 409
+Found = TypeVar("Found")
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Access:
+    """Where an API server is, as whom it is spoken to, and by whom its certificate is signed."""
+
+    url: str
+    token: str
+    ca_file: Path
+
+
+class Api:
+    """One API server that answers."""
+
+    def __init__(self, access: Access) -> None:
+        """Waits until it does. Raises TestbedError."""
+        settings = client.Configuration(host=access.url)
+        settings.ssl_ca_cert, settings.retries = str(access.ca_file), False
+        settings.api_key = {"authorization": f"Bearer {access.token}"}
+        self._plain = client.ApiClient(settings)
+        cache = access.ca_file.with_name("kinds.json")
+        made: Callable[..., Any] = dynamic.DynamicClient
+        self._api = awaited("the API server", lambda: made(self._plain, cache_file=str(cache)))
+        awaited("the API server", lambda: self._ask("get", "/readyz", serialize=False))
+
+    def define(self, crds: str) -> None:
+        """Istio's kinds are known."""
+        documents = [each for each in yaml.load_all(crds, yaml.CSafeLoader) if each]
+        refuse([fault for each in documents for fault in self._put(Object("Istio's own", each))], "the API server")
+        names = {each["metadata"]["name"] for each in documents}
+        awaited("Istio's kinds", lambda: names <= self._established())
+
+    def apply(self, world: World, told: Sequence[Object]) -> None:
+        """All of it is there, the oldest first. InputError names what was refused."""
+        pods = [each for each in told if each.kind == "Pod"]
+        for namespace in sorted({each.namespace for each in told} | {ISTIO}):
+            self._make(_plain("Namespace", namespace))
+        for namespace, name in sorted({(each.namespace, account(each)) for each in pods}):
+            self._make(_plain("ServiceAccount", name, namespace))
+        faults: list[Fault] = []
+        rest = [each for each in told if each.kind not in ("Namespace", "ServiceAccount")]
+        for number, (_, group) in enumerate(itertools.groupby(rest, lambda each: each.created)):
+            if number:
+                time.sleep(_AGE_S)
+            for each in group:
+                faults += self._put(each, _status(each, world))
+        refuse(faults, "the world")
+
+    def judge(self, told: Sequence[Object]) -> None:
+        """Istio's own validation takes all of it, as it stands. InputError names what it refused."""
+        theirs = [each for each in told if each.api.partition("/")[0].endswith("istio.io")]
+        refuse([fault for each in theirs for fault in self._tried(each, self._judge, each)], "the world")
+
+    def token(self, namespace: str, name: str, pod: str) -> str:
+        """What a kubelet would give a pod of this account, for Istio's certificate authority."""
+        bound = {"kind": "Pod", "apiVersion": "v1", "name": pod}
+        spec = {"audiences": [AUDIENCE], "expirationSeconds": TOKEN_LIFE_S, "boundObjectRef": bound}
+        path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token"
+        body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
+        return str(self._ask("post", path, body=body).status.token)
+
+    def root(self, namespace: str) -> str:
+        """The certificate of Istio's authority. Raises TestbedError where istiod does not write it."""
+        path = f"/api/v1/namespaces/{namespace}/configmaps/{ROOT}"
+        return str(awaited("the certificate of Istio's authority", lambda: self._ask("get", path).data[ROOT_KEY]))
+
+    def allocated(self) -> bool:
+        """Whether each ServiceEntry that gets virtual IPs has them."""
+        entries = self._api.resources.get(api_version="networking.istio.io/v1", kind="ServiceEntry").get().items
+        return all((each.status or {}).get("addresses") for each in entries if _gets_address(each.to_dict()))
+
+    # -- one object --------------------------------------------------------------------------------------------------
+
+    def _put(self, one: Object, status: Json | None = None) -> Iterator[Fault]:
+        yield from self._tried(one, self._create, one, status)
+
+    def _tried(self, one: Object, verb: Callable[..., object], *arguments: object) -> Iterator[Fault]:
+        """The fault that it is, if it is refused."""
+        try:
+            verb(*arguments)
+        except (ApiException, dynamic.exceptions.ResourceNotFoundError) as error:
+            yield Fault(Place(one.file), f"{one.kind} {one.namespace}/{one.name}", _said(error))
+
+    def _create(self, one: Object, status: Json | None) -> None:
+        kind = self._api.resources.get(api_version=one.api, kind=one.kind)
+        body = {key: value for key, value in one.document.items() if key != "status"}
+        body["metadata"] = {key: value for key, value in body["metadata"].items() if key != "creationTimestamp"}
+        if one.kind == "Pod":
+            body["spec"] = {"nodeName": NODE, **body["spec"]}
+        kind.create(body=body, namespace=one.namespace if kind.namespaced else None)
+        if status:
+            patch = {"body": {"status": status}, "name": one.name, "namespace": one.namespace}
+            kind.status.patch(**patch, content_type="application/merge-patch+json")
+
+    def _judge(self, one: Object) -> None:
+        """Written again without effect: whoever judges is asked."""
+        kind = self._api.resources.get(api_version=one.api, kind=one.kind)
+        body = {"spec": one.document["spec"]}
+        where = {"name": one.name, "namespace": one.namespace, "dry_run": "All"}
+        kind.patch(body=body, **where, content_type="application/merge-patch+json")
+
+    def _make(self, document: Json) -> None:
+        """It is there, from before or from now."""
+        kind = self._api.resources.get(api_version="v1", kind=document["kind"])
+        try:
+            kind.create(body=document, namespace=document["metadata"].get("namespace"))
+        except ApiException as error:
+            if error.status != _CONFLICT:
+                raise
+
+    def _established(self) -> set[str]:
+        kind = self._api.resources.get(api_version="apiextensions.k8s.io/v1", kind="CustomResourceDefinition")
+        found = {each.metadata.name: each.status.conditions or [] for each in kind.get().items}
+        return {name for name, all_ in found.items() if any(_holds(each, "Established") for each in all_)}
+
+    def _ask(self, method: str, path: str, **more: Any) -> Any:
+        return self._api.request(method, path, **more)
+
+
+def awaited(what: str, asked: Callable[[], Found]) -> Found:
+    """What is true at last of something that starts. Raises TestbedError."""
+    deadline = time.monotonic() + TIMEOUT_S
+    why = ""
+    while time.monotonic() < deadline:
+        try:
+            if found := asked():
+                return found
+        except (ApiException, urllib3.exceptions.HTTPError, dynamic.exceptions.DynamicApiError, KeyError) as error:
+            why = f" ({error})"
+        time.sleep(_POLL_S)
+    raise errors.TestbedError(f"did not come up within {TIMEOUT_S} s{why}", place=what, step="see `meshdns logs`")
+
+
+def account(pod: Object) -> str:
+    """The service account of a Pod."""
+    return str(pod.document["spec"].get("serviceAccountName", "default"))
+
+
+def _plain(kind: str, name: str, namespace: str = "") -> Json:
+    metadata = {"name": name} | ({"namespace": namespace} if namespace else {})
+    return {"apiVersion": "v1", "kind": kind, "metadata": metadata}
+
+
+def _status(one: Object, world: World) -> Json | None:
+    """What others than a person say of it: of a Pod the kubelet, of the others what the manifest says."""
+    if one.kind != "Pod":
+        return one.document.get("status")
+    address, ready = one.document["status"]["podIP"], world.named(one.name).ready
+    holds = [{"type": each, "status": "True"} for each in _UNREADY]
+    depends = [{"type": each, "status": "True" if ready else "False"} for each in _READY]
+    return {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}], "conditions": [*holds, *depends]}
+
+
+def _holds(condition: Any, name: str) -> bool:
+    return bool(condition.type == name and condition.status == "True")
+
+
+def _gets_address(entry: Json) -> bool:
+    """As Istio's allocator decides."""
+    spec, labels = entry["spec"], entry["metadata"].get("labels") or {}
+    refused = str(labels.get("networking.istio.io/enable-autoallocate-ip", "")).lower() == "false"
+    hosts = [each for each in spec["hosts"] if not each.startswith("*")]
+    return bool(hosts) and not refused and not spec.get("addresses") and spec.get("resolution", "NONE") != "NONE"
+
+
+def _said(error: Exception) -> str:
+    """The API server's own sentence."""
+    try:
+        return str(json.loads(getattr(error, "body", "") or "")["message"])
+    except (ValueError, KeyError, TypeError):
+        return str(error)
