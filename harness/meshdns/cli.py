@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     verb("doctor", _doctor, "what is there, what is missing, and the command that mends it")
-    one = verb("engine", _engine, "find or install the container engine, build the images")
+    one = verb("engine", _engine, "find or install the container engine, build the images of every testbed")
     one.add_argument("--browser", action="store_true", help="chromium and its driver instead (for the tests)")
     force(world(verb("up", _up, "start the testbed and wait until it answers")))
     verb("status", _status, "a table of the testbed's containers")
@@ -169,14 +169,15 @@ def _doctor(_: argparse.Namespace) -> int:
 
 
 def _engine(options: argparse.Namespace) -> int:
-    from meshdns.lab.compose import engine
+    from meshdns.lab import world as worlds
+    from meshdns.lab.compose import engine, testbed
 
     if options.browser:
         browser = engine.ensure_browser(say)
         print(browser.chromium, browser.driver)
         return 0
     engine.ensure(say)
-    for tag in engine.images(say).tags.values():
+    for tag in engine.images(say, testbed.images_of(worlds.shipped(), ())).tags.values():
         print(tag)
     return 0
 
@@ -209,7 +210,7 @@ def _world(options: argparse.Namespace) -> World:
     return world.read(options.world) if options.world else world.shipped()
 
 
-def _bed(world: World | None = None, groups: Iterable[str] = ()) -> Testbed:
+def _bed(world: World | None = None, groups: Collection[str] = ()) -> Testbed:
     """The testbed; without a world the one that is there, of which nothing is started."""
     from meshdns.lab.compose import engine, testbed
 
@@ -220,7 +221,8 @@ def _bed(world: World | None = None, groups: Iterable[str] = ()) -> Testbed:
         return testbed.Testbed({}, nets, project, state, world=testbed.world_of(state))
     testbed.require_nets(nets)
     engine.ensure(say)
-    return testbed.Testbed(engine.images(say).tags, nets, project, state, frozenset(groups), world)
+    tags = engine.images(say, testbed.images_of(world, groups)).tags
+    return testbed.Testbed(tags, nets, project, state, frozenset(groups), world)
 
 
 def _used(bed: Testbed, options: argparse.Namespace, what: str = "") -> contextlib.AbstractContextManager[None]:

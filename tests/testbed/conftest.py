@@ -39,7 +39,8 @@ def bed() -> Iterator[Testbed]:
         engine.ensure(said.append)
         # With every pod, as the commands that tests start.
         every = frozenset(WORLD.groups)
-        own = Testbed(engine.images(said.append).tags, nets, project, testbed.state_of(project), every)
+        images = engine.images(said.append, testbed.images_of(WORLD, every)).tags
+        own = Testbed(images, nets, project, testbed.state_of(project), every)
         # The testbed's lock is for those commands to take; this one keeps the tests of two checkouts apart.
         with locks.testbed("tests", project).hold("tests of the testbed"):
             own.down()  # an earlier session may have been killed

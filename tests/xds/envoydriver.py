@@ -26,7 +26,7 @@ _TYPE = "type.googleapis.com/envoy."
 def binary(folder: Path) -> Path:
     """The program out of the sidecar's image."""
     engine.ensure(lambda _: None)
-    image = engine.images(lambda _: None).tags["envoy"]
+    image = engine.images(lambda _: None, ["envoy"]).tags["envoy"]
     name = f"meshdns-test-cp-{uuid.uuid4().hex[:8]}"
     _docker("create", "--name", name, image)
     try:

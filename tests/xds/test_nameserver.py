@@ -167,7 +167,7 @@ def network() -> Iterator[str]:
 @contextlib.contextmanager
 def bind(network: str, folder: Path, policy: str = POLICY) -> Iterator[Bind]:
     engine.ensure(lambda _: None)
-    image = engine.images(lambda _: None).tags["dns"]
+    image = engine.images(lambda _: None, ["dns"]).tags["dns"]
     folder.chmod(0o755)  # the server runs as nobody
     (folder / "key").write_text(KEY)
     (folder / "cluster.local.zone").write_text(ZONE)

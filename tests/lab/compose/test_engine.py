@@ -14,7 +14,8 @@ import pytest
 
 from meshdns.core import errors, process
 from meshdns.lab.compose import daemon, debian, engine
-from meshdns.lab.compose.testbed import Testbed
+from meshdns.lab.compose.testbed import Testbed, images_of
+from shipped import WORLD
 
 ROOT = Path(__file__).resolve().parents[3]
 INFO = {
@@ -263,43 +264,15 @@ def test_targets_are_the_marked_stages():
     assert not {"apt", "wheels", "fetch"} & set(names)
 
 
-@pytest.fixture
-def sources(tmp_path, monkeypatch):
-    """A package and a Dockerfile that copies two parts of it."""
-    package = tmp_path / "meshdns"
-    (package / "agent" / "__pycache__").mkdir(parents=True)
-    (package / "agent" / "__pycache__" / "clock.pyc").write_bytes(b"x")
-    for name in ("agent/clock.py", "cli.py", "errors.py"):
-        (package / name).write_text("a = 1")
-    dockerfile = tmp_path / "Dockerfile"
-    dockerfile.write_text(
-        "FROM x AS y\nCOPY meshdns/agent /opt/agent\nCOPY meshdns/errors.py /opt/\nCOPY --from=z /a /b\n"
-    )
-    monkeypatch.setattr(engine, "DOCKERFILE", dockerfile)
-    monkeypatch.setattr(engine.paths, "PACKAGE", package)
-    return package
-
-
-def test_the_build_context_is_what_the_dockerfile_copies(sources):
-    assert list(engine._sources()) == ["Dockerfile", "meshdns/agent/clock.py", "meshdns/errors.py"]
-
-
-def test_content_changes_with_what_images_are_made_of(sources):
-    source = sources / "agent/clock.py"
-    tags = [engine._content(engine._sources(), "base")]
-    (sources / "cli.py").write_text("not in an image")
-    source.chmod(0o700)
-    assert engine._content(engine._sources(), "base") == tags[0]
-    tags.append(engine._content(engine._sources(), "another base"))
-    source.write_text("a = 2")
-    tags.append(engine._content(engine._sources(), "base"))
-    source.rename(sources / "agent/clock2.py")
-    tags.append(engine._content(engine._sources(), "base"))
-    with engine.DOCKERFILE.open("a") as dockerfile:
-        dockerfile.write("USER 1\n")
-    tags.append(engine._content(engine._sources(), "base"))
-    assert len(set(tags)) == len(tags)
-    assert all(len(tag) == 12 for tag in tags)
+def test_an_official_image_is_taken_where_one_is_named(monkeypatch):
+    monkeypatch.delenv("MESHDNS_COREDNS_IMAGE", raising=False)
+    here = engine._recipe()
+    assert not any("COREDNS_IMAGE" in word for word in engine._build_argv("coredns", "meshdns/coredns:x", Path()))
+    monkeypatch.setenv("MESHDNS_COREDNS_IMAGE", "example/coredns:1.14.3")
+    argv, there = engine._build_argv("coredns", "meshdns/coredns:x", Path()), engine._recipe()
+    assert argv[argv.index("COREDNS_IMAGE=example/coredns:1.14.3") - 1] == "--build-arg"
+    changed = {name for name in engine.targets(engine.DOCKERFILE) if here.tag(name, "") != there.tag(name, "")}
+    assert changed == {"coredns"}
 
 
 def test_a_proxy_reaches_the_build_without_showing_its_password(monkeypatch):
@@ -444,11 +417,13 @@ def _lives(pid: int) -> bool:
 
 @pytest.mark.testbed
 def test_images_of_this_tree_exist_and_a_second_call_says_nothing():
-    first = engine.images(lambda _: None)
+    wanted = images_of(WORLD, ())
+    first = engine.images(lambda _: None, wanted)
+    assert first.tags.keys() == wanted
     said: list[str] = []
-    assert engine.images(said.append) == first
+    assert engine.images(said.append, wanted) == first
     assert said == []
-    assert engine.missing_images() == []
+    assert not wanted & {*engine.missing_images()}
 
 
 @pytest.mark.testbed
@@ -458,6 +433,6 @@ def test_a_failed_build_is_one_message_with_its_log(tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "DOCKERFILE", tmp_path / "Dockerfile")
     monkeypatch.setattr(engine.paths, "WORK", tmp_path / "work")
     with pytest.raises(errors.EnvironmentProblem) as caught:
-        engine.build_images(lambda _: None)
+        engine.build_images(lambda _: None, ["broken"])
     assert "the-reason" in caught.value.text()
     assert "the-reason" in (tmp_path / "work/logs/build-broken.log").read_text()

@@ -1,12 +1,12 @@
 """The container engine and the images: found, installed, built.
 
-`ensure` makes the engine answer and `images` makes every image exist; both say through `announce` what takes time, and
-cost a fraction of a second when all is there. No container of the testbed is started here: that is `testbed`.
+`ensure` makes the engine answer and `images` makes those images exist that are asked for; both say through `announce`
+what takes time, and cost a fraction of a second when all is there. No container of the testbed is started here: that is
+`testbed`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -15,14 +15,14 @@ import re
 import shutil
 import tempfile
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from meshdns.core import errors, paths, process
 from meshdns.lab import parts
-from meshdns.lab.compose import daemon, debian, dockercli
+from meshdns.lab.compose import daemon, debian, dockercli, recipe
 
 BASE_TAG = "meshdns/base:trixie"
 _REGISTRY_BASE = f"debian:{debian.BASE_SUITE}-slim"
@@ -33,7 +33,7 @@ _ASK_TIMEOUT_S = 20.0  # a healthy engine answers in 0.2 s; one that is loaded w
 _READY_TIMEOUT_S = 3.0  # one that has just started answers in 0.1 s
 _REGISTRY_SILENCE_S = 8.0  # a registry that is there answers in 1 s; who has none should not wait
 _PULL_TIMEOUT_S = 300.0  # 30 MB on a slow line
-_BUILD_TIMEOUT_S = 900.0  # the largest image fetches 100 MB
+_BUILD_TIMEOUT_S = 3600.0  # eight minutes on two cores: of those that compile Go one waits for the other
 _BUILDS_AT_ONCE = 2  # the builds wait for the network; more than two cores would gain little
 
 _CA_BUNDLES = (
@@ -76,7 +76,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """The images of these very sources."""
+    """Images of these very sources."""
 
     base: str
     tags: Mapping[str, str]  # image -> tag, e.g. "envoy" -> "meshdns/envoy:0123456789ab"
@@ -336,10 +336,10 @@ def browser_step(here: debian.Distribution) -> str:
     return "brew install --cask chromium chromedriver" if platform.system() == "Darwin" else "dnf install chromedriver"
 
 
-def images(announce: process.Announce) -> ImageSet:
-    """Every image of the testbed exists."""
+def images(announce: process.Announce, wanted: Collection[str]) -> ImageSet:
+    """These images exist; no others are built, as some take minutes."""
     base_image(announce)
-    return ImageSet(BASE_TAG, build_images(announce))
+    return ImageSet(BASE_TAG, build_images(announce, wanted))
 
 
 def base_image(announce: process.Announce) -> None:
@@ -376,9 +376,10 @@ def _ensure_mmdebstrap(announce: process.Announce, pull: process.Finished) -> No
     debian.install(packages)
 
 
-def build_images(announce: process.Announce) -> dict[str, str]:
-    """Every image of the Dockerfile exists under a tag that names its content; image -> tag."""
-    tags, missing = _tags()
+def build_images(announce: process.Announce, wanted: Collection[str]) -> dict[str, str]:
+    """These images of the Dockerfile exist under tags that name their content; image -> tag."""
+    made = _recipe()
+    tags, missing = _tags(made, wanted)
     if not missing:
         return tags
     announce(f"building images: {' '.join(missing)}")
@@ -386,7 +387,7 @@ def build_images(announce: process.Announce) -> dict[str, str]:
     logs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="images-", dir=paths.WORK) as folder:  # not every client sees /tmp
         context = Path(folder) / "context"
-        for path, content in _sources().items():
+        for path, content in {DOCKERFILE.name: DOCKERFILE.read_bytes(), **made.files}.items():
             (context / path).parent.mkdir(parents=True, exist_ok=True)
             (context / path).write_bytes(content)
         commands = [
@@ -406,14 +407,24 @@ def build_images(announce: process.Announce) -> dict[str, str]:
 
 def missing_images() -> list[str]:
     """The images of these sources that are not built."""
-    return _tags()[1]
+    return _tags(_recipe(), targets(DOCKERFILE))[1]
 
 
-def _tags() -> tuple[dict[str, str], list[str]]:
+def _recipe() -> recipe.Recipe:
+    return recipe.read(DOCKERFILE, paths.PACKAGE, {"BASE": BASE_TAG, **_official()})
+
+
+def _official() -> dict[str, str]:
+    """Images that a person wants instead of what is built here; build argument -> image."""
+    named = re.findall(r"^ARG (\w+_IMAGE)=", DOCKERFILE.read_text(), re.MULTILINE)
+    return {name: image for name in named if (image := os.environ.get(f"MESHDNS_{name}"))}
+
+
+def _tags(made: recipe.Recipe, wanted: Collection[str]) -> tuple[dict[str, str], list[str]]:
     """Image -> tag, and those without one yet."""
     present = _image_ids()
-    content = _content(_sources(), present.get(BASE_TAG, ""))
-    tags = {name: f"meshdns/{name}:{content}" for name in targets(DOCKERFILE)}
+    base = present.get(BASE_TAG, "")
+    tags = {name: f"meshdns/{name}:{made.tag(name, base)}" for name in targets(DOCKERFILE) if name in wanted}
     return tags, [name for name, tag in tags.items() if tag not in present]
 
 
@@ -439,29 +450,12 @@ def _build_argv(name: str, tag: str, context: Path) -> tuple[str, ...]:
         *dockercli.argv("buildx", "build", "--load", "--progress", "plain"),
         *("--builder", "default"),  # another one a user has chosen does not see the engine's own base image
         *("--file", str(context / DOCKERFILE.name), "--target", name, "--build-arg", f"BASE={BASE_TAG}"),
+        *(word for name, image in _official().items() for word in ("--build-arg", f"{name}={image}")),
         *(["--secret", f"id=ca,src={bundle}"] if bundle else []),
         # Without a value docker takes the variable's: a proxy's password stays out of the process list.
         *(word for variable in _PROXY_VARIABLES if variable in os.environ for word in ("--build-arg", variable)),
         *("--tag", tag, str(context)),
     )
-
-
-def _sources() -> dict[str, bytes]:
-    """The build context, path -> content: the Dockerfile, and of the package what it copies."""
-    text, root = DOCKERFILE.read_text(), paths.PACKAGE.parent
-    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE)
-    found = [path for line in copied for name in line.split() for path in (root / name, *(root / name).rglob("*"))]
-    sources = {path.relative_to(root) for path in found if path.is_file()}
-    kept = sorted(path.as_posix() for path in sources if "__pycache__" not in path.parts)
-    return {DOCKERFILE.name: text.encode(), **{path: (root / path).read_bytes() for path in kept}}
-
-
-def _content(sources: Mapping[str, bytes], base: str) -> str:
-    """12 hex digits that change with anything an image is made of."""
-    digest = hashlib.sha256(base.encode())
-    for path, content in sources.items():
-        digest.update(f"{path} {len(content)}\n".encode() + content)
-    return digest.hexdigest()[:12]
 
 
 def _image_ids() -> dict[str, str]:

@@ -27,7 +27,7 @@ import yaml
 from docker.models.containers import Container
 
 from meshdns.core import errors, paths, process, schema
-from meshdns.core.world import Nets, World
+from meshdns.core.world import CORE, Nets, World
 from meshdns.lab import locks, readiness
 from meshdns.lab import parts as components
 from meshdns.lab import world as worlds
@@ -48,6 +48,7 @@ _LOG_LINES = 3
 # connection tracking, and captures packets.
 _BESIDE: Mapping[str, Mapping[str, Any]] = {"observer": {"cap_add": ["NET_ADMIN", "NET_RAW"]}}
 _APPLICATION: Mapping[str, Any] = {"user": "1000:1000"}
+_ATTACHED = frozenset({"dnsproxy", "observer"})  # images of what runs beside any pod, for a while
 _ENGINE_FACTS = ("ServerVersion", "Driver", "CgroupVersion", "CgroupDriver", "KernelVersion", "OperatingSystem")
 
 
@@ -113,6 +114,12 @@ def world_of(state: Path) -> World:
         return worlds.shipped()
 
 
+def images_of(world: World, groups: Collection[str]) -> frozenset[str]:
+    """The images that a testbed needs with these groups of its pods, beside the core."""
+    up = (pod for pod in world.pods if pod.group in (CORE, *groups))
+    return _ATTACHED | {at.part.image for pod in up for at in components.of(world, Nets(), pod)}
+
+
 def cpu_sets() -> tuple[str, str]:
     """(client, everything else): the client has the last CPU to itself, since it spins."""
     cpus = sorted(os.sched_getaffinity(0))
@@ -133,7 +140,7 @@ class Testbed:
 
     __test__ = False  # the name is the domain's; pytest must not collect it
 
-    images: Mapping[str, str]
+    images: Mapping[str, str]  # those of its groups, at least -> tag
     nets: Nets = field(default_factory=Nets)
     project: str = PROJECT
     state: Path = STATE
@@ -455,7 +462,8 @@ class Testbed:
         try:
             groups = frozenset(json.loads((self.state / "groups.json").read_text()))
             rendered = rendering.files(self.world, self.nets, self.keys(), groups)
-            same = json.loads((self.state / "environment.json").read_text()) == self._environment()
+            # One with more groups has more images.
+            same = self._environment().items() <= json.loads((self.state / "environment.json").read_text()).items()
             # A policy that a killed run has left is in force, and is in nobody's plan.
             mesh = {f"mesh/{path.name}" for path in (self.state / "mesh").glob("*")}
             same = same and mesh <= rendered.keys()
