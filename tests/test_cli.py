@@ -93,7 +93,7 @@ def test_the_version_tells_release_commit_and_python() -> None:
         (["report", "--runs", "data/nowhere"], 5, "nowhere"),
         (["report", "-p", "percentil", "9"], 2, "percentil"),
         (["report", "-p", "runs", "elsewhere"], 2, "give the folder as --runs"),
-        (["exec", "dns-bind"], 2, "no command is given"),
+        (["exec", "dns-coredns"], 2, "no command is given"),
     ],
 )
 def test_bad_input_is_one_message(here: Callable[..., Done], arguments: list[str], code: int, said: str) -> None:
@@ -205,18 +205,18 @@ class Bed:
         return 7
 
 
-PART = Part("dns-bind", "1", "running", None, address="198.18.0.53")
+PART = Part("dns-coredns", "1", "running", None, address="198.18.0.53")
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "asked"),
     [
         (["logs"], 7, ("logs",)),
-        (["logs", "dns-bind"], 7, ("logs", "dns-bind")),
+        (["logs", "dns-coredns"], 7, ("logs", "dns-coredns")),
         (
-            ["exec", "dns-bind", "rndc", "-s", "::1", "status"],
+            ["exec", "dns-coredns", "rndc", "-s", "::1", "status"],
             7,
-            ("exec", "-T", "dns-bind", "rndc", "-s", "::1", "status"),
+            ("exec", "-T", "dns-coredns", "rndc", "-s", "::1", "status"),
         ),
         (["logs", "nobody"], 4, None),
         (["exec", "nobody", "sh"], 4, None),
@@ -235,8 +235,8 @@ def test_looking_in_names_a_container_that_is_there(
     said = capsys.readouterr()
     if arguments == ["status"]:
         assert [line.split() for line in said.out.splitlines()][1] == [
-            "dns-bind",
-            "dns-bind",
+            "dns-coredns",
+            "dns-coredns",
             "running",
             "198.18.0.53",
             "nothing",
@@ -279,7 +279,7 @@ with locks.machine().hold("another run"), locks.testbed("an engine", "meshdns").
     [
         ["up"],
         ["down"],
-        ["exec", "dns-bind", "sh"],
+        ["exec", "dns-coredns", "sh"],
         ["run"],
         ["trace", "http://web/"],
         ["report"],
@@ -313,7 +313,7 @@ def test_what_somebody_measures_is_left_alone_unless_it_is_forced(
 
 
 def test_down_says_what_it_has_removed_and_what_has_stayed() -> None:
-    part = Part("dns-bind", "1", "running", None, 0.0, "/a/checkout")
+    part = Part("dns-coredns", "1", "running", None, 0.0, "/a/checkout")
     said = list(testbed.Removed("mine", (part, part), ("mine_pods", "mine_world"), {"mine_pods": ()}).lines())
     assert said[0].startswith("removed 2 containers and 1 network of project mine, started from /a/checkout at 19")
     assert said[1].startswith("network mine_pods stayed: ")

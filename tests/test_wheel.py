@@ -38,7 +38,7 @@ MORE = {  # what needs an extra, and which
     "up": "lab",
     "status": "lab",
     "logs": "lab",
-    "exec dns-bind true": "lab",
+    "exec dns-coredns true": "lab",
     "down": "lab",
     "run": "lab",
     "trace http://web/": "lab",

@@ -265,7 +265,7 @@ def _logs(options: argparse.Namespace) -> int:
 
 def _exec(options: argparse.Namespace) -> int:
     if not options.command:
-        raise errors.InputError("no command is given", place="meshdns exec", step="e.g. `meshdns exec dns-bind sh`")
+        raise errors.InputError("no command is given", place="meshdns exec", step="e.g. `meshdns exec dns-coredns sh`")
     bed = _bed()
     bed.lock.ask(force=options.force, announce=say)
     bed.require(options.service)

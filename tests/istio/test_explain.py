@@ -46,11 +46,11 @@ def test_the_yaml_and_the_testbed_are_one_mesh(mesh: Registry) -> None:
 
 
 def test_the_records_of_the_zone_file_are_the_models(mesh: Registry) -> None:
-    text = rendering.files(WORLD, Nets(), rendering.new_secrets(), ())["dns-bind/cluster.local.zone"]
+    text = rendering.files(WORLD, Nets(), rendering.new_secrets(), ())["dns-coredns/cluster.zone"]
     # Those of other Services come by update from the control plane.
     written = {
         (f"{name}.cluster.local.", data)
-        for name, data in re.findall(r"^((?!answer-)\S+\.svc)\s+IN A\s+(\S+)", text, re.M)
+        for name, data in re.findall(r"^((?!answer-)[\w-]+\.[\w-]+\.svc)\s+IN A\s+(\S+)", text, re.M)
     }
     of_services = {(one.name, one.data) for one in records.build(mesh) if one.rtype == "A" and one.name.count(".") == 5}
     names = {name for name, _ in written}

@@ -18,7 +18,7 @@ from meshdns.core.progress import Progress
 from meshdns.core.world import Nets, World
 from meshdns.lab import parts, world
 from meshdns.lab.parts import envoy
-from meshdns.lab.parts.component import At, ClusterDns, Component, Secrets
+from meshdns.lab.parts.component import At, Component, NameServer, Secrets
 from meshdns.measure import plan, run
 from recording import Recording
 from shipped import WORLD
@@ -44,7 +44,7 @@ def test_every_image_is_somebodys() -> None:
 
 @pytest.mark.parametrize("at", EVERY, ids=lambda at: at.service)
 def test_what_a_container_mounts_is_there(at: At) -> None:
-    own = {path for each in EVERY if each.pod == at.pod or each.service in ("client-ip-app", "dns-bind") for path in
+    own = {path for each in EVERY if each.pod == at.pod or each.service in ("client-ip-app", "records") for path in
            each.part.files(each)}  # fmt: skip
     for mount in at.part.container(at).mounts:
         kind, _, name = mount.source.partition("/")
@@ -53,10 +53,10 @@ def test_what_a_container_mounts_is_there(at: At) -> None:
 
 
 def test_half_a_part_is_none() -> None:
-    class Silent(ClusterDns):
+    class Silent(NameServer):
         image = "dns"
 
-    with pytest.raises(TypeError, match=r"abstract methods? .?container.?, .?counts.?, .?page"):
+    with pytest.raises(TypeError, match=r"abstract methods? .?container.?, .?ready"):
         Silent()
 
 
@@ -100,7 +100,8 @@ apiVersion: v1
 kind: Pod
 metadata: {name: other, namespace: shop, annotations: {meshdns/outside: "true", meshdns/group: other}}
 spec:
-  containers: [{name: bind, image: meshdns/dns}, {name: dnsdist, image: meshdns/dns}]
+  containers: [{name: coredns, image: meshdns/coredns}, {name: dnsdist, image: meshdns/dns}]
+  volumes: [{name: config-volume, configMap: {name: coredns}}]
 status: {podIP: 198.18.0.91}
 ---
 apiVersion: v1
@@ -143,12 +144,12 @@ def test_an_arm_may_have_a_cluster_dns_of_its_own(tmp_path: Path) -> None:
     assert place.groups == {"other"}
     place.up(lambda _: None)
     folder = run.execute(plan.parse(PLAN, "two", both), place, tmp_path / "runs", Progress(1, "test"))
-    own = {"plain": {"dns-bind", "dns-dnsdist"}, "elsewhere": {"other-bind", "other-dnsdist"}}
+    own = {"plain": {"dns-coredns", "dns-dnsdist"}, "elsewhere": {"other-coredns", "other-dnsdist"}}
     for record in store.records(folder):
         assert record.valid, record.reasons
         arm = record.parameters["arm"]
         assert record.counters["dnsdist/from_pod"] == record.counters["pod/rule/dns_client"] > 0
-        assert {each for each in record.cpu_us if "bind" in each or "dnsdist" in each} == own[arm]
+        assert {each for each in record.cpu_us if "coredns" in each or "dnsdist" in each} == own[arm]
     delayed = {asked[1] for asked in place.asked if asked[:1] == ("exec",) and "delay_ms=5" in asked}
     assert delayed == {"dns-dnsdist", "other-dnsdist"}
     assert "nameserver 10.96.0.91\n" in place.files["client-elsewhere/resolv.conf"]
@@ -162,8 +163,13 @@ def test_an_arm_may_have_a_cluster_dns_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        (", {name: dnsdist, image: meshdns/dns}", "", "no container of other counts the queries .* dnsdist"),
+        (
+            "{name: coredns, image: meshdns/coredns}, {name: dnsdist, image: meshdns/dns}",
+            "{name: null-target, image: meshdns/observer}",
+            "no container of other is a name server",
+        ),
         ("name: dnsdist", "name: toaster", "dns is no part of a testbed"),
+        ("configMap: {name: coredns}", "emptyDir: {}", "none of its volumes is a ConfigMap with Corefile"),
         ("[10.96.0.91]", "[10.96.0.92]", "name server is not honoured here; .* 10.96.0.91 .other-dns."),
         ("dnsPolicy: None", "dnsPolicy: Default", "name server is not honoured here; set dnsPolicy to None"),
         ('value: "5"', 'value: "2"', "name server is not honoured here; .* ndots that other pods have"),
@@ -182,16 +188,9 @@ def test_half_a_cluster_dns_is_refused(old: str, new: str, said: str, tmp_path: 
         ({"dns_delay_ms": 5.0}, "dns_delay_ms needs a cluster DNS with the part dnsdist"),
     ],
 )
-def test_what_another_cluster_dns_cannot_do_is_refused(
-    change: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    both = with_other(tmp_path, "config: static", "config: xds" if "backend" in change else "config: static")
-    if "backend" not in change:
-
-        class Plain(type(parts.ALL["dnsdist"])):  # type: ignore[misc]
-            """Invented: it counts, and delays nothing."""
-
-        monkeypatch.setitem(parts.ALL, "dnsdist", Plain())
+def test_what_another_cluster_dns_cannot_do_is_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    dnsdist = ", {name: dnsdist, image: meshdns/dns}"
+    both = with_other(tmp_path, *(("config: static", "config: xds") if "backend" in change else (dnsdist, "")))
     table = {"name": "x", "arm": ["elsewhere"], "rate_hz": 10.0, **change}
     with pytest.raises(errors.InputError, match=said):
         plan.from_json({"name": "x", "seed": 1, "blocks": 1, "experiment": [table]}, "my.toml", both)

@@ -117,13 +117,13 @@ def test_a_run_names_what_it_loses(
     place = up(what)
 
     def loses(*_: object) -> None:
-        place.kill("dns-bind")
+        place.kill("dns-coredns")
         raise errors.TestbedError("the program in the container ended")
 
     monkeypatch.setattr(module, name, loses)
     with pytest.raises(errors.LostPartError) as caught:
         run.execute(what, place, tmp_path, Progress(1, "test"))
-    said = f"dns-bind: the container was killed by SIGKILL (exit code 137) {when}; its log ends: dns-bind says goodbye"
+    said = f"dns-coredns: the container was killed by SIGKILL (exit code 137) {when}; its log ends: dns-coredns says"
     assert str(caught.value).startswith(said)
 
 
@@ -145,7 +145,7 @@ warmup = 1
 
 def test_a_world_of_ones_own_needs_none_of_the_shipped_arms(tmp_path: Path) -> None:
     """Two arms by names of their own, and what every testbed has; one replica instead of three."""
-    kept = {"meshdns", "kube-dns", "dns", "world-dns", "observer", "web", "web-headless", "web-1"}
+    kept = {"meshdns", "kube-dns", "coredns", "dns", "world-dns", "observer", "web", "web-headless", "web-1"}
     renamed = {"client-plain": "bare", "client-mode2-agent": "meshy"}
     documents = []
     for path in sorted(world.SHIPPED.glob("*.yaml")):

@@ -31,7 +31,7 @@ class PlaceContract:
         services = [each.service for each in parts]
         assert len({each.id for each in parts}) == len(services) == len(set(services))
         pods = {client.pod for client in observers.clients(place)}
-        assert {"dns-bind", "legacy-1", "web-1-envoy", *pods, *(f"{pod}-observer" for pod in pods)} <= set(services)
+        assert {"dns-coredns", "legacy-1", "web-1-envoy", *pods, *(f"{pod}-observer" for pod in pods)} <= set(services)
         assert [each.service for each in parts if not each.is_as_it_must_be] == []
 
     def test_a_program_gets_its_input_and_what_it_prints_comes_back(self, place: Place) -> None:
@@ -107,12 +107,12 @@ class PlaceContract:
         assert part(place, APP).state == "running"
 
     def test_usage_is_of_what_runs_and_grows(self, place: Place) -> None:
-        wanted = ["dns-bind", "client-plain-app", "tls", "nobody"]
+        wanted = ["dns-coredns", "client-plain-app", "tls", "nobody"]
         before = place.usage(wanted)
         with place.talk("client-plain-app", AGENT) as agent:
             agent.ask(JOB, 30)
         after = place.usage(wanted)
-        assert before.keys() == after.keys() == {"dns-bind", "client-plain-app"}
+        assert before.keys() == after.keys() == {"dns-coredns", "client-plain-app"}
         assert after["client-plain-app"].cpu_us > before["client-plain-app"].cpu_us
 
     def test_a_file_of_the_world_is_changed_and_gone(self, place: Place) -> None:

@@ -278,7 +278,7 @@ def _cpu(cell: Cell, made: int, rng: np.random.Generator) -> dict[str, float]:
     if cell.arm == "null":
         return {}
     pod = f"client-{cell.arm}"
-    spent = {f"{pod}-app": 90.0, "dns-bind": 15.0 * _forwarded(cell), "dns-dnsdist": 10.0 * _forwarded(cell)}
+    spent = {f"{pod}-app": 90.0, "dns-coredns": 25.0 * _forwarded(cell)}
     spent |= {f"{pod}-envoy": 250.0} if _sidecar(cell) else {}
     spent |= {f"{pod}-dns": 20.0} if WORLD.arms[cell.arm].dns == "agent" else {}
     if cell.kind == "request":

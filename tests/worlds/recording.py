@@ -34,7 +34,6 @@ from meshdns.interception.conventions import ISTIO
 from meshdns.lab import controlplane, place, readiness, watch
 from meshdns.lab.channel import Channel
 from meshdns.lab.compose import rendering
-from meshdns.lab.parts import dnsdist
 from meshdns.lab.place import REFUSED, Account, Part, Usage
 from meshdns.measure.factors import change, fault
 from shipped import WORLD
@@ -316,9 +315,9 @@ class Recording:
         """A page that is asked for over the network."""
         if pod in self.world.cluster_dns.values():
             asking = [each for each in self.world.clients if self.world.dns_pod(each).pod == pod]
-            counts = [{"name": f"{dnsdist.RULE}{each.pod}", "matches": self.counted[f"{each.pod}/dnsdist"]}
-                      for each in asking]  # fmt: skip
-            return json.dumps({"rules": counts, "opcodes": {"QUERY": sum(each["matches"] for each in counts)}})
+            counts = {f"from_{each.host}": self.counted[f"{each.pod}/cluster_dns"] for each in asking}
+            total = sum(counts.values())
+            return json.dumps({"rules": {**counts, "all": total}, "beside": f"coredns_dns_requests_total{{}} {total}"})
         if pod == "control-plane":
             return json.dumps(self._status())
         if not self._runs(f"{pod}-app" if pod in {each.pod for each in self.world.meshed} else pod):
@@ -475,12 +474,12 @@ class Load:
         counted, pod = self.where.counted, self.client.pod
         counted[f"{pod}/rule/dns_client"] += self.queries - (pod in self.where.lost)
         if not self.client.dns_proxy:
-            counted[f"{pod}/dnsdist"] += self.queries
+            counted[f"{pod}/cluster_dns"] += self.queries
             return
         known = self.name in self.where._table(self.client.dns) and self.name != self.where.world.external_name
         forwarded = 0 if known or self.client.managed else self.queries
         counted[f"{pod}/rule/dns_proxy"] += forwarded
-        counted[f"{pod}/dnsdist"] += forwarded
+        counted[f"{pod}/cluster_dns"] += forwarded
         asked, passed_on = ("dns", "forwarded") if self.client.dns == "agent" else _FILTER
         counted[f"{pod}/{asked}"] += self.queries
         counted[f"{pod}/{passed_on}"] += forwarded

@@ -6,6 +6,7 @@ crosses the network is seen in both namespaces, one on loopback once.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +19,17 @@ from shipped import WORLD
 
 WEB, LEGACY = "198.18.0.21:8080", "198.18.0.31:8080"
 NAME = "web.shop.svc.cluster.local."
-RESOLVER, DNSDIST, BIND = "10.96.0.10:53", "198.18.0.10:53", "127.0.0.1:5300"
+RESOLVER, SERVER, BIND = "10.96.0.10:53", "198.18.0.10:53", "127.0.0.1:5300"
 REQUEST, RESPONSE = "GET / HTTP/1.1", "HTTP/1.1 200 OK"
+
+# A world of older runs.
+OLDER = dataclasses.replace(
+    WORLD,
+    pods=tuple(
+        dataclasses.replace(each, part="bind", parts=("bind", "dnsdist")) if each.pod == "dns" else each
+        for each in WORLD.pods
+    ),
+)
 
 # What the search list makes of the name, and nobody has.
 ABSENT = ("web.shop.svc.cluster.local.shop.svc.cluster.local.", "web.shop.svc.cluster.local.svc.cluster.local.",
@@ -32,6 +42,7 @@ class Wire:
 
     arm: str
     url: str = "http://web.shop.svc.cluster.local./"
+    two_servers: bool = False  # as in older runs
     packets: list[dict[str, Any]] = field(default_factory=list)
     tracked: dict[str, list[str]] = field(default_factory=dict)
     rules: dict[str, float] = field(default_factory=dict)
@@ -111,13 +122,14 @@ class Wire:
 
 
 def _cluster_dns(wire: Wire, answer: str, port: int, name: str = NAME) -> None:
-    """dnsdist asks BIND; both ends of the pod network see the outer exchange."""
+    """Both ends of the pod network see the exchange; another behind it where dnsdist asks BIND."""
     places, source = (f"{wire.client.pod}/eth0", "dns/eth0"), f"{wire.address}:{port}"
-    wire.ask(places, (source, DNSDIST), name)
-    wire.ask(("dns/lo",), ("127.0.0.1:9000", BIND), name)
-    wire.tell(("dns/lo",), (BIND, "127.0.0.1:9000"), answer, name)
-    wire.tell(places, (DNSDIST, source), answer, name)
-    wire.translate("udp", source, RESOLVER, DNSDIST)
+    wire.ask(places, (source, SERVER), name)
+    if wire.two_servers:
+        wire.ask(("dns/lo",), ("127.0.0.1:9000", BIND), name)
+        wire.tell(("dns/lo",), (BIND, "127.0.0.1:9000"), answer, name)
+    wire.tell(places, (SERVER, source), answer, name)
+    wire.translate("udp", source, RESOLVER, SERVER)
 
 
 def _request(wire: Wire, asked: str, *, says: tuple[str, str] = (REQUEST, RESPONSE)) -> None:
@@ -153,9 +165,12 @@ def _request(wire: Wire, asked: str, *, says: tuple[str, str] = (REQUEST, RESPON
     }  # fmt: skip
 
 
-def mode1(*absent: str, says: tuple[str, str] = (REQUEST, RESPONSE), kept: bool = False) -> dict[str, Any]:
+def mode1(
+    *absent: str, says: tuple[str, str] = (REQUEST, RESPONSE), kept: bool = False, two_servers: bool = False
+) -> dict[str, Any]:
     """Served in mode 1; these names are tried before and do not exist."""
-    wire = Wire("mode1", "http://web.shop.svc.cluster.local/" if absent else "http://web.shop.svc.cluster.local./")
+    url = "http://web.shop.svc.cluster.local/" if absent else "http://web.shop.svc.cluster.local./"
+    wire = Wire("mode1", url, two_servers)
     for name in absent:
         _cluster_dns(wire, "NXDOMAIN", 3000, name)
     if kept:  # an old connection's last words
@@ -185,8 +200,7 @@ def direct() -> dict[str, Any]:
     """Served without a mesh; another pod asks the name server meanwhile."""
     wire = Wire("plain", "http://legacy.shop.svc.cluster.local./")
     name = "legacy.shop.svc.cluster.local."
-    wire.ask(("dns/eth0",), ("198.18.0.99:1", DNSDIST), "other.")
-    wire.ask(("dns/lo",), ("127.0.0.1:9000", BIND), "other.")
+    wire.ask(("dns/eth0",), ("198.18.0.99:1", SERVER), "other.")
     _cluster_dns(wire, "10.96.1.20", 3000, name)
     out, ends = (f"{wire.client.pod}/eth0", "legacy-1/eth0"), (f"{wire.address}:4000", LEGACY)
     wire.syn(out, ends)
@@ -243,7 +257,7 @@ def mute() -> dict[str, Any]:
     """A name server that does not answer, asked twice."""
     wire = Wire("plain")
     for _ in range(2):
-        wire.ask((f"{wire.client.pod}/eth0", "dns/eth0"), (f"{wire.address}:3000", DNSDIST))
+        wire.ask((f"{wire.client.pod}/eth0", "dns/eth0"), (f"{wire.address}:3000", SERVER))
     return wire.json("timeout")
 
 

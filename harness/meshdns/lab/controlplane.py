@@ -14,6 +14,7 @@ from meshdns.core.world import World
 from meshdns.interception.conventions import ISTIO
 from meshdns.lab import observers, ports
 from meshdns.lab.channel import Channel
+from meshdns.lab.parts import bind
 from meshdns.lab.place import Ended, Place
 
 COMPOSE = paths.COMPOSE
@@ -206,8 +207,8 @@ class ControlPlane:
         for proxy in [each for each in self.world.clients if each.managed and each.dns == "agent"][:1]:
             table = self.place.exec(f"{proxy.pod}-dns", ["cat", "/etc/meshdns/names.json"], timeout_s=30)
             names = {host: entry["ips"] for host, entry in json.loads(table)["table"].items()}
-        dns = self.world.dns_pod().pod
-        zone = [self.place.address(dns), f"/state/{dns}-bind/update.key", f"{self.world.domain}."]
+        records = keeper.pod if (keeper := bind.keeper(self.world)) else ""  # a world with a control plane has one
+        zone = [self.place.address(records), f"/state/{records}/update.key", f"{self.world.domain}."]
         ask = ["python3", "-c", _TRANSFER, *zone]
         said = self.place.exec("observer", ask, timeout_s=ASK_TIMEOUT_S, image="dnsproxy")
         return {"names": names, "records": json.loads(said), "status": self.status()}

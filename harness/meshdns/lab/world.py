@@ -17,7 +17,7 @@ from meshdns.core.world import CORE, Answer, Manifest, Nets, Pod, Service, World
 from meshdns.interception import mechanisms
 from meshdns.istio import documents
 from meshdns.lab import parts
-from meshdns.lab.parts.component import ClusterDns
+from meshdns.lab.parts.component import NameServer
 
 SHIPPED = paths.COMPOSE / "worlds"
 OURS, XDS = "meshdns/", "xds"
@@ -158,9 +158,9 @@ class _Builder:
             settings.fault("no Pod is an arm", f"give one the annotation {OURS}arm", "metadata", "name")
         refuse(self.faults, "the world")
         answering = dict(self._cluster_dns())
-        if managed and usual in answering and "bind" not in self.pods[answering[usual]].parts:
-            step = "add the part bind to it: the control plane keeps its names there"
-            settings.fault(f"the cluster DNS {answering[usual]} cannot be updated", step, "metadata", "name")
+        if managed and not any(pod.part == "bind" for pod in self.pods.values()):
+            step = "take Pod records from compose/worlds: the control plane keeps its names there"
+            settings.fault("no Pod has the part bind alone", step, "metadata", "name")
         refuse(self.faults, "the world")
         services = tuple(self._services(settings.namespace, data["domain"]))
         self._once(services)
@@ -201,6 +201,8 @@ class _Builder:
         made_of, sidecar = tuple(_part(one, each) for each in containers), notes.get(_INJECT) == "true"
         if len({*made_of}) < len(made_of):
             one.fault("two containers are the same part", "leave one of them out", "spec", "containers")
+        for name in made_of:
+            self._mounts(one, name, parts.ALL[name].configured_by if name else "")
         if len(made_of) > 1 and (sidecar or "arm" in notes):
             one.fault("a Pod that is an arm or has a sidecar has one container here", "leave one", "spec", "containers")
         self.pods[one.name] = Pod(
@@ -229,6 +231,13 @@ class _Builder:
             ports=tuple(_port(port, "containerPort") for each in containers[:1] for port in _each(each, "ports")),
         )
 
+    def _mounts(self, one: _Read, part: str, key: str) -> None:
+        """A ConfigMap with what configures a part."""
+        volumes = [each.within("configMap").text("name") for each in _each(one.spec, "volumes")]
+        if key and not any(each.name in volumes and key in each.top.pairs("data") for each in self.of("ConfigMap")):
+            step = f"mount a ConfigMap that has it, as a volume: {part} is configured by it"
+            one.fault(f"none of its volumes is a ConfigMap with {key}", step, "spec", "volumes")
+
     def _name_server(self, one: _Read) -> str:
         """The cluster DNS that its resolv.conf names; empty where it is the usual one."""
         field = one.spec.get("dnsConfig")
@@ -246,17 +255,17 @@ class _Builder:
         return ""
 
     def _cluster_dns(self) -> Iterator[tuple[str, str]]:
-        """ClusterIP -> the pod that answers there; one of its parts can say how often it was asked, and by whom."""
+        """ClusterIP -> the pod that answers there."""
         slices = self._slices()
         for address, one in self.dns.items():
             endpoints = slices.get((one.namespace, one.name))
             behind = [self.pods[pod] for pod, _ in self._replicas(endpoints)] if endpoints else []
             if len(behind) != 1:
                 one.fault(f"{len(behind)} pods answer for it", "give it an EndpointSlice with one", "metadata", "name")
-            elif not any(isinstance(parts.ALL[part], ClusterDns) for part in behind[0].parts or (behind[0].part,)):
-                have = ", ".join(name for name, each in parts.ALL.items() if isinstance(each, ClusterDns))
-                fact = f"no container of {behind[0].pod} counts the queries of pods"
-                one.fault(fact, f"add a part that does: {have}", "metadata", "name")
+            elif not any(isinstance(parts.ALL[part], NameServer) for part in behind[0].parts or (behind[0].part,)):
+                have = ", ".join(name for name, each in parts.ALL.items() if isinstance(each, NameServer))
+                fact = f"no container of {behind[0].pod} is a name server"
+                one.fault(fact, f"add a part that is one: {have}", "metadata", "name")
             else:
                 yield address, behind[0].pod
 

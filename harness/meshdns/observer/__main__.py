@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 import socket
 import struct
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .pages import Pages
+from .rules import counted, said
 
 ETH_P_ALL = 0x0003  # linux/if_ether.h; outgoing packets are seen with this only
 SO_RCVBUFFORCE, SO_TIMESTAMPNS = 33, 35  # asm-generic/socket.h
@@ -22,30 +22,6 @@ SOL_PACKET, PACKET_STATISTICS, PACKET_OUTGOING = 263, 6, 4  # linux/if_packet.h
 ROOM_BYTES = 64 << 20  # some 25,000 small packets: more than a captured trial sends
 HEAD_BYTES = 128  # Ethernet, IPv4 and TCP with options fit
 CONTROL_BYTES = 256
-
-
-def rules(counters: list[tuple[list[str], str]]) -> dict[str, int]:
-    """Packets per rule's name, summed over the rules that share it (in nat: new flows).
-
-    Each of `counters` is a program that prints them, and an expression with the number and the name of one; or with
-    numbers alone, each a group of that name.
-    """
-    found: dict[str, int] = {}
-    printed = {tuple(command): said(*command).splitlines() for command, _ in counters}
-    for command, counted in counters:
-        pattern = re.compile(counted)
-        for match in filter(None, map(pattern.search, printed[tuple(command)])):
-            name = match.lastgroup or match[2]
-            found[name] = found.get(name, 0) + int(match[match.lastgroup or 1])
-    return found
-
-
-def said(*command: str, given: str = "") -> str:
-    """What a program prints. Raises RuntimeError with its own words."""
-    done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{command[0]}: {done.stderr.strip() or done.returncode}")
-    return done.stdout
 
 
 def tracked() -> list[str]:
@@ -124,7 +100,7 @@ class State:
 def _snapshot(request: Request, state: State) -> dict[str, Any]:
     asked = state.pages.ask(request.get("pages", []))  # the servers work while the rules are read
     return {
-        "rules": rules(request.get("rules", [])),
+        "rules": counted(request.get("rules", [])),
         "conntrack": conntrack(),
         "pages": [question.answer() for question in asked],
     }

@@ -49,7 +49,7 @@ def test_phases_add_up_and_changes_recover_the_world(usual: store.Runs, tmp_path
 def test_cpu_goes_to_the_containers_of_the_arm(usual: store.Runs) -> None:
     table = tables.cpu(usual).set_index("step")
     assert table.loc["mode2-envoy → meshed", "client_sidecar"].estimate == pytest.approx(250_000, rel=0.1)
-    assert table.loc["mode2-envoy → meshed", "bind"].estimate == 0
+    assert table.loc["mode2-envoy → meshed", "coredns"].estimate == 0
     assert table.loc["plain → plain", "client_sidecar"].estimate == 0
     plain = ("plain", "plain")
     assert tables.role(plain, "client-plain-app", WORLD) == "client_app"

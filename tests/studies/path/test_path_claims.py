@@ -112,20 +112,21 @@ def saved(**changed: tuple[int, int]) -> str:
 
 def test_hops_are_decided_by_counts_of_traced_requests() -> None:
     counts = tables.counts(traces.traced(traces.mode1(*SEARCHED), traces.mode2(*SEARCHED)))
+    assert claims.hops_saved(counts).verdict == verdict.REFUTED
+    counts["exchanges_found"] = [2, 1]
     found = claims.hops_saved(counts)
     assert found.verdict == verdict.DEPENDS
     assert "DNS exchanges for a name that is found 1 fewer, connections of the request as many" in found.because
     assert "exchanges for each name that is not 1 more" in found.because
-    assert "mode1 4 DNS exchanges (2 leaving a pod), 3 connections (1 leaving)" in found.numbers
-    assert "7 hops in all, 3 of them between pods" in found.numbers
-    assert saved(connections=(3, 2), exchanges_each=(3, 2)) == verdict.SUPPORTED
-    assert saved(exchanges_found=(1, 1)) == verdict.REFUTED
+    assert "mode1 2 DNS exchanges (2 leaving a pod), 3 connections (1 leaving)" in found.numbers
+    assert "5 hops in all, 3 of them between pods" in found.numbers
+    assert saved(exchanges_found=(2, 1), connections=(3, 2), exchanges_each=(3, 2)) == verdict.SUPPORTED
     assert saved(exchanges_found=(1, 2), connections=(3, 4)) == verdict.REFUTED
     assert saved(connections=(4, 3)) == verdict.DEPENDS
     assert saved(outcome=("ok", "timeout")) == verdict.UNMEASURED
     assert claims.hops_saved(counts[counts["arm"] == "mode1"]).verdict == verdict.UNMEASURED
     other = traces.traced(traces.mode1(), traces.mode2(*SEARCHED), earlier=(traces.mode1(), traces.mode2()))
-    assert claims.hops_saved(tables.counts(other)).verdict == verdict.DEPENDS
+    assert claims.hops_saved(tables.counts(other)).verdict == verdict.REFUTED
     runs = tables.counts(other)
     runs.loc[0, "connections"] = 9
     assert claims.hops_saved(runs).verdict == verdict.UNDECIDED

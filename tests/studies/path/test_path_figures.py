@@ -54,7 +54,7 @@ def test_each_message_is_an_arrow_and_time_runs_down() -> None:
 def test_both_modes_are_side_by_side_with_their_lifelines_and_rewritten_addresses() -> None:
     left, right = drawn()
     assert (left.get_title(loc="left"), right.get_title(loc="left")) == ("mode1", "mode2-agent")
-    assert {"application", "dnsdist", "BIND", "sidecar", "server\nsidecar", "server"} <= set(words(left))
+    assert {"application", "CoreDNS", "sidecar", "server\nsidecar", "server"} <= set(words(left))
     assert "DNS\nproxy" in words(right)
     assert "DNS\nproxy" not in words(left)
     assert "10.96.1.10:80 → 127.0.0.1:15001" in words(left)

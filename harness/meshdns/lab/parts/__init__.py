@@ -35,7 +35,7 @@ def stages(file: Path = paths.COMPOSE / "images" / "Dockerfile") -> list[str]:
 def of(world: World, nets: Nets, pod: Pod, *, address: str = "", keys: Secrets | None = None) -> list[At]:
     """What a pod consists of, in the order in which it starts; the first owns the network."""
     where, known = address or world.address(nets, pod.pod), keys or Secrets()
-    services = {f"{pod.pod}-{name}".removesuffix("-"): part for name, part in _names(pod).items()}
+    services = {f"{pod.pod}-{name}".removesuffix("-"): part for name, part in _names(world, pod).items()}
     return [At(ALL[part], service, pod, world, nets, where, known) for service, part in services.items()]
 
 
@@ -44,8 +44,10 @@ def sidecar(pod: Pod) -> str:
     return f"{pod.pod}-{'envoy' if pod.managed else 'istio-proxy'}"
 
 
-def _names(pod: Pod) -> dict[str, str]:
+def _names(world: World, pod: Pod) -> dict[str, str]:
     """What its services are called beside it -> part."""
+    if pod.pod in world.cluster_dns.values():
+        return {"": "pause", "queries": "queries", **{name: name for name in pod.parts or (pod.part,)}}
     if not (pod.arm or pod.sidecar):
         return {"": "pause", **{name: name for name in pod.parts}} if pod.parts else {"": pod.part}
     found = {"": "pause", "loader": "loader"} if mechanisms.ALL[pod.mechanism].programs else {"": "pause"}

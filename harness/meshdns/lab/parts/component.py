@@ -20,6 +20,7 @@ LOW_PORTS = {"net.ipv4.ip_unprivileged_port_start": "0"}  # who has no capabilit
 LOOPBACK = "http://127.0.0.1"
 FROM_POD = "dnsdist/from_pod"  # queries of the client's pod at its cluster DNS, whichever: stored runs have this name
 IDENTITY = "volume/identity-"  # and a service account: its certificate, the key and the root (SPIFFE)
+FROM_ALL = "dns/queries"  # of all pods
 ASKED, PASSED_ON = "pod/rule/dns_client", "pod/rule/dns_proxy"  # queries that rules saw: the client's, the sidecar's
 Page = observers.Page
 Command = tuple[str, ...]
@@ -83,6 +84,14 @@ class At:
         text = Template((paths.COMPOSE / name).read_text())
         return text.substitute(pod_net=self.nets.pods, world_net=self.nets.world, **values)
 
+    def configuration(self, key: str) -> str:
+        """What a ConfigMap that its Pod mounts says; empty where none has this key."""
+        documents = [each.document for each in self.world.manifests]
+        own = next(each for each in documents if (each["kind"], each["metadata"]["name"]) == ("Pod", self.pod.pod))
+        mounted = [volume["configMap"]["name"] for volume in own["spec"].get("volumes", ()) if "configMap" in volume]
+        maps = [each for each in documents if each["kind"] == "ConfigMap" and each["metadata"]["name"] in mounted]
+        return next((str(each["data"][key]) for each in maps if key in each["data"]), "")
+
     def outer(self, page: str) -> Page:
         """A page on the pod's address."""
         return {"url": f"http://{self.address}:{page}"}
@@ -111,6 +120,7 @@ class Component(ABC):
     carries: bool = True  # traffic passes it, so its CPU time is of interest
     versions: ClassVar[Mapping[str, str]] = {}  # of programs in it -> the command that says it
     counts_itself: ClassVar[str] = ""  # the counter in which a question for its page counts too
+    configured_by: ClassVar[str] = ""  # the key of a ConfigMap that its Pod must mount
 
     @abstractmethod
     def container(self, at: At) -> Container:
@@ -152,22 +162,3 @@ class Alike(Component):
 
 class NameServer(Component):
     """A part whose configuration is kept with each run."""
-
-
-class ClusterDns(NameServer):
-    """The part that a cluster DNS is asked at: it counts who asks, as FROM_POD."""
-
-    @abstractmethod
-    def page(self, at: At) -> Page:
-        """See `Component`."""
-
-    @abstractmethod
-    def counts(self, body: str, at: At, client: Pod) -> Counts:
-        """See `Component`."""
-
-    def ready(self, at: At) -> Page:
-        return self.page(at)
-
-    def equal(self, at: At, client: Pod, counts: Counts, made: Made) -> Pairs:
-        sent = counts.get(PASSED_ON, 0) + (0 if client.dns_proxy else counts.get(ASKED, 0))
-        yield "queries at the cluster DNS, against those sent to it", counts.get(FROM_POD, 0), sent

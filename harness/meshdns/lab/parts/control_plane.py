@@ -12,6 +12,7 @@ import yaml
 
 from meshdns.core.world import Nets, World
 from meshdns.lab import ports
+from meshdns.lab.parts import bind
 from meshdns.lab.parts.component import NOBODY, At, Component, Container, Mount, Page
 
 _STATE = (Mount("volume/names", "/names", writable=True), Mount("volume/authority", "/state", writable=True))
@@ -22,7 +23,7 @@ class ControlPlane(Component):
     carries = False
 
     def container(self, at: At) -> Container:
-        dns = at.world.dns_pod()
+        records = bind.keeper(at.world) or at.pod  # a world that needs one has it
         own = (f"{service.host}." for service in at.world.services if not service.managed)
         kept = (f"--dns-keep={names}" for names in (*own, "answer-*"))
         return Container(
@@ -30,7 +31,7 @@ class ControlPlane(Component):
                 "--mesh=/mesh",
                 "--state=/state",
                 "--names=/names",
-                f"--dns={at.world.address(at.nets, dns.pod)}:5300",
+                f"--dns={at.world.address(at.nets, records.pod)}:{ports.PORT_RECORDS}",
                 "--dns-key=/keys/update.key",
                 f"--dns-ttl-s={at.world.record_ttl_s}",
                 *kept,
@@ -45,7 +46,7 @@ class ControlPlane(Component):
             environment={"PYTHONUNBUFFERED": "1"},
             mounts=(
                 Mount("state/mesh", "/mesh"),
-                Mount(f"state/{dns.pod}-bind/update.key", "/keys/update.key"),
+                Mount(f"state/{records.pod}/update.key", "/keys/update.key"),
                 *_STATE,
             ),
         )

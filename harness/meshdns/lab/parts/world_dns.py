@@ -1,4 +1,4 @@
-"""The name server of the world outside, which a cluster DNS asks."""
+"""The name server of the world outside, which a cluster DNS asks: CoreDNS with a zone file."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from meshdns.lab.parts.component import LOW_PORTS, NOBODY, At, Container, Mount,
 
 
 class WorldDns(NameServer):
-    image = "dns"
+    image = "coredns"
 
     def container(self, at: At) -> Container:
         return Container(
-            ("named", "-g", "-n", "1", "-c", "/etc/meshdns/named.conf"),
+            ("-conf", "/etc/coredns/Corefile"),
+            entrypoint=("coredns",),
             user=NOBODY,
             sysctls=LOW_PORTS,
-            mounts=(Mount(f"state/{at.service}", "/etc/meshdns"),),
+            mounts=(Mount(f"state/{at.service}", "/etc/coredns"),),
+            abrupt=True,
         )
 
     def ready(self, at: At) -> None:
@@ -24,13 +26,10 @@ class WorldDns(NameServer):
         served = {each.host: world.answered(nets, each, in_pod=False) for each in world.services if each.external}
         served[world.external_name] = world.address(nets, world.external_pod)
         records = "\n".join(f"{host}. IN A {address}" for host, address in served.items())
-        host = str(at.pod.host)
         return {
-            f"{at.service}/named.conf": at.rendered("dns/named-world.conf"),
-            f"{at.service}/example.com.zone": at.rendered(
-                "dns/example.com.zone", world_dns_host=host, outside_records=records
-            ),
-            f"{at.service}/root.zone": at.rendered("dns/root.zone", world_dns_host=host),
+            f"{at.service}/Corefile": at.rendered("dns/world.Corefile"),
+            f"{at.service}/example.com.zone": at.rendered("dns/example.com.zone", outside_records=records),
+            f"{at.service}/root.zone": at.rendered("dns/root.zone"),
         }
 
 

@@ -6,39 +6,47 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from meshdns.core.world import Nets, World
-from meshdns.lab import parts
+from meshdns.lab import parts, rules
 from meshdns.lab.controlplane import ControlPlane
 from meshdns.lab.observers import Observers
 from meshdns.lab.parts import dnsdist
 from meshdns.lab.place import Place
 from meshdns.measure.cell import Cell
 from meshdns.measure.factors import factor
-from meshdns.measure.factors.factor import Factor, Rules
+from meshdns.measure.factors.factor import ASK_TIMEOUT_S, Factor, Rules
 
 
 class Control(factor.Control):
-    """dnsdist delays each UDP answer."""
+    """dnsdist delays each UDP answer; a pod whose cell wants no delay does not ask it."""
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
-        self._delays_ms: dict[str, float] = {}  # by service; unknown at first: a resumed run may find any
+    def __init__(self, place: Place, observers: Observers) -> None:
+        self._place, self._observers = place, observers
+        self._delays_ms: dict[str, float] = {}  # by service
+        self._led: dict[str, bool] = {}  # by pod, whether to dnsdist; unknown at first: a resumed run may find either
 
     def apply(self, cell: Cell) -> None:
-        for service in delayers(self._place.world, cell):
+        client = self._place.world.arms.get(cell.arm)
+        if client is None:
+            return
+        for service in delayers(self._place.world, cell) if cell.dns_delay_ms else ():
             if cell.dns_delay_ms != self._delays_ms.get(service):
-                self._set(service, cell.dns_delay_ms)
+                self._place.exec(service, dnsdist.PART.delaying(cell.dns_delay_ms), timeout_s=10)
+                self._delays_ms[service] = cell.dns_delay_ms
+        self._lead(client.pod, cell.dns_delay_ms > 0)
 
     def undo(self) -> None:
-        for service, delay_ms in self._delays_ms.items():
-            if delay_ms > 0:
-                self._set(service, 0.0)
+        for pod in self._led:
+            self._lead(pod, False)
 
     def state(self) -> object:
-        return dict(self._delays_ms)
+        return self._delays_ms | self._led
 
-    def _set(self, service: str, delay_ms: float) -> None:
-        self._place.exec(service, dnsdist.PART.delaying(delay_ms), timeout_s=10)
-        self._delays_ms[service] = delay_ms
+    def _lead(self, pod: str, on: bool) -> None:
+        if self._led.get(pod) == on:
+            return
+        commands = rules.delayed(self._place.world, self._place.nets, self._place.world.named(pod), on=on)
+        self._observers[pod].ask({"op": "run", "commands": commands}, ASK_TIMEOUT_S)
+        self._led[pod] = on
 
 
 def delayers(world: World, cell: Cell) -> list[str]:
@@ -60,4 +68,4 @@ class Delay(Factor):
         return so_far_s if in_pod else so_far_s + cell.dns_delay_ms / 1000
 
     def controls(self, place: Place, observers: Observers, control: ControlPlane | None) -> Iterator[factor.Control]:
-        yield Control(place)
+        yield Control(place, observers)

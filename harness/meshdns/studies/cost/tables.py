@@ -62,7 +62,7 @@ CHANGES: tuple[tuple[Level, Level], ...] = (
 _OF_CLIENT = {"-app": "client_app", "-istio-proxy": "client_sidecar"}
 _OF_SERVER = {"-istio-proxy": "server_sidecar", "-app": "server", "": "server"}
 # Of a cluster DNS the parts themselves, of which these are known, in this order.
-ROLES = (*_OF_CLIENT.values(), "server_sidecar", "server", "coredns")
+ROLES = (*_OF_CLIENT.values(), "server_sidecar", "server", "coredns", "dnsdist")
 CLIENT = ROLES[0]  # it waits in a spin, and would dwarf the others
 
 REQUEST, KEPT, OPEN = "request", "keepalive", "open"
@@ -251,7 +251,8 @@ def role(step: Level, service: str, world: World) -> str:
     roles = {f"{client.pod}{ending}": name for ending, name in _OF_CLIENT.items()}
     roles |= {f"{server}{ending}": name for server in servers for ending, name in _OF_SERVER.items()}
     roles |= {f"{pod.pod}-{part}": "server" for pod in world.pods if pod.pod in servers for part in pod.parts}
-    roles |= {f"{name_server.pod}-{part}": part for part in name_server.parts} or {name_server.pod: name_server.part}
+    roles |= {name_server.pod: name_server.part}  # of older runs, where it was alone
+    roles |= {f"{name_server.pod}-{part}": part for part in name_server.parts or (name_server.part,)}
     return roles.get(service, "")
 
 

@@ -22,7 +22,8 @@ from meshdns.interception.conventions import ISTIO
 from meshdns.studies.path.flows import Flow, Kind, Message, flows, host, port
 from meshdns.studies.path.pods import Pod, entries, taken
 
-APPLICATION, SIDECAR, DNS_PROXY, DNSDIST, BIND = "application", "sidecar", "DNS proxy", "dnsdist", "BIND"
+APPLICATION, SIDECAR, DNS_PROXY = "application", "sidecar", "DNS proxy"
+COREDNS, DNSDIST, BIND = "CoreDNS", "dnsdist", "BIND"  # older runs have the latter two
 SERVER_SIDECAR, SERVER, ITSELF = "server sidecar", "server", "the pod itself"
 _USUAL = {"dnsdist", "dns"}  # of the cluster DNS; the latter in worlds that name no part apart
 _CAPTURING = (ISTIO.outbound_port, ISTIO.inbound_port)
@@ -157,10 +158,10 @@ class _Reader:
         self.client = world.arms.get(arm) or WorldPod(f"client-{arm}", 0, "client", arm=arm)
         self.dns = world.cluster_dns.get(world.dns_address(self.client), "dns")
         parts = {part for pod in world.pods if pod.pod == self.dns for part in (pod.part, *pod.parts)}
-        # Who asks is answered by dnsdist, which asks BIND behind it; of another make by the one that is there.
-        others = sorted(parts - _USUAL - {"bind"})
-        self.behind = others[0] if others else BIND
-        self.facing = DNSDIST if parts & _USUAL or not parts else self.behind
+        # Who asks is answered by CoreDNS; in older runs by dnsdist, which asks BIND behind it; else by what is there.
+        others = sorted(parts - _USUAL - {"bind", "coredns"})
+        self.behind = COREDNS if "coredns" in parts else others[0] if others else BIND
+        self.facing = DNSDIST if "coredns" not in parts and (parts & _USUAL or not parts) else self.behind
         self.pods: dict[str, str] = {address: pod for pod, address in trace["pods"].items()}
         url = urlsplit(trace["url"])
         self.port = url.port or {"http": 80, "https": 443}.get(url.scheme, 0)

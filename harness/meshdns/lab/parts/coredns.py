@@ -1,0 +1,86 @@
+"""CoreDNS with the Corefile of a ConfigMap that its Pod mounts, as Kubernetes has it.
+
+No API server is there: what plugin `kubernetes` would hear from one stands in zone files, which plugin `file` in its
+place reads.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar
+
+from meshdns.core.world import Pod, World
+from meshdns.lab import ports, zones
+from meshdns.lab.parts import bind
+from meshdns.lab.parts.component import FROM_ALL, NOBODY, At, Container, Counts, Made, Mount, NameServer, Page, Pairs
+
+COREFILE = "Corefile"  # the key of the ConfigMap
+FOLDER = "/etc/coredns"
+QUERIES = "coredns/queries"
+_PLUGIN = re.compile(r"^(?P<indent>[ \t]*)kubernetes\b[^{\n]*(?:\{(?P<options>[^}]*)\})?", re.MULTILINE)
+_TTL = re.compile(r"^\s*ttl\s+(\d+)", re.MULTILINE)
+_TTL_S = 5  # the plugin's own
+
+
+class CoreDns(NameServer):
+    image = "coredns"
+    versions: ClassVar = {"coredns": "coredns -version"}
+    configured_by = COREFILE
+
+    def container(self, at: At) -> Container:
+        mounts = (Mount(f"state/{at.service}", FOLDER), Mount(f"state/{at.service}/resolv.conf", "/etc/resolv.conf"))
+        command = ("-conf", f"{FOLDER}/{COREFILE}")
+        return Container(command, entrypoint=("coredns",), user=NOBODY, mounts=mounts, abrupt=True)
+
+    def ready(self, at: At) -> Page:
+        return at.outer(f"{ports.PORT_COREDNS_READY}/ready")
+
+    def files(self, at: At) -> dict[str, str]:
+        """See `Component`; its own resolv.conf is the node's, as `dnsPolicy: Default` has it."""
+        text = at.configuration(COREFILE)
+        found = _PLUGIN.search(text)
+        told = _TTL.search(found["options"] or "") if found else None
+        ttl_s = int(told[1]) if told else _TTL_S
+        outside = at.world.address(at.nets, "world-dns")
+        files = {
+            COREFILE: _PLUGIN.sub(lambda plugin: _file(plugin["indent"], at.world), text) + _elsewhere(at),
+            "cluster.zone": zones.cluster(at.world, at.nets, ttl_s),
+            "reverse.zone": zones.reverse(at.world, at.nets, ttl_s),
+            "resolv.conf": f"nameserver {outside}\n",
+        }
+        return {f"{at.service}/{name}": text for name, text in files.items()}
+
+    def equal(self, at: At, client: Pod, counts: Counts, made: Made) -> Pairs:
+        if at.pod == at.world.dns_pod(client):
+            yield (
+                "queries that CoreDNS counted, against those that came",
+                counts.get(QUERIES, 0),
+                counts.get(FROM_ALL, 0),
+            )
+
+
+def counted(body: str) -> float:
+    """Queries in all, by its own page."""
+    lines = (line for line in body.splitlines() if line.startswith("coredns_dns_requests_total{"))
+    return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
+def _file(indent: str, world: World) -> str:
+    """What stands in the place of plugin `kubernetes`: nothing is read again, and other reverse names are passed on."""
+    lines = (
+        f"file {FOLDER}/cluster.zone {world.domain} {{", "   reload 0", "}",
+        f"file {FOLDER}/reverse.zone {zones.REVERSE} {{", "   reload 0", f"   fallthrough {zones.REVERSE}", "}",
+    )  # fmt: skip
+    return "\n".join(f"{indent}{line}" for line in lines)
+
+
+def _elsewhere(at: At) -> str:
+    """Names whose records the control plane keeps are asked for where it does."""
+    keeper, names = bind.keeper(at.world), " ".join(f"{name}:53" for name in zones.managed(at.world))
+    if not (keeper and names):
+        return ""
+    where = f"{at.world.address(at.nets, keeper.pod)}:{ports.PORT_RECORDS}"
+    return f"{names} {{\n    errors\n    prometheus :9153\n    forward . {where}\n}}\n"
+
+
+PART = CoreDns()

@@ -1,0 +1,124 @@
+"""What a cluster's name server answers of its Services, as Kubernetes' DNS specification has it (1.1.0), in zone files.
+
+They are read from the manifests, as the API server would tell them: CoreDNS' plugin `file` takes them in the place of
+its plugin `kubernetes`. Neither has a record NS, which that plugin would add to each answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from meshdns.core.world import Nets, World
+
+REVERSE = "in-addr.arpa"
+_SPECIFICATION = "1.1.0"
+Document = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Endpoint:
+    """A ready address of a Service."""
+
+    name: str  # below that of the Service: its hostname, or the address with dashes
+    address: str
+
+
+def cluster(world: World, nets: Nets, ttl_s: int) -> str:
+    """The zone of the cluster's domain, with the names that are answered in unusual ways."""
+    records = [f'dns-version IN TXT "{_SPECIFICATION}"', f"ns.dns IN A {world.dns_cluster_ip}"]
+    for service, slices in _services(world):
+        records += _of_service(service, slices, nets)
+    # Plugin `kubernetes` makes these of any address (`pods insecure`); here they are those that somebody has.
+    records += [
+        f"{nets.pod(pod.host).replace('.', '-')}.{world.namespace}.pod IN A {nets.pod(pod.host)}"
+        for pod in world.pods
+        if pod.network == "pods"
+    ]
+    records += [
+        f"{world.answer_name(kind, client).removesuffix(f'.{world.domain}')} IN A {answer.of(nets, client)}"
+        for client in map(world.arms.__getitem__, world.answering)
+        for kind, answer in world.answers.items()
+    ]
+    return _zone(records, ttl_s, origin=f"{world.domain}.", server=f"ns.dns.{world.domain}.")
+
+
+def reverse(world: World, nets: Nets, ttl_s: int) -> str:
+    """Whose each address is: a Service's, or that of an endpoint, once for each Service that has it."""
+    records = []
+    for service, slices in _services(world):
+        whole = f"{_name(service)}.{world.domain}."
+        if address := _cluster_ip(service):
+            records.append(f"{_backwards(address)} IN PTR {whole}")
+        records += [f"{_backwards(one.address)} IN PTR {one.name}.{whole}" for one in _endpoints(slices, nets)]
+    return _zone(records, ttl_s, origin=f"{REVERSE}.", server=f"ns.dns.{world.domain}.")
+
+
+def _zone(records: list[str], ttl_s: int, *, origin: str, server: str) -> str:
+    """Its SOA is that of plugin `kubernetes`, but for the serial, which is the time there."""
+    soa = f"@ IN SOA {server} hostmaster.{origin} 1 7200 1800 86400 {ttl_s}"
+    return "\n".join([f"$ORIGIN {origin}", f"$TTL {ttl_s}", soa, *dict.fromkeys(records)]) + "\n"
+
+
+def _services(world: World) -> Iterator[tuple[Document, list[Document]]]:
+    """Those of the world, each with its EndpointSlices; not those whose records the control plane keeps."""
+    documents = [each.document for each in world.manifests]
+    elsewhere = managed(world)
+    for one in (each for each in documents if each["kind"] == "Service"):
+        namespace, name = _place(one)
+        if f"{_name(one)}.{world.domain}" not in elsewhere:
+            slices = [
+                each
+                for each in documents
+                if each["kind"] == "EndpointSlice"
+                and (_place(each)[0], each["metadata"]["labels"].get("kubernetes.io/service-name")) == (namespace, name)
+            ]
+            yield one, slices
+
+
+def managed(world: World) -> list[str]:
+    """Names of Services whose records the control plane keeps."""
+    return [each.host for each in world.services if each.managed and not each.external]
+
+
+def _of_service(service: Document, slices: list[Document], nets: Nets) -> Iterator[str]:
+    """Address records and SRV records; those of endpoints are there whether it has a ClusterIP or not."""
+    name, address, endpoints = _name(service), _cluster_ip(service), _endpoints(slices, nets)
+    yield from ([f"{name} IN A {address}"] if address else (f"{name} IN A {one.address}" for one in endpoints))
+    yield from (f"{one.name}.{name} IN A {one.address}" for one in endpoints)
+    targets = [name] if address else [f"{one.name}.{name}" for one in endpoints]
+    ports = service["spec"].get("ports", ()) if address else [port for each in slices for port in each["ports"]]
+    for port in (each for each in ports if each.get("name")):
+        at = f"_{port['name']}._{port.get('protocol', 'TCP').lower()}.{name}"
+        yield from (f"{at} IN SRV 0 {100 // len(targets)} {port['port']} {target}" for target in targets)
+
+
+def _endpoints(slices: list[Document], nets: Nets) -> list[_Endpoint]:
+    usual = f"{Nets().pods}."
+    found = []
+    for endpoint in (one for each in slices for one in each.get("endpoints") or ()):
+        if (endpoint.get("conditions") or {}).get("ready", True):
+            for address in endpoint["addresses"]:
+                here = address.replace(usual, f"{nets.pods}.") if address.startswith(usual) else address
+                found.append(_Endpoint(endpoint.get("hostname") or here.replace(".", "-"), here))
+    return found
+
+
+def _place(document: Document) -> tuple[str, str]:
+    return document["metadata"].get("namespace", "default"), document["metadata"]["name"]
+
+
+def _name(service: Document) -> str:
+    """Relative to the domain."""
+    namespace, name = _place(service)
+    return f"{name}.{namespace}.svc"
+
+
+def _cluster_ip(service: Document) -> str:
+    address = service["spec"].get("clusterIP") or ""
+    return "" if address == "None" else str(address)
+
+
+def _backwards(address: str) -> str:
+    return ".".join(reversed(address.split(".")))
