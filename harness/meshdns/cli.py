@@ -186,7 +186,8 @@ def _nets() -> Nets:
     from meshdns.core.world import Nets
 
     default = Nets()
-    return Nets(os.environ.get("MESHDNS_PODS", default.pods), os.environ.get("MESHDNS_WORLD", default.world))
+    names = ("pods", "world", "plane")
+    return Nets(*(os.environ.get(f"MESHDNS_{name.upper()}", getattr(default, name)) for name in names))
 
 
 def _project() -> str:
