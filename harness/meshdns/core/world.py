@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 NOBODY = 90  # an address of the world outside where no pod is: who calls it was taken there by a sidecar
 LIVE = "live"  # the group of Istio's own control plane; without it sidecars are told what was recorded
+RECORDED = "recorded"  # the part that tells them
 CORE = "core"  # the group of pods that every testbed has; the others come up for the plans that need them
 
 
@@ -222,6 +223,11 @@ class World:
     def groups(self) -> frozenset[str]:
         """Groups beside the core, but for that of Istio's own control plane."""
         return frozenset(pod.group for pod in self.pods) - {CORE, LIVE}
+
+    def up(self, groups: Collection[str]) -> tuple[Pod, ...]:
+        """The pods of a testbed with these groups: who is told by Istio itself needs nobody who repeats it."""
+        there = (pod for pod in self.pods if pod.group in (CORE, *groups))
+        return tuple(pod for pod in there if not (LIVE in groups and pod.part == RECORDED))
 
     def named(self, pod: str) -> Pod:
         """The pod of that name; it must be there."""

@@ -10,6 +10,7 @@ from meshdns.core.world import LIVE, Nets, World
 from meshdns.lab import keys, kubernetes, objects, parts, ports, readiness, recorder
 from meshdns.lab.parts import apiserver, istiod
 from meshdns.lab.parts.component import At
+from meshdns.lab.parts.istio_proxy import handed
 from meshdns.lab.place import Place
 from meshdns.lab.recording import Recording
 
@@ -55,20 +56,14 @@ class Plane:
         """Each sidecar has what a kubelet would mount: its account's token, the root of Istio's authority."""
         root = self._api.root(self._world.namespace)
         for pod in self._world.injected:
-            folder = handed(parts.sidecar(pod))
             token = self._api.token(self._world.namespace, pod.account, pod.pod)
-            self._place.put(f"{folder}/tokens/istio-token", token)
-            self._place.put(f"{folder}/istio/{kubernetes.ROOT_KEY}", root)
+            self._place.put(handed(parts.sidecar(pod), "tokens/istio-token"), token)
+            self._place.put(handed(parts.sidecar(pod), f"istio/{kubernetes.ROOT_KEY}"), root)
 
     def record(self) -> Recording:
         """What it tells each sidecar."""
         version = self._place.exec(self._istiod, istiod.PART.versions["istiod"].split(), timeout_s=20).strip()
         return recorder.record(self._world, self._nets, f"{self._address}:{ports.PORT_XDS}", version)
-
-
-def handed(service: str) -> str:
-    """The folder, among rendered files, of what a live plane hands to a sidecar: `tokens/` and `istio/`."""
-    return f"{service}-live"
 
 
 def _answers(page: str) -> bool:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from meshdns.core.world import CORE, LIVE, Nets, World
+from meshdns.core.world import LIVE, Nets, World
 from meshdns.lab import parts
 from meshdns.lab.parts.component import IDENTITY, At, Container, Mount
 
@@ -42,7 +42,7 @@ def _certificates(world: World) -> Container:
 def composition(world: World, nets: Nets, groups: Collection[str]) -> dict[str, Any]:
     """The whole file: the core and these groups."""
     pods = {pod.pod: parts.of(world, nets, pod) for pod in world.pods}
-    up = [pod for pod in world.pods if pod.group in (CORE, *groups)]
+    up = world.up(groups)
     certificates = _certificates(world)
     services = {"tls": {**_service(certificates, "web"), "network_mode": "none"}}
     for pod in up:

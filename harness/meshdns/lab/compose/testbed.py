@@ -27,7 +27,7 @@ import yaml
 from docker.models.containers import Container
 
 from meshdns.core import errors, paths, process, schema
-from meshdns.core.world import CORE, LIVE, Nets, World
+from meshdns.core.world import LIVE, Nets, World
 from meshdns.lab import live, locks, readiness
 from meshdns.lab import parts as components
 from meshdns.lab import world as worlds
@@ -116,8 +116,7 @@ def world_of(state: Path) -> World:
 
 def images_of(world: World, groups: Collection[str]) -> frozenset[str]:
     """The images that a testbed needs with these groups of its pods, beside the core."""
-    up = (pod for pod in world.pods if pod.group in (CORE, *groups))
-    return _ATTACHED | {at.part.image for pod in up for at in components.of(world, Nets(), pod)}
+    return _ATTACHED | {at.part.image for pod in world.up(groups) for at in components.of(world, Nets(), pod)}
 
 
 def cpu_sets() -> tuple[str, str]:
@@ -434,7 +433,7 @@ class Testbed:
     def _environment(self, partial: bool = False) -> dict[str, str]:
         client, mesh = cpu_sets()
         images = {f"MESHDNS_IMAGE_{name.upper()}": tag for name, tag in self.images.items()}
-        if partial:  # `down` needs no image, but Compose wants every variable
+        if partial:  # Compose wants every variable, also those of services that nobody asks it to start
             images = {f"MESHDNS_IMAGE_{each.image.upper()}": "none" for each in components.ALL.values()} | images
         return {
             "MESHDNS_COMPOSE": str(COMPOSE),
@@ -453,7 +452,7 @@ class Testbed:
         done = dockercli.run(
             *self._compose("up", "--detach", "--no-build", "--pull", "never", "--quiet-pull", *services),
             timeout_s=UP_TIMEOUT_S,
-            env=self._environment(),
+            env=self._environment(partial=True),
         )
         if done.ok:
             return
