@@ -9,7 +9,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-CONDA_NAMES = {"docker": "docker-py"}  # where conda-forge's name differs from PyPI's
+CONDA_NAMES = {"docker": "docker-py", "kubernetes": "python-kubernetes"}  # where conda-forge's name differs from PyPI's
 
 
 def project() -> tuple[dict[str, Requirement], str]:

@@ -123,6 +123,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--arm", default="mode1", help="the client pod that asks (default: mode1)")
     one.add_argument("--json", action="store_true", help="the whole observation instead of a table")
     _standalone(verb)
+    one = world(force(verb("record", _record, "ask Istio's own control plane what it tells the sidecars of a world")))
+    one.add_argument("--out", type=Path, metavar="FOLDER", help="for the answers (default: compose/recorded)")
     one = verb("report", _report, "measure a plan, or take stored runs, and publish the notebooks as HTML")
     what = _plan_options(force(world(one)))
     stored = "publish these stored runs (e.g. data/sample) instead of measuring (no engine needed)"
@@ -186,7 +188,8 @@ def _nets() -> Nets:
     from meshdns.core.world import Nets
 
     default = Nets()
-    return Nets(os.environ.get("MESHDNS_PODS", default.pods), os.environ.get("MESHDNS_WORLD", default.world))
+    names = ("pods", "world", "plane")
+    return Nets(*(os.environ.get(f"MESHDNS_{name.upper()}", getattr(default, name)) for name in names))
 
 
 def _project() -> str:
@@ -210,7 +213,7 @@ def _world(options: argparse.Namespace) -> World:
     return world.read(options.world) if options.world else world.shipped()
 
 
-def _bed(world: World | None = None, groups: Collection[str] = ()) -> Testbed:
+def _bed(world: World | None = None, groups: Collection[str] = (), images: Collection[str] = ()) -> Testbed:
     """The testbed; without a world the one that is there, of which nothing is started."""
     from meshdns.lab.compose import engine, testbed
 
@@ -221,7 +224,7 @@ def _bed(world: World | None = None, groups: Collection[str] = ()) -> Testbed:
         return testbed.Testbed({}, nets, project, state, world=testbed.world_of(state))
     testbed.require_nets(nets)
     engine.ensure(say)
-    tags = engine.images(say, testbed.images_of(world, groups)).tags
+    tags = engine.images(say, images or testbed.images_of(world, groups)).tags
     return testbed.Testbed(tags, nets, project, state, frozenset(groups), world)
 
 
@@ -306,6 +309,20 @@ def _trace(options: argparse.Namespace) -> int:
         agent = agents.of(options.arm, 5)
         seen = trace.observe(bed, asking, agent, options.arm, options.url).to_json()
     print(json.dumps(seen, indent=1) if options.json else answer.traced(seen, world))
+    return 0
+
+
+def _record(options: argparse.Namespace) -> int:
+    from meshdns.core.world import LIVE
+    from meshdns.lab import live, recording
+
+    world, folder = _world(options), options.out or recording.FOLDER
+    bed = _bed(world, [LIVE], {at.part.image for at in live.parts_of(world, _nets())})
+    with _used(bed, options), bed.plane_alone(say) as plane:
+        found = plane.record()
+    changed = recording.write(found, folder)
+    say(f"{len(found.nodes)} sidecars asked; " + (f"changed: {', '.join(changed)}" if changed else "nothing changed"))
+    print(folder)
     return 0
 
 

@@ -16,14 +16,15 @@ from meshdns import store
 from meshdns.core import errors, paths
 from meshdns.core.progress import Progress
 from meshdns.core.world import Nets, World
-from meshdns.lab import parts, world
+from meshdns.lab import keys, parts, world
 from meshdns.lab.parts import envoy
 from meshdns.lab.parts.component import At, Component, NameServer, Secrets
 from meshdns.measure import plan, run
 from recording import Recording
 from shipped import WORLD
 
-EVERY = [at for pod in WORLD.pods for at in parts.of(WORLD, Nets(), pod, keys=Secrets("console", "web", "update"))]
+KEYS = Secrets("console", "web", "update", keys.made())
+EVERY = [at for pod in WORLD.pods for at in parts.of(WORLD, Nets(), pod, keys=KEYS)]
 
 
 @pytest.mark.parametrize("name", parts.ALL)
@@ -35,7 +36,7 @@ def test_a_part_is_whole(name: str) -> None:
     assert any(at.part is part for at in EVERY), "no pod of the shipped world is made of it"
 
 
-NOBODYS = {"apiserver", "coredns", "etcd", "istiod", "sidecar"}  # to be parts yet
+NOBODYS = {"coredns"}  # to be parts yet
 
 
 def test_every_image_is_somebodys() -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 NOBODY = 90  # an address of the world outside where no pod is: who calls it was taken there by a sidecar
+LIVE = "live"  # the group of Istio's own control plane; without it sidecars are told what was recorded
+RECORDED = "recorded"  # the part that tells them
 CORE = "core"  # the group of pods that every testbed has; the others come up for the plans that need them
 
 
@@ -24,30 +26,32 @@ def search(namespace: str, domain: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Nets:
-    """The two networks, each named by the first three octets of its /24."""
+    """The networks, each named by the first three octets of its /24."""
 
     pods: str = "198.18.0"
     world: str = "198.19.0"
+    plane: str = "198.19.128"  # of Istio's own control plane, where it is live
 
     def pod(self, host: int) -> str:
         """Address number `host` on the pod network."""
         return f"{self.pods}.{host}"
 
-    def cidrs(self) -> tuple[str, str]:
-        """Both networks as CIDR blocks."""
-        return f"{self.pods}.0/24", f"{self.world}.0/24"
+    def cidrs(self, *, live: bool = False) -> tuple[str, ...]:
+        """Those that a testbed has, as CIDR blocks."""
+        return tuple(f"{net}.0/24" for net in (self.pods, self.world, *[self.plane] * live))
 
     def problem(self) -> str:
         """Why these networks cannot be used, or an empty string."""
         bench = ipaddress.ip_network("198.18.0.0/15")
-        for cidr in self.cidrs():
+        every = self.cidrs(live=True)
+        for cidr in every:
             try:
                 net = ipaddress.ip_network(cidr)
             except ValueError:
                 return f"{cidr} is not a network"
             if not net.subnet_of(bench):  # type: ignore[arg-type]
                 return f"{cidr} is outside 198.18.0.0/15, the range that never leaves a machine"
-        return "" if self.pods != self.world else "the pod and the world network are the same"
+        return "" if len({*every}) == len(every) else "two of the networks are the same"
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class Pod:
     answers: bool = False  # asks for names that are answered in unusual ways
     managed: bool = False  # our own control plane configures its sidecar and its DNS proxy, Istio's the others'
     outside: bool = False  # on the world's network too, where servers outside are up
+    plane: bool = False  # on the control plane's network too
     name_server: str = ""  # ClusterIP of its cluster DNS, where it has another one than is usual
     ready: bool = True  # otherwise it is spare: unready until it is wanted
     ports: tuple[int, ...] = ()  # of its containers: plain and TLS
@@ -156,6 +161,7 @@ class World:
     services: tuple[Service, ...]
     answers: Mapping[str, Answer]
     manifests: tuple[Manifest, ...] = ()
+    live: bool = False  # Istio's own control plane configures sidecars, and not what it was recorded to say
     cluster_dns: Mapping[str, str] = field(default_factory=dict)  # ClusterIP of each -> the pod that answers there
 
     @cached_property
@@ -215,8 +221,13 @@ class World:
 
     @property
     def groups(self) -> frozenset[str]:
-        """Groups beside the core."""
-        return frozenset(pod.group for pod in self.pods) - {CORE}
+        """Groups beside the core, but for that of Istio's own control plane."""
+        return frozenset(pod.group for pod in self.pods) - {CORE, LIVE}
+
+    def up(self, groups: Collection[str]) -> tuple[Pod, ...]:
+        """The pods of a testbed with these groups: who is told by Istio itself needs nobody who repeats it."""
+        there = (pod for pod in self.pods if pod.group in (CORE, *groups))
+        return tuple(pod for pod in there if not (LIVE in groups and pod.part == RECORDED))
 
     def named(self, pod: str) -> Pod:
         """The pod of that name; it must be there."""

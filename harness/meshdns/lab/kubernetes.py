@@ -6,6 +6,7 @@ manifests, and what the API server or Istio refuses is said with the file in whi
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import time
@@ -22,6 +23,7 @@ from kubernetes.client.exceptions import ApiException
 from meshdns.core import errors
 from meshdns.core.schema import Fault, Place, refuse
 from meshdns.core.world import World
+from meshdns.lab.keys import API_SERVER
 from meshdns.lab.objects import Object
 
 TIMEOUT_S = 30
@@ -35,6 +37,9 @@ _UNREADY = "Initialized", "PodScheduled"  # conditions of a Pod that hold before
 _READY = "ContainersReady", "Ready"
 _CONFLICT = 409
 Found = TypeVar("Found")
+Well = Callable[[], None]  # raises where what is waited for has ended
+_ADMISSION = "admissionregistration.k8s.io/v1"
+_GROUPS = "networking.istio.io", "security.istio.io", "telemetry.istio.io", "extensions.istio.io"
 Json = dict[str, Any]
 
 
@@ -50,23 +55,25 @@ class Access:
 class Api:
     """One API server that answers."""
 
-    def __init__(self, access: Access) -> None:
-        """Waits until it does. Raises TestbedError."""
+    def __init__(self, access: Access, well: Well = lambda: None) -> None:
+        """Waits until it does. Raises TestbedError, or what `well` raises meanwhile."""
+        self._well = well
         settings = client.Configuration(host=access.url)
         settings.ssl_ca_cert, settings.retries = str(access.ca_file), False
         settings.api_key = {"authorization": f"Bearer {access.token}"}
-        self._plain = client.ApiClient(settings)
-        cache = access.ca_file.with_name("kinds.json")
+        settings.tls_server_name = API_SERVER
+        plain = client.ApiClient(settings)
         made: Callable[..., Any] = dynamic.DynamicClient
-        self._api = awaited("the API server", lambda: made(self._plain, cache_file=str(cache)))
-        awaited("the API server", lambda: self._ask("get", "/readyz", serialize=False))
+        cache = str(access.ca_file.with_name("kinds.json"))
+        self._api = self._awaited("the API server", lambda: made(plain, cache_file=cache))
+        self._awaited("the API server", lambda: self._ask("get", "/readyz", serialize=False))
 
     def define(self, crds: str) -> None:
         """Istio's kinds are known."""
         documents = [each for each in yaml.load_all(crds, yaml.CSafeLoader) if each]
         refuse([fault for each in documents for fault in self._put(Object("Istio's own", each))], "the API server")
         names = {each["metadata"]["name"] for each in documents}
-        awaited("Istio's kinds", lambda: names <= self._established())
+        self._awaited("Istio's kinds", lambda: names <= self._established())
 
     def apply(self, world: World, told: Sequence[Object]) -> None:
         """All of it is there, the oldest first. InputError names what was refused."""
@@ -84,6 +91,21 @@ class Api:
                 faults += self._put(each, _status(each, world))
         refuse(faults, "the world")
 
+    def ask_istio(self, url: str) -> None:
+        """Whatever changes Istio's configuration from now on, istiod is asked at this address whether it is valid."""
+        authority = base64.b64encode(self.root(ISTIO).encode()).decode()
+        rule = {"apiGroups": [*_GROUPS], "apiVersions": ["*"], "operations": ["CREATE", "UPDATE"]}
+        hook = {
+            "name": "validation.istio.io",
+            "clientConfig": {"url": url, "caBundle": authority},
+            "rules": [{**rule, "resources": ["*"]}],
+            "failurePolicy": "Fail",
+            "sideEffects": "None",
+            "admissionReviewVersions": ["v1"],
+        }
+        kind = "ValidatingWebhookConfiguration"
+        self._make({"apiVersion": _ADMISSION, "kind": kind, "metadata": {"name": "istiod"}, "webhooks": [hook]})
+
     def judge(self, told: Sequence[Object]) -> None:
         """Istio's own validation takes all of it, as it stands. InputError names what it refused."""
         theirs = [each for each in told if each.api.partition("/")[0].endswith("istio.io")]
@@ -100,7 +122,7 @@ class Api:
     def root(self, namespace: str) -> str:
         """The certificate of Istio's authority. Raises TestbedError where istiod does not write it."""
         path = f"/api/v1/namespaces/{namespace}/configmaps/{ROOT}"
-        return str(awaited("the certificate of Istio's authority", lambda: self._ask("get", path).data[ROOT_KEY]))
+        return str(self._awaited("the certificate of Istio's authority", lambda: self._ask("get", path).data[ROOT_KEY]))
 
     def allocated(self) -> bool:
         """Whether each ServiceEntry that gets virtual IPs has them."""
@@ -139,7 +161,7 @@ class Api:
 
     def _make(self, document: Json) -> None:
         """It is there, from before or from now."""
-        kind = self._api.resources.get(api_version="v1", kind=document["kind"])
+        kind = self._api.resources.get(api_version=document["apiVersion"], kind=document["kind"])
         try:
             kind.create(body=document, namespace=document["metadata"].get("namespace"))
         except ApiException as error:
@@ -154,9 +176,12 @@ class Api:
     def _ask(self, method: str, path: str, **more: Any) -> Any:
         return self._api.request(method, path, **more)
 
+    def _awaited(self, what: str, asked: Callable[[], Found]) -> Found:
+        return awaited(what, asked, self._well)
 
-def awaited(what: str, asked: Callable[[], Found]) -> Found:
-    """What is true at last of something that starts. Raises TestbedError."""
+
+def awaited(what: str, asked: Callable[[], Found], well: Well = lambda: None) -> Found:
+    """What is true at last of something that starts. Raises TestbedError, or what `well` raises meanwhile."""
     deadline = time.monotonic() + TIMEOUT_S
     why = ""
     while time.monotonic() < deadline:
@@ -164,7 +189,8 @@ def awaited(what: str, asked: Callable[[], Found]) -> Found:
             if found := asked():
                 return found
         except (ApiException, urllib3.exceptions.HTTPError, dynamic.exceptions.DynamicApiError, KeyError) as error:
-            why = f" ({error})"
+            why = f" ({_said(error)})"
+        well()
         time.sleep(_POLL_S)
     raise errors.TestbedError(f"did not come up within {TIMEOUT_S} s{why}", place=what, step="see `meshdns logs`")
 
@@ -203,7 +229,9 @@ def _gets_address(entry: Json) -> bool:
 
 def _said(error: Exception) -> str:
     """The API server's own sentence."""
+    if isinstance(error, dynamic.exceptions.ResourceNotFoundError):
+        return "the API server knows no such kind"
     try:
-        return str(json.loads(getattr(error, "body", "") or "")["message"])
+        return " ".join(str(json.loads(getattr(error, "body", "") or "")["message"]).split())
     except (ValueError, KeyError, TypeError):
         return str(error)

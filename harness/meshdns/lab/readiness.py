@@ -59,6 +59,13 @@ def set_sidecar(place: Place, client: Pod, observer: Channel, *, up: bool) -> No
         time.sleep(0.05)
 
 
+def refuse_ended(place: Place) -> None:
+    """Return if no part has ended that must run. Raises TestbedError that names it."""
+    for part in place.parts():
+        if part.state == "exited" and not part.is_as_it_must_be:
+            raise _unready(place, part.service, f"the container ended with code {part.code}")
+
+
 def _unready(place: Place, service: str, fact: str) -> errors.TestbedError:
     return errors.TestbedError(fact, place=service, step=log_ends(place, service) or f"see `meshdns logs {service}`")
 
@@ -73,9 +80,7 @@ def log_ends(place: Place, service: str) -> str:
 def _not_ready(place: Place, asking: Observers, every: Sequence[At]) -> dict[str, str]:
     """Services that do not answer, each with what is wrong."""
     refused = refusals(place)
-    for part in place.parts():
-        if part.state == "exited" and not part.is_as_it_must_be:
-            raise _unready(place, part.service, f"the container ended with code {part.code}")
+    refuse_ended(place)
     waiting = {
         at.service: "does not answer" for at in every if at.pod.pod not in refused and not _answers(place, at, asking)
     }

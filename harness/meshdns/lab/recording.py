@@ -76,6 +76,16 @@ def of(world: World, istio: str, nodes: Mapping[str, Resource], told: Mapping[st
     return Recording(istio, objects.fingerprint(world), nodes, {url: _share(told, url, nets) for url in TYPES})
 
 
+def write(recording: Recording, folder: Path) -> list[str]:
+    """The folder holds it; the names of the files that were otherwise before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = recording.files()
+    other = [name for name, text in found.items() if not _is(folder / name, text)]
+    for name in other:
+        (folder / name).write_text(found[name])
+    return other
+
+
 def read(folder: Path = FOLDER) -> Recording:
     """One that was kept. Raises DataError."""
     try:
@@ -106,6 +116,10 @@ def _share(told: Mapping[str, Answers], url: str, nets: Nets) -> tuple[Shared, .
             pods.setdefault(key, []).append(pod)
     shared = [Shared(tuple(pods[key]), resource) for key, resource in found.items()]
     return tuple(sorted(shared, key=lambda each: (name(each.resource), each.pods)))
+
+
+def _is(file: Path, text: str) -> bool:
+    return file.exists() and file.read_text() == text
 
 
 def _file(url: str) -> str:

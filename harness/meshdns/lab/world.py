@@ -35,7 +35,7 @@ _POD: dict[str, tuple[str, ...]] = {
     "dns": ("cluster", "envoy"),  # who answers port 53; Istio's agent is asked for by its own annotation
     "mechanism": tuple(mechanisms.ALL),
     "resolver": ("c-ares", "getaddrinfo", "hickory"),
-    "loop-guard": _TRUTH, "virtual-ips": _TRUTH, "answers": _TRUTH, "outside": _TRUTH, "ready": _TRUTH,
+    "loop-guard": _TRUTH, "virtual-ips": _TRUTH, "answers": _TRUTH, "outside": _TRUTH, "plane": _TRUTH, "ready": _TRUTH,
 }  # fmt: skip
 _CALLED: dict[str, tuple[str, ...]] = {"backend": (), "config": (XDS,)}
 _ALLOWED = {
@@ -226,6 +226,7 @@ class _Builder:
             labels=dict(one.meta.labels("labels")),
             excluded=tuple(_excluded(one)),
             outside=notes.get("outside") == "true",
+            plane=notes.get("plane") == "true",
             name_server=self._name_server(one),
             ready=notes.get("ready") != "false",
             ports=tuple(_port(port, "containerPort") for each in containers[:1] for port in _each(each, "ports")),

@@ -6,8 +6,8 @@ There are no health checks here: each would be an exec every few seconds beside 
 until every proxy and name server answers, and asks them itself.
 
 What differs between machines and starts is a variable: MESHDNS_COMPOSE (the folder compose/), MESHDNS_STATE (what is
-rendered), MESHDNS_PODS and MESHDNS_WORLD (the networks' first three octets), MESHDNS_CPU_… (CPU sets), MESHDNS_CGROUP2
-and MESHDNS_IMAGE_… (images).
+rendered), MESHDNS_PODS, MESHDNS_WORLD and MESHDNS_PLANE (the networks' first three octets), MESHDNS_CPU_… (CPU sets),
+MESHDNS_CGROUP2 and MESHDNS_IMAGE_… (images).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from meshdns.core.world import CORE, Nets, World
+from meshdns.core.world import LIVE, Nets, World
 from meshdns.lab import parts
 from meshdns.lab.parts.component import IDENTITY, At, Container, Mount
 
@@ -42,7 +42,7 @@ def _certificates(world: World) -> Container:
 def composition(world: World, nets: Nets, groups: Collection[str]) -> dict[str, Any]:
     """The whole file: the core and these groups."""
     pods = {pod.pod: parts.of(world, nets, pod) for pod in world.pods}
-    up = [pod for pod in world.pods if pod.group in (CORE, *groups)]
+    up = world.up(groups)
     certificates = _certificates(world)
     services = {"tls": {**_service(certificates, "web"), "network_mode": "none"}}
     for pod in up:
@@ -54,12 +54,16 @@ def composition(world: World, nets: Nets, groups: Collection[str]) -> dict[str, 
     every = [certificates, *(at.part.container(at) for each in pods.values() for at in each)]
     sources = {mount.source for container in every for mount in container.mounts}
     return {
-        "networks": {name: _network(f"${{MESHDNS_{name.upper()}}}.0/24") for name in ("pods", "world")},
+        "networks": {name: _network(f"${{MESHDNS_{name.upper()}}}.0/24") for name in _networks(groups)},
         "volumes": dict.fromkeys(
             sorted(each.removeprefix("volume/") for each in sources if each.startswith("volume/"))
         ),
         "services": services,
     }
+
+
+def _networks(groups: Collection[str]) -> tuple[str, ...]:
+    return ("pods", "world", *["plane"] * (LIVE in groups))
 
 
 def _network(subnet: str) -> dict[str, Any]:
@@ -111,7 +115,7 @@ def _place(at: At, groups: Collection[str]) -> Service:
         return {"network_mode": f"service:{pod.pod}"}
     # Where the servers outside are called, theirs too: the pod's ordinary route to them.
     outside = pod.outside and (not pod.arm or "xds" in groups)
-    networks = {pod.network, "world"} if outside else {pod.network}
+    networks = {pod.network, *["world"] * outside, *["plane"] * (pod.plane and LIVE in groups)}
     return {
         "networks": {name: {"ipv4_address": f"${{MESHDNS_{name.upper()}}}.{pod.host}"} for name in sorted(networks)}
     }

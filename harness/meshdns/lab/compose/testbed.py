@@ -27,8 +27,8 @@ import yaml
 from docker.models.containers import Container
 
 from meshdns.core import errors, paths, process, schema
-from meshdns.core.world import CORE, Nets, World
-from meshdns.lab import locks, readiness
+from meshdns.core.world import LIVE, Nets, World
+from meshdns.lab import live, locks, readiness
 from meshdns.lab import parts as components
 from meshdns.lab import world as worlds
 from meshdns.lab.channel import Channel
@@ -116,8 +116,7 @@ def world_of(state: Path) -> World:
 
 def images_of(world: World, groups: Collection[str]) -> frozenset[str]:
     """The images that a testbed needs with these groups of its pods, beside the core."""
-    up = (pod for pod in world.pods if pod.group in (CORE, *groups))
-    return _ATTACHED | {at.part.image for pod in up for at in components.of(world, Nets(), pod)}
+    return _ATTACHED | {at.part.image for pod in world.up(groups) for at in components.of(world, Nets(), pod)}
 
 
 def cpu_sets() -> tuple[str, str]:
@@ -149,6 +148,9 @@ class Testbed:
     _client: docker.DockerClient | None = None
     _lock: locks.Lock | None = None
     _groups: dict[str, cgroups.Group | None] = field(default_factory=dict)  # service -> its cgroup, once asked for
+
+    def __post_init__(self) -> None:
+        self.world = dataclasses.replace(self.world, live=LIVE in self.groups)
 
     @property
     def name(self) -> str:
@@ -239,6 +241,7 @@ class Testbed:
     def put(self, path: str, text: str | None) -> None:
         """See `Place`."""
         target = self.state / path
+        target.parent.mkdir(parents=True, exist_ok=True)
         if text is None:
             target.unlink(missing_ok=True)
             return
@@ -329,19 +332,45 @@ class Testbed:
                 self._start(announce)
 
     def _start(self, announce: process.Announce) -> None:
-        if self.containers():
-            announce(f"removing what is left of an earlier testbed{origin(self.parts())}")
-            self.down()
-        self._refuse_busy_networks()
-        self._render()
+        self._make_room(announce)
         announce(f"starting {len(self._services())} containers")
         try:
+            if LIVE in self.groups:
+                self._start_plane().hand_out()
             self._compose_up()
             readiness.wait(self)
             (self.state / READY).touch()
         except BaseException:
             self.down()
             raise
+
+    def _make_room(self, announce: process.Announce) -> None:
+        """Nothing is left of an earlier testbed, and everything is rendered."""
+        if self.containers():
+            announce(f"removing what is left of an earlier testbed{origin(self.parts())}")
+            self.down()
+        self._refuse_busy_networks()
+        self._render()
+
+    def _start_plane(self) -> live.Plane:
+        """Istio's own control plane, told the world."""
+        *before, istiod = [at.service for at in live.parts_of(self.world, self.nets)]
+        self._compose_up(*before)
+        plane = live.Plane(self, self.state)
+        plane.tell(lambda: self._compose_up(istiod))
+        return plane
+
+    @contextlib.contextmanager
+    def plane_alone(self, announce: process.Announce) -> Iterator[live.Plane]:
+        """Istio's own control plane, told the world, and none of its pods; afterwards nothing is left."""
+        require_nets(self.nets)
+        with self.exclusive():
+            self._make_room(announce)
+            try:
+                announce("starting Istio's control plane")
+                yield self._start_plane()
+            finally:
+                self.down()
 
     def down(self) -> Removed:
         """No container or volume of the project is left, nor a network that the engine lets go. Safe to call twice."""
@@ -404,13 +433,14 @@ class Testbed:
     def _environment(self, partial: bool = False) -> dict[str, str]:
         client, mesh = cpu_sets()
         images = {f"MESHDNS_IMAGE_{name.upper()}": tag for name, tag in self.images.items()}
-        if partial:  # `down` needs no image, but Compose wants every variable
+        if partial:  # Compose wants every variable, also those of services that nobody asks it to start
             images = {f"MESHDNS_IMAGE_{each.image.upper()}": "none" for each in components.ALL.values()} | images
         return {
             "MESHDNS_COMPOSE": str(COMPOSE),
             "MESHDNS_STATE": str(self.state),
             "MESHDNS_PODS": self.nets.pods,
             "MESHDNS_WORLD": self.nets.world,
+            "MESHDNS_PLANE": self.nets.plane,
             "MESHDNS_CPU_CLIENT": client,
             "MESHDNS_CPU_MESH": mesh,
             "MESHDNS_CGROUP2": _cgroup2(),
@@ -418,11 +448,11 @@ class Testbed:
             **images,
         }
 
-    def _compose_up(self) -> None:
+    def _compose_up(self, *services: str) -> None:
         done = dockercli.run(
-            *self._compose("up", "--detach", "--no-build", "--pull", "never", "--quiet-pull"),
+            *self._compose("up", "--detach", "--no-build", "--pull", "never", "--quiet-pull", *services),
             timeout_s=UP_TIMEOUT_S,
-            env=self._environment(),
+            env=self._environment(partial=True),
         )
         if done.ok:
             return
@@ -445,7 +475,7 @@ class Testbed:
         return Secrets(**json.loads((self.state / "secrets.json").read_text()))
 
     def _render(self) -> None:
-        keys = rendering.new_secrets()
+        keys = rendering.new_secrets(live=LIVE in self.groups)
         shutil.rmtree(self.state, ignore_errors=True)
         for path, content in rendering.files(self.world, self.nets, keys, self.groups).items():
             target = self.state / path
@@ -490,12 +520,12 @@ class Testbed:
     def _busy(self, whom: str) -> errors.EnvironmentProblem:
         return errors.EnvironmentProblem(
             f"the subnet is taken by {whom}",
-            place=" and ".join(self.nets.cidrs()),
-            step="set MESHDNS_PODS and MESHDNS_WORLD to other ones, e.g. 198.18.7 and 198.19.7",
+            place=" and ".join(self.nets.cidrs(live=LIVE in self.groups)),
+            step="set MESHDNS_PODS, MESHDNS_WORLD and MESHDNS_PLANE to other ones, e.g. 198.18.7, 198.19.7, 198.19.129",
         )
 
     def _refuse_busy_networks(self) -> None:
-        wanted = [ipaddress.ip_network(cidr) for cidr in self.nets.cidrs()]
+        wanted = [ipaddress.ip_network(cidr) for cidr in self.nets.cidrs(live=LIVE in self.groups)]
         with sdk.asked():
             networks = self.client.networks.list()
         for network in networks:

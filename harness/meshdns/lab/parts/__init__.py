@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from meshdns.core import paths
-from meshdns.core.world import CORE, Nets, Pod, World
+from meshdns.core.world import Nets, Pod, World
 from meshdns.interception import mechanisms
 from meshdns.lab.parts.component import At, Component, Secrets
 from meshdns.lab.place import Place
@@ -63,5 +63,5 @@ def _names(world: World, pod: Pod) -> dict[str, str]:
 def there(place: Place) -> dict[str, list[At]]:
     """Those of a place that is up, by pod."""
     keys = Secrets(**json.loads(place.read("secrets.json")))
-    up = (pod for pod in place.world.pods if pod.group in (CORE, *place.groups))
+    up = place.world.up(place.groups)
     return {pod.pod: of(place.world, place.nets, pod, address=place.address(pod.pod), keys=keys) for pod in up}

@@ -73,7 +73,7 @@ class IstioProxy(Component):
             "mounts": (
                 Mount(f"state/{at.resolv_conf}", "/etc/resolv.conf"),
                 Mount(f"state/{at.service}", "/etc/istio/pod"),
-                Mount(IDENTITY + at.pod.account, f"{_SECRETS}/workload-spiffe-credentials"),
+                *_identity(at),
             ),
             "environment": dict(_environment(at)),
             "writable": ("/etc/istio/proxy", f"{_SECRETS}/workload-spiffe-uds"),
@@ -126,6 +126,20 @@ class IstioProxy(Component):
                 yield "requests in the sidecar", counts.get("pod/envoy/cluster_rq", 0), made.requests
 
 
+def handed(service: str, file: str) -> str:
+    """Where, among the files of the place, a live plane puts what a node would mount into a sidecar."""
+    return f"{service}-live/{file}"
+
+
+def _identity(at: At) -> Iterator[Mount]:
+    """Who it is: a certificate that was made for it, or what it gets one with from Istio's authority."""
+    if not at.world.live:
+        yield Mount(IDENTITY + at.pod.account, f"{_SECRETS}/workload-spiffe-credentials")
+        return
+    for folder in ("tokens", "istio"):
+        yield Mount(f"state/{handed(at.service, folder)}", f"{_SECRETS}/{folder}")
+
+
 def _series(body: str) -> Iterator[tuple[str, float]]:
     """Each series of a Prometheus page, as `name{labels}`, with its value."""
     for name, labels, value in _SERIES.findall(body):
@@ -142,10 +156,8 @@ def _environment(at: At) -> Iterator[tuple[str, str]]:
     """As the injector and the node give it; `resolver` and `virtual_ips` are wishes of ours."""
     pod, address = at.pod, at.address
     capture = pod.dns_proxy or pod.virtual_ips
-    plane = at.world.address(at.nets, "recorded")
     config = {
-        "discoveryAddress": f"{plane}:{ports.PORT_XDS}",
-        "controlPlaneAuthPolicy": "NONE",
+        **_plane(at),
         "binaryPath": "/usr/local/bin/envoy",
         "proxyBootstrapTemplatePath": "/var/lib/istio/envoy/envoy_bootstrap_tmpl.json",
         "concurrency": 1,
@@ -153,7 +165,8 @@ def _environment(at: At) -> Iterator[tuple[str, str]]:
         "proxyStatsMatcher": {"inclusionRegexps": [".*"]},
     }
     yield "PROXY_CONFIG", json.dumps(config)
-    yield "ISTIO_DELTA_XDS", "false"
+    if not at.world.live:
+        yield "ISTIO_DELTA_XDS", "false"
     yield "POD_NAME", pod.pod
     yield "POD_NAMESPACE", at.world.namespace
     yield "SERVICE_ACCOUNT", pod.account
@@ -171,6 +184,16 @@ def _environment(at: At) -> Iterator[tuple[str, str]]:
         yield "ISTIO_META_DNS_CAPTURE", "true"
     if capture and pod.dns != "agent":  # its own proxy is in nobody's way
         yield "DNS_PROXY_ADDR", f"127.0.0.1:{ports.PORT_DNS_ASIDE}"
+
+
+def _plane(at: At) -> dict[str, str]:
+    """Who configures it, as its proxy's configuration says; Istio's own default where it is Istio."""
+    if at.world.live:
+        return {}
+    return {
+        "discoveryAddress": f"{at.world.address(at.nets, 'recorded')}:{ports.PORT_XDS}",
+        "controlPlaneAuthPolicy": "NONE",
+    }
 
 
 PART = IstioProxy()

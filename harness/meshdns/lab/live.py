@@ -1,0 +1,74 @@
+"""Istio's own control plane in a place: told the world, and what agents need of it handed to them."""
+
+from __future__ import annotations
+
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from meshdns.core.world import LIVE, Nets, World
+from meshdns.lab import keys, kubernetes, objects, parts, ports, readiness, recorder
+from meshdns.lab.parts import apiserver, istiod
+from meshdns.lab.parts.component import At
+from meshdns.lab.parts.istio_proxy import handed
+from meshdns.lab.place import Place
+from meshdns.lab.recording import Recording
+
+_CRDS = "/usr/share/istio/crd-all.gen.yaml"  # in istiod's image
+_TIMEOUT_S = 2
+
+
+def parts_of(world: World, nets: Nets) -> list[At]:
+    """What the plane consists of, in the order in which it starts; istiod, which needs the others, comes last."""
+    return [at for pod in world.pods if pod.group == LIVE for at in parts.of(world, nets, pod)]
+
+
+class Plane:
+    """The one of a place of which etcd and API server run."""
+
+    def __init__(self, place: Place, folder: Path) -> None:
+        """`folder` has what was rendered. Raises TestbedError where the API server does not answer."""
+        self._place, self._world, self._nets = place, place.world, place.nets
+        by_part = {at.part: at for at in parts_of(self._world, self._nets)}
+        self._istiod, own = by_part[istiod.PART].service, folder / by_part[apiserver.PART].service
+        self._pod = by_part[istiod.PART].pod
+        self._address = f"{self._nets.plane}.{self._pod.host}"
+        token = (own / keys.TOKENS).read_text().partition(",")[0]
+        access = kubernetes.Access(f"https://{self._address}:{apiserver.PORT}", token, own / keys.AUTHORITY)
+        self._api = kubernetes.Api(access, self._well)
+
+    def _well(self) -> None:
+        readiness.refuse_ended(self._place)
+
+    def tell(self, start: Callable[[], None]) -> None:
+        """The API server has the world; istiod, which `start` starts then, knows and accepts it. Raises InputError."""
+        told = objects.told(self._world, self._nets)
+        self._api.define(self._place.exec(self._pod.pod, ["cat", _CRDS], timeout_s=20, image=istiod.PART.image))
+        self._api.apply(self._world, told)
+        start()
+        page = f"http://{self._address}:{istiod.READY_PORT}/ready"
+        kubernetes.awaited("istiod", lambda: _answers(page), self._well)
+        self._api.ask_istio(f"https://localhost:{istiod.WEBHOOK_PORT}/validate")
+        self._api.judge(told)
+        kubernetes.awaited("virtual IPs of ServiceEntries", self._api.allocated, self._well)
+
+    def hand_out(self) -> None:
+        """Each sidecar has what a kubelet would mount: its account's token, the root of Istio's authority."""
+        root = self._api.root(self._world.namespace)
+        for pod in self._world.injected:
+            token = self._api.token(self._world.namespace, pod.account, pod.pod)
+            self._place.put(handed(parts.sidecar(pod), "tokens/istio-token"), token)
+            self._place.put(handed(parts.sidecar(pod), f"istio/{kubernetes.ROOT_KEY}"), root)
+
+    def record(self) -> Recording:
+        """What it tells each sidecar."""
+        version = self._place.exec(self._istiod, istiod.PART.versions["istiod"].split(), timeout_s=20).strip()
+        return recorder.record(self._world, self._nets, f"{self._address}:{ports.PORT_XDS}", version)
+
+
+def _answers(page: str) -> bool:
+    try:
+        with urllib.request.urlopen(page, timeout=_TIMEOUT_S) as answer:  # noqa: S310  its scheme is ours
+            return bool(answer.status == 200)
+    except OSError:
+        return False

@@ -1,0 +1,87 @@
+"""Istio's own control plane in containers: what it says is what was recorded, and what it refuses leaves nothing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from meshdns import cli
+from meshdns.core import errors
+from meshdns.core.world import LIVE, World
+from meshdns.lab import live, locks, recording, world
+from meshdns.lab.compose import engine, testbed
+from meshdns.lab.compose.testbed import Testbed
+from shipped import WORLD
+
+OWN = {
+    "MESHDNS_PROJECT": "meshdns-test-live", "MESHDNS_PODS": "198.18.77", "MESHDNS_WORLD": "198.19.77",
+    "MESHDNS_PLANE": "198.19.177",
+}  # fmt: skip
+# The API server's own schema takes the first; Istio does not.
+REFUSED = """
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: wrong, namespace: shop}
+spec:
+  hosts: [web.shop.svc.cluster.local]
+  http:
+  - route:
+    - {destination: {host: web.shop.svc.cluster.local}, weight: 50}
+    - {destination: {host: legacy.shop.svc.cluster.local}, weight: -50}
+"""
+IMPOSSIBLE = """
+apiVersion: v1
+kind: Service
+metadata: {name: elsewhere, namespace: shop}
+spec:
+  clusterIP: 10.97.0.1
+  ports: [{name: http, port: 80}]
+"""
+
+
+@pytest.fixture(autouse=True)
+def own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A name and networks of its own; nobody measures meanwhile."""
+    for name, value in OWN.items():
+        monkeypatch.setenv(name, value)
+    locks.machine().ask()
+    with locks.testbed("tests", OWN["MESHDNS_PROJECT"]).hold("tests of the live plane"):
+        yield
+
+
+def bed(of: World = WORLD) -> Testbed:
+    engine.ensure(lambda _: None)
+    images = engine.images(lambda _: None, {at.part.image for at in live.parts_of(of, cli._nets())}).tags
+    project = cli._project()
+    return Testbed(images, cli._nets(), project, testbed.state_of(project), frozenset([LIVE]), of)
+
+
+def test_the_recording_is_what_istio_says_and_one_byte_more_is_seen(tmp_path: Path) -> None:
+    with bed().plane_alone(lambda _: None) as plane:
+        made = plane.record()
+    kept = tmp_path / "kept"
+    shutil.copytree(recording.FOLDER, kept)
+    assert recording.write(made, kept) == []
+    altered = kept / "Listener.json"
+    altered.write_text(altered.read_text().replace("10.96.1.20", "10.96.1.21", 1))
+    assert recording.write(made, kept) == ["Listener.json"]
+    assert bed().containers() == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (REFUSED, r"mine.yaml: VirtualService shop/wrong: admission webhook .* weight -50 < 0"),
+        (IMPOSSIBLE, r"mine.yaml: Service shop/elsewhere: .* failed to allocate IP 10.97.0.1"),
+    ],
+)
+def test_what_is_refused_is_said_with_its_file_and_nothing_is_left(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    there = bed(world.read([world.SHIPPED, tmp_path / "mine.yaml"]))
+    with pytest.raises(errors.InputError, match=said), there.plane_alone(lambda _: None):
+        pass
+    assert there.containers() == []
+    assert not there.state.exists()
