@@ -88,6 +88,17 @@ def _dns_counts(pod: Pod) -> Iterator[str]:
         yield f"-A OUTPUT -p {protocol} --dport 53{syn} -m owner {proxy} {_count(f'dns_proxy{suffix}')}"
 
 
+def _answers(world: World, nets: Nets, pod: Pod) -> Iterator[str]:
+    """Answers of a cluster DNS are in the zone in which Istio has the proxy's queries.
+
+    It tells them by the name server's ClusterIP, since a node translates outside a pod; here they come with the address
+    of the one who answered.
+    """
+    if pod.dns_proxy and not mechanisms.ALL[pod.mechanism].programs:
+        for dns in world.cluster_dns.values():
+            yield f"-A PREROUTING -s {world.address(nets, dns)}/32 -p udp -j CT --zone {ISTIO.proxy_zone}"
+
+
 def _escapes(world: World) -> Iterator[str]:
     """A packet that still has a virtual address when it leaves was not translated: counted, and it goes nowhere."""
     escapes = {
@@ -101,7 +112,8 @@ def _escapes(world: World) -> Iterator[str]:
 
 def _node(world: World, nets: Nets, pod: Pod) -> str:
     """`iptables-restore --noflush` input."""
-    tables = {"raw": _dns_counts(pod), "mangle": _escapes(world), "nat": _cluster_ips(world, nets)}
+    raw = [*_dns_counts(pod), *_answers(world, nets, pod)]
+    tables = {"raw": raw, "mangle": _escapes(world), "nat": _cluster_ips(world, nets)}
     chains = {"nat": [":KUBE-SERVICES - [0:0]"]}
     lines = [line for name, rules in tables.items() for line in (f"*{name}", *chains.get(name, ()), *rules, "COMMIT")]
     return "\n".join(lines) + "\n"
