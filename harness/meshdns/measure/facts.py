@@ -114,7 +114,8 @@ def _name_servers(place: Place) -> dict[str, str]:
     """The usual resolv.conf and the name servers' configuration, without this testbed's passwords."""
     every = [at for each in parts.there(place).values() for at in each if isinstance(at.part, NameServer)]
     found = {path: place.read(path) for path in ("resolv.conf", *(path for at in every for path in at.part.files(at)))}
-    for secret in json.loads(place.read("secrets.json")).values():
+    kept = json.loads(place.read("secrets.json")).values()
+    for secret in (text for each in kept for text in ([each] if isinstance(each, str) else each.values()) if text):
         found = {path: text.replace(secret, "…") for path, text in found.items()}
     return found
 
