@@ -25,8 +25,6 @@ class Name(Factor):
 
     def rules(self, cell: Cell, world: World) -> Rules:
         request, by_libc = cell.kind == "request", cell.lookup == "getaddrinfo"
-        outside = any(each.host == world.external_name and each.served_by for each in world.services)
-        yield cell.name_kind != "external" or outside, f"no Pod of this world serves {world.external_name}"
         yield request or cell.lookup != "none", "a lookup needs lookup wire or getaddrinfo"
         yield not request or cell.name_kind in ("fqdn", "short"), "requests go to names of the cluster: fqdn or short"
         yield (
