@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from meshdns.core import errors, resolver
-from meshdns.interception.conventions import ISTIO
-from meshdns.lab import observers
+from meshdns.lab import observers, ports
 from meshdns.lab.place import Part, Place
 from shipped import WORLD
 
@@ -31,7 +30,8 @@ class PlaceContract:
         services = [each.service for each in parts]
         assert len({each.id for each in parts}) == len(services) == len(set(services))
         pods = {client.pod for client in observers.clients(place)}
-        assert {"dns-coredns", "legacy-1", "web-1-envoy", *pods, *(f"{pod}-observer" for pod in pods)} <= set(services)
+        assert {"dns-coredns", "legacy-1", "web-1-istio-proxy", *pods} <= set(services)
+        assert {f"{pod}-observer" for pod in pods} <= set(services)
         assert [each.service for each in parts if not each.is_as_it_must_be] == []
 
     def test_a_program_gets_its_input_and_what_it_prints_comes_back(self, place: Place) -> None:
@@ -77,7 +77,7 @@ class PlaceContract:
     def test_an_observer_joins_a_pod_for_a_while(self, place: Place) -> None:
         before = {each.service for each in place.parts()}
         with place.talk("legacy-1", observers.PROGRAM, image="observer") as observer:
-            page = {"url": f"http://{place.address('legacy-1')}:{ISTIO.status_port}/status"}
+            page = {"url": f"http://{place.address('legacy-1')}:{ports.PORT_PAGES}/status"}
             assert "accepts" in (observers.page(observer, page) or "")
         assert {each.service for each in place.parts()} == before
 

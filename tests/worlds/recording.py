@@ -31,9 +31,10 @@ import yaml
 from meshdns.core import errors, resolver
 from meshdns.core.world import Nets, Pod, Service, World
 from meshdns.interception.conventions import ISTIO
-from meshdns.lab import controlplane, place, readiness, watch
+from meshdns.lab import controlplane, parts, place, ports, readiness, watch
 from meshdns.lab.channel import Channel
 from meshdns.lab.compose import rendering
+from meshdns.lab.parts import istio_proxy
 from meshdns.lab.place import REFUSED, Account, Part, Usage
 from meshdns.measure.factors import change, fault
 from shipped import WORLD
@@ -253,7 +254,7 @@ class Recording:
 
     def _table(self, dns: str) -> dict[str, str]:
         """What a pod's DNS proxy knows."""
-        known = {each.host: each.virtual_ip or each.cluster_ip for each in self.world.backends.values()}
+        known = {each.host: each.cluster_ip or each.virtual_ip for each in self.world.backends.values()}
         return {host: address or "240.240.0.99" for host, address in known.items() if dns != "cluster"}
 
     # -- observers -------------------------------------------------------------------------------------------------
@@ -280,38 +281,46 @@ class Recording:
         return {name.removeprefix(prefix): n for name, n in self.counted.items() if name.startswith(prefix)}
 
     def _page(self, pod: str, url: str) -> str | None:
-        parts = urllib.parse.urlsplit(url)
-        if parts.hostname != "127.0.0.1":
-            return self._outer(self.pods[parts.hostname or ""], parts)
-        service = {15054: f"{pod}-dns", 15099: f"{pod}-loader"}.get(parts.port or 0, f"{pod}-envoy")
-        if not self._runs(service):
+        asked = urllib.parse.urlsplit(url)
+        if asked.hostname != "127.0.0.1":
+            return self._outer(self.pods[asked.hostname or ""], asked)
+        sidecar = parts.sidecar(self.world.named(pod))
+        own = {ports.PORT_DNS_METRICS: f"{pod}-dns", ports.PORT_LOADER: f"{pod}-loader"}
+        if not self._runs(own.get(asked.port or 0, sidecar)):
             return None
-        if parts.port == 15099:
+        if asked.port == ports.PORT_LOADER:
             return json.dumps({"counters": {}})
-        if parts.port == 15054:
-            asked, forwarded = self.counted[f"{pod}/dns"], self.counted[f"{pod}/forwarded"]
-            return f"dns_requests_total {asked}\ndns_upstream_requests_total {forwarded}\n"
-        return self._envoy(pod, parts)
+        if asked.port == ports.PORT_DNS_METRICS:
+            known, forwarded = self.counted[f"{pod}/dns"], self.counted[f"{pod}/forwarded"]
+            return f"dns_requests_total {known}\ndns_upstream_requests_total {forwarded}\n"
+        return self._sidecar(pod, asked)
 
-    def _envoy(self, pod: str, parts: urllib.parse.SplitResult) -> str:
-        if parts.path == "/config_dump":
+    def _sidecar(self, pod: str, asked: urllib.parse.SplitResult) -> str | None:
+        """Envoy's pages, and those of Istio's agent, which has none of its own for our control plane's pods."""
+        injected = self.world.named(pod) in self.world.injected
+        if asked.port in (ISTIO.status_port, istio_proxy.READY_PORT) and not injected:
+            return None
+        if asked.path in ("/ready", "/healthz/ready"):
+            return "LIVE"
+        if asked.path == "/config_dump":
             return json.dumps({"configs": []})
-        if parts.path == "/clusters":
+        if asked.path == "/clusters":
             members = [f"{self.address(each)}:8080" for each in self.world.backends["shop"].replicas]
             hosts = [each.host for each in self.world.services if each.managed and each.watched]
             lines = [f"outbound|80||{host}::{each}::health_flags::healthy" for host in hosts for each in members]
             return "\n".join(lines)
-        if parts.path == "/ready":
-            return "LIVE"
-        found = {f"cluster.{service.name}-http.membership_healthy": 3 for service in self.world.static}
-        found |= {
-            f"cluster.outbound|80||{each.host}.membership_healthy": 3 for each in self.world.services if each.managed
-        }
-        found |= dict.fromkeys(_ALWAYS, 0) | self._of(f"{pod}/envoy/")
-        wanted = urllib.parse.parse_qs(parts.query).get("filter", [""])[0]
-        return json.dumps({"stats": [{"name": k, "value": v} for k, v in found.items() if re.search(wanted, k)]})
+        end = ";" if injected else ""  # of a cluster's name in statistics, as Istio has it
+        known = [each.host for each in self.world.services if each.managed != injected]
+        found = {f"cluster.outbound|80||{host}{end}.membership_healthy": 3 for host in known}
+        found |= dict.fromkeys(_OF_ISTIO if injected else _ALWAYS, 0) | self._of(f"{pod}/envoy/")
+        wanted = urllib.parse.parse_qs(asked.query).get("filter", [""])[0]
+        chosen = {name: value for name, value in found.items() if re.search(wanted, name)}
+        if asked.path == "/stats/prometheus":
+            lines = [f"{series(name)} {value}" for name, value in chosen.items()]
+            return "\n".join([*lines, *(f"{name} {value}" for name, value in self._of(f"{pod}/agent/").items()), ""])
+        return json.dumps({"stats": [{"name": name, "value": value} for name, value in chosen.items()]})
 
-    def _outer(self, pod: str, parts: urllib.parse.SplitResult) -> str | None:
+    def _outer(self, pod: str, asked: urllib.parse.SplitResult) -> str | None:
         """A page that is asked for over the network."""
         if pod in self.world.cluster_dns.values():
             asking = [each for each in self.world.clients if self.world.dns_pod(each).pod == pod]
@@ -322,10 +331,10 @@ class Recording:
             return json.dumps(self._status())
         if not self._runs(f"{pod}-app" if pod in {each.pod for each in self.world.meshed} else pod):
             return None
-        if parts.port == ISTIO.status_port:
+        if asked.port == ports.PORT_PAGES:
             self.counted[f"{pod}/nginx"] += 1  # the question itself
             return f"server accepts handled requests\n 1 1 {self.counted[f'{pod}/nginx']} \n"
-        return self._envoy(pod, parts)
+        return self._sidecar(pod, asked)
 
     def _status(self) -> dict[str, Any]:
         """The control plane's page: everybody has accepted everything at once."""
@@ -347,9 +356,31 @@ class Recording:
 _ALWAYS = (  # what an Envoy counts from its start on
     "http.inbound.downstream_rq_completed", "cluster.inbound.upstream_rq_total", "server.live",
     "listener.0.0.0.0_15006.no_filter_chain_match", "listener.0.0.0.0_15006.ssl.handshake",
-    "cluster.web-http.update_attempt",
 )  # fmt: skip
+_OF_ISTIO = (
+    "cluster.PassthroughCluster;.upstream_cx_total", "cluster.outbound|80||web.example.com;.update_attempt",
+    "http.inbound_0.0.0.0_8080;.downstream_rq_completed", "listener.0.0.0.0_15001.downstream_cx_total",
+    "listener.0.0.0.0_15006.no_filter_chain_match", "listener.0.0.0.0_15006.ssl.handshake",
+)  # fmt: skip
+# What Istio's bootstrap makes a label of in a statistic's name -> the label.
+_LABELS = {
+    r"cluster\.(.+);\.(.+)": ("cluster", "cluster_name"),
+    r"http\.(.+?);?\.(downstream_.+)": ("http", "http_conn_manager_prefix"),
+    r"listener\.([\d.]+_\d+)\.(.+)": ("listener", "listener_address"),
+    r"tcp\.(\w+)\.(.+)": ("tcp", "tcp_prefix"),
+}
+
+
+def series(name: str) -> str:
+    """An Envoy's statistic as the agent's page has it."""
+    for pattern, (kind, label) in _LABELS.items():
+        if found := re.fullmatch(pattern, name):
+            return f'envoy_{kind}_{found[2].replace(".", "_")}{{{label}="{found[1]}"}}'
+    return f"envoy_{name.replace('.', '_')}"
+
+
 _FILTER = ("envoy/dns_filter.mesh.downstream_rx_queries", "envoy/dns_filter.mesh.external_a_record_queries")
+_AGENT = ("agent/istio_agent_dns_requests_total", "agent/istio_agent_dns_upstream_requests_total")
 _NO_PACKETS = base64.b64encode(struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 128, 1)).decode()
 
 
@@ -410,9 +441,9 @@ class Load:
             return "127.0.0.1"
         if self.client.dns_proxy and not (name == self.where.world.external_name and not self.client.managed):
             return self.where._table(self.client.dns).get(name, "")
-        outside = f"{self.where.nets.world}.80"
-        zone = {each.host: each.cluster_ip or outside for each in self.where.world.backends.values()}
-        return {**zone, self.where.world.external_name: outside}.get(name, "")
+        world, nets = self.where.world, self.where.nets
+        zone = {each.host: world.answered(nets, each, in_pod=False) for each in world.backends.values()}
+        return {**zone, world.external_name: world.address(nets, world.external_pod)}.get(name, "")
 
     def answer(self) -> Answer:
         """Header and columns."""
@@ -480,7 +511,8 @@ class Load:
         forwarded = 0 if known or self.client.managed else self.queries
         counted[f"{pod}/rule/dns_proxy"] += forwarded
         counted[f"{pod}/cluster_dns"] += forwarded
-        asked, passed_on = ("dns", "forwarded") if self.client.dns == "agent" else _FILTER
+        agent = ("dns", "forwarded") if self.client.managed else _AGENT
+        asked, passed_on = agent if self.client.dns == "agent" else _FILTER
         counted[f"{pod}/{asked}"] += self.queries
         counted[f"{pod}/{passed_on}"] += forwarded
 
@@ -489,12 +521,13 @@ class Load:
         first = next(iter(service.replicas), "")
         counted[f"{first}/nginx"] += self.made
         if service.meshed and not self.job["tls"]:
-            counted[f"{first}/envoy/http.inbound.downstream_rq_completed"] += self.made
-            counted[f"{first}/envoy/cluster.inbound.upstream_rq_total"] += self.made
+            injected = self.where.world.named(first) in self.where.world.injected
+            prefix = "inbound_0.0.0.0_8080;" if injected else "inbound"
+            counted[f"{first}/envoy/http.{prefix}.downstream_rq_completed"] += self.made
+            counted[f"{first}/envoy/cluster.inbound.upstream_rq_total"] += 0 if injected else self.made
         if self.client.sidecar:
             counted[f"{pod}/rule/redirect_tcp"] += self.opened
-            managed = f"outbound|80||{service.host}"
-            cluster = managed if self.client.managed else f"{service.name}-http"
+            cluster = f"outbound|80||{service.host}{'' if self.client.managed else ';'}"
             counted[f"{pod}/envoy/cluster.{cluster}.upstream_rq_completed"] += 0 if self.job["tls"] else self.made
         elif self.job["lookup"] != "none":
             counted[f"{pod}/rule/clusterip_tcp"] += self.opened

@@ -12,6 +12,7 @@ from meshdns.istio.resources import (
     ClientTls,
     ConsistentHash,
     DestinationRule,
+    EnvoyFilter,
     Meta,
     MtlsMode,
     Outlier,
@@ -237,6 +238,12 @@ def peer_authentication(meta: Meta, top: Fields) -> PeerAuthentication:
         if ports and not labels:
             ports.fault("a mode per port needs a selector", "give selector.matchLabels")
         return PeerAuthentication(meta, labels, mode, tuple(sorted(found)))
+
+
+def envoy_filter(meta: Meta, top: Fields) -> EnvoyFilter:
+    """It patches what Istio makes, which is no part of this model."""
+    top.ignore("spec")
+    return EnvoyFilter(meta)
 
 
 def _mode(spec: Fields) -> MtlsMode:

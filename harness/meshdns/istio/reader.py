@@ -21,14 +21,17 @@ _READERS: dict[str, tuple[tuple[str, ...], Callable[[Meta, Fields], Resource]]] 
     "DestinationRule": (ISTIO, policies.destination_rule),
     "PeerAuthentication": (("security.istio.io/v1", "security.istio.io/v1beta1"), policies.peer_authentication),
     "Sidecar": (ISTIO, policies.sidecar),
+    "EnvoyFilter": (ISTIO, policies.envoy_filter),
 }
 # What an API server adds to a stored object; it says nothing about the mesh.
 _TTL = "external-dns.alpha.kubernetes.io/ttl"
 # What the injector writes down of itself; every Pod with a sidecar has them.
 _INJECTED = ("sidecar.istio.io/status", "istio.io/rev")
 INJECT, PROXY_CONFIG = "sidecar.istio.io/inject", "proxy.istio.io/config"
-_OF_PODS = (INJECT, PROXY_CONFIG, "sidecar.istio.io/interceptionMode")
-_PASSED_OVER = ("Namespace", "ConfigMap")  # of Kubernetes; what they say is not the mesh's
+_OF_PODS = (
+    INJECT, PROXY_CONFIG, "sidecar.istio.io/interceptionMode", "traffic.sidecar.istio.io/excludeInboundPorts",
+)  # fmt: skip
+_PASSED_OVER = ("Namespace", "ConfigMap", "ServiceAccount")  # of Kubernetes; what they say is not the mesh's
 _SERVER_FIELDS = (
     "uid", "resourceVersion", "generation", "managedFields", "selfLink", "ownerReferences", "generateName",
     "finalizers", "deletionTimestamp", "deletionGracePeriodSeconds",

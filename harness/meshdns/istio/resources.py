@@ -382,8 +382,23 @@ class Sidecar:
     policy: str = "ALLOW_ANY"  # or REGISTRY_ONLY
 
 
+@dataclass(frozen=True)
+class EnvoyFilter:
+    """That something is patched; what, is not read."""
+
+    meta: Meta
+
+
 Resource = (
-    Service | EndpointSlice | Pod | ServiceEntry | VirtualService | DestinationRule | PeerAuthentication | Sidecar
+    Service
+    | EndpointSlice
+    | Pod
+    | ServiceEntry
+    | VirtualService
+    | DestinationRule
+    | PeerAuthentication
+    | Sidecar
+    | EnvoyFilter
 )
 
 
@@ -399,6 +414,7 @@ class Resources:
     rules: tuple[DestinationRule, ...] = ()
     peers: tuple[PeerAuthentication, ...] = ()
     sidecars: tuple[Sidecar, ...] = ()
+    filters: tuple[EnvoyFilter, ...] = ()
 
     def __iter__(self) -> Iterator[Resource]:
         for one in fields(self):
@@ -408,6 +424,7 @@ class Resources:
 _PLACES = {
     Service: "services", EndpointSlice: "slices", Pod: "pods", ServiceEntry: "entries",
     VirtualService: "virtual_services", DestinationRule: "rules", PeerAuthentication: "peers", Sidecar: "sidecars",
+    EnvoyFilter: "filters",
 }  # fmt: skip
 
 

@@ -35,7 +35,14 @@ def validate(options: argparse.Namespace) -> int:
     for where, cluster in _missing(model):
         print(f"note: sidecars in {where} have no cluster {cluster}, so what is routed there fails; a DestinationRule "
               "in the namespace of its host is seen by all")  # fmt: skip
+    for line in _patched(given):
+        print(line)
     return 0
+
+
+def _patched(given: Resources) -> Iterator[str]:
+    for one in given.filters:
+        yield f"note: what EnvoyFilter {one.meta.namespace}/{one.meta.name} patches is not seen here"
 
 
 def _missing(model: Registry) -> Iterator[tuple[str, str]]:
@@ -68,7 +75,7 @@ def explain_verb(options: argparse.Namespace) -> int:
     given = reader.read([options.mesh])
     model = build(given, allocation)
     found = explain.explain(model, host, port, caller(given, options.pod, options.namespace, options.mode))
-    print("\n".join(explain.lines(found)))
+    print("\n".join([*explain.lines(found), *_patched(given)]))
     if not options.virtual_ips and {one.virtual_ip for one in model.services} & set(found.lookup.addresses):
         print("\nthe virtual IP is the one that a new control plane would give; --virtual-ips takes those in force")
     return 0
