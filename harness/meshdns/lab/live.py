@@ -6,6 +6,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+from meshdns.core import errors
 from meshdns.core.world import LIVE, Nets, World
 from meshdns.lab import keys, kubernetes, objects, parts, ports, readiness, recorder
 from meshdns.lab.parts import apiserver, istiod
@@ -21,6 +22,14 @@ _TIMEOUT_S = 2
 def parts_of(world: World, nets: Nets) -> list[At]:
     """What the plane consists of, in the order in which it starts; istiod, which needs the others, comes last."""
     return [at for pod in world.pods if pod.group == LIVE for at in parts.of(world, nets, pod)]
+
+
+def services(world: World, nets: Nets) -> list[str]:
+    """By which the place knows them. Raises InputError for a world without them."""
+    if found := [at.service for at in parts_of(world, nets)]:
+        return found
+    fact, step = f"no Pod is of the group {LIVE}", "take compose/worlds/live.yaml into it"
+    raise errors.InputError(fact, place="the world", step=step)
 
 
 class Plane:

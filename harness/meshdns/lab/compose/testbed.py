@@ -150,7 +150,7 @@ class Testbed:
     _groups: dict[str, cgroups.Group | None] = field(default_factory=dict)  # service -> its cgroup, once asked for
 
     def __post_init__(self) -> None:
-        self.world = dataclasses.replace(self.world, live=LIVE in self.groups)
+        self.world = dataclasses.replace(self.world, live=self.world.live or LIVE in self.groups)
 
     @property
     def name(self) -> str:
@@ -354,7 +354,7 @@ class Testbed:
 
     def _start_plane(self) -> live.Plane:
         """Istio's own control plane, told the world."""
-        *before, istiod = [at.service for at in live.parts_of(self.world, self.nets)]
+        *before, istiod = live.services(self.world, self.nets)
         self._compose_up(*before)
         plane = live.Plane(self, self.state)
         plane.tell(lambda: self._compose_up(istiod))
