@@ -147,7 +147,7 @@ class Api:
         body = {key: value for key, value in one.document.items() if key != "status"}
         body["metadata"] = {key: value for key, value in body["metadata"].items() if key != "creationTimestamp"}
         if one.kind == "Pod":
-            body["spec"] = {"nodeName": NODE, **body["spec"]}
+            body["spec"] = {"nodeName": NODE, "serviceAccountName": account(one), **body["spec"]}
         kind.create(body=body, namespace=one.namespace if kind.namespaced else None)
         if status:
             patch = {"body": {"status": status}, "name": one.name, "namespace": one.namespace}
