@@ -100,6 +100,11 @@ def _parser() -> argparse.ArgumentParser:
                          "compose/worlds)")  # fmt: skip
         return sub
 
+    def live(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        sub.add_argument("--live", action="store_true",
+                         help="with Istio's own control plane, also where what it says was recorded")  # fmt: skip
+        return sub
+
     def force(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
         sub.add_argument("--force", action="store_true", help="also while somebody uses the testbed or measures here")
         return sub
@@ -107,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     verb("doctor", _doctor, "what is there, what is missing, and the command that mends it")
     one = verb("engine", _engine, "find or install the container engine, build the images of every testbed")
     one.add_argument("--browser", action="store_true", help="chromium and its driver instead (for the tests)")
-    force(world(verb("up", _up, "start the testbed and wait until it answers")))
+    force(live(world(verb("up", _up, "start the testbed and wait until it answers"))))
     verb("status", _status, "a table of the testbed's containers")
     one = verb("logs", _logs, "a container's log")
     one.add_argument("service", nargs="?", help="as in `meshdns status`; all if left out")
@@ -116,17 +121,17 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("command", nargs=argparse.REMAINDER)
     force(verb("down", _down, "remove the testbed"))
     one = verb("run", _run, "measure a plan; prints the run's folder")
-    _plan_options(force(world(one)))
+    _plan_options(force(live(world(one))))
     one.add_argument("--dry-run", action="store_true", help="print the time it will take and the first block")
-    one = force(world(verb("trace", _trace, "one request: what every hop saw of it")))
+    one = force(live(world(verb("trace", _trace, "one request: what every hop saw of it"))))
     one.add_argument("url", help="http://HOST[:PORT]/PATH or https://…, as an application in the pod would ask")
     one.add_argument("--arm", default="mode1", help="the client pod that asks (default: mode1)")
     one.add_argument("--json", action="store_true", help="the whole observation instead of a table")
     _standalone(verb)
-    one = world(force(verb("record", _record, "ask Istio's own control plane what it tells the sidecars of a world")))
+    one = world(force(verb("record", _record, "what Istio's own control plane tells sidecars")))
     one.add_argument("--out", type=Path, metavar="FOLDER", help="for the answers (default: compose/recorded)")
     one = verb("report", _report, "measure a plan, or take stored runs, and publish the notebooks as HTML")
-    what = _plan_options(force(world(one)))
+    what = _plan_options(force(live(world(one))))
     stored = "publish these stored runs (e.g. data/sample) instead of measuring (no engine needed)"
     what.add_argument("--runs", type=paths.locate, metavar="FOLDER", help=stored)
     one.add_argument("--out", type=Path, default=paths.REPORTS, help="folder for reports (default: reports/)")
@@ -213,6 +218,17 @@ def _world(options: argparse.Namespace) -> World:
     return world.read(options.world) if options.world else world.shipped()
 
 
+def _groups(options: argparse.Namespace, world: World, groups: Collection[str]) -> frozenset[str]:
+    """These, and that of Istio's own control plane where it is asked for, or nothing was recorded for the world."""
+    from meshdns.core.world import LIVE
+    from meshdns.lab import recording
+
+    if options.live or LIVE in groups or recording.serves(world):
+        return frozenset(groups) | ({LIVE} if options.live else set())
+    say("what Istio says of this world was not recorded: its own control plane starts (`meshdns record` records it)")
+    return frozenset(groups) | {LIVE}
+
+
 def _bed(world: World | None = None, groups: Collection[str] = (), images: Collection[str] = ()) -> Testbed:
     """The testbed; without a world the one that is there, of which nothing is started."""
     from meshdns.lab.compose import engine, testbed
@@ -235,7 +251,7 @@ def _used(bed: Testbed, options: argparse.Namespace, what: str = "") -> contextl
 
 def _up(options: argparse.Namespace) -> int:
     world = _world(options)
-    bed = _bed(world, world.groups)
+    bed = _bed(world, _groups(options, world, world.groups))
     with _used(bed, options):
         bed.up(say)
     say("the testbed is up; `meshdns status` shows it, `meshdns down` removes it")
@@ -304,7 +320,7 @@ def _trace(options: argparse.Namespace) -> int:
     world = _world(options)
     if options.arm not in world.arms:
         raise errors.InputError("no such arm", place=options.arm, step=f"choose from {', '.join(world.arms)}")
-    bed = _bed(world, {world.arms[options.arm].group})
+    bed = _bed(world, _groups(options, world, {world.arms[options.arm].group}))
     with _used(bed, options), _standing(bed, keep=False), observers.opened(bed) as asking, load.Agents(bed) as agents:
         agent = agents.of(options.arm, 5)
         seen = trace.observe(bed, asking, agent, options.arm, options.url).to_json()
@@ -364,7 +380,7 @@ def _measure(what: Plan, blocks: Sequence[int], options: argparse.Namespace) -> 
 
     store.require_writable(options.resume or paths.RUNS)
     with _measuring(options, what):
-        bed = _bed(what.world, what.groups())
+        bed = _bed(what.world, _groups(options, what.world, what.groups()))
         with _used(bed, options, f", plan {what.name}"):
             return _execute(what, blocks, bed, options)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from meshdns import cli
 from meshdns.core import errors
 from meshdns.core.world import LIVE, World
-from meshdns.lab import live, locks, recording, world
+from meshdns.lab import live, locks, parts, ports, recording, world
 from meshdns.lab.compose import engine, testbed
 from meshdns.lab.compose.testbed import Testbed
 from shipped import WORLD
@@ -52,10 +54,10 @@ def own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def bed(of: World = WORLD) -> Testbed:
+def bed(of: World = WORLD, *, alone: bool = True) -> Testbed:
     engine.ensure(lambda _: None)
-    images = engine.images(lambda _: None, {at.part.image for at in live.parts_of(of, cli._nets())}).tags
-    project = cli._project()
+    needed = {at.part.image for at in live.parts_of(of, cli._nets())} if alone else testbed.images_of(of, [LIVE])
+    images, project = engine.images(lambda _: None, needed).tags, cli._project()
     return Testbed(images, cli._nets(), project, testbed.state_of(project), frozenset([LIVE]), of)
 
 
@@ -69,6 +71,32 @@ def test_the_recording_is_what_istio_says_and_one_byte_more_is_seen(tmp_path: Pa
     altered.write_text(altered.read_text().replace("10.96.1.20", "10.96.1.21", 1))
     assert recording.write(made, kept) == ["Listener.json"]
     assert bed().containers() == []
+
+
+def test_sidecars_get_configuration_and_certificates_from_istio() -> None:
+    there = bed(alone=False)
+    sidecars = [pod for pod in WORLD.up([LIVE]) if pod in WORLD.injected]
+    there.up(lambda _: None)
+    try:
+        plane = f"{there.nets.plane}.{WORLD.named('plane').host}:{ports.PORT_PLANE}"
+        with urllib.request.urlopen(f"http://{plane}/metrics", timeout=5) as page:
+            counted = page.read().decode()
+        assert f"citadel_server_success_cert_issuance_count {len(sidecars)}\n" in counted
+        said = json.loads(
+            there.exec(parts.sidecar(sidecars[0]), ["pilot-agent", "request", "GET", "certs"], timeout_s=9)
+        )
+        names = {
+            name["uri"]
+            for each in said["certificates"]
+            for one in each["cert_chain"]
+            for name in one["subject_alt_names"]
+        }
+        assert names == {f"spiffe://cluster.local/ns/shop/sa/{sidecars[0].account}"}
+        assert "recorded" not in {part.service for part in there.parts()}
+        assert there.is_up()
+    finally:
+        there.down()
+    assert there.containers() == []
 
 
 @pytest.mark.parametrize(

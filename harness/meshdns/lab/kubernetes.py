@@ -7,6 +7,7 @@ manifests, and what the API server or Istio refuses is said with the file in whi
 from __future__ import annotations
 
 import base64
+import contextlib
 import itertools
 import json
 import time
@@ -33,8 +34,7 @@ AUDIENCE, TOKEN_LIFE_S = "istio-ca", 43_200  # as Istio's injector asks for
 ROOT, ROOT_KEY = "istio-ca-root-cert", "root-cert.pem"  # ConfigMap that istiod writes into each namespace
 _AGE_S = 1.1  # creation times have whole seconds
 _POLL_S = 0.05
-_UNREADY = "Initialized", "PodScheduled"  # conditions of a Pod that hold before it is ready
-_READY = "ContainersReady", "Ready"
+_ALWAYS, _READY = ("Initialized", "PodScheduled"), ("ContainersReady", "Ready")  # conditions of a Pod
 _CONFLICT = 409
 Found = TypeVar("Found")
 Well = Callable[[], None]  # raises where what is waited for has ended
@@ -62,6 +62,7 @@ class Api:
         settings.ssl_ca_cert, settings.retries = str(access.ca_file), False
         settings.api_key = {"authorization": f"Bearer {access.token}"}
         settings.tls_server_name = API_SERVER
+        settings.proxy = None  # it is on this machine, whatever the environment says
         plain = client.ApiClient(settings)
         made: Callable[..., Any] = dynamic.DynamicClient
         cache = str(access.ca_file.with_name("kinds.json"))
@@ -146,7 +147,7 @@ class Api:
         body = {key: value for key, value in one.document.items() if key != "status"}
         body["metadata"] = {key: value for key, value in body["metadata"].items() if key != "creationTimestamp"}
         if one.kind == "Pod":
-            body["spec"] = {"nodeName": NODE, **body["spec"]}
+            body["spec"] = {"nodeName": NODE, "serviceAccountName": account(one), **body["spec"]}
         kind.create(body=body, namespace=one.namespace if kind.namespaced else None)
         if status:
             patch = {"body": {"status": status}, "name": one.name, "namespace": one.namespace}
@@ -180,6 +181,17 @@ class Api:
         return awaited(what, asked, self._well)
 
 
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """An API server that is asked inside and does not answer, or has another answer than it must, is a TestbedError."""
+    try:
+        yield
+    except (urllib3.exceptions.HTTPError, ApiException) as error:
+        raise errors.TestbedError(
+            f"failed ({_said(error)})", place="the API server", step="see `meshdns logs`"
+        ) from None
+
+
 def awaited(what: str, asked: Callable[[], Found], well: Well = lambda: None) -> Found:
     """What is true at last of something that starts. Raises TestbedError, or what `well` raises meanwhile."""
     deadline = time.monotonic() + TIMEOUT_S
@@ -210,7 +222,7 @@ def _status(one: Object, world: World) -> Json | None:
     if one.kind != "Pod":
         return one.document.get("status")
     address, ready = one.document["status"]["podIP"], world.named(one.name).ready
-    holds = [{"type": each, "status": "True"} for each in _UNREADY]
+    holds = [{"type": each, "status": "True"} for each in _ALWAYS]
     depends = [{"type": each, "status": "True" if ready else "False"} for each in _READY]
     return {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}], "conditions": [*holds, *depends]}
 

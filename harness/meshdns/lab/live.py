@@ -6,6 +6,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+from meshdns.core import errors
 from meshdns.core.world import LIVE, Nets, World
 from meshdns.lab import keys, kubernetes, objects, parts, ports, readiness, recorder
 from meshdns.lab.parts import apiserver, istiod
@@ -16,11 +17,20 @@ from meshdns.lab.recording import Recording
 
 _CRDS = "/usr/share/istio/crd-all.gen.yaml"  # in istiod's image
 _TIMEOUT_S = 2
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is on this machine
 
 
 def parts_of(world: World, nets: Nets) -> list[At]:
     """What the plane consists of, in the order in which it starts; istiod, which needs the others, comes last."""
     return [at for pod in world.pods if pod.group == LIVE for at in parts.of(world, nets, pod)]
+
+
+def services(world: World, nets: Nets) -> list[str]:
+    """By which the place knows them. Raises InputError for a world without them."""
+    if found := [at.service for at in parts_of(world, nets)]:
+        return found
+    fact, step = f"no Pod is of the group {LIVE}", "take compose/worlds/live.yaml into it"
+    raise errors.InputError(fact, place="the world", step=step)
 
 
 class Plane:
@@ -40,6 +50,7 @@ class Plane:
     def _well(self) -> None:
         readiness.refuse_ended(self._place)
 
+    @kubernetes.told()
     def tell(self, start: Callable[[], None]) -> None:
         """The API server has the world; istiod, which `start` starts then, knows and accepts it. Raises InputError."""
         told = objects.told(self._world, self._nets)
@@ -52,6 +63,7 @@ class Plane:
         self._api.judge(told)
         kubernetes.awaited("virtual IPs of ServiceEntries", self._api.allocated, self._well)
 
+    @kubernetes.told()
     def hand_out(self) -> None:
         """Each sidecar has what a kubelet would mount: its account's token, the root of Istio's authority."""
         root = self._api.root(self._world.namespace)
@@ -68,7 +80,7 @@ class Plane:
 
 def _answers(page: str) -> bool:
     try:
-        with urllib.request.urlopen(page, timeout=_TIMEOUT_S) as answer:  # noqa: S310  its scheme is ours
+        with _DIRECT.open(page, timeout=_TIMEOUT_S) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False

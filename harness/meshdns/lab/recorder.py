@@ -28,7 +28,8 @@ def record(world: World, nets: Nets, istiod: str, version: str) -> Recording:
     """What every injected pod is told by the istiod at this address, of this version. Raises TestbedError."""
     nodes = {pod.pod: node(world, nets, pod) for pod in world.injected}
     told: dict[str, dict[str, list[Resource]]] = {}
-    with grpc.insecure_channel(istiod, options=[("grpc.max_receive_message_length", -1)]) as channel:
+    options = [("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 0)]
+    with grpc.insecure_channel(istiod, options=options) as channel:
         for pod, known in nodes.items():
             try:
                 told[pod] = _ask(channel, known)

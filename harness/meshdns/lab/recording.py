@@ -101,6 +101,14 @@ def read(folder: Path = FOLDER) -> Recording:
         raise errors.DataError(f"holds no recording ({error})", place=str(folder), step=_STEP) from None
 
 
+def serves(world: World) -> bool:
+    """Whether the kept one is of this world."""
+    try:
+        return read().fits(world)
+    except errors.DataError:
+        return False
+
+
 def name(resource: Resource) -> str:
     """A resource's; a name table has none."""
     return str(resource.get("name") or resource.get("clusterName") or "")

@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import docker
 import docker.errors
@@ -28,13 +28,16 @@ from docker.models.containers import Container
 
 from meshdns.core import errors, paths, process, schema
 from meshdns.core.world import LIVE, Nets, World
-from meshdns.lab import live, locks, readiness
+from meshdns.lab import locks, readiness
 from meshdns.lab import parts as components
 from meshdns.lab import world as worlds
 from meshdns.lab.channel import Channel
 from meshdns.lab.compose import cgroups, dockercli, rendering, sdk
 from meshdns.lab.parts.component import Secrets
 from meshdns.lab.place import Account, Part, Usage, address
+
+if TYPE_CHECKING:
+    from meshdns.lab import live
 
 PROJECT = "meshdns"
 PROJECTS = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")  # Compose's rule; the length is for names made of it
@@ -150,7 +153,7 @@ class Testbed:
     _groups: dict[str, cgroups.Group | None] = field(default_factory=dict)  # service -> its cgroup, once asked for
 
     def __post_init__(self) -> None:
-        self.world = dataclasses.replace(self.world, live=LIVE in self.groups)
+        self.world = dataclasses.replace(self.world, live=self.world.live or LIVE in self.groups)
 
     @property
     def name(self) -> str:
@@ -354,7 +357,9 @@ class Testbed:
 
     def _start_plane(self) -> live.Plane:
         """Istio's own control plane, told the world."""
-        *before, istiod = [at.service for at in live.parts_of(self.world, self.nets)]
+        from meshdns.lab import live  # noqa: PLC0415  Kubernetes' client library takes a second, also of every `down`
+
+        *before, istiod = live.services(self.world, self.nets)
         self._compose_up(*before)
         plane = live.Plane(self, self.state)
         plane.tell(lambda: self._compose_up(istiod))
