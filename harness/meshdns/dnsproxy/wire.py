@@ -140,6 +140,70 @@ def records(message: bytes, at: int) -> Iterator[Record]:
             yield Record(section, name, kind, qclass, ttl, fixed, data, at)
 
 
+# What the data of a record consists of, where it can be checked: bytes, names (n), strings (s: one, t: one or more),
+# numbered values (v, as in OPT), and what is not looked at (*). Other types are bytes to everybody (RFC 3597).
+_DATA: dict[int, tuple[int | str, ...]] = {
+    **dict.fromkeys((2, 3, 4, CNAME, 7, 8, 9, 12, 39), ("n",)),  # NS, MD, MF, CNAME, MB, MG, MR, PTR, DNAME
+    A: (4,),
+    SOA: ("n", "n", 20),
+    13: ("s", "s"),  # HINFO
+    **dict.fromkeys((15, 18, 36), (2, "n")),  # MX, AFSDB, KX
+    **dict.fromkeys((16, 99), ("t",)),  # TXT, SPF
+    17: ("n", "n"),  # RP
+    AAAA: (16,),
+    29: (16,),  # LOC
+    33: (6, "n"),  # SRV
+    35: (4, "s", "s", "s", "n"),  # NAPTR
+    OPT: ("v",),
+    **dict.fromkeys((43, 48), (4, "*")),  # DS, DNSKEY
+    46: (18, "n", "*"),  # RRSIG
+    47: ("n", "*"),  # NSEC
+    **dict.fromkeys((64, 65), (2, "n", "v")),  # SVCB, HTTPS
+    257: (1, "s", "*"),  # CAA
+}
+
+
+def check(message: bytes) -> None:
+    """Raises MalformedError unless all that the counts promise is there and can be read; more may follow."""
+    _, at = questions(message)
+    for record in records(message, at):
+        _check_data(message, record)
+
+
+def _check_data(message: bytes, record: Record) -> None:
+    at, end = record.data, record.end
+    for part in _DATA.get(record.kind, ("*",)):
+        if isinstance(part, int):
+            at += part
+        elif part == "n":
+            at = skip_name(message, at)
+        elif part == "*":
+            at = max(at, end)
+        else:
+            at = _skip_values(message, at, end) if part == "v" else _skip_strings(message, at, end, part == "t")
+        if at > end:
+            raise MalformedError("a record's data is cut short")
+    if at != end:
+        raise MalformedError("a record's data is too long")
+
+
+def _skip_strings(message: bytes, at: int, end: int, all_of_them: bool) -> int:
+    if at >= end:
+        raise MalformedError("a string is missing")
+    at += 1 + message[at]
+    while all_of_them and at < end:
+        at += 1 + message[at]
+    return at
+
+
+def _skip_values(message: bytes, at: int, end: int) -> int:
+    while at < end:
+        if at + 4 > end:
+            raise MalformedError("a value is cut short")
+        at += 4 + int.from_bytes(message[at + 2 : at + 4], "big")
+    return at
+
+
 def read_query(message: bytes) -> Query:
     """The query in a message; raises RefusedError with the rcode it deserves."""
     if len(message) < HEADER or message[2] & 0x80:  # to answer a response is to start a loop
