@@ -301,7 +301,7 @@ def test_bad_hosts_and_addresses_are_left_out_and_told(tmp_path: Path) -> None:
     }
     with running(tmp_path, table=table) as proxy:
         assert addresses(proxy.udp("good.test")) == ["192.0.2.1"]
-        assert addresses(proxy.udp("mapped.test")) == ["192.0.2.9"]
+        assert addresses(proxy.udp("mapped.test", "AAAA")) == ["::ffff:192.0.2.9"]
         assert proxy.udp("empty.test").rcode() == dns.rcode.SERVFAIL  # not ours, and no upstream
         assert "7 hosts or addresses are left out" in proxy.stop()
 
