@@ -105,8 +105,8 @@ def test_a_message_costs_no_more_than_its_length(proxy: Proxy) -> None:
     chain = b"\0" + b"".join(struct.pack(">H", 0xC000 | place) for place in places[:-1])
     for pointers, others, code in ((1, 4000, 1), (len(places) - 1, 4000, 1), (126, 30, 0), (127, 30, 1)):
         used = chain[: 1 + 2 * pointers]
-        records = b"\0" + struct.pack(">HHIH", 16, 1, 0, len(used)) + used
-        records += struct.pack(">HHHIH", 0xC000 | places[pointers - 1], 16, 1, 0, 0) * others
+        records = b"\0" + struct.pack(">HHIH", 65_400, 1, 0, len(used)) + used
+        records += struct.pack(">HHHIH", 0xC000 | places[pointers - 1], 65_400, 1, 0, 0) * others
         message = struct.pack(">HHHHHH", 7, 0x100, 1, 0, 0, 1 + others) + QUESTION + records
         sent: list[bytes] = []
         begin_s = time.process_time()
@@ -217,7 +217,8 @@ def answer_message(kind: str, data: str) -> bytes:
 
 
 RECORDS = {
-    "A": "192.0.2.1", "AAAA": "2001:db8::1", "CNAME": "b.test.", "NS": "ns.a.test.", "SOA": "ns.test. me.test. 1 2 3 4 5",
+    "A": "192.0.2.1", "AAAA": "2001:db8::1", "CNAME": "b.test.", "NS": "ns.a.test.",
+    "SOA": "ns.test. me.test. 1 2 3 4 5",
     "MX": "10 mx.a.test.", "TXT": '"one" "" "two"', "SRV": "1 2 3 b.test.", "PTR": "b.a.test.", "HINFO": '"a" "b"',
     "NAPTR": '1 2 "a" "b" "" x.test.', "CAA": '0 issue "ca.test"', "HTTPS": "1 . alpn=h2", "SVCB": "0 b.test.",
     "DS": "1 8 2 " + "ab" * 32, "DNSKEY": "257 3 8 AQPS", "TYPE65400": "\\# 3 010203", "RP": "a.test. b.test.",

@@ -47,6 +47,24 @@ class Server(NamedTuple):
         return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
 
 
+def judge(message_id: bytes, question: bytes, answer: bytes) -> Verdict:
+    """Whether a message is the answer to the question that was asked under that id."""
+    if len(answer) < wire.HEADER:
+        return Verdict.BROKEN
+    if answer[:2] != message_id or not answer[2] & 0x80:
+        return Verdict.OTHER
+    try:
+        wire.check(answer)
+    except wire.MalformedError:
+        return Verdict.BROKEN
+    return Verdict.ANSWER if len(answer) == wire.HEADER or _echoes(answer, question) else Verdict.OTHER
+
+
+def _echoes(answer: bytes, question: bytes) -> bool:
+    echoed = answer[wire.HEADER : wire.HEADER + len(question)]
+    return answer[4:6] != b"\0\0" and echoed[-4:] == question[-4:] and echoed[:-4].lower() == question[:-4].lower()
+
+
 Way = tuple[bool, str, int, bytes]  # whether by TCP, the address and port that a question leaves by, and its id
 
 
@@ -192,20 +210,7 @@ class Attempt:
 
     def judge(self, answer: bytes) -> Verdict:
         """Whether this is the answer to our question and to no other."""
-        if len(answer) < wire.HEADER:
-            return Verdict.BROKEN
-        if answer[:2] != self._id or not answer[2] & 0x80:
-            return Verdict.OTHER
-        try:
-            wire.check(answer)
-        except wire.MalformedError:
-            return Verdict.BROKEN
-        return Verdict.ANSWER if len(answer) == wire.HEADER or self._echoes(answer) else Verdict.OTHER
-
-    def _echoes(self, answer: bytes) -> bool:
-        question = self._question.query.question
-        echoed = answer[wire.HEADER : wire.HEADER + len(question)]
-        return answer[4:6] != b"\0\0" and echoed[-4:] == question[-4:] and echoed[:-4].lower() == question[:-4].lower()
+        return judge(self._id, self._question.query.question, answer)
 
     def accept(self, answer: bytes) -> None:
         """This is it."""
