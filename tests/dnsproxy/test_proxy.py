@@ -762,7 +762,7 @@ QUESTION = b"\3api\7example\3com\0\0\1\0\1"
         (header(0x0100, 1, 0, 0, 0) + b"\x3f" + b"a" * 63 + (b"\x3f" + b"a" * 63) * 3 + b"\0\0\1\0\1", 1),  # 257 bytes
         (header(0x0100, 1, 0, 0, 2) + QUESTION + (b"\0\0\x29\x04\xd0" + b"\0" * 6) * 2, 1),  # two OPT records
         (header(0x0100, 0xFFFF, 0xFFFF, 0xFFFF, 0xFFFF) + QUESTION, 1),
-        (header(0x0100, 0, 0, 0, 0), 2),  # no question
+        (header(0x0100, 0, 0, 0, 0), 1),  # no question
         (header(0x2900, 1, 0, 0, 0) + QUESTION, 4),  # UPDATE
         (header(0x2100, 1, 0, 0, 0) + QUESTION, 4),  # NOTIFY
         (header(0x1000, 0, 0, 0, 0), 4),  # STATUS

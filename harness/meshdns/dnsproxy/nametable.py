@@ -159,15 +159,10 @@ def addresses(table: NameTable, host: str, texts: list[str]) -> Addresses:
         try:
             if ":" not in text:
                 v4.append(socket.inet_pton(socket.AF_INET, text))
-                continue
-            packed = socket.inet_pton(socket.AF_INET6, text)
+            else:  # as in Istio also where it is an IPv4 address in IPv6's clothes
+                v6.append(socket.inet_pton(socket.AF_INET6, text))
         except (OSError, ValueError):
             table.left_out.append(f"{text!r} of {host!r} is not an address")
-            continue
-        if packed.startswith(b"\0" * 10 + b"\xff\xff"):  # an IPv4 address in IPv6's clothes
-            v4.append(packed[12:])
-        else:
-            v6.append(packed)
     return Addresses(b"".join(dict.fromkeys(v4)), b"".join(dict.fromkeys(v6)))
 
 
