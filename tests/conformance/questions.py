@@ -107,7 +107,8 @@ def _names() -> list[str]:
     others = [
         "x.wild.test", "X.y.Wild.test", "wild.test", "cart", "cart.shop", "cart.shop.svc", "x.cart.test",
         "cart.example", "cart.shop.svc.clusterset.local", "dot.bank", "odd.bank", "odd", "far.bank", "xq.q", "xq.q.svc",
-        "", "shop", "svc.cluster.local", SEARCH, "upper.test", "a.b.c.local", "local", "x.svc.cluster.local", "x y.test",
+        "", "shop", "svc.cluster.local", SEARCH, "upper.test",
+        "a.b.c.local", "local", "x.svc.cluster.local", "x y.test",
         "x\x80.test",
     ]  # fmt: skip
     return [*(host.rstrip(".") for host in TABLE), *below, *others]
