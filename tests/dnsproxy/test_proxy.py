@@ -30,6 +30,7 @@ from meshdns.dnsproxy.reactor import Reactor
 from meshdns.dnsproxy.upstream import Forwarder, Server
 
 FAST = ("--timeout-ms", "200")
+NEVER = ("--timeout-ms", "600000")  # so that a test which waits for it fails
 
 
 def known(query: bytes, tcp: bool) -> bytes:
@@ -300,7 +301,7 @@ def test_bad_hosts_and_addresses_are_left_out_and_told(tmp_path: Path) -> None:
     }
     with running(tmp_path, table=table) as proxy:
         assert addresses(proxy.udp("good.test")) == ["192.0.2.1"]
-        assert addresses(proxy.udp("mapped.test")) == ["192.0.2.9"]
+        assert addresses(proxy.udp("mapped.test", "AAAA")) == ["::ffff:192.0.2.9"]
         assert proxy.udp("empty.test").rcode() == dns.rcode.SERVFAIL  # not ours, and no upstream
         assert "7 hosts or addresses are left out" in proxy.stop()
 
@@ -427,21 +428,71 @@ def test_ids_and_ports_of_upstream_queries_are_random(tmp_path: Path) -> None:
         assert len(ids) > 30
 
 
-def test_forged_answers_are_passed_over(tmp_path: Path) -> None:
+def test_forged_datagrams_are_passed_over(tmp_path: Path) -> None:
     def answer(query: bytes, tcp: bool) -> list[bytes]:
-        forged = reply(query, "@ 77 A 203.0.113.66")
-        wrong_id = bytes([forged[0] ^ 1]) + forged[1:]
-        other = make("other.test")
-        wrong_question = query[:2] + reply(other, "@ 77 A 203.0.113.66")[2:]
-        wrong_type = query[:2] + reply(make("unknown.test", "AAAA"), "@ 77 AAAA 2001:db8::66")[2:]
-        no_question = query[:2] + b"\x81\x80" + b"\0" * 8
-        no_response = query[:2] + b"\x01\x00" + forged[4:]
-        return [wrong_id, wrong_question, wrong_type, no_question, no_response, b"", forged[:5], known(query, tcp)]
+        return [*foreign(query), known(query, tcp)]
 
-    with upstream(answer) as server, running(tmp_path, *server.option) as proxy:
+    with upstream(answer) as server, running(tmp_path, *server.option, *NEVER) as proxy:
         assert addresses(proxy.udp("unknown.test")) == ["198.51.100.7"]
+        with proxy.tcp() as sock:  # where nobody forges, the server has answered something else
+            assert rcode(ask_tcp(sock, make("unknown.test"))) == dns.rcode.SERVFAIL
+
+
+def foreign(query: bytes) -> list[bytes]:
+    """Messages that do not answer the question."""
+    forged = reply(query, "@ 77 A 203.0.113.66")
+    wrong_id = bytes([forged[0] ^ 1]) + forged[1:]
+    wrong_question = query[:2] + reply(make("other.test"), "@ 77 A 203.0.113.66")[2:]
+    wrong_type = query[:2] + reply(make("unknown.test", "AAAA"), "@ 77 AAAA 2001:db8::66")[2:]
+    no_response = query[:2] + b"\x01\x00" + forged[4:]
+    return [wrong_id, wrong_id[:20], wrong_question, wrong_type, no_response]
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 3, 4, 5, 9])
+def test_a_header_alone_is_an_answer(tmp_path: Path, code: int) -> None:
+    """Servers refuse so."""
+
+    def answer(query: bytes, tcp: bool) -> bytes:
+        return query[:2] + header(0x8180 | code, 0, 0, 0, 0)[2:]
+
+    with upstream(answer) as server, running(tmp_path, *server.option, *NEVER) as proxy:
+        query = make("unknown.test")
+        assert proxy.raw(query) == answer(query, False)
         with proxy.tcp() as sock:
-            assert addresses(dns.message.from_wire(ask_tcp(sock, make("unknown.test")))) == ["198.51.100.7"]
+            assert ask_tcp(sock, query) == answer(query, True)
+
+
+A_RECORD = b"\xc0\x0c\0\1\0\1\0\0\0\x4d\0\4\xc6\x33\x64\7"
+BROKEN = {
+    "nothing": lambda q: b"",
+    "four bytes": lambda q: q[:4],
+    "counts beyond the header": lambda q: q[:2] + header(0x8180, 1, 0, 0, 0)[2:],
+    "nine records promised": lambda q: q[:2] + header(0x8180, 1, 9, 0, 0)[2:] + q[12:],
+    "one of two records": lambda q: q[:2] + header(0x8180, 1, 2, 0, 0)[2:] + q[12:] + A_RECORD,
+    "a record cut": lambda q: q[:2] + header(0x8180, 1, 1, 0, 0)[2:] + q[12:] + A_RECORD[:-1],
+    "a question cut": lambda q: q[:2] + header(0x8180, 1, 0, 0, 0)[2:] + q[12:-1],
+    "three bytes of address": lambda q: (
+        q[:2] + header(0x8180, 1, 1, 0, 0)[2:] + q[12:] + A_RECORD[:10] + b"\0\3" + A_RECORD[12:-1]
+    ),
+    "a pointer forward": lambda q: q[:2] + header(0x8180, 1, 1, 0, 0)[2:] + q[12:] + b"\xc0\x40" + A_RECORD[2:],
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_what_cannot_be_read_is_never_handed_on(tmp_path: Path, what: str) -> None:
+    def broken(query: bytes, tcp: bool) -> bytes:
+        return BROKEN[what](query)
+
+    with upstream(broken) as bad, upstream(known) as good:
+        with running(tmp_path, *bad.option, *good.option, *NEVER) as proxy:
+            for _ in range(8):
+                assert addresses(proxy.udp("unknown.test")) == ["198.51.100.7"]
+                with proxy.tcp() as sock:
+                    assert rcode(ask_tcp(sock, make("unknown.test"))) == dns.rcode.NOERROR
+        assert {tcp for _, tcp in bad.asked} == {False, True}  # by chance it is never first once in 2**8 times
+        with running(tmp_path, *bad.option, *NEVER) as proxy, proxy.tcp() as sock:
+            assert proxy.udp("unknown.test").rcode() == dns.rcode.SERVFAIL
+            assert rcode(ask_tcp(sock, make("unknown.test"))) == dns.rcode.SERVFAIL
 
 
 def test_an_answer_from_another_address_is_not_taken(tmp_path: Path) -> None:
@@ -711,7 +762,7 @@ QUESTION = b"\3api\7example\3com\0\0\1\0\1"
         (header(0x0100, 1, 0, 0, 0) + b"\x3f" + b"a" * 63 + (b"\x3f" + b"a" * 63) * 3 + b"\0\0\1\0\1", 1),  # 257 bytes
         (header(0x0100, 1, 0, 0, 2) + QUESTION + (b"\0\0\x29\x04\xd0" + b"\0" * 6) * 2, 1),  # two OPT records
         (header(0x0100, 0xFFFF, 0xFFFF, 0xFFFF, 0xFFFF) + QUESTION, 1),
-        (header(0x0100, 0, 0, 0, 0), 2),  # no question
+        (header(0x0100, 0, 0, 0, 0), 1),  # no question
         (header(0x2900, 1, 0, 0, 0) + QUESTION, 4),  # UPDATE
         (header(0x2100, 1, 0, 0, 0) + QUESTION, 4),  # NOTIFY
         (header(0x1000, 0, 0, 0, 0), 4),  # STATUS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import random
 import socket
 import struct
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 import dns.exception
 import dns.message
 import dns.name
+import dns.rrset
 import fuzz
 import pytest
 from hypothesis import example, given
@@ -103,8 +105,8 @@ def test_a_message_costs_no_more_than_its_length(proxy: Proxy) -> None:
     chain = b"\0" + b"".join(struct.pack(">H", 0xC000 | place) for place in places[:-1])
     for pointers, others, code in ((1, 4000, 1), (len(places) - 1, 4000, 1), (126, 30, 0), (127, 30, 1)):
         used = chain[: 1 + 2 * pointers]
-        records = b"\0" + struct.pack(">HHIH", 16, 1, 0, len(used)) + used
-        records += struct.pack(">HHHIH", 0xC000 | places[pointers - 1], 16, 1, 0, 0) * others
+        records = b"\0" + struct.pack(">HHIH", 65_400, 1, 0, len(used)) + used
+        records += struct.pack(">HHHIH", 0xC000 | places[pointers - 1], 65_400, 1, 0, 0) * others
         message = struct.pack(">HHHHHH", 7, 0x100, 1, 0, 0, 1 + others) + QUESTION + records
         sent: list[bytes] = []
         begin_s = time.process_time()
@@ -205,3 +207,55 @@ def test_a_short_storm_on_every_socket_leaves_nothing_behind(tmp_path: Path) -> 
     before = fuzz.descriptors()
     assert fuzz.play(seed=7, seconds=1.5, folder=tmp_path) > 0
     assert fuzz.descriptors() <= before
+
+
+def answer_message(kind: str, data: str) -> bytes:
+    query = dns.message.make_query("a.test", kind, use_edns=-1)
+    made = dns.message.make_response(query)
+    made.answer.append(dns.rrset.from_text("a.test.", 60, "IN", kind, data))
+    return made.to_wire()
+
+
+RECORDS = {
+    "A": "192.0.2.1", "AAAA": "2001:db8::1", "CNAME": "b.test.", "NS": "ns.a.test.",
+    "SOA": "ns.test. me.test. 1 2 3 4 5",
+    "MX": "10 mx.a.test.", "TXT": '"one" "" "two"', "SRV": "1 2 3 b.test.", "PTR": "b.a.test.", "HINFO": '"a" "b"',
+    "NAPTR": '1 2 "a" "b" "" x.test.', "CAA": '0 issue "ca.test"', "HTTPS": "1 . alpn=h2", "SVCB": "0 b.test.",
+    "DS": "1 8 2 " + "ab" * 32, "DNSKEY": "257 3 8 AQPS", "TYPE65400": "\\# 3 010203", "RP": "a.test. b.test.",
+    "NSEC": "b.test. A RRSIG", "RRSIG": "A 8 2 60 20300101000000 20200101000000 1 test. AQPS", "DNAME": "b.test.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_answers_are_checked_down_to_the_data_of_records(kind: str) -> None:
+    message = answer_message(kind, RECORDS[kind])
+    wire.check(message)
+    wire.check(message + b"\0\1")
+    for length in range(wire.HEADER, len(message)):
+        with pytest.raises(wire.MalformedError):
+            wire.check(message[:length])
+    _, at = wire.questions(message)
+    (record,) = wire.records(message, at)
+    if kind in ("A", "AAAA", "CNAME", "SOA", "MX", "SRV", "PTR", "RP", "NAPTR", "DNAME"):
+        for more in (-1, 1):  # the record is whole, and its data is not
+            length = record.end - record.data + more
+            odd = (
+                message[: record.data - 2]
+                + length.to_bytes(2, "big")
+                + (message + b"\1")[record.data : record.end + more]
+            )
+            with pytest.raises(wire.MalformedError):
+                wire.check(odd)
+
+
+@given(st.sampled_from(["A", "CNAME", "SOA", "MX", "TXT", "SRV"]), st.randoms(use_true_random=False))
+def test_what_passes_the_check_can_be_read(kind: str, rng: random.Random) -> None:
+    damaged = fuzz.mutated(rng, answer_message(kind, RECORDS[kind]))
+    try:
+        wire.check(damaged)
+        _, at = wire.questions(damaged)
+        kinds = {record.kind for record in wire.records(damaged, at)}
+    except (wire.MalformedError, struct.error):
+        return
+    if kinds <= {1, 2, 5, 6, 15, 16, 28, 33} and len(damaged) > wire.HEADER:
+        dns.message.from_wire(damaged, ignore_trailing=True)

@@ -338,15 +338,12 @@ def _compressed(client: Client, where: World) -> str:
     return "names compressed" if seen.size < plain else "names not compressed"
 
 
-def _questions(count: int, words: str) -> Callable[[Client, World], str]:
+def _questions(count: int) -> Callable[[Client, World], str]:
     def observe(client: Client, where: World) -> str:
-        host, other = _need(where.service), _need(where.external)
-        message = dns.message.make_query(host.name, "A", use_edns=-1)
+        message = dns.message.make_query(_need(where.service).name, "A", use_edns=-1)
         message.question = [dns.rrset.RRset(dns.name.from_text(h.name), dns.rdataclass.IN, dns.rdatatype.A)
-                            for h in (host, other)[:count]]  # fmt: skip
+                            for h in (_need(where.service), _need(where.external))[:count]]  # fmt: skip
         seen = client.send(message.to_wire())
-        if count:
-            return _is(set(host.ips), words, seen)
         return seen.reason if seen.message is None else dns.rcode.to_text(seen.message.rcode())
 
     return observe
@@ -373,10 +370,8 @@ CASES: tuple[Case, ...] = (
     Case("flag-ra", "header", "recursion bit of a local answer", "RA=0", _flag(dns.flags.RA, "RA"), ("service",)),
     Case("ttl", "header", "TTL of a local answer", "TTL 30 s", _ttl, ("service",)),
     Case("no-opt", "header", "EDNS in the query", "no OPT", _no_opt, ("service",)),
-    Case("no-question", "header", "a message without a question", "SERVFAIL", _questions(0, ""),
-         ("service", "external")),
-    Case("two-questions", "header", "two questions in one message", "the first one's address",
-         _questions(2, "the first one's address"), ("service", "external")),
+    Case("no-question", "header", "a message without a question", "FORMERR", _questions(0), ("service", "external")),
+    Case("two-questions", "header", "two questions in one message", "FORMERR", _questions(2), ("service", "external")),
     Case("class", "class", "A of a service, class CH", "the address, in class IN", _class, ("service",)),
     Case("case", "case", "rEvIeWs instead of reviews", "its address",
          _host("service", "its address", lambda _, h: _mixed(h.name)), ("service",)),
@@ -437,7 +432,8 @@ CASES: tuple[Case, ...] = (
          _host("large", "all of them", edns=4096), ("large",)),
     Case("tcp-large", "many addresses", "64 addresses, TCP", "all of them",
          _host("large", "all of them", tcp=True), ("large",)),
-    Case("compressed", "many addresses", "owner names of 64 addresses", "names compressed", _compressed, ("large",)),
+    Case("compressed", "many addresses", "owner names of 64 addresses, which fit without", "names not compressed",
+         _compressed, ("large",)),
     Case("txt", "other types", "TXT of a service", "the upstream's answer",
          _forwarded(lambda w: _need(w.service).name, "TXT"), ("service", "upstream")),
     Case("https", "other types", "HTTPS of a service", "the upstream's answer",

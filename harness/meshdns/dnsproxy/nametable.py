@@ -108,10 +108,10 @@ def read(text: str, scope: Scope) -> Generator[None, None, NameTable]:
         if number % SLICE == 0:
             yield
     # Other forms come last: none may hide a host of the table.
-    for number, (forms, addresses) in enumerate(aliases, 1):
+    for number, (forms, known) in enumerate(aliases, 1):
         for form in forms:
             try:
-                table.names.setdefault(wire.encode_name(form), addresses)
+                table.names.setdefault(wire.encode_name(form), known)
             except ValueError as error:
                 table.left_out.append(str(error))
         if number % SLICE == 0:
@@ -122,21 +122,21 @@ def read(text: str, scope: Scope) -> Generator[None, None, NameTable]:
 def _take(table: NameTable, aliases: list[tuple[list[str], Addresses]], host: str, entry: Any, scope: Scope) -> None:
     if not isinstance(entry, dict):
         raise TableError(f"the entry of {host!r} is not an object")
-    addresses = _addresses(table, host, _strings(host, entry, "ips"))
+    found = addresses(table, host, _strings(host, entry, "ips"))
     try:
         name = wire.encode_name(host)
     except ValueError as error:
         table.left_out.append(str(error))
         return
     forms = _forms(host, entry, scope)
-    if not (addresses.v4 or addresses.v6):  # as in Istio: the name is asked upstream
+    if not (found.v4 or found.v6):  # as in Istio: the name is asked upstream
         return
     table.hosts += 1
     if name.startswith(b"\1*") and name != b"\1*\0":  # a lone `*` stands for nothing, as in Istio
-        table.wildcards[name[2:]] = addresses
-    table.names[name] = addresses
+        table.wildcards[name[2:]] = found
+    table.names[name] = found
     if forms:
-        aliases.append((forms, addresses))
+        aliases.append((forms, found))
 
 
 def _forms(host: str, entry: dict[str, Any], scope: Scope) -> list[str]:
@@ -152,21 +152,17 @@ def _forms(host: str, entry: dict[str, Any], scope: Scope) -> list[str]:
     return forms + alternatives
 
 
-def _addresses(table: NameTable, host: str, texts: list[str]) -> Addresses:
+def addresses(table: NameTable, host: str, texts: list[str]) -> Addresses:
+    """Those that are some, each once; the table is told of the others."""
     v4, v6 = [], []
     for text in texts:
         try:
             if ":" not in text:
                 v4.append(socket.inet_pton(socket.AF_INET, text))
-                continue
-            packed = socket.inet_pton(socket.AF_INET6, text)
+            else:  # as in Istio also where it is an IPv4 address in IPv6's clothes
+                v6.append(socket.inet_pton(socket.AF_INET6, text))
         except (OSError, ValueError):
             table.left_out.append(f"{text!r} of {host!r} is not an address")
-            continue
-        if packed.startswith(b"\0" * 10 + b"\xff\xff"):  # an IPv4 address in IPv6's clothes
-            v4.append(packed[12:])
-        else:
-            v6.append(packed)
     return Addresses(b"".join(dict.fromkeys(v4)), b"".join(dict.fromkeys(v6)))
 
 

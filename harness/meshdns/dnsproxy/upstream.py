@@ -1,5 +1,8 @@
 """Asks the real DNS servers, over the transport the client came by, and believes only the answer to its own question.
 
+What cannot be read is never handed on: that server has failed. A header alone can be read: it is how some servers
+refuse. What answers another question is passed over where it may be forged, by UDP.
+
 Each attempt has a socket of its own: the kernel picks a random port, passes on only what comes from the server's
 address and reports its ICMP errors. After Istio's agent: servers shuffled, the next one on a transport error; or all at
 once. A question that comes back to the proxy is known by the socket it left by and by its bytes: the server's address
@@ -8,6 +11,7 @@ does not tell, where rules of the kernel lead elsewhere.
 
 from __future__ import annotations
 
+import enum
 import os
 import random
 import socket
@@ -22,8 +26,14 @@ from .stream import Stream, endpoint
 
 LATE_S = 2.0  # longer than a datagram waits to be read
 Done = Callable[[bytes | None], None]
-# Servers that cannot read a query may leave the question out of these answers (RFC 1035 4.1.1).
-_UNREAD = (wire.FORMERR, wire.NOTIMP)
+
+
+class Verdict(enum.Enum):
+    """What came from a server."""
+
+    ANSWER = enum.auto()
+    OTHER = enum.auto()  # to another question, or from somebody who guesses
+    BROKEN = enum.auto()
 
 
 class Server(NamedTuple):
@@ -35,6 +45,24 @@ class Server(NamedTuple):
 
     def __str__(self) -> str:
         return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+
+def judge(message_id: bytes, question: bytes, answer: bytes) -> Verdict:
+    """Whether a message is the answer to the question that was asked under that id."""
+    if len(answer) < wire.HEADER:
+        return Verdict.BROKEN
+    if answer[:2] != message_id or not answer[2] & 0x80:
+        return Verdict.OTHER
+    try:
+        wire.check(answer)
+    except wire.MalformedError:
+        return Verdict.BROKEN
+    return Verdict.ANSWER if len(answer) == wire.HEADER or _echoes(answer, question) else Verdict.OTHER
+
+
+def _echoes(answer: bytes, question: bytes) -> bool:
+    echoed = answer[wire.HEADER : wire.HEADER + len(question)]
+    return answer[4:6] != b"\0\0" and echoed[-4:] == question[-4:] and echoed[:-4].lower() == question[:-4].lower()
 
 
 Way = tuple[bool, str, int, bytes]  # whether by TCP, the address and port that a question leaves by, and its id
@@ -180,15 +208,9 @@ class Attempt:
         """The client's query under the attempt's id."""
         return self._id + self._question.query.message[2:]
 
-    def belongs(self, answer: bytes) -> bool:
+    def judge(self, answer: bytes) -> Verdict:
         """Whether this is the answer to our question and to no other."""
-        if len(answer) < wire.HEADER or answer[:2] != self._id or not answer[2] & 0x80:
-            return False
-        if len(answer) == wire.HEADER and not any(answer[4:]):
-            return answer[3] & 15 in _UNREAD
-        question = self._question.query.question
-        echoed = answer[wire.HEADER : wire.HEADER + len(question)]
-        return answer[4:6] != b"\0\0" and echoed[-4:] == question[-4:] and echoed[:-4].lower() == question[:-4].lower()
+        return judge(self._id, self._question.query.question, answer)
 
     def accept(self, answer: bytes) -> None:
         """This is it."""
@@ -232,9 +254,11 @@ class UdpAttempt(Attempt):
         except OSError:  # ICMP: nobody listens there
             self.fail()
             return
-        if not self.belongs(answer):
+        verdict = self.judge(answer)
+        if verdict is Verdict.OTHER:
             return
-        if len(answer) > self._question.query.udp_size:  # as in Istio: what the client cannot take is an error
+        # As in Istio: what the client cannot take is an error.
+        if verdict is Verdict.BROKEN or len(answer) > self._question.query.udp_size:
             self.fail()
             return
         self.accept(answer)
@@ -266,17 +290,16 @@ class TcpAttempt(Attempt):
         self._stream.write(len(self.message).to_bytes(2, "big") + self.message)
 
     def _received(self, stream: Stream) -> None:
-        while len(stream.incoming) >= 2:
-            end = 2 + int.from_bytes(stream.incoming[:2], "big")
-            if len(stream.incoming) < end:
-                break
-            answer = bytes(stream.incoming[2:end])
-            del stream.incoming[:end]
-            if self.belongs(answer):
-                self.accept(answer)
-                return
-        if stream.ended:
-            stream.close()
+        end = 2 + int.from_bytes(stream.incoming[:2], "big")
+        if len(stream.incoming) < max(end, 2):
+            if stream.ended:
+                stream.close()
+            return
+        answer = bytes(stream.incoming[2:end])
+        if self.judge(answer) is Verdict.ANSWER:
+            self.accept(answer)
+        else:  # nobody forges what comes over a connection
+            self.fail()
 
     def _closed(self, _: Stream) -> None:
         if self in self._forwarder.attempts:  # not by us

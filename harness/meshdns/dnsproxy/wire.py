@@ -140,6 +140,71 @@ def records(message: bytes, at: int) -> Iterator[Record]:
             yield Record(section, name, kind, qclass, ttl, fixed, data, at)
 
 
+# What the data of a record consists of, where it can be checked: bytes, names (n), strings (s: one, t: one or more),
+# numbered values (v, as in OPT), and what is not looked at (*). Other types are bytes to everybody (RFC 3597).
+DATA: dict[int, tuple[int | str, ...]] = {
+    **dict.fromkeys((2, 3, 4, CNAME, 7, 8, 9, 12, 39), ("n",)),  # NS, MD, MF, CNAME, MB, MG, MR, PTR, DNAME
+    A: (4,),
+    SOA: ("n", "n", 20),
+    13: ("s", "s"),  # HINFO
+    **dict.fromkeys((15, 18, 36), (2, "n")),  # MX, AFSDB, KX
+    **dict.fromkeys((16, 99), ("t",)),  # TXT, SPF
+    17: ("n", "n"),  # RP
+    AAAA: (16,),
+    29: (16,),  # LOC
+    33: (6, "n"),  # SRV
+    35: (4, "s", "s", "s", "n"),  # NAPTR
+    OPT: ("v",),
+    **dict.fromkeys((43, 48), (4, "*")),  # DS, DNSKEY
+    46: (18, "n", "*"),  # RRSIG
+    47: ("n", "*"),  # NSEC
+    **dict.fromkeys((64, 65), (2, "n", "v")),  # SVCB, HTTPS
+    257: (1, "s", "*"),  # CAA
+}
+
+
+def check(message: bytes) -> None:
+    """Raises MalformedError unless all that the counts promise is there and can be read; more may follow."""
+    _, at = questions(message)
+    for record in records(message, at):
+        check_data(message, record)
+
+
+def check_data(message: bytes, record: Record) -> None:
+    """Raises MalformedError unless the data is what the record's type says, neither less nor more."""
+    at, end = record.data, record.end
+    for part in DATA.get(record.kind, ("*",)):
+        if isinstance(part, int):
+            at += part
+        elif part == "n":
+            at = skip_name(message, at)
+        elif part == "*":
+            at = max(at, end)
+        else:
+            at = _skip_values(message, at, end) if part == "v" else _skip_strings(message, at, end, part == "t")
+        if at > end:
+            raise MalformedError("a record's data is cut short")
+    if at != end:
+        raise MalformedError("a record's data is too long")
+
+
+def _skip_strings(message: bytes, at: int, end: int, all_of_them: bool) -> int:
+    if at >= end:
+        raise MalformedError("a string is missing")
+    at += 1 + message[at]
+    while all_of_them and at < end:
+        at += 1 + message[at]
+    return at
+
+
+def _skip_values(message: bytes, at: int, end: int) -> int:
+    while at < end:
+        if at + 4 > end:
+            raise MalformedError("a value is cut short")
+        at += 4 + int.from_bytes(message[at + 2 : at + 4], "big")
+    return at
+
+
 def read_query(message: bytes) -> Query:
     """The query in a message; raises RefusedError with the rcode it deserves."""
     if len(message) < HEADER or message[2] & 0x80:  # to answer a response is to start a loop
@@ -147,14 +212,17 @@ def read_query(message: bytes) -> Query:
     if int.from_bytes(message[2:4], "big") & OPCODE:
         raise RefusedError(NOTIMP)
     try:
+        if message[4:6] != b"\0\1":  # RFC 9619
+            raise MalformedError("not one question")
         question, at = questions(message)
-        if not question:
-            raise RefusedError(SERVFAIL)  # as Istio's agent
         if sum(struct.unpack_from(">HHH", message, 6)) > MAX_PARTS:
             raise MalformedError("too many records")
-        edns = [record for record in records(message, at) if record.kind == OPT]
+        held = list(records(message, at))
+        for record in held:
+            check_data(message, record)
     except MalformedError:
         raise RefusedError(FORMERR) from None
+    edns = [record for record in held if record.kind == OPT]
     if len(edns) > 1:  # RFC 6891 6.1.1
         raise RefusedError(FORMERR)
     qtype, qclass = struct.unpack(">HH", question[-4:])
@@ -166,10 +234,10 @@ def read_query(message: bytes) -> Query:
 
 
 def bare_reply(message: bytes, rcode: int) -> bytes:
-    """A header and, where it can be read, the question: what refusals and failures look like."""
+    """A header and, where there is one to be read, the question: what refusals and failures look like."""
     flags = int.from_bytes(message[2:4], "big")
     question, count = b"", 0
-    if not flags & OPCODE:  # other operations have something else in that place
+    if not flags & OPCODE and message[4:6] == b"\0\1":  # other operations have something else in that place
         with contextlib.suppress(MalformedError):
             question, _ = questions(message)
             count = int(bool(question))

@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 import urllib.parse
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -383,26 +383,50 @@ def build_images(announce: process.Announce, wanted: Collection[str]) -> dict[st
     if not missing:
         return tags
     announce(f"building images: {' '.join(missing)}")
+    _build({name: tags[name] for name in missing}, {DOCKERFILE.name: DOCKERFILE.read_bytes(), **made.files})
+    return tags
+
+
+def build_variant(announce: process.Announce, name: str, tag: str, change: Callable[[str, bytes], bytes]) -> str:
+    """One image of what `change` makes of each source file; its tag, which must be one of no other image."""
+    base_image(announce)
+    given = {DOCKERFILE.name: DOCKERFILE.read_bytes(), **_recipe().files}
+    announce(f"building image: {tag}")
+    _build({name: tag}, {path: change(path, content) for path, content in given.items()})
+    return tag
+
+
+def _build(tags: Mapping[str, str], files: Mapping[str, bytes]) -> None:
+    """Stages of a Dockerfile, from a context of these files."""
     logs = paths.WORK / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="images-", dir=paths.WORK) as folder:  # not every client sees /tmp
         context = Path(folder) / "context"
-        for path, content in {DOCKERFILE.name: DOCKERFILE.read_bytes(), **made.files}.items():
+        for path, content in files.items():
             (context / path).parent.mkdir(parents=True, exist_ok=True)
             (context / path).write_bytes(content)
         commands = [
-            process.Command(_build_argv(name, tags[name], context), _BUILD_TIMEOUT_S, log=logs / f"build-{name}.log")
-            for name in missing
+            process.Command(_build_argv(name, tag, context), _BUILD_TIMEOUT_S, log=logs / f"build-{name}.log")
+            for name, tag in tags.items()
         ]
         built = process.run_all(commands, _BUILDS_AT_ONCE)
-    for name, command, done in zip(missing, commands, built, strict=True):
+    for tag, command, done in zip(tags.values(), commands, built, strict=True):
         if not done.ok:
             raise errors.EnvironmentProblem(
                 f"the image was not built:\n{done.last_lines(8)}",
-                place=tags[name],
+                place=tag,
                 step=f"the whole log is {command.log}",
             )
-    return tags
+
+
+def take(image: str, path: str, folder: Path) -> Path:
+    """A file of an image, copied into a folder."""
+    container = _docker("create", image).strip()
+    try:
+        _docker("cp", f"{container}:{path}", str(folder), timeout_s=_PULL_TIMEOUT_S)
+    finally:
+        _docker("rm", container)
+    return folder / Path(path).name
 
 
 def missing_images() -> list[str]:

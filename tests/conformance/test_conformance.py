@@ -1,0 +1,66 @@
+"""Istio's own agent against this project's DNS proxy: the stated differences are all, and show where they say."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conformance import binary, dns
+
+from meshdns.core import errors
+from meshdns.dnsproxy import differences
+
+# The first one builds the image, if need be.
+pytestmark = [pytest.mark.testbed, pytest.mark.timeout(1200)]
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if lacks := dns.lacking():
+        pytest.skip(lacks)
+    try:
+        return binary.find(tmp_path_factory.mktemp("agent"), print)
+    except errors.EnvironmentProblem as problem:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(f"no image to take Istio's agent from, and {binary.GIVEN} names none: {problem}")
+
+
+@pytest.fixture(scope="module")
+def found(agent: Path) -> Iterator[dict[str, Any]]:
+    yield dns.run(agent)
+
+
+def test_every_disagreement_is_stated(found: dict[str, Any]) -> None:
+    assert found["asked"] >= 40_000
+    assert not found["unexplained"]
+    assert found["again"] < 200  # a machine that is this busy shows nothing
+
+
+def test_no_difference_is_stated_where_both_answer_alike(found: dict[str, Any]) -> None:
+    assert not found["overstated"]
+
+
+def test_every_difference_shows(found: dict[str, Any]) -> None:
+    assert dns.unseen(found) == []
+
+
+def test_fifty_neighbours_of_each_are_told_apart(found: dict[str, Any]) -> None:
+    assert not found["mistaken"]
+    assert {d.id: found["near"].get(d.id, 0) >= 50 for d in differences.DIFFERENCES} == {
+        d.id: True for d in differences.DIFFERENCES
+    }
+
+
+def test_the_cases_state_what_the_agent_does(found: dict[str, Any]) -> None:
+    assert found["cases"] == 46
+    assert not found["refuted"]
+
+
+@pytest.mark.parametrize("forgotten", ["edns-version", "query-cut", "owner-case"])
+def test_a_difference_that_is_not_stated_is_found(agent: Path, forgotten: str) -> None:
+    found = dns.run(agent, "--part", "messages", "--forget", forgotten)
+    assert found["unexplained"]
