@@ -46,7 +46,8 @@ _CLIENT = {
     r'envoy_tcp_downstream_cx_total{tcp_prefix="BlackHoleCluster"}': "envoy/blackhole_cx",
 }
 _CLIENT_FILTER = (
-    r"^(dns_filter\.mesh\.(downstream_rx_queries|external_a+_record_queries)|listener\.0\.0\.0\.0_15001\.downstream_cx_total"
+    r"^(dns_filter\.mesh\.(downstream_rx_queries|external_a+_record_queries)"
+    r"|listener\.0\.0\.0\.0_15001\.downstream_cx_total"
     r"|http\.outbound_.*\.downstream_rq_completed|tcp\.BlackHoleCluster\.downstream_cx_total"
     r"|cluster\.(outbound\|.*|PassthroughCluster);\.(upstream_(cx_total|cx_overflow|cx_connect_fail|rq_completed)"
     r"|update_attempt))$"
@@ -59,7 +60,7 @@ _SERVER = {
 _SERVER_FILTER = (
     r"^(http\.inbound_.*\.downstream_rq_completed|listener\.0\.0\.0\.0_15006\.(no_filter_chain_match|ssl\.handshake))$"
 )
-_SERIES = re.compile(r"^([a-z]\w*)(\{.*\})? ([0-9.e+]+)$", re.MULTILINE)
+_SERIES = re.compile(r"^([a-z]\w*)(\{.+\})?(?:\{\})? ([0-9.e+]+)$", re.MULTILINE)
 
 
 class IstioProxy(Component):
