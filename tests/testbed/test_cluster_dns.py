@@ -70,7 +70,7 @@ def test_every_record_of_the_specification_is_answered(bed: Testbed) -> None:
     [
         ("dns-version.cluster.local.", "TXT", "NOERROR", ['"1.1.0"']),
         ("{web}.in-addr.arpa.", "PTR", "NOERROR",
-         [f"{{dashed}}.{name}.shop.svc.cluster.local." for name in ("web", "web-headless", "web-static")]),
+         [f"{{dashed}}.{name}.shop.svc.cluster.local." for name in ("web", "web-headless")]),
         ("10.1.96.10.in-addr.arpa.", "PTR", "NOERROR", ["web.shop.svc.cluster.local."]),
         ("{dashed}.shop.pod.cluster.local.", "A", "NOERROR", ["{address}"]),
         ("{dashed}.web.shop.svc.cluster.local.", "A", "NOERROR", ["{address}"]),
