@@ -7,14 +7,13 @@ comment, which have no verdict.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from meshdns.core.world import Nets, Pod, World
 from meshdns.interception import mechanisms
 from meshdns.interception.conventions import ISTIO
-from meshdns.interception.mechanisms import RULES, Command
+from meshdns.interception.mechanisms import RULES
 from meshdns.interception.options import Options
-from meshdns.lab.ports import PORT_DNS_DIRECT
 
 
 def options(world: World, pod: Pod) -> Options:
@@ -51,7 +50,10 @@ def _count(name: str) -> str:
 def _cluster_ips(world: World, nets: Nets) -> Iterator[str]:
     """kube-proxy's iptables mode: a chain per service, endpoints drawn with equal probability."""
     yield "-A OUTPUT -j KUBE-SERVICES"
-    yield from (f"-A KUBE-SERVICES {rule}" for rule in _dns(world, nets, {}))
+    for address, pod in world.cluster_dns.items():
+        for protocol in ("udp", "tcp"):
+            match, target = f"-d {address}/32 -p {protocol} --dport 53", f"{world.address(nets, pod)}:53"
+            yield f"-A KUBE-SERVICES {match} {_count(f'clusterip_dns_{protocol}')} -j DNAT --to-destination {target}"
     for service in (each for each in world.services if each.cluster_ip):
         for port, target_port in zip(service.ports, service.target_ports, strict=True):
             match = f"-d {service.cluster_ip}/32 -p tcp --dport {port}"
@@ -59,23 +61,6 @@ def _cluster_ips(world: World, nets: Nets) -> Iterator[str]:
                 chance = f"-m statistic --mode random --probability {1 / left:.8f}" if left > 1 else ""
                 target = f"{nets.pod(host)}:{target_port}"
                 yield f"-A KUBE-SERVICES {match} {chance} {_count('clusterip_tcp')} -j DNAT --to-destination {target}"
-
-
-def _dns(world: World, nets: Nets, ports: Mapping[str, int]) -> Iterator[str]:
-    """The first rules of KUBE-SERVICES, two for each cluster DNS; `ports` where UDP goes to another port of its pod."""
-    for address, pod in world.cluster_dns.items():
-        for protocol, port in (("udp", ports.get(pod, 53)), ("tcp", 53)):
-            match, target = f"-d {address}/32 -p {protocol} --dport 53", f"{world.address(nets, pod)}:{port}"
-            yield f"{match} {_count(f'clusterip_dns_{protocol}')} -j DNAT --to-destination {target}"
-
-
-def delayed(world: World, nets: Nets, pod: Pod, *, on: bool) -> list[Command]:
-    """A pod's queries by UDP go to what delays answers, or to its cluster DNS itself; standing flows are forgotten."""
-    rules = _dns(world, nets, {world.dns_pod(pod).pod: PORT_DNS_DIRECT} if on else {})
-    lines = (f"-R KUBE-SERVICES {number} {rule}\n" for number, rule in enumerate(rules, 1))
-    forget = "conntrack -D -p udp --orig-port-dst 53 >/dev/null 2>&1 || true"  # it fails where there is none
-    replace = Command(("iptables-restore", "--noflush"), f"*nat\n{''.join(lines)}COMMIT\n")
-    return [replace, Command(("sh", "-c", forget))]
 
 
 def _dns_counts(pod: Pod) -> Iterator[str]:

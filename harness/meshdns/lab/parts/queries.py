@@ -6,7 +6,7 @@ Rules in the pod's network count, and decide nothing; the page also has the name
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from meshdns.core.world import Pod
 from meshdns.lab import ports
@@ -18,6 +18,7 @@ from meshdns.lab.parts.component import (
     LOOPBACK,
     PASSED_ON,
     At,
+    Command,
     Component,
     Container,
     Counts,
@@ -25,7 +26,9 @@ from meshdns.lab.parts.component import (
     Mount,
     Page,
     Pairs,
-)  # fmt: skip
+)
+
+_DELAYED = "DELAYED"  # a chain
 
 
 class Queries(Component):
@@ -54,6 +57,19 @@ class Queries(Component):
         found = {FROM_POD: told["rules"].get(_from(client), 0), FROM_ALL: told["rules"].get("all", 0)}
         return found | ({coredns.QUERIES: coredns.counted(told["beside"])} if told["beside"] else {})
 
+    def delaying(self, addresses: Collection[str]) -> tuple[Command, str]:
+        """The command, and its input, by which queries from these addresses and no other go to what delays answers.
+
+        It answers at another port, and must seem to answer at 53: rules of a sidecar tell answers by it. Flows that
+        stand keep their way, so they are forgotten; it is no fault where there are none.
+        """
+        forget = "conntrack -D -p udp --orig-port-dst 53 >/dev/null 2>&1 || true"
+        lines = [
+            f"-A {_DELAYED} -s {each}/32 -p udp -j REDIRECT --to-ports {ports.PORT_DNS_DIRECT}" for each in addresses
+        ]
+        given = "".join(f"{line}\n" for line in ("*nat", f":{_DELAYED} - [0:0]", *lines, "COMMIT"))
+        return ("sh", "-c", f"iptables-restore --noflush && {forget}"), given
+
     def equal(self, at: At, client: Pod, counts: Counts, made: Made) -> Pairs:
         sent = counts.get(PASSED_ON, 0) + (0 if client.dns_proxy else counts.get(ASKED, 0))
         yield "queries at the cluster DNS, against those sent to it", counts.get(FROM_POD, 0), sent
@@ -72,7 +88,7 @@ def _rules(at: At) -> Iterator[str]:
             yield f"-A PREROUTING ! -i lo -p {protocol} --dport {port} {flags} {_count('all')} -j QUERIES"
     for client in at.world.clients:
         yield f"-A QUERIES -s {at.nets.pod(client.host)}/32 {_count(_from(client))} -j RETURN"
-    yield "COMMIT"
+    yield from ("COMMIT", "*nat", f":{_DELAYED} - [0:0]", f"-A PREROUTING -p udp --dport 53 -j {_DELAYED}", "COMMIT")
 
 
 def _count(name: str) -> str:

@@ -6,23 +6,23 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from meshdns.core.world import Nets, World
-from meshdns.lab import parts, rules
+from meshdns.lab import parts
 from meshdns.lab.controlplane import ControlPlane
 from meshdns.lab.observers import Observers
-from meshdns.lab.parts import dnsdist
+from meshdns.lab.parts import dnsdist, queries
 from meshdns.lab.place import Place
 from meshdns.measure.cell import Cell
 from meshdns.measure.factors import factor
-from meshdns.measure.factors.factor import ASK_TIMEOUT_S, Factor, Rules
+from meshdns.measure.factors.factor import Factor, Rules
 
 
 class Control(factor.Control):
-    """dnsdist delays each UDP answer; a pod whose cell wants no delay does not ask it."""
+    """dnsdist delays each UDP answer to pods that are led to it; a pod whose cell wants no delay is not."""
 
-    def __init__(self, place: Place, observers: Observers) -> None:
-        self._place, self._observers = place, observers
-        self._delays_ms: dict[str, float] = {}  # by service
-        self._led: dict[str, bool] = {}  # by pod, whether to dnsdist; unknown at first: a resumed run may find either
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._delays_ms: dict[str, float] = {}  # by dnsdist's service
+        self._led: dict[str, frozenset[str]] = {}  # pods, by their name server's; unknown at first: a resumed run
 
     def apply(self, cell: Cell) -> None:
         client = self._place.world.arms.get(cell.arm)
@@ -32,21 +32,22 @@ class Control(factor.Control):
             if cell.dns_delay_ms != self._delays_ms.get(service):
                 self._place.exec(service, dnsdist.PART.delaying(cell.dns_delay_ms), timeout_s=10)
                 self._delays_ms[service] = cell.dns_delay_ms
-        self._lead(client.pod, cell.dns_delay_ms > 0)
+        self._lead(self._place.world.dns_pod(client).pod, frozenset({client.pod} if cell.dns_delay_ms else ()))
 
     def undo(self) -> None:
-        for pod in self._led:
-            self._lead(pod, False)
+        for server in self._led:
+            self._lead(server, frozenset())
 
     def state(self) -> object:
-        return self._delays_ms | self._led
+        return dict(self._delays_ms), dict(self._led)
 
-    def _lead(self, pod: str, on: bool) -> None:
-        if self._led.get(pod) == on:
+    def _lead(self, server: str, pods: frozenset[str]) -> None:
+        """These alone are led to the dnsdist of their name server."""
+        if self._led.get(server) == pods:
             return
-        commands = rules.delayed(self._place.world, self._place.nets, self._place.world.named(pod), on=on)
-        self._observers[pod].ask({"op": "run", "commands": commands}, ASK_TIMEOUT_S)
-        self._led[pod] = on
+        command, given = queries.PART.delaying([self._place.address(each) for each in pods])
+        self._place.exec(f"{server}-queries", command, timeout_s=10, given=given)
+        self._led[server] = pods
 
 
 def delayers(world: World, cell: Cell) -> list[str]:
@@ -68,4 +69,4 @@ class Delay(Factor):
         return so_far_s if in_pod else so_far_s + cell.dns_delay_ms / 1000
 
     def controls(self, place: Place, observers: Observers, control: ControlPlane | None) -> Iterator[factor.Control]:
-        yield Control(place, observers)
+        yield Control(place)
