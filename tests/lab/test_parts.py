@@ -37,11 +37,8 @@ def test_a_part_is_whole(name: str) -> None:
     assert any(at.part is part for at in EVERY), "no pod of the shipped world is made of it"
 
 
-NOBODYS = {"coredns"}  # to be parts yet
-
-
 def test_every_image_is_somebodys() -> None:
-    assert {part.image for part in parts.ALL.values()} == {*parts.stages()} - NOBODYS
+    assert {part.image for part in parts.ALL.values()} == {*parts.stages()}
 
 
 @pytest.mark.parametrize("at", EVERY, ids=lambda at: at.service)
