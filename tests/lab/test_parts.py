@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import re
@@ -17,7 +18,7 @@ from meshdns.core import errors, paths
 from meshdns.core.progress import Progress
 from meshdns.core.world import Nets, World
 from meshdns.lab import keys, parts, world
-from meshdns.lab.parts import envoy
+from meshdns.lab.parts import coredns, envoy
 from meshdns.lab.parts.component import At, Component, NameServer, Secrets
 from meshdns.measure import plan, run
 from recording import Recording
@@ -192,3 +193,14 @@ def test_what_another_cluster_dns_cannot_do_is_refused(change: dict[str, Any], s
     table = {"name": "x", "arm": ["elsewhere"], "rate_hz": 10.0, **change}
     with pytest.raises(errors.InputError, match=said):
         plan.from_json({"name": "x", "seed": 1, "blocks": 1, "experiment": [table]}, "my.toml", both)
+
+
+def test_a_live_cluster_dns_asks_the_api_server_and_has_its_corefile_as_it_stands() -> None:
+    there = dataclasses.replace(WORLD, live=True)
+    [at] = [at for at in parts.of(there, Nets(), there.dns_pod(), keys=KEYS) if at.part is coredns.PART]
+    files = {name.rpartition("/")[2]: text for name, text in at.part.files(at).items()}
+    told = "       kubeconfig /etc/coredns/kubeconfig meshdns\n"
+    assert told in files[coredns.COREFILE]
+    assert files[coredns.COREFILE].replace(told, "") == at.configuration(coredns.COREFILE)
+    assert "https://198.19.128." in files["kubeconfig"]
+    assert not [name for name in files if name.endswith(".zone")]

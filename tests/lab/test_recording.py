@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 
 from meshdns.core import errors
-from meshdns.core.world import Manifest, Nets
+from meshdns.core.world import Nets, World
 from meshdns.lab import recording
 from meshdns.lab.recording import CDS, EDS, LDS, NDS, RDS, Recording
 from shipped import WORLD
@@ -66,28 +65,20 @@ def test_a_folder_without_one_is_named(tmp_path: Path) -> None:
         recording.read(tmp_path)
 
 
-def edited(kind: str, **metadata: Any) -> list[Manifest]:
-    """The shipped manifests, the first of this kind with other metadata."""
-    found = [dataclasses.replace(each, document=json.loads(json.dumps(each.document))) for each in WORLD.manifests]
-    document = copy.deepcopy(next(each.document for each in found if each.document["kind"] == kind))
-    document["metadata"] |= metadata
-    return [document_of(each, document) for each in found]
-
-
-def document_of(manifest: Manifest, document: Any) -> Manifest:
-    same = (manifest.document["kind"], manifest.document["metadata"]["name"]) == (
-        document["kind"],
-        document["metadata"]["name"],
-    )
-    return dataclasses.replace(manifest, document=document) if same else manifest
+def edited(kind: str, name: str, **metadata: Any) -> World:
+    """The shipped world, one of its manifests with other metadata."""
+    found = []
+    for each in WORLD.manifests:
+        document = json.loads(json.dumps(each.document))
+        if (document["kind"], document["metadata"]["name"]) == (kind, name):
+            document["metadata"] |= metadata
+        found.append(dataclasses.replace(each, document=document))
+    return dataclasses.replace(WORLD, manifests=tuple(found))
 
 
 def test_it_fits_a_world_of_which_istio_is_told_the_same() -> None:
-    notes = {"meshdns/backend": "x"}
-    ours = dataclasses.replace(WORLD, manifests=tuple(edited("Service", annotations=notes)))
-    theirs = dataclasses.replace(WORLD, manifests=tuple(edited("Service", labels={"a": "b"})))
-    settings = dataclasses.replace(WORLD, manifests=tuple(edited("ConfigMap", labels={"a": "b"})))
+    labels = {"a": "b"}
     assert made().fits(WORLD)
-    assert made().fits(ours)
-    assert made().fits(settings)
-    assert not made().fits(theirs)
+    assert made().fits(edited("Service", "web", annotations={"meshdns/backend": "x"}))
+    assert made().fits(edited("ConfigMap", "meshdns", labels=labels))
+    assert not made().fits(edited("Service", "web", labels=labels))

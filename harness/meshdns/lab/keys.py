@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 API_SERVER = "kubernetes.default.svc"  # by which its certificate knows it, wherever it is
 AUTHORITY, CERTIFICATE, KEY, TOKENS, ADMIN = "ca.crt", "api.crt", "api.key", "tokens.csv", "admin"
 ACCOUNTS, ACCOUNTS_PUBLIC = "accounts.key", "accounts.pub"  # what tokens of service accounts are signed with
+CONTEXT = "meshdns"  # of a kubeconfig: server, user, and both together
 _LIFE = datetime.timedelta(days=30)  # of a testbed that somebody leaves up
 _SKEW = datetime.timedelta(minutes=5)  # of clocks
 
@@ -46,10 +47,10 @@ def kubeconfig(files: Mapping[str, str], url: str) -> str:
         {
             "apiVersion": "v1",
             "kind": "Config",
-            "clusters": [{"name": "meshdns", "cluster": server}],
-            "users": [{"name": "meshdns", "user": {"token": files[ADMIN]}}],
-            "contexts": [{"name": "meshdns", "context": {"cluster": "meshdns", "user": "meshdns"}}],
-            "current-context": "meshdns",
+            "clusters": [{"name": CONTEXT, "cluster": server}],
+            "users": [{"name": CONTEXT, "user": {"token": files[ADMIN]}}],
+            "contexts": [{"name": CONTEXT, "context": {"cluster": CONTEXT, "user": CONTEXT}}],
+            "current-context": CONTEXT,
         }
     )
 

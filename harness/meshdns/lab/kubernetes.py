@@ -156,7 +156,7 @@ class Api:
     def _judge(self, one: Object) -> None:
         """Written again without effect: whoever judges is asked."""
         kind = self._api.resources.get(api_version=one.api, kind=one.kind)
-        body = {"spec": one.document["spec"]}
+        body = {"spec": one.document.get("spec", {})}
         where = {"name": one.name, "namespace": one.namespace, "dry_run": "All"}
         kind.patch(body=body, **where, content_type="application/merge-patch+json")
 

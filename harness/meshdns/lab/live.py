@@ -44,7 +44,7 @@ class Plane:
         self._pod = by_part[istiod.PART].pod
         self._address = f"{self._nets.plane}.{self._pod.host}"
         token = (own / keys.TOKENS).read_text().partition(",")[0]
-        access = kubernetes.Access(f"https://{self._address}:{apiserver.PORT}", token, own / keys.AUTHORITY)
+        access = kubernetes.Access(apiserver.url(self._world, self._nets), token, own / keys.AUTHORITY)
         self._api = kubernetes.Api(access, self._well)
 
     def _well(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from meshdns.core.world import Nets, World
 from meshdns.lab import keys
 from meshdns.lab.parts import etcd
 from meshdns.lab.parts.component import NOBODY, At, Component, Container, Mount
@@ -16,6 +17,12 @@ _WITHOUT = (
     "ServiceAccount", "DefaultStorageClass", "StorageObjectInUseProtection", "RuntimeClass", "Priority",
     "TaintNodesByCondition",
 )  # fmt: skip
+
+
+def url(world: World, nets: Nets) -> str:
+    """Where it is, of a world that has one."""
+    pod = next(each for each in world.pods if "apiserver" in each.parts)
+    return f"https://{nets.plane}.{pod.host}:{PORT}"
 
 
 class ApiServer(Component):

@@ -1,7 +1,7 @@
 """CoreDNS with the Corefile of a ConfigMap that its Pod mounts, as Kubernetes has it.
 
-No API server is there: what plugin `kubernetes` would hear from one stands in zone files, which plugin `file` in its
-place reads.
+Where no API server is there, what plugin `kubernetes` would hear from one stands in zone files, which plugin `file` in
+its place reads.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import re
 from typing import ClassVar
 
 from meshdns.core.world import Pod, World
-from meshdns.lab import ports, zones
-from meshdns.lab.parts import bind
+from meshdns.lab import keys, ports, zones
+from meshdns.lab.parts import apiserver, bind
 from meshdns.lab.parts.component import FROM_ALL, NOBODY, At, Container, Counts, Made, Mount, NameServer, Page, Pairs
 
 COREFILE = "Corefile"  # the key of the ConfigMap
@@ -19,6 +19,7 @@ FOLDER = "/etc/coredns"
 QUERIES = "coredns/queries"
 _PLUGIN = re.compile(r"^(?P<indent>[ \t]*)kubernetes\b[^{\n]*(?:\{(?P<options>[^}]*)\})?", re.MULTILINE)
 _TTL = re.compile(r"^\s*ttl\s+(\d+)", re.MULTILINE)
+_CONFIG = "kubeconfig"
 _TTL_S = 5  # the plugin's own
 
 
@@ -38,16 +39,8 @@ class CoreDns(NameServer):
     def files(self, at: At) -> dict[str, str]:
         """See `Component`; its own resolv.conf is the node's, as `dnsPolicy: Default` has it."""
         text = at.configuration(COREFILE)
-        found = _PLUGIN.search(text)
-        told = _TTL.search(found["options"] or "") if found else None
-        ttl_s = int(told[1]) if told else _TTL_S
-        outside = at.world.address(at.nets, "world-dns")
-        files = {
-            COREFILE: _PLUGIN.sub(lambda plugin: _file(plugin["indent"], at.world), text) + _elsewhere(at),
-            "cluster.zone": zones.cluster(at.world, at.nets, ttl_s),
-            "reverse.zone": zones.reverse(at.world, at.nets, ttl_s),
-            "resolv.conf": f"nameserver {outside}\n",
-        }
+        outside = {"resolv.conf": f"nameserver {at.world.address(at.nets, 'world-dns')}\n"}
+        files = outside | (_live(at, text) if at.world.live else _replayed(at, text))
         return {f"{at.service}/{name}": text for name, text in files.items()}
 
     def equal(self, at: At, client: Pod, counts: Counts, made: Made) -> Pairs:
@@ -57,6 +50,33 @@ class CoreDns(NameServer):
                 counts.get(QUERIES, 0),
                 counts.get(FROM_ALL, 0),
             )
+
+
+def _live(at: At, text: str) -> dict[str, str]:
+    """Plugin `kubernetes` as it stands, told where the API server is: in a cluster its Pod would know."""
+    if not at.keys.plane:
+        return {COREFILE: text}
+    config = keys.kubeconfig(at.keys.plane, apiserver.url(at.world, at.nets))
+    told = f"kubeconfig {FOLDER}/{_CONFIG} {keys.CONTEXT}"
+    return {COREFILE: _PLUGIN.sub(lambda plugin: _with(told, plugin), text), _CONFIG: config}
+
+
+def _with(option: str, plugin: re.Match[str]) -> str:
+    indent, head = plugin["indent"], plugin[0].partition("{")[0].rstrip()
+    rest = plugin["options"] or f"\n{indent}"
+    return f"{head} {{\n{indent}   {option}{rest}}}"
+
+
+def _replayed(at: At, text: str) -> dict[str, str]:
+    """Plugin `file` in its place."""
+    found = _PLUGIN.search(text)
+    told = _TTL.search(found["options"] or "") if found else None
+    ttl_s = int(told[1]) if told else _TTL_S
+    return {
+        COREFILE: _PLUGIN.sub(lambda plugin: _file(plugin["indent"], at.world), text) + _elsewhere(at),
+        "cluster.zone": zones.cluster(at.world, at.nets, ttl_s),
+        "reverse.zone": zones.reverse(at.world, at.nets, ttl_s),
+    }
 
 
 def counted(body: str) -> float:

@@ -51,8 +51,8 @@ class Istiod(Component):
     def files(self, at: At) -> dict[str, str]:
         if not at.keys.plane:
             return {}
-        url = f"https://{at.nets.plane}.{at.pod.host}:{apiserver.PORT}"
-        return {f"{at.service}/{_CONFIG}": keys.kubeconfig(at.keys.plane, url), f"{at.service}/mesh": "{}\n"}
+        config = keys.kubeconfig(at.keys.plane, apiserver.url(at.world, at.nets))
+        return {f"{at.service}/{_CONFIG}": config, f"{at.service}/mesh": "{}\n"}
 
 
 PART = Istiod()
