@@ -93,8 +93,8 @@ def _closer(after: tuple[Seen, Seen], before: tuple[Seen, Seen]) -> bool:
 class Bench:
     """Both proxies, the servers behind them, and what was found so far."""
 
-    def __init__(self, binary: Path) -> None:
-        self.binary = binary
+    def __init__(self, binary: Path, seed: int) -> None:
+        self.binary, self.seed = binary, seed
         self.servers = servers.Servers()
         self.outcome = Outcome()
 
@@ -173,9 +173,11 @@ def _forwarded(one: asking.Exchange, heard: list[servers.Heard], alone: bool) ->
     )
 
 
-def run(binary: Path, tables: int, announce: Callable[[str], None], *, parts: Sequence[str] = ()) -> Outcome:
+def run(
+    binary: Path, tables: int, announce: Callable[[str], None], *, seed: int = SEED, parts: Sequence[str] = ()
+) -> Outcome:
     """Everything, once."""
-    bench = Bench(binary)
+    bench = Bench(binary, seed)
     begun_s = time.monotonic()
     with proxies.running(binary, proxies.Setup(), questions.TABLE) as pair:
         around = Surroundings(pair.put(questions.TABLE), proxies.SCOPE, servers=len(servers.ADDRESSES))
@@ -266,7 +268,7 @@ def _clashes(bench: Bench, pair: proxies.Pair) -> None:
 
 
 def _random_tables(bench: Bench, pair: proxies.Pair, count: int, *, wild: bool) -> None:
-    source = questions.Tables(SEED + wild, wild=wild)
+    source = questions.Tables(f"{bench.seed} {wild}", wild=wild)
     for _ in range(count):
         table = source.table()
         around = Surroundings(pair.put(table), proxies.SCOPE, servers=len(servers.ADDRESSES))
@@ -278,6 +280,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--agent", type=Path, required=True)
     parser.add_argument("--tables", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=SEED, help="of the random tables")
     parser.add_argument("--part", action="append", default=[], help="these alone")
     parser.add_argument(
         "--forget", default="", help="a difference that is taken from the list: what it explained shows"
@@ -286,7 +289,11 @@ def main() -> int:
     differences.DIFFERENCES = tuple(d for d in differences.DIFFERENCES if d.id != options.forget)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     outcome = run(
-        options.agent, options.tables, lambda line: print(line, file=sys.stderr, flush=True), parts=options.part
+        options.agent,
+        options.tables,
+        lambda line: print(line, file=sys.stderr, flush=True),
+        seed=options.seed,
+        parts=options.part,
     )
     json.dump(outcome.as_json(), sys.stdout, indent=1)
     return 0

@@ -203,7 +203,7 @@ def upstream_replies() -> Iterator[Asked]:
 class Tables:
     """Random name tables, as Istio's control plane makes them or with `wild` as it does not, and what is asked."""
 
-    def __init__(self, seed: int, *, wild: bool = False) -> None:
+    def __init__(self, seed: str, *, wild: bool = False) -> None:
         self._dice = random.Random(seed)
         self._wild = wild
         self._labels = ["a", "b", "shop", "bank", "svc", "cluster", "local", "test", *(["*", "A"] if wild else [])]
