@@ -21,6 +21,7 @@ from tests.conformance import asking, neighbours, proxies, questions, scripts, s
 from tests.conformance.questions import Asked
 
 from meshdns.dnsproxy import conformance, differences, wire
+from meshdns.dnsproxy.differences import Difference, Whole
 from meshdns.dnsproxy.situations import Seen, Situation, Surroundings, see
 
 WAIT_S = len(servers.ADDRESSES) * proxies.TIMEOUT_S + 0.5
@@ -69,15 +70,29 @@ class Judged:
 
 
 def judge(x: Situation, agent: Seen, ours: Seen) -> Judged:
-    """Takes away each difference in whose situations this is one."""
+    """Takes away each difference in whose situations this is one; those of whole answers from what is left then."""
+    showing = [difference for difference in differences.DIFFERENCES if difference.where(x)]
+    whole = [difference for difference in showing if isinstance(difference.level, Whole)]
+    left, used, idle = _level([each for each in showing if each not in whole], x, (agent, ours))
+    if left[0] == left[1]:
+        return Judged(left, tuple(used), tuple(idle + [each.id for each in whole if not each.chance]))
+    left, used_whole, idle_whole = _level(whole, x, left)
+    return Judged(left, tuple(used + used_whole), tuple(idle_whole if used_whole else idle))
+
+
+def _level(
+    showing: Sequence[Difference], x: Situation, seen: tuple[Seen, Seen]
+) -> tuple[tuple[Seen, Seen], list[str], list[str]]:
+    """What is left, and the ids of those that took something away and of those that did not and should."""
     used, idle = [], []
-    for difference in differences.showing(x):
-        if used and agent == ours:
-            break  # a difference of the whole answer leaves nothing to be seen of others
-        changed = difference.level(x, agent, ours)
-        (used if _closer(changed, (agent, ours)) else idle).append(difference)
-        agent, ours = changed
-    return Judged((agent, ours), tuple(d.id for d in used), tuple(d.id for d in idle if not d.chance))
+    for difference in showing:
+        changed = difference.level(x, *seen)
+        if _closer(changed, seen):
+            used.append(difference.id)
+        elif not difference.chance and seen[0] != seen[1]:
+            idle.append(difference.id)
+        seen = changed
+    return seen, used, idle
 
 
 def _closer(after: tuple[Seen, Seen], before: tuple[Seen, Seen]) -> bool:

@@ -48,14 +48,10 @@ def usual() -> list[Situation]:
     around = Surroundings(questions.TABLE, proxies.SCOPE, servers=2)
     clashing = Surroundings(questions.CLASHES, proxies.SCOPE, servers=2)
     asked = [*questions.messages(), *questions.upstream_replies()]
-    names = ["spelt.clash.test", "cart.shop"]
-    hidden = Surroundings(
-        {"a": {"ips": ["10.0.0.1"]}, f"a.{questions.SEARCH}": {"ips": ["10.0.0.2"]}}, proxies.SCOPE, 2
-    )
+    names = ["spelt.clash.test", "cart.shop", f"hides.{questions.SEARCH}"]
     return [
         *(situation(one, around) for one in asked),
         *(situation(Asked("", questions.query(name)), clashing) for name in names),
-        situation(Asked("", questions.query(f"a.{questions.SEARCH}")), hidden),
     ]
 
 
