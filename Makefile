@@ -29,10 +29,10 @@ endif
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help report test quick lab bench sample up down lint clean engine browser
+.PHONY: help report test quick lab conformance bench sample up down lint clean engine browser
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 report: engine ## from a fresh machine to reports/latest/index.html (PLAN=standard to publish)
 	@$(MESHDNS) report --plan $(PLAN)
@@ -48,6 +48,9 @@ lab: $(READY) ## JupyterLab with the notebooks, on this machine only (PORT=8888)
 	@mkdir -p .venv/share/jupyter/lab/settings # no question about news: nothing is fetched from anywhere
 	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}' >.venv/share/jupyter/lab/settings/overrides.json
 	@$(BIN)/jupyter lab --ip=127.0.0.1 --port=$(PORT) --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
+
+conformance: $(READY) ## docs/conformance.md: is Istio as we say? (as root; ISTIO=version for another than the pinned one)
+	@$(BIN)/python -m tests.conformance $(if $(ISTIO),--istio $(ISTIO))
 
 bench: $(READY) ## the speed bars, beside other tools in one run
 	@status=0; for bench in $$(grep -l __main__ tests/bench/*.py); do $(BIN)/python $$bench || status=1; done; exit $$status

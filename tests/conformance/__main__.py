@@ -11,11 +11,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.conformance import binary, dns
+from tests.conformance import binary, dnsproxies
 from tests.conformance.section import Section
 
-DIFFERENTIALS: tuple[Callable[[Path], Section], ...] = (dns.section,)  # each is given the agent
-PAGE = dns.ROOT / "docs" / "conformance.md"
+DIFFERENTIALS: tuple[Callable[[Path], Section], ...] = (dnsproxies.section,)  # each is given the agent
+PAGE = dnsproxies.ROOT / "docs" / "conformance.md"
 HEAD = """# What this project says of Istio, asked of Istio
 
 Istio {version}, its own agent `pilot-agent`. Written by `make conformance`; `ISTIO=version` asks another version.
@@ -30,7 +30,7 @@ def main() -> int:
     parser.add_argument("--istio", default="", metavar="VERSION", help="of the Go module istio.io/istio")
     parser.add_argument("--page", type=Path, default=PAGE)
     options = parser.parse_args()
-    if lacks := dns.lacking():
+    if lacks := dnsproxies.lacking():
         parser.error(lacks)
     with tempfile.TemporaryDirectory(prefix="meshdns-conformance-") as folder:
         agent = binary.find(Path(folder), _say, options.istio)

@@ -21,6 +21,7 @@ from tests.conformance import asking, neighbours, proxies, questions, scripts, s
 from tests.conformance.questions import Asked
 
 from meshdns.dnsproxy import conformance, differences, wire
+from meshdns.dnsproxy.differences import Difference, Whole
 from meshdns.dnsproxy.situations import Seen, Situation, Surroundings, see
 
 WAIT_S = len(servers.ADDRESSES) * proxies.TIMEOUT_S + 0.5
@@ -69,15 +70,29 @@ class Judged:
 
 
 def judge(x: Situation, agent: Seen, ours: Seen) -> Judged:
-    """Takes away each difference in whose situations this is one."""
+    """Takes away each difference in whose situations this is one; those of whole answers from what is left then."""
+    showing = [difference for difference in differences.DIFFERENCES if difference.where(x)]
+    whole = [difference for difference in showing if isinstance(difference.level, Whole)]
+    left, used, idle = _level([each for each in showing if each not in whole], x, (agent, ours))
+    if left[0] == left[1]:
+        return Judged(left, tuple(used), tuple(idle + [each.id for each in whole if not each.chance]))
+    left, used_whole, idle_whole = _level(whole, x, left)
+    return Judged(left, tuple(used + used_whole), tuple(idle_whole if used_whole else idle))
+
+
+def _level(
+    showing: Sequence[Difference], x: Situation, seen: tuple[Seen, Seen]
+) -> tuple[tuple[Seen, Seen], list[str], list[str]]:
+    """What is left, and the ids of those that took something away and of those that did not and should."""
     used, idle = [], []
-    for difference in differences.showing(x):
-        if used and agent == ours:
-            break  # a difference of the whole answer leaves nothing to be seen of others
-        changed = difference.level(x, agent, ours)
-        (used if _closer(changed, (agent, ours)) else idle).append(difference)
-        agent, ours = changed
-    return Judged((agent, ours), tuple(d.id for d in used), tuple(d.id for d in idle if not d.chance))
+    for difference in showing:
+        changed = difference.level(x, *seen)
+        if _closer(changed, seen):
+            used.append(difference.id)
+        elif not difference.chance and seen[0] != seen[1]:
+            idle.append(difference.id)
+        seen = changed
+    return seen, used, idle
 
 
 def _closer(after: tuple[Seen, Seen], before: tuple[Seen, Seen]) -> bool:
@@ -93,8 +108,8 @@ def _closer(after: tuple[Seen, Seen], before: tuple[Seen, Seen]) -> bool:
 class Bench:
     """Both proxies, the servers behind them, and what was found so far."""
 
-    def __init__(self, binary: Path) -> None:
-        self.binary = binary
+    def __init__(self, binary: Path, seed: int) -> None:
+        self.binary, self.seed = binary, seed
         self.servers = servers.Servers()
         self.outcome = Outcome()
 
@@ -173,9 +188,11 @@ def _forwarded(one: asking.Exchange, heard: list[servers.Heard], alone: bool) ->
     )
 
 
-def run(binary: Path, tables: int, announce: Callable[[str], None], *, parts: Sequence[str] = ()) -> Outcome:
+def run(
+    binary: Path, tables: int, announce: Callable[[str], None], *, seed: int = SEED, parts: Sequence[str] = ()
+) -> Outcome:
     """Everything, once."""
-    bench = Bench(binary)
+    bench = Bench(binary, seed)
     begun_s = time.monotonic()
     with proxies.running(binary, proxies.Setup(), questions.TABLE) as pair:
         around = Surroundings(pair.put(questions.TABLE), proxies.SCOPE, servers=len(servers.ADDRESSES))
@@ -266,7 +283,7 @@ def _clashes(bench: Bench, pair: proxies.Pair) -> None:
 
 
 def _random_tables(bench: Bench, pair: proxies.Pair, count: int, *, wild: bool) -> None:
-    source = questions.Tables(SEED + wild, wild=wild)
+    source = questions.Tables(f"{bench.seed} {wild}", wild=wild)
     for _ in range(count):
         table = source.table()
         around = Surroundings(pair.put(table), proxies.SCOPE, servers=len(servers.ADDRESSES))
@@ -278,6 +295,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--agent", type=Path, required=True)
     parser.add_argument("--tables", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=SEED, help="of the random tables")
     parser.add_argument("--part", action="append", default=[], help="these alone")
     parser.add_argument(
         "--forget", default="", help="a difference that is taken from the list: what it explained shows"
@@ -286,7 +304,11 @@ def main() -> int:
     differences.DIFFERENCES = tuple(d for d in differences.DIFFERENCES if d.id != options.forget)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     outcome = run(
-        options.agent, options.tables, lambda line: print(line, file=sys.stderr, flush=True), parts=options.part
+        options.agent,
+        options.tables,
+        lambda line: print(line, file=sys.stderr, flush=True),
+        seed=options.seed,
+        parts=options.part,
     )
     json.dump(outcome.as_json(), sys.stdout, indent=1)
     return 0

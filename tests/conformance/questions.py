@@ -60,6 +60,8 @@ CLASHES: dict[str, Any] = {  # hosts that claim one name with different addresse
     "Spelt.clash.test": {"ips": ["203.0.113.1"], "registry": "External"},
     "spelt.clash.test": {"ips": ["203.0.113.2", "2001:db8::2"], "registry": "External"},
     "cart.shop": {"ips": ["203.0.113.3", "2001:db8::3"], "registry": "External"},
+    "hides": {"ips": ["203.0.113.5"], "registry": "External"},
+    f"hides.{SEARCH}": {"ips": ["203.0.113.6"], "registry": "External"},
     "cart.shop.svc.cluster.local": {
         "ips": ["10.96.4.4", "2001:db8::4"], "registry": "Kubernetes", "namespace": "shop", "shortname": "cart",
     },
@@ -203,7 +205,7 @@ def upstream_replies() -> Iterator[Asked]:
 class Tables:
     """Random name tables, as Istio's control plane makes them or with `wild` as it does not, and what is asked."""
 
-    def __init__(self, seed: int, *, wild: bool = False) -> None:
+    def __init__(self, seed: str, *, wild: bool = False) -> None:
         self._dice = random.Random(seed)
         self._wild = wild
         self._labels = ["a", "b", "shop", "bank", "svc", "cluster", "local", "test", *(["*", "A"] if wild else [])]

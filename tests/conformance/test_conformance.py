@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conformance import binary, dns
+from tests.conformance import binary, dnsproxies
 
 from meshdns.core import errors
 from meshdns.dnsproxy import differences
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.testbed, pytest.mark.timeout(1200)]
 
 @pytest.fixture(scope="module")
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if lacks := dns.lacking():
+    if lacks := dnsproxies.lacking():
         pytest.skip(lacks)
     try:
         return binary.find(tmp_path_factory.mktemp("agent"), print)
@@ -31,7 +31,7 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(agent: Path) -> Iterator[dict[str, Any]]:
-    yield dns.run(agent)
+    yield dnsproxies.run(agent)
 
 
 def test_every_disagreement_is_stated(found: dict[str, Any]) -> None:
@@ -45,7 +45,7 @@ def test_no_difference_is_stated_where_both_answer_alike(found: dict[str, Any]) 
 
 
 def test_every_difference_shows(found: dict[str, Any]) -> None:
-    assert dns.unseen(found) == []
+    assert dnsproxies.unseen(found) == []
 
 
 def test_fifty_neighbours_of_each_are_told_apart(found: dict[str, Any]) -> None:
@@ -62,5 +62,5 @@ def test_the_cases_state_what_the_agent_does(found: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("forgotten", ["edns-version", "query-cut", "owner-case"])
 def test_a_difference_that_is_not_stated_is_found(agent: Path, forgotten: str) -> None:
-    found = dns.run(agent, "--part", "messages", "--forget", forgotten)
+    found = dnsproxies.run(agent, "--part", "messages", "--forget", forgotten)
     assert found["unexplained"]

@@ -2,8 +2,9 @@
 
 `listener` takes queries, `proxy` decides, `nametable` knows the names, `answer` writes local answers, `upstream` asks
 the real servers; all of it on one thread (`reactor`). Relative imports and the standard library only: the folder runs
-alone as `python3 -m dnsproxy`. `conformance` (dnspython) is the specification as cases that run against any server;
-`differences` lists where this proxy does otherwise than the agent, and why.
+alone as `python3 -m dnsproxy`. `conformance` (dnspython) is the specification as cases that run against any server.
+`differences` lists where this proxy does otherwise than the agent, and why, each with the `situations` in which it
+shows; `tests/conformance` asks both, and holds the list to be right and whole.
 
 The engine was chosen by measurement. One local name by UDP, the server on one core of a virtual machine with two, the
 client on the other, ten queries in flight, medians of seven interleaved rounds as ratios to Envoy's dns_filter (p50;

@@ -2,7 +2,7 @@
 
 `run` asks one server every case that its world allows and says what it saw; `python conformance.py --server ADDR:PORT`
 prints the same as JSON. Needs dnspython and nothing else, so that the file also runs alone, in a client's container.
-The expectation is that of Istio's agent (pkg/dns/client); where this proxy does otherwise, `differences` says why.
+The expectation is what Istio's agent does, and a test asks it; where this proxy does otherwise, `differences` says why.
 """
 
 from __future__ import annotations

@@ -57,6 +57,12 @@ def _made_here(x: Situation) -> bool:
     return not x.silent and x.taken is None and not echoed
 
 
+def _both_empty(x: Situation) -> bool:
+    """Whether both know the name, and no address of the type asked for."""
+    empty = not x.own_addresses and not any(x.family(claim) for claim in x.claims)
+    return x.found is not None and x.place is not None and empty
+
+
 def _gives_addresses(x: Situation) -> bool:
     return bool(x.own_addresses)
 
@@ -95,7 +101,8 @@ def _literal(x: Situation) -> bool:
 
 
 def _twice(x: Situation) -> bool:
-    return bool(_alias(x) and x.place and x.place[1] and not (x.found and x.found.alias)) and not _star(x)
+    wild = _alias(x) and x.place is not None and x.place[1] and not _star(x)
+    return wild and not (x.found and x.found.alias) and any(x.family(claim) for claim in x.claims)
 
 
 def _star(x: Situation) -> bool:
@@ -103,7 +110,8 @@ def _star(x: Situation) -> bool:
 
 
 def _hidden(x: Situation) -> bool:
-    return bool(_alias(x) and x.place and x.place[0] in x.around.forms().claims)
+    hidden = bool(_alias(x) and x.place and x.place[0] in x.around.forms().claims)
+    return hidden and (_gives_addresses(x) or any(x.family(claim) for claim in x.claims))
 
 
 def _spelling(x: Situation) -> bool:
@@ -127,19 +135,21 @@ def _rivals(x: Situation) -> bool:
 
 def _listed_wildcard(x: Situation) -> bool:
     wild = x.target.startswith("*.") and bool(x.place and x.place[1])
-    return wild and any(claim.listed for claim in x.claims)
+    return wild and any(claim.listed for claim in x.claims) and not _both_empty(x)
 
 
 def _dotted(x: Situation) -> bool:
     if not (x.around.dotted and x.query and x.found):
         return False
-    return x.around.ours(dotted=False).find(x.query.name) != x.found
+    without = x.around.ours(dotted=False).find(x.query.name)
+    own, others = x.own_addresses, x.addresses(without)
+    return without is None or own != others or (bool(own) and without.alias != x.found.alias)
 
 
 def _labels(x: Situation) -> bool:
     """Suffixes compared as text, or by labels: the name is known in one way alone."""
     strict = x.around.forms(whole_labels=True).lookup(x.name) if x.asks_address and x.around.told else None
-    return strict != x.place
+    return strict != x.place and not _both_empty(x)
 
 
 def _repeated(x: Situation) -> bool:
@@ -283,10 +293,10 @@ def _named(x: Situation, agent: Seen, ours: Seen) -> tuple[Seen, Seen]:
     return replace(agent, records=tuple(sorted(records))), ours
 
 
-def _chosen(x: Situation, agent: Seen, ours: Seen) -> tuple[Seen, Seen]:
+def _chosen(x: Situation, agent: Seen, ours: Seen) -> bool:
+    """The agent gives the addresses of one of those that have the name."""
     given = {family for claim in x.claims if (family := x.family(claim))}
-    known = agent.addresses in given or (not agent.addresses and not given)
-    return (ours, ours) if agent.local and known and (ours.local or ours.forwarded) else (agent, ours)
+    return agent.local and agent.addresses in given and (ours.local or bool(ours.forwarded))
 
 
 def _formerr(_: Situation, agent: Seen, ours: Seen) -> bool:
@@ -349,10 +359,10 @@ DIFFERENCES: tuple[Difference, ...] = (
       Whole(lambda _, agent, ours: ours.local)),
     D("host-spelling", "case", "of hosts that are equal but for case one answers, by the order of a map, and "
       "another after the next push", "the later one", "the same table shall give the same answers",
-      _spelling, _chosen, True),
+      _spelling, Whole(_chosen), True),
     D("two-hosts", "short names", "a short form or alternative host that is another host's name belongs to one of "
       "them, by the order of a map, for each family by itself", "to the host whose whole name it is, else to the first",
-      "the same table shall give the same answers; what is named exactly is meant", _two_hosts, _chosen, True),
+      "the same table shall give the same answers; what is named exactly is meant", _two_hosts, Whole(_chosen), True),
     D("notify", "opcodes", "NOTIFY is treated as a query", "NOTIMP", "it is none", _notify,
       Whole(lambda _, agent, ours: ours.rcode == wire.NOTIMP and agent.rcode != wire.NOTIMP)),
     D("query-counts", "queries", "FORMERR for more than one record in the answer or authority section, or more than "
@@ -417,12 +427,6 @@ DIFFERENCES: tuple[Difference, ...] = (
       "RFC 2181 5: a set has no duplicates", _repeated,
       _each(lambda s: replace(s, records=tuple(sorted(set(s.records)))))),
 )  # fmt: skip
-
-
-def showing(x: Situation) -> list[Difference]:
-    """Those in whose situations this is one; first those of whole answers."""
-    found = [difference for difference in DIFFERENCES if difference.where(x)]
-    return sorted(found, key=lambda difference: not isinstance(difference.level, Whole))
 
 
 def text() -> str:

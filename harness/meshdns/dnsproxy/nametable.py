@@ -132,7 +132,7 @@ def _take(table: NameTable, aliases: list[tuple[list[str], Addresses]], host: st
     if not (found.v4 or found.v6):  # as in Istio: the name is asked upstream
         return
     table.hosts += 1
-    if name.startswith(b"\1*") and name != b"\1*\0":  # a lone `*` stands for nothing, as in Istio
+    if name.startswith(b"\1*") and name != b"\1*\0":  # a lone `*` stands for nothing
         table.wildcards[name[2:]] = found
     table.names[name] = found
     if forms:

@@ -345,9 +345,13 @@ class Situation:
     @cached_property
     def own_addresses(self) -> frozenset[bytes]:
         """What this proxy answers with."""
-        if not self.found:
+        return self.addresses(self.found)
+
+    def addresses(self, found: nametable.Found | None) -> frozenset[bytes]:
+        """Those of the type asked for."""
+        if not found:
             return frozenset()
-        packed, size = (self.found.addresses.v6, 16) if self.qtype == wire.AAAA else (self.found.addresses.v4, 4)
+        packed, size = (found.addresses.v6, 16) if self.qtype == wire.AAAA else (found.addresses.v4, 4)
         return frozenset(packed[at : at + size] for at in range(0, len(packed), size))
 
     @cached_property

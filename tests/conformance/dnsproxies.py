@@ -58,8 +58,8 @@ def section(agent: Path) -> Section:
         *(f"{name}: the difference was not seen" for name in unseen(found)),
     ]  # fmt: skip
     intro = (
-        f"The agent and `meshdns dns-proxy` were asked the same {found['asked']:,} questions: odd and malformed queries,"
-        f" {found['parts']['upstream']} exchanges with servers that answer in every way there is, and random tables."
+        f"The agent and `meshdns dns-proxy` were asked the same {found['asked']:,} questions: odd and malformed"
+        f" queries, {found['parts']['upstream']} exchanges with servers that answer in every way, and random tables."
         f" Where the two differ, one of the differences below must say so; where they do not, none may. The"
         f" {found['cases']} conformance cases were put to the agent as well."
     )
