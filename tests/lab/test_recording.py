@@ -66,10 +66,11 @@ def test_a_folder_without_one_is_named(tmp_path: Path) -> None:
         recording.read(tmp_path)
 
 
-def edited(kind: str, **metadata: Any) -> list[Manifest]:
-    """The shipped manifests, the first of this kind with other metadata."""
+def edited(kind: str, name: str, **metadata: Any) -> list[Manifest]:
+    """The shipped manifests, one of them with other metadata."""
     found = [dataclasses.replace(each, document=json.loads(json.dumps(each.document))) for each in WORLD.manifests]
-    document = copy.deepcopy(next(each.document for each in found if each.document["kind"] == kind))
+    named = (each.document for each in found if each.document["metadata"]["name"] == name)
+    document = copy.deepcopy(next(each for each in named if each["kind"] == kind))
     document["metadata"] |= metadata
     return [document_of(each, document) for each in found]
 
@@ -84,9 +85,9 @@ def document_of(manifest: Manifest, document: Any) -> Manifest:
 
 def test_it_fits_a_world_of_which_istio_is_told_the_same() -> None:
     notes = {"meshdns/backend": "x"}
-    ours = dataclasses.replace(WORLD, manifests=tuple(edited("Service", annotations=notes)))
-    theirs = dataclasses.replace(WORLD, manifests=tuple(edited("Service", labels={"a": "b"})))
-    settings = dataclasses.replace(WORLD, manifests=tuple(edited("ConfigMap", labels={"a": "b"})))
+    ours = dataclasses.replace(WORLD, manifests=tuple(edited("Service", "web", annotations=notes)))
+    theirs = dataclasses.replace(WORLD, manifests=tuple(edited("Service", "web", labels={"a": "b"})))
+    settings = dataclasses.replace(WORLD, manifests=tuple(edited("ConfigMap", "meshdns", labels={"a": "b"})))
     assert made().fits(WORLD)
     assert made().fits(ours)
     assert made().fits(settings)
