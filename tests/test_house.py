@@ -57,7 +57,20 @@ def test_commands_in_the_documents_exist(name):
 
 def test_the_makefile_explains_its_targets():
     targets = makefile_targets()
-    assert list(targets) == ["help", "report", "test", "quick", "lab", "conformance", "bench", "sample", "up", "down", "lint", "clean"]
+    assert list(targets) == [
+        "help",
+        "report",
+        "test",
+        "quick",
+        "lab",
+        "conformance",
+        "bench",
+        "sample",
+        "up",
+        "down",
+        "lint",
+        "clean",
+    ]
     printed = subprocess.run(["make", "-s"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
     assert all(f"make {name}" in printed and text in printed for name, text in targets.items())
 

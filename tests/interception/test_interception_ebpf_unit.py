@@ -197,7 +197,7 @@ def test_the_testbeds_loaders_get_the_options_of_their_pods() -> None:
     assert len(pods) == 2
     for pod in pods:
         found = rules.files(WORLD, Nets("198.18.0", "198.19.0"), pod)["options.json"]
-        assert from_json(json.loads(found), "options.json") == rules.options(pod)
+        assert from_json(json.loads(found), "options.json") == rules.options(WORLD, pod)
 
 
 def test_every_option_is_honoured_or_refused() -> None:

@@ -32,17 +32,19 @@ def mesh() -> Registry:
 
 def test_the_yaml_and_the_testbed_are_one_mesh(mesh: Registry) -> None:
     nets = Nets()
-    for given_ in WORLD.static:
+    for given_ in WORLD.told:
         [found] = mesh.of(given_.host)
-        assert found.addresses == (given_.cluster_ip,)
-        assert [(one.number, one.target) for one in found.ports] == [(80, 8080), (443, 8443)]
-        assert [one.address for one in found.endpoints] == [nets.pod(host) for host in given_.hosts]
-        assert {one.sidecar for one in found.endpoints} == {given_.backend != "plain"}
-        if given_.headless:
-            [twin] = mesh.of(f"{given_.headless}.{WORLD.search[0]}")
-            assert twin.headless
-            assert twin.endpoints == found.endpoints
-    assert mesh.of(WORLD.external_name)[0].external
+        assert found.kubernetes != given_.external
+        ports = [(one.number, one.target or one.number) for one in found.ports if one.transport == "TCP"]
+        assert ports == [*zip(given_.ports, given_.target_ports, strict=True)]
+        if given_.cluster_ip:
+            assert found.addresses == (given_.cluster_ip,)
+        if given_.virtual_ip:
+            assert found.virtual_ip == given_.virtual_ip
+        if not given_.resolved:
+            assert [one.address for one in found.endpoints] == [nets.pod(host) for host in given_.hosts]
+            assert {one.sidecar for one in found.endpoints} <= {given_.meshed}
+    assert not mesh.of(WORLD.external_name)
 
 
 def test_the_records_of_the_zone_file_are_the_models(mesh: Registry) -> None:
@@ -95,6 +97,7 @@ def told(mesh: Registry, target: str, mode: str) -> str:
         ("240.240.0.1:80", "1", ["no virtual host for 240.240.0.1, so it goes to PassthroughCluster"]),
         ("240.240.0.1:80", "2", ["virtual host api.example.com:80 (Host: 240.240.0.1)"]),
         ("240.240.0.4:6000", "2", ["listener 240.240.0.4_6000 takes it"]),
+        ("web.example.com:80", "2", ["A 240.240.0.10", "virtual host web.example.com:80"]),
         # what the sidecar's listeners do not see
         ("127.0.0.1:80", "1", ["stays inside the pod, where nothing is captured", "straight to 127.0.0.1:80"]),
         ("127.0.0.1:80", "none", ["straight to 127.0.0.1:80"]),
@@ -243,6 +246,33 @@ def test_validate_counts_what_it_read_and_notes_lost_listeners(
     assert printed.startswith("valid: 2 ServiceEntry\n")
     assert "note: in mode 1, db.example.com loses listener 0.0.0.0_5432 to cache.example.com" in printed
     assert "in mode 2" not in printed
+
+
+def test_what_an_envoy_filter_patches_is_said_not_to_be_seen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    patch = {"configPatches": [{"applyTo": "LISTENER", "patch": {"operation": "REMOVE"}}]}
+    filter_ = document("EnvoyFilter", "networking.istio.io/v1alpha3", "shop", "less", spec=patch)
+    account = document("ServiceAccount", "v1", "shop", "client")
+    (tmp_path / "mine.yaml").write_text(generators.text([filter_, account, service()]))
+    said = "note: what EnvoyFilter shop/less patches is not seen here\n"
+    for verb, arguments in ((verbs.validate, [str(tmp_path)]), (verbs.explain_verb, ["web", "--mesh", str(tmp_path)])):
+        assert verb(options([verb.__name__.removesuffix("_verb"), *arguments])) == 0
+        assert said in capsys.readouterr().out
+
+
+def test_a_virtual_ip_that_istio_has_given_is_kept_and_is_nobody_elses() -> None:
+    given = [entry("a", "a.example.com"), entry("b", "b.example.com"), entry("c", "c.example.com")]
+    given[1]["status"] = {
+        "addresses": [{"host": "b.example.com", "value": each} for each in ("240.240.0.1", "2001:2::1")]
+    }
+    read = reader.parse({"x.yaml": generators.text(given)})
+    virtual = {one.host: one.virtual_ip for one in verbs.build(read, vips.Allocation()).services}
+    assert virtual["b.example.com"] == "240.240.0.1"
+    assert len({*virtual.values()}) == 3
+    stored = vips.Allocation({"shop/b/b.example.com": "240.240.0.9"})
+    model = verbs.build(read, stored)
+    assert {one.host: one.virtual_ip for one in model.services}["b.example.com"] == "240.240.0.9"
 
 
 def test_explain_takes_a_folder_and_the_virtual_ips_that_were_given(

@@ -69,10 +69,6 @@ def unnamed(service: dict[str, Any]) -> None:
     del service["spec"]["ports"][0]["name"]
 
 
-def unanswered(service: dict[str, Any]) -> None:
-    del service["metadata"]["annotations"]["meshdns/virtual-ip"]
-
-
 def moved(pod: dict[str, Any]) -> None:
     pod["status"]["podIP"] = "10.0.0.1"
 
@@ -114,7 +110,6 @@ def nobody(endpoints: dict[str, Any]) -> None:
         ("client-mode1", other_part, "toaster is no part of a testbed"),
         ("web", unnamed, "a port has no name, so its protocol is not known"),
         ("web", annotate(meshdns__backend="plain"), "two things have the backend plain"),
-        ("web", unanswered, "a backend of static sidecars has no clusterIP, or no virtual IP"),
         ("web", annotate(meshdns__served_by="web-1"), "a Service has no annotation meshdns/served.by"),
         ("legacy", unreferenced, "the reference to legacy-1 has no namespace"),
         ("legacy", nobody, "no Pod has the address 198.18.0.201"),

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+import re
 
 import dns.message
 import pytest
 import yaml
 
 from meshdns.core import resolver
-from meshdns.core.world import Nets, Pod
+from meshdns.core.world import Nets
 from meshdns.interception.conventions import ISTIO
 from meshdns.istio import reader, registry
-from meshdns.lab import envoy, rules
+from meshdns.lab import ports, rules
 from meshdns.lab.compose import rendering
 from meshdns.xds import api
 from meshdns.xds.compile import snapshot
 from meshdns.xds.node import parse
-from shipped import WORLD
+from shipped import WORLD, mesh
 
-COMPOSE = Path(__file__).parents[2] / "compose"
 NETS = Nets()
 
 
@@ -65,31 +63,30 @@ def test_resolv_conf_holds_the_search_list_the_agent_uses() -> None:
 
 def pod_rules(arm: str) -> list[str]:
     files = rules.files(WORLD, NETS, WORLD.arms[arm])
-    return [line for name in ("node", "iptables", "nftables") for line in files.get(name, "").splitlines()]
+    return [line for name in ("node", "istio-iptables", "nftables") for line in files.get(name, "").splitlines()]
 
 
-def test_the_plain_pod_has_no_interception_and_mode_1_leaves_dns_alone() -> None:
-    assert not any("ISTIO" in line for line in pod_rules("plain"))
+def test_the_plain_pod_has_no_interception_and_mode_2_is_mode_1_with_dns() -> None:
+    assert rules.files(WORLD, NETS, WORLD.arms["plain"]).keys() == {"node", "routes", "apply"}
     assert pod_rules("plain") == pod_rules("plain-aa")
-    assert not any("15053" in line for line in pod_rules("mode1"))
+    [mode1], [mode2] = ([line for line in pod_rules(arm) if "pilot-agent" in line] for arm in ("mode1", "mode2-agent"))
+    assert mode2 == f"{mode1} --redirect-dns"
+    assert pod_rules("mode2-envoy-xds")[-1] == pod_rules("mode2-envoy")[-1] == mode2
 
 
-def test_mode_2_adds_dns_capture_and_conntrack_zones_to_mode_1() -> None:
-    added = [line for line in pod_rules("mode2-envoy") if line not in pod_rules("mode1")]
-    assert any("--dport 53" in line and "REDIRECT --to-ports 15053" in line for line in added)
-    assert sum("CT --zone" in line for line in added) == 6
+def test_a_servers_own_counters_are_not_captured() -> None:
+    for server in WORLD.meshed:
+        assert str(ports.PORT_PAGES) in rules.options(WORLD, server).inbound_ports_exclude.split(","), server.pod
 
 
 def test_envoy_answers_a_managed_pod_alone_over_udp_and_leaves_tcp_to_the_cluster_dns() -> None:
     managed = WORLD.arms["mode2-envoy-xds"]
-    ours, static = ({line for line in pod_rules(arm) if "15053" in line} for arm in (managed.arm, "mode2-envoy"))
-    assert ours == static != set()
     services = yaml.safe_load(rendering.composition(WORLD, NETS, WORLD.groups))["services"]
     assert {f"{managed.pod}-envoy", f"{managed.pod}-app"} <= set(services)
     assert f"{managed.pod}-dns" not in services
     started = rendering.files(WORLD, NETS, rendering.new_secrets(), ())[f"{managed.pod}/envoy.json"]
     node = parse(json.loads(started)["node"]["metadata"])
-    given = snapshot(registry.build(reader.read([COMPOSE / "worlds"]), {}), node)
+    given = snapshot(registry.build(reader.parse(mesh()), {}), node)
     asked = given[api.LISTENER]["dns_udp"]["address"]["socket_address"]
     assert (asked["protocol"], asked["port_value"]) == ("UDP", ISTIO.dns_port)
     [proxy] = given[api.LISTENER]["dns_tcp"]["filter_chains"][0]["filters"]
@@ -98,14 +95,13 @@ def test_envoy_answers_a_managed_pod_alone_over_udp_and_leaves_tcp_to_the_cluste
 
 
 def test_the_mesh_knows_every_managed_pod_by_its_address() -> None:
-    known = {pod.meta.name: pod.address for pod in registry.build(reader.read([COMPOSE / "worlds"]), {}).workloads}
+    known = {pod.meta.name: pod.address for pod in registry.build(reader.parse(mesh()), {}).workloads}
     managed = [pod for pod in (*WORLD.clients, *WORLD.meshed) if pod.managed]
     assert {pod.pod: known.get(pod.pod) for pod in managed} == {pod.pod: NETS.pod(pod.host) for pod in managed}
 
 
-def test_our_capture_stands_before_the_engines_name_server_rule() -> None:
-    for arm, place in {"mode1": "-I OUTPUT 1 -j ISTIO_OUTPUT", "nftables": "hook output priority -101"}.items():
-        assert any(place in line for line in pod_rules(arm))
+def test_our_nftables_stand_before_the_engines_name_server_rule() -> None:
+    assert any("hook output priority -101" in line for line in pod_rules("nftables"))
 
 
 @pytest.mark.parametrize("mechanism", ["iptables", "nftables", "tproxy", "ebpf"])
@@ -114,7 +110,12 @@ def test_every_mechanism_has_a_client_and_a_server_and_its_own_way_of_loading(me
     clients = [client for client in alike if not client.managed]
     assert len(clients) == 1
     applied = rules.files(WORLD, NETS, clients[0])["apply"]
-    loaded = {"iptables": "rules/iptables", "nftables": "nft -f", "tproxy": "policy-routes", "ebpf": "ebpf --wait"}
+    loaded = {
+        "iptables": "sh -e /rules/istio-iptables",
+        "nftables": "nft -f",
+        "tproxy": "policy-routes",
+        "ebpf": "ebpf --wait",
+    }
     assert loaded[mechanism] in applied
     assert [server.mechanism for server in WORLD.meshed if not server.managed].count(mechanism) == (
         3 if mechanism == "iptables" else 1
@@ -131,29 +132,11 @@ def test_endpoints_are_drawn_with_equal_probability() -> None:
     assert ["0.33333333" in lines[0], "0.50000000" in lines[1], "probability" in lines[2]] == [True, True, False]
 
 
-def listeners(**sidecar: Any) -> dict[str, Any]:
-    pod = Pod("x", 99, "client", arm="x", sidecar=True, **sidecar)
-    return {one["name"]: one for one in envoy.bootstrap(WORLD, NETS, pod)["static_resources"]["listeners"]}
-
-
-def test_envoy_answers_dns_only_where_it_is_the_proxy_and_guards_its_own_ports() -> None:
-    for kind, answers in (("cluster", False), ("envoy", True), ("agent", False)):
-        found = listeners(dns=kind)
-        assert ("dns_udp" in found) == answers
-        assert (f"{WORLD.backends['meshed'].virtual_ip}_80" in found) == (kind != "cluster")
-        for name, port in (("virtual_outbound", 15001), ("virtual_inbound", 15006)):
-            guard = found[name]["filter_chains"][0]
-            assert guard["filter_chain_match"] == {"destination_port": port}
-            assert guard["filters"][0]["typed_config"]["cluster"] == "blackhole"
-    unguarded = listeners(guarded=False)
-    assert not any("filter_chain_match" in chain for chain in unguarded["virtual_outbound"]["filter_chains"])
-
-
 @pytest.mark.parametrize("groups", [(), WORLD.groups])
 def test_every_file_is_rendered_without_a_placeholder_left(groups: tuple[str, ...]) -> None:
     files = rendering.files(WORLD, NETS, rendering.new_secrets(), groups)
     for path, text in files.items():
-        assert path == "compose.yaml" or "$" not in text.replace("$TTL", ""), path
+        assert path == "compose.yaml" or "$" not in re.sub(r"\$(TTL|ORIGIN)\b", "", text), path
         if path.endswith(".json"):
             json.loads(text)
     moved = rendering.files(WORLD, Nets("198.18.7", "198.19.7"), rendering.new_secrets(), groups)

@@ -17,7 +17,7 @@ from meshdns import store
 from meshdns.core import errors, paths
 from meshdns.core.progress import Progress
 from meshdns.core.world import Nets, World
-from meshdns.lab import keys, parts, world
+from meshdns.lab import keys, parts, recording, world
 from meshdns.lab.parts import coredns, envoy
 from meshdns.lab.parts.component import At, Component, NameServer, Secrets
 from meshdns.measure import plan, run
@@ -65,17 +65,16 @@ def test_a_part_without_an_image_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         world.read([world.SHIPPED])
 
 
-def test_envoys_dns_filter_is_counted_whoever_configures_it() -> None:
+def test_envoys_dns_filter_is_counted_by_our_own_control_planes_sidecar_too() -> None:
     known = [f"dns_filter.mesh.{name}" for name in ("downstream_rx_queries", "external_a_record_queries")]
     known += ["dns_filter.mesh.external_aaaa_record_queries"]
-    for arm in ("mode2-envoy", "mode2-envoy-xds"):
-        client = WORLD.arms[arm]
-        [sidecar] = [at for at in EVERY if at.pod == client and at.part is envoy.PART]
-        page = envoy.PART.page(sidecar)["url"]
-        wanted = urllib.parse.unquote(page.rpartition("&filter=")[2])
-        told = [{"name": name, "value": n} for n, name in enumerate(known, 4) if re.search(wanted, name)]
-        found = envoy.PART.counts(json.dumps({"stats": told}), sidecar, client)
-        assert found == {"pod/dnsproxy/queries": 4, "pod/dnsproxy/forwarded": 5 + 6}, arm
+    client = WORLD.arms["mode2-envoy-xds"]
+    [sidecar] = [at for at in EVERY if at.pod == client and at.part is envoy.PART]
+    page = envoy.PART.page(sidecar)["url"]
+    wanted = urllib.parse.unquote(page.rpartition("&filter=")[2])
+    told = [{"name": name, "value": n} for n, name in enumerate(known, 4) if re.search(wanted, name)]
+    found = envoy.PART.counts(json.dumps({"stats": told}), sidecar, client)
+    assert found == {"pod/dnsproxy/queries": 4, "pod/dnsproxy/forwarded": 5 + 6}
 
 
 # -- another cluster DNS ---------------------------------------------------------------------------------------------
@@ -108,7 +107,7 @@ kind: Pod
 metadata:
   name: client-elsewhere
   namespace: shop
-  annotations: {meshdns/arm: elsewhere, sidecar.istio.io/inject: "true", meshdns/config: static}
+  annotations: {meshdns/arm: elsewhere, sidecar.istio.io/inject: "true"}
 spec:
   dnsPolicy: None
   dnsConfig:
@@ -137,6 +136,21 @@ def with_other(folder: Path, old: str = "", new: str = "") -> World:
     return world.read([world.SHIPPED, folder / "mine.yaml"])
 
 
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Istio's answers for that arm: none."""
+    kept = recording.read()
+    monkeypatch.setattr(
+        recording, "read", lambda: dataclasses.replace(kept, nodes={**kept.nodes, "client-elsewhere": {}})
+    )
+
+
+def test_an_arm_that_nothing_was_recorded_for_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(errors.InputError, match=r"^client-elsewhere: was not recorded; .*meshdns record"):
+        Recording(world=with_other(tmp_path)).up(lambda _: None)
+
+
+@pytest.mark.usefixtures("recorded")
 def test_an_arm_may_have_a_cluster_dns_of_its_own(tmp_path: Path) -> None:
     both = with_other(tmp_path)
     place = Recording(plan.parse(PLAN, "two", both).groups(), world=both)
@@ -152,10 +166,9 @@ def test_an_arm_may_have_a_cluster_dns_of_its_own(tmp_path: Path) -> None:
     delayed = {asked[1] for asked in place.asked if asked[:1] == ("exec",) and "delay_ms=5" in asked}
     assert delayed == {"dns-dnsdist", "other-dnsdist"}
     assert "nameserver 10.96.0.91\n" in place.files["client-elsewhere/resolv.conf"]
-    assert "10.96.0.91" in place.files["client-elsewhere/envoy.json"]
-    assert "10.96.0.10" not in place.files["client-elsewhere/envoy.json"]
-    services = yaml.safe_load(place.files["compose.yaml"])["services"]
-    assert "other-dnsdist" in services["client-elsewhere-envoy"]["depends_on"]
+    sidecar = yaml.safe_load(place.files["compose.yaml"])["services"]["client-elsewhere-istio-proxy"]
+    assert "${MESHDNS_STATE}/client-elsewhere/resolv.conf:/etc/resolv.conf:ro" in sidecar["volumes"]
+    assert "other-dnsdist" in sidecar["depends_on"]
     assert store.load(folder).world.dns_pod(both.arms["elsewhere"]).pod == "other"
 
 
@@ -189,7 +202,9 @@ def test_half_a_cluster_dns_is_refused(old: str, new: str, said: str, tmp_path: 
 )
 def test_what_another_cluster_dns_cannot_do_is_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
     dnsdist = ", {name: dnsdist, image: meshdns/dns}"
-    both = with_other(tmp_path, *(("config: static", "config: xds") if "backend" in change else (dnsdist, "")))
+    inject = 'inject: "true"'
+    managed = inject, f"{inject}, meshdns/config: xds"
+    both = with_other(tmp_path, *(managed if "backend" in change else (dnsdist, "")))
     table = {"name": "x", "arm": ["elsewhere"], "rate_hz": 10.0, **change}
     with pytest.raises(errors.InputError, match=said):
         plan.from_json({"name": "x", "seed": 1, "blocks": 1, "experiment": [table]}, "my.toml", both)

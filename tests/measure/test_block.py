@@ -57,7 +57,7 @@ def test_a_block_is_measured_by_one_call_and_the_place_is_afterwards_as_it_was()
     assert found.table.num_rows == sum(trial.count for trial in what.block(0))
     assert {part.service: part.state for part in place.parts()} == before
     moved = [asked[:2] for asked in place.asked if asked[0] in ("kill", "start")]
-    assert {service for _, service in moved} == {"client-answers-envoy", "client-answers-mode2-envoy"}
+    assert {service for _, service in moved} == {"client-answers-istio-proxy", "client-answers-mode2-istio-proxy"}
     assert len([verb for verb, _ in moved if verb == "kill"]) == len(moved) / 2
 
 
@@ -145,7 +145,8 @@ warmup = 1
 
 def test_a_world_of_ones_own_needs_none_of_the_shipped_arms(tmp_path: Path) -> None:
     """Two arms by names of their own, and what every testbed has; one replica instead of three."""
-    kept = {"meshdns", "kube-dns", "coredns", "dns", "world-dns", "observer", "web", "web-headless", "web-1"}
+    kept = {"meshdns", "kube-dns", "coredns", "dns", "world-dns", "world-web", "observer", "recorded"}
+    kept |= {"web", "web-headless", "web-1"}
     renamed = {"client-plain": "bare", "client-mode2-agent": "meshy"}
     documents = []
     for path in sorted(world.SHIPPED.glob("*.yaml")):

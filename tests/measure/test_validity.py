@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from meshdns.core.world import Nets
+from meshdns.core.world import NOBODY, Nets
 from meshdns.measure import validity
 from meshdns.measure.cell import Cell
 from meshdns.measure.plan import Trial
@@ -61,8 +61,18 @@ def judge(what: Trial, rows: Any, counts: dict[str, float], **agent: Any) -> lis
 
 def test_what_agrees_is_valid() -> None:
     assert judge(trial(), table(), PLAIN) == []
-    virtual = table(address=[WORLD.backends["plain"].virtual_ip] * COUNT)
-    assert judge(trial("mode2-envoy"), virtual, MODE2) == []
+    assert judge(trial("mode2-envoy"), table(), MODE2) == []
+
+
+def test_a_service_entrys_name_is_answered_with_its_virtual_ip_in_mode_2_and_with_nobodys_in_mode_1() -> None:
+    entry = WORLD.backends["resolved"]
+    where = {"mode1": f"{NETS.world}.{NOBODY}", "mode2-envoy": entry.virtual_ip}
+    for arm, right in where.items():
+        for address in (*where.values(), WORLD.backends["meshed"].cluster_ip):
+            rows = table(address=[address] * COUNT, replica=["web-2"] * COUNT)
+            said = [] if address == right else [f"wrong address: {address}"]
+            asked = trial(arm, backend="resolved", lookup="wire", name_kind="fqdn")
+            assert [*validity._answers(asked.cell, rows, WORLD, NETS)] == said, (arm, address)
 
 
 @pytest.mark.parametrize("counter", [key for key, value in PLAIN.items() if value])
@@ -73,8 +83,7 @@ def test_each_counter_that_disagrees_makes_the_trial_invalid(counter: str) -> No
 
 @pytest.mark.parametrize("counter", [key for key in MODE2 if key != "pod/rule/dns_proxy"])
 def test_each_counter_of_mode_2_counts(counter: str) -> None:
-    virtual = table(address=[WORLD.backends["plain"].virtual_ip] * COUNT)
-    assert judge(trial("mode2-envoy"), virtual, {**MODE2, counter: MODE2[counter] + 1})
+    assert judge(trial("mode2-envoy"), table(), {**MODE2, counter: MODE2[counter] + 1})
 
 
 def test_escaped_packets_make_the_trial_invalid() -> None:
@@ -86,7 +95,7 @@ def test_escaped_packets_make_the_trial_invalid() -> None:
     [
         ({"status": np.full(COUNT, 503)}, "wrong status: 503"),
         ({"outcome": ["ok"] * 18 + ["timeout"] * 2}, "2 of 20 requests: timeout"),
-        ({"address": [WORLD.backends["plain"].virtual_ip] * COUNT}, "wrong address: 240.240.0.20"),
+        ({"address": [WORLD.backends["resolved"].virtual_ip] * COUNT}, "wrong address: 240.240.0.10"),
         ({"replica": ["web-1"] * COUNT}, "wrong replica: web-1"),
         ({"bytes": np.full(COUNT, 12)}, "wrong bytes: 12"),
         ({"rcode": np.full(COUNT, 3)}, "wrong rcode: 3"),

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from meshdns import store
 from meshdns.core.world import Nets
+from meshdns.lab import parts
 from meshdns.measure import plan
 from meshdns.measure.cell import Cell
 from meshdns.store import samples
@@ -48,14 +49,14 @@ class World:
     forwarding: float = 200.0  # what mode 2 adds to a query that it passes on
     sidecar: float = 260.0  # at the client, per request
     server_sidecar: float = 180.0
-    strict_dns: float = 0.0  # what STRICT_DNS adds to a request in mode 1
+    resolving: float = 0.0  # what a ServiceEntry that the sidecar resolves adds to a request in mode 1
     delayed_arms: tuple[str, ...] = ("plain", "plain-aa", "mode1")  # those whose answers the delay reaches
     aaaa_rcode: int = 3  # of Envoy's filter for an A-only name
     capture: dict[str, float] = field(default_factory=dict)  # what an arm's mechanism adds to a new connection
     per_rule: float = 0.0  # what an extra rule adds to it
     lost_redirects: int = 0  # per cell of a sidecar
     lost_queries: int = 0  # per cell, between the client and the cluster DNS
-    resolutions: int = 1  # of the sidecar's own, per cell of mode 1
+    resolutions: int = 1  # of the sidecar's own, per cell that calls a ServiceEntry which it resolves
     slope: float = 1.0  # of the agent's time by the true one
     bias: float = 6.0  # of the agent's stamps against the wire
     invalid: float = 0.0  # share of cells
@@ -215,7 +216,7 @@ def _http(world: World, cell: Cell) -> float:
         return 0.0
     client = world.sidecar if _sidecar(cell) else 0.0
     server = world.server_sidecar if WORLD.backends[cell.backend].meshed else 0.0
-    again = world.strict_dns if cell.arm == "mode1" and cell.backend == "meshed" else 0.0
+    again = world.resolving if cell.arm == "mode1" and cell.backend == "resolved" else 0.0
     return 150.0 + client + server + again
 
 
@@ -247,7 +248,7 @@ def _address(cell: Cell) -> str:
     service = WORLD.backends.get(cell.backend, WORLD.backends["meshed"])
     if cell.answer != "none":
         return WORLD.answers[cell.answer].of(Nets(), WORLD.arms[cell.arm])
-    return service.virtual_ip if _mode2(cell) else service.cluster_ip
+    return WORLD.answered(Nets(), service, in_pod=_mode2(cell))
 
 
 def _counters(world: World, trial: plan.Trial) -> dict[str, float]:
@@ -256,7 +257,7 @@ def _counters(world: World, trial: plan.Trial) -> dict[str, float]:
         return {}
     sidecar, mode2, request = _sidecar(cell), _mode2(cell), cell.kind == "request"
     client = made * _queries(cell)
-    own = world.resolutions if cell.arm == "mode1" else 0
+    own = world.resolutions if cell.backend == "resolved" else 0
     passed_on = client if mode2 and _forwarded(cell) else 0
     connections = made if cell.connection == "new" else 1
     found = {
@@ -279,12 +280,11 @@ def _cpu(cell: Cell, made: int, rng: np.random.Generator) -> dict[str, float]:
         return {}
     pod = f"client-{cell.arm}"
     spent = {f"{pod}-app": 90.0, "dns-coredns": 25.0 * _forwarded(cell)}
-    spent |= {f"{pod}-envoy": 250.0} if _sidecar(cell) else {}
-    spent |= {f"{pod}-dns": 20.0} if WORLD.arms[cell.arm].dns == "agent" else {}
+    spent |= {parts.sidecar(WORLD.arms[cell.arm]): 250.0} if _sidecar(cell) else {}
     if cell.kind == "request":
         service = WORLD.backends[cell.backend]
         first = next(iter(service.replicas))
-        pair = (f"{first}-app", f"{first}-envoy") if service.meshed else (first,)
+        pair = (f"{first}-app", parts.sidecar(WORLD.named(first))) if service.meshed else (first,)
         spent |= dict.fromkeys(pair, 60.0)
     return {name: made * us * float(rng.lognormal(0, 0.03)) for name, us in spent.items()}
 

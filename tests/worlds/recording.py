@@ -34,7 +34,6 @@ from meshdns.interception.conventions import ISTIO
 from meshdns.lab import controlplane, parts, place, ports, readiness, watch
 from meshdns.lab.channel import Channel
 from meshdns.lab.compose import rendering
-from meshdns.lab.parts import istio_proxy
 from meshdns.lab.place import REFUSED, Account, Part, Usage
 from meshdns.measure.factors import change, fault
 from shipped import WORLD
@@ -298,7 +297,7 @@ class Recording:
     def _sidecar(self, pod: str, asked: urllib.parse.SplitResult) -> str | None:
         """Envoy's pages, and those of Istio's agent, which has none of its own for our control plane's pods."""
         injected = self.world.named(pod) in self.world.injected
-        if asked.port in (ISTIO.status_port, istio_proxy.READY_PORT) and not injected:
+        if asked.port in (ISTIO.status_port, ISTIO.ready_port) and not injected:
             return None
         if asked.path in ("/ready", "/healthz/ready"):
             return "LIVE"

@@ -85,7 +85,7 @@ def cells() -> list[SyntheticCell]:
     ]
     out += [replace(lookup, experiment="names", arm=arm, qtype=q) for arm in ("plain", *MESHED) for q in ("A", "AAAA")]
     requests = [_as_ip(replace(request, arm=arm, backend=backend)) for arm in ARMS for backend in ("plain", "meshed")]
-    requests += [replace(request, arm=arm, backend="static") for arm in MESHED]
+    requests += [replace(request, arm=arm, backend="resolved") for arm in MESHED]
     out += requests
     out += [
         replace(each, experiment="keepalive", connection="keepalive", lookup="none", name_kind="none", qtype="none")
@@ -278,7 +278,7 @@ def _counters(cell: SyntheticCell, n: int, from_other: int) -> dict[str, int | f
         "dnsdist/from_pod": forwarded,
         "bind/queries": forwarded + from_other,
         "bind/from_other": from_other,
-        "servers/envoy_rq": requests * (cell.backend in ("meshed", "static")),
+        "servers/envoy_rq": requests * (cell.backend in ("meshed", "resolved")),
         "servers/nginx_rq": requests,
     }
     return dict(counters)

@@ -66,6 +66,7 @@ class Conventions:
     admin_port: int = 0
     stats_port: int = 0
     status_port: int = 0  # of the agent beside the proxy
+    ready_port: int = 0  # of the proxy's readiness, for whoever asks from outside
     passthrough_v4: str = ""  # where the proxy's inbound side connects to the application from; never captured again
     passthrough_v6: str = ""
     mark: int = 0  # inbound TPROXY
@@ -128,6 +129,7 @@ ISTIO = Conventions(
     admin_port=15000,
     stats_port=15090,
     status_port=15020,
+    ready_port=15021,
     passthrough_v4="127.0.0.6",
     passthrough_v6="::6",
     mark=1337,

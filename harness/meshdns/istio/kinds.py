@@ -7,7 +7,7 @@ References: Kubernetes API (Service v1 core, EndpointSlice v1 discovery.k8s.io),
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from meshdns.core.schema import Field, Fields, is_address, is_host, is_label
 from meshdns.istio.resources import (
@@ -215,6 +215,7 @@ def service_entry(meta: Meta, top: Fields) -> ServiceEntry:
             location=location,
             resolution=resolution,
             endpoints=tuple(_workload(field) for field in endpoints),
+            allocated=tuple(_allocated(top.within("status"))),
         )
     once(zip(entry.hosts, hosts, strict=True), "the host")
     once(zip(entry.addresses, addresses, strict=True), "the address")
@@ -222,6 +223,15 @@ def service_entry(meta: Meta, top: Fields) -> ServiceEntry:
     _distinguishable(entry, spec.at, addresses)
     _endpoint_ports(entry, endpoints)
     return entry
+
+
+def _allocated(status: Fields) -> Iterator[tuple[str, str]]:
+    for field in status.each("addresses"):
+        with field.fields() as one:
+            host, value = one.need("host"), one.need("value")
+        address = value.address() if value else ""
+        if host and address:
+            yield host.host(), address
 
 
 def exported(spec: Fields) -> None:

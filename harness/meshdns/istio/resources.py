@@ -184,6 +184,7 @@ class ServiceEntry:
     location: str = "MESH_EXTERNAL"
     resolution: Resolution = Resolution.NONE
     endpoints: tuple[Workload, ...] = ()
+    allocated: tuple[tuple[str, str], ...] = ()  # virtual IPs that Istio has given its hosts, from its status
 
     @property
     def wants_virtual_ip(self) -> bool:

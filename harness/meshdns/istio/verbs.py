@@ -115,6 +115,7 @@ def target(text: str) -> tuple[str, int | None]:
 
 
 def build(given: Resources, allocation: vips.Allocation) -> Registry:
-    """The model with virtual IPs for all that want one."""
-    addresses = vips.assign(allocation, vips.wanted(given), vips.reserved(given)).addresses
+    """The model with virtual IPs for all that want one: those in force, those that stand in a status, or new ones."""
+    before = vips.Allocation({**vips.allocated(given), **allocation.addresses}, allocation.last)
+    addresses = vips.assign(before, vips.wanted(given), vips.reserved(given)).addresses
     return registry.build(given, addresses)

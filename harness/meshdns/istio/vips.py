@@ -102,6 +102,12 @@ def wanted(given: Resources) -> list[str]:
     ]
 
 
+def allocated(given: Resources) -> dict[str, str]:
+    """By key, those that Istio has given already; it gives IPv6 addresses too, which are not served here."""
+    every = ((registry.key(entry, host), address) for entry in given.entries for host, address in entry.allocated)
+    return {key: address for key, address in every if _is_v4(address)}
+
+
 def reserved(given: Resources) -> list[str]:
     """Addresses that are somebody's own."""
     return [

@@ -49,7 +49,7 @@ def node(world: World, nets: Nets, pod: Pod) -> Resource:
         "APP_CONTAINERS": "app",
         "CLUSTER_ID": "Kubernetes",
         "ENVOY_PROMETHEUS_PORT": ISTIO.stats_port,
-        "ENVOY_STATUS_PORT": 15021,
+        "ENVOY_STATUS_PORT": ISTIO.ready_port,
         "INSTANCE_IPS": address,
         "INTERCEPTION_MODE": "TPROXY" if transparent else "REDIRECT",
         "LABELS": dict(sorted(pod.labels.items())),

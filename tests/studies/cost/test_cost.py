@@ -55,8 +55,8 @@ def test_cpu_goes_to_the_containers_of_the_arm(usual: store.Runs) -> None:
     assert tables.role(plain, "client-plain-app", WORLD) == "client_app"
     assert tables.role(plain, "client-plain-aa-app", WORLD) == ""
     assert tables.role(plain, "legacy-2", WORLD) == "server"
-    assert tables.role(plain, "web-1-envoy", WORLD) == ""
-    assert tables.role(("plain", "meshed"), "web-1-envoy", WORLD) == "server_sidecar"
+    assert tables.role(plain, "web-1-istio-proxy", WORLD) == ""
+    assert tables.role(("plain", "meshed"), "web-1-istio-proxy", WORLD) == "server_sidecar"
     assert {"client_app", "server"} <= set(tables.memory(usual)["role"])
 
 

@@ -32,7 +32,7 @@ FLOOR = stats.noise_floor([500_000.0] * 4, [505_000.0, 495_000.0, 504_000.0, 496
 @pytest.mark.parametrize(
     ("found", "verdict"),
     [
-        (difference(60), verdict.SUPPORTED),
+        (difference(60), verdict.DEPENDS),  # not where endpoints are told
         (difference(3), verdict.UNDECIDED),  # below what equal arms show
         (difference(0), verdict.UNDECIDED),
         (difference(-60), verdict.UNDECIDED),  # faster once does not mean never slower
@@ -45,8 +45,8 @@ def test_resolving_costs_only_what_is_above_the_noise(found: stats.Difference | 
 
 def test_resolving_cost_follows_the_runs(usual: store.Runs, tmp_path: Path) -> None:
     assert {each.claim: each.verdict for each in claims.verdicts(usual)}["C6"] == verdict.UNDECIDED
-    slow = claims.verdicts(measured.runs(tmp_path, World(strict_dns=80.0)))
-    assert {each.claim: each.verdict for each in slow}["C6"] == verdict.SUPPORTED
+    slow = claims.verdicts(measured.runs(tmp_path, World(resolving=80.0)))
+    assert {each.claim: each.verdict for each in slow}["C6"] == verdict.DEPENDS
 
 
 def changes(us: float | None, reading: str) -> pd.DataFrame:

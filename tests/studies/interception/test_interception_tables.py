@@ -173,7 +173,7 @@ def test_cpu_time_goes_to_the_mechanisms_own_containers(unequal: store.Runs) -> 
     assert row(table, "inbound_new", "tproxy")["server_sidecar"].estimate == pytest.approx(60_000, rel=0.1)
     assert row(table, "inbound_kept", "iptables")["client_sidecar"].estimate == 0
     dearer = [
-        {name: us * (3 if name == "web-tproxy-envoy" else 1) for name, us in each.items()}
+        {name: us * (3 if name == "web-tproxy-istio-proxy" else 1) for name, us in each.items()}
         for each in unequal.cells["cpu_us"]
     ]
     found = row(tables.cpu(replace(unequal, cells=unequal.cells.assign(cpu_us=dearer))), "inbound_new", "tproxy")

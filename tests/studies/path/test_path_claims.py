@@ -165,7 +165,7 @@ def test_mode1_path_needs_a_second_resolution_that_was_seen(usual: store.Runs) -
     path = cost.path(usual)
     assert claims.mode1_path(path, SEEN).verdict == verdict.DEPENDS
     assert claims.mode1_path(path, UNSEEN).verdict == verdict.UNDECIDED
-    assert claims.mode1_path(path[path["backend"] != "static"], SEEN).verdict == verdict.SUPPORTED
+    assert claims.mode1_path(path[path["backend"] != "resolved"], SEEN).verdict == verdict.UNDECIDED
     other = path.assign(**{"answered_cluster_ip": 0})
     assert claims.mode1_path(other, SEEN).verdict == verdict.REFUTED
     assert claims.mode1_path(path[path["arm"] != "mode1"], SEEN).verdict == verdict.UNMEASURED
@@ -174,8 +174,8 @@ def test_mode1_path_needs_a_second_resolution_that_was_seen(usual: store.Runs) -
 def test_mode2_path_is_refuted_by_what_leaves_the_pod(usual: store.Runs) -> None:
     path = cost.path(usual)
     assert claims.mode2_path(path, NOTHING).verdict == verdict.SUPPORTED
-    for name in ("answered_virtual_ip", "at_dns_proxy"):
-        assert claims.mode2_path(path.assign(**{name: 1}), NOTHING).verdict == verdict.REFUTED
+    for names_ in (("answered_virtual_ip", "answered_cluster_ip"), ("at_dns_proxy",)):
+        assert claims.mode2_path(path.assign(**dict.fromkeys(names_, 1)), NOTHING).verdict == verdict.REFUTED
     assert claims.mode2_path(path.assign(forwarded=5), NOTHING).verdict == verdict.REFUTED
     assert claims.mode2_path(path[path["arm"] == "plain"], NOTHING).verdict == verdict.UNMEASURED
 
@@ -183,7 +183,7 @@ def test_mode2_path_is_refuted_by_what_leaves_the_pod(usual: store.Runs) -> None
 @pytest.mark.parametrize("arm", names.PROXIED)
 def test_mode2_path_holds_for_each_dns_proxy(usual: store.Runs, arm: str) -> None:
     path = cost.path(usual)
-    assert f"{arm}: answered with a virtual IP" in claims.mode2_path(path, NOTHING).numbers
+    assert f"{arm}: answered with a virtual address" in claims.mode2_path(path, NOTHING).numbers
     assert claims.mode2_path(path[path["arm"] == arm], NOTHING).verdict == verdict.SUPPORTED
     broken = path.assign(forwarded=path["forwarded"].where(path["arm"] != arm, 5))
     found = claims.mode2_path(broken, NOTHING)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -17,9 +16,7 @@ from meshdns.xds import api
 from meshdns.xds.compile import snapshot
 from meshdns.xds.node import Node
 from policies_world import HOSTS, SHOP, VIRTUAL
-from shipped import WORLD
-
-MESH = Path(__file__).parents[3] / "compose" / "worlds"
+from shipped import WORLD, mesh
 
 
 def table(facts: dict[str, Any]) -> pd.DataFrame:
@@ -138,8 +135,8 @@ def test_runs_without_a_control_plane_have_nothing_to_say() -> None:
 
 
 def shipped(*, dns: str = "agent") -> dict[str, Any]:
-    """Facts as the control plane would make them of the mesh in compose/mesh, for one sidecar."""
-    given = reader.read([MESH])
+    """Facts as the control plane would make them of what it is told, for one sidecar."""
+    given = reader.parse(mesh())
     virtual = vips.assign(vips.Allocation(), vips.wanted(given), vips.reserved(given)).addresses
     whole = registry.build(given, virtual)
     found = snapshot(whole, Node("client", WORLD.namespace, "198.18.0.54", dns=dns))

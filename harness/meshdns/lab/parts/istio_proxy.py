@@ -26,7 +26,6 @@ from meshdns.lab.parts.component import (
     answered,
 )
 
-READY_PORT = 15021
 _SECRETS = "/var/run/secrets"
 _OUTBOUND = r'cluster_name="outbound\|\d+\|[\w-]*\|[\w.-]+"'
 # A series of the agent's page (its own, and Envoy's with the labels that Istio's bootstrap gives them) -> our name;
@@ -97,7 +96,7 @@ class IstioProxy(Component):
         return {f"{at.service}/labels": labels}
 
     def ready(self, at: At) -> Page:
-        page = f"{READY_PORT}/healthz/ready"
+        page = f"{ISTIO.ready_port}/healthz/ready"
         return {"url": f"{LOOPBACK}:{page}"} if at.pod.arm else at.outer(page)
 
     def page(self, at: At) -> Page:
