@@ -14,6 +14,14 @@ from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 from .answers import Told
 
 _STREAMS = 256  # each holds a thread: one for a sidecar
+_OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.so_reuseport", 0),
+    # The agent asks every half minute whether the connection stands; who does is hung up on, by default.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+    ("grpc.http2.max_ping_strikes", 0),
+]
 
 
 @dataclass
@@ -69,8 +77,7 @@ def pod_of(node: str) -> str:
 
 def serve(answers: Mapping[str, Told], listen: str) -> Any:
     """A server that has started."""
-    unlimited = [("grpc.max_send_message_length", -1), ("grpc.so_reuseport", 0)]
-    server = grpc.server(futures.ThreadPoolExecutor(_STREAMS), options=unlimited)
+    server = grpc.server(futures.ThreadPoolExecutor(_STREAMS), options=_OPTIONS)
     ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(Plane(answers), server)
     server.add_insecure_port(listen)
     server.start()
