@@ -103,6 +103,13 @@ def test_python_that_changes_does_not_compile_go_again() -> None:
     assert not {"observer", "client", "controlplane"} & same
 
 
+def test_nothing_but_the_programs_is_demanded_of_an_official_image() -> None:
+    texts = [line for line in engine.DOCKERFILE.read_text().splitlines() if "/share/doc/" in line and "--from=" in line]
+    assert len(texts) == 4
+    # What fits no pattern is no error, if the pattern's own folder is there: the root is in every image.
+    assert all(line.split()[2].startswith("/us[r]/") for line in texts)
+
+
 @pytest.mark.parametrize("folder", ["istio", "coredns", "kubernetes"])
 def test_sums_travel_with_their_modules(folder: str) -> None:
     there = {path.name for path in (paths.COMPOSE / "images" / folder).iterdir()}
