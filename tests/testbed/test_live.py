@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -94,9 +96,40 @@ def test_sidecars_get_configuration_and_certificates_from_istio() -> None:
         assert names == {f"spiffe://cluster.local/ns/shop/sa/{sidecars[0].account}"}
         assert "recorded" not in {part.service for part in there.parts()}
         assert there.is_up()
+        changes_reach_sidecars(there, live.Plane(there, there.state))
     finally:
         there.down()
     assert there.containers() == []
+
+
+def changes_reach_sidecars(there: Testbed, plane: live.Plane) -> None:
+    """An endpoint goes and comes back; what Istio refuses changes nothing."""
+    text = (world.SHIPPED / "servers.yaml").read_text()
+    whole = next(each for each in text.split("---\n") if "kind: EndpointSlice" in each and "  name: web\n" in each)
+    fewer, _, _ = whole.rpartition("- addresses:")
+    assert members(there) == {"198.18.77.21", "198.18.77.22", "198.18.77.23"}
+    plane.put(fewer, "fewer.yaml")
+    assert settled(lambda: members(there) == {"198.18.77.21", "198.18.77.22"})
+    with pytest.raises(errors.InputError, match=r"mine.yaml: VirtualService shop/wrong: .* weight -50 < 0"):
+        plane.put(REFUSED, "mine.yaml")
+    plane.remove(REFUSED, "mine.yaml")  # it is not there
+    plane.put(whole, "whole.yaml")
+    assert settled(lambda: len(members(there)) == 3)
+
+
+def members(there: Testbed) -> set[str]:
+    """Where the sidecar of mode 1 sends requests for web to."""
+    said = there.exec(parts.sidecar(WORLD.arms["mode1"]), ["pilot-agent", "request", "GET", "clusters"], timeout_s=9)
+    return set(re.findall(r"^outbound\|80\|\|web\.shop[^:]*::([\d.]+):8080::health_flags::healthy", said, re.MULTILINE))
+
+
+def settled(holds: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 20
+    while not holds():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 @pytest.mark.parametrize(

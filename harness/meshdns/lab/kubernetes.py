@@ -112,6 +112,17 @@ class Api:
         theirs = [each for each in told if each.api.partition("/")[0].endswith("istio.io")]
         refuse([fault for each in theirs for fault in self._tried(each, self._judge, each)], "the world")
 
+    def put(self, told: Sequence[Object]) -> None:
+        """These are there as they stand, whatever was before. InputError names what was refused."""
+        refuse([fault for each in told for fault in self._tried(each, self._replace, each)], "the change")
+
+    def remove(self, told: Sequence[Object]) -> None:
+        """These are gone."""
+        for each in told:
+            kind = self._kind(each)
+            with contextlib.suppress(dynamic.exceptions.NotFoundError):
+                kind.delete(name=each.name, **_within(kind, each))
+
     def token(self, namespace: str, name: str, pod: str) -> str:
         """What a kubelet would give a pod of this account, for Istio's certificate authority."""
         bound = {"kind": "Pod", "apiVersion": "v1", "name": pod}
@@ -143,19 +154,25 @@ class Api:
             yield Fault(Place(one.file), f"{one.kind} {one.namespace}/{one.name}", _said(error))
 
     def _create(self, one: Object, status: Json | None) -> None:
-        kind = self._api.resources.get(api_version=one.api, kind=one.kind)
-        body = {key: value for key, value in one.document.items() if key != "status"}
-        body["metadata"] = {key: value for key, value in body["metadata"].items() if key != "creationTimestamp"}
-        if one.kind == "Pod":
-            body["spec"] = {"nodeName": NODE, "serviceAccountName": account(one), **body["spec"]}
-        kind.create(body=body, namespace=one.namespace if kind.namespaced else None)
+        kind = self._kind(one)
+        kind.create(body=_body(one), **_within(kind, one))
         if status:
             patch = {"body": {"status": status}, "name": one.name, "namespace": one.namespace}
             kind.status.patch(**patch, content_type="application/merge-patch+json")
 
+    def _replace(self, one: Object) -> None:
+        kind, body = self._kind(one), _body(one)
+        try:
+            before = kind.get(name=one.name, **_within(kind, one))
+        except dynamic.exceptions.NotFoundError:
+            kind.create(body=body, **_within(kind, one))
+            return
+        body["metadata"] = body["metadata"] | {"resourceVersion": before.metadata.resourceVersion}
+        kind.replace(body=body, **_within(kind, one))
+
     def _judge(self, one: Object) -> None:
         """Written again without effect: whoever judges is asked."""
-        kind = self._api.resources.get(api_version=one.api, kind=one.kind)
+        kind = self._kind(one)
         body = {"spec": one.document.get("spec", {})}
         where = {"name": one.name, "namespace": one.namespace, "dry_run": "All"}
         kind.patch(body=body, **where, content_type="application/merge-patch+json")
@@ -168,6 +185,9 @@ class Api:
         except ApiException as error:
             if error.status != _CONFLICT:
                 raise
+
+    def _kind(self, one: Object) -> Any:
+        return self._api.resources.get(api_version=one.api, kind=one.kind)
 
     def _established(self) -> set[str]:
         kind = self._api.resources.get(api_version="apiextensions.k8s.io/v1", kind="CustomResourceDefinition")
@@ -210,6 +230,19 @@ def awaited(what: str, asked: Callable[[], Found], well: Well = lambda: None) ->
 def account(pod: Object) -> str:
     """The service account of a Pod."""
     return str(pod.document["spec"].get("serviceAccountName", "default"))
+
+
+def _body(one: Object) -> Json:
+    """As a person would write it: what others write of it is left out, and a Pod is on a node, with an account."""
+    body = {key: value for key, value in one.document.items() if key != "status"}
+    body["metadata"] = {key: value for key, value in body["metadata"].items() if key != "creationTimestamp"}
+    if one.kind == "Pod":
+        body["spec"] = {"nodeName": NODE, "serviceAccountName": account(one), **body["spec"]}
+    return body
+
+
+def _within(kind: Any, one: Object) -> dict[str, str]:
+    return {"namespace": one.namespace} if kind.namespaced else {}
 
 
 def _plain(kind: str, name: str, namespace: str = "") -> Json:

@@ -72,6 +72,16 @@ class Plane:
             self._place.put(handed(parts.sidecar(pod), "tokens/istio-token"), token)
             self._place.put(handed(parts.sidecar(pod), f"istio/{kubernetes.ROOT_KEY}"), root)
 
+    @kubernetes.told()
+    def put(self, text: str, file: str) -> None:
+        """Manifests of a file, with addresses of the usual networks, are there as they stand. Raises InputError."""
+        self._api.put(objects.written(text, file, self._nets))
+
+    @kubernetes.told()
+    def remove(self, text: str, file: str) -> None:
+        """They are gone."""
+        self._api.remove(objects.written(text, file, self._nets))
+
     def record(self) -> Recording:
         """What it tells each sidecar."""
         version = self._place.exec(self._istiod, istiod.PART.versions["istiod"].split(), timeout_s=20).strip()

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
+
 from meshdns.core.world import Nets, World
 
 OURS = "meshdns/"  # annotations that begin so are the laboratory's
@@ -59,6 +61,12 @@ def told(world: World, nets: Nets | None = None) -> list[Object]:
         if _named(each.document) not in others and _owner(each.document) not in others
     ]
     return sorted(found, key=lambda each: each.created)
+
+
+def written(text: str, file: str, nets: Nets) -> list[Object]:
+    """Manifests of a file, with addresses of these networks."""
+    change = mover(Nets(), nets)
+    return [Object(file, _told(each, change)) for each in yaml.safe_load_all(text) if each]
 
 
 def _is_others(document: Mapping[str, Any]) -> bool:

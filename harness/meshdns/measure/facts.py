@@ -17,7 +17,7 @@ from meshdns.core import paths
 from meshdns.core.world import Pod
 from meshdns.interception import mechanisms
 from meshdns.interception.conventions import ISTIO
-from meshdns.lab import controlplane, observers, parts
+from meshdns.lab import controlplane, observers, parts, recording
 from meshdns.lab.channel import Channel
 from meshdns.lab.parts.component import NameServer
 from meshdns.lab.place import Place
@@ -42,6 +42,7 @@ def gather(what: Plan, opened: Session) -> dict[str, Any]:
         "machine": machine(),
         **place.facts(),
         "networks": {"pods": place.nets.pods, "world": place.nets.world},
+        "plane": {"live": place.world.live, "recorded": "" if place.world.live else recording.read().istio},
         "rules": {pod: each.ask({"op": "loaded"}, ASK_TIMEOUT_S)[0]["text"] for pod, each in opened.observers.items()},
         "envoy": _config_dumps(opened, arms | _MODES),
         "envoy_servers": _server_sidecar(place),
