@@ -60,7 +60,7 @@ def test_the_cases_state_what_the_agent_does(found: dict[str, Any]) -> None:
     assert not found["refuted"]
 
 
-@pytest.mark.parametrize("forgotten", ["edns-version", "query-cut", "owner-case"])
+@pytest.mark.parametrize("forgotten", ["edns-version", "query-cut"])
 def test_a_difference_that_is_not_stated_is_found(agent: Path, forgotten: str) -> None:
     found = dnsproxies.run(agent, "--part", "messages", "--forget", forgotten)
     assert found["unexplained"]
