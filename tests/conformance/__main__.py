@@ -18,7 +18,7 @@ DIFFERENTIALS: tuple[Callable[[Path], Section], ...] = (dnsproxies.section,)  # 
 PAGE = dnsproxies.ROOT / "docs" / "conformance.md"
 HEAD = """# What this project says of Istio, asked of Istio
 
-Istio {version}, its own agent `pilot-agent`. Written by `make conformance`; `ISTIO=version` asks another version.
+Istio {version}: its own agent `pilot-agent`. Written by `make conformance`; `ISTIO=version` asks another version.
 
 {verdict}
 """
@@ -35,6 +35,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="meshdns-conformance-") as folder:
         agent = binary.find(Path(folder), _say, options.istio)
         version = options.istio or binary.stamp(agent)
+        version += " (a commit of its development, no release)" if version.startswith("v0.0.0-") else ""
         sections = [make(agent) for make in DIFFERENTIALS]
     wrong = sum(len(section.wrong) for section in sections)
     verdict = f"**{wrong} findings are not as stated.**" if wrong else "All is as stated."

@@ -61,7 +61,8 @@ def section(agent: Path) -> Section:
         f"The agent and `meshdns dns-proxy` were asked the same {found['asked']:,} questions: odd and malformed"
         f" queries, {found['parts']['upstream']} exchanges with servers that answer in every way, and random tables."
         f" Where the two differ, one of the differences below must say so; where they do not, none may. The"
-        f" {found['cases']} conformance cases were put to the agent as well."
+        f" {found['cases']} conformance cases were put to the agent as well. `meshdns dns-proxy --differences` says why"
+        " they differ."
     )
     return Section("DNS", intro, wrong, ["difference", "the agent", "this proxy"], [
         [f"`{d.id}`", d.istio, d.here] for d in differences.DIFFERENCES

@@ -58,13 +58,13 @@ TABLE: dict[str, Any] = {
 
 CLASHES: dict[str, Any] = {  # hosts that claim one name with different addresses
     "Spelt.clash.test": {"ips": ["203.0.113.1"], "registry": "External"},
-    "spelt.clash.test": {"ips": ["203.0.113.2", "2001:db8::2"], "registry": "External"},
     "cart.shop": {"ips": ["203.0.113.3", "2001:db8::3"], "registry": "External"},
     "hides": {"ips": ["203.0.113.5"], "registry": "External"},
     f"hides.{SEARCH}": {"ips": ["203.0.113.6"], "registry": "External"},
     "cart.shop.svc.cluster.local": {
         "ips": ["10.96.4.4", "2001:db8::4"], "registry": "Kubernetes", "namespace": "shop", "shortname": "cart",
     },
+    "spelt.clash.test": {"ips": ["203.0.113.2", "2001:db8::2"], "registry": "External"},
 }  # fmt: skip
 
 
