@@ -9,6 +9,7 @@ import re
 
 from meshdns.core.world import Pod
 from meshdns.interception.conventions import ISTIO
+from meshdns.lab import ports
 from meshdns.lab.parts import coredns
 from meshdns.lab.parts.component import (
     ASKED,
@@ -25,7 +26,6 @@ from meshdns.lab.parts.component import (
 )  # fmt: skip
 
 ADDRESS, CONFIG_MAP = "169.254.20.10", "node-local-dns"  # as its manifest has them
-_PORT = 9253  # of its own counters
 _PASSED_ON = re.compile(r'^coredns_proxy_request_duration_seconds_count{.*to="([^"]+):53".*} (\S+)', re.MULTILINE)
 
 
@@ -51,7 +51,7 @@ class NodeDns(NameServer):
         }
 
     def page(self, at: At) -> Page:
-        return {"url": f"{LOOPBACK}:{_PORT}/metrics"}
+        return {"url": f"{LOOPBACK}:{ports.PORT_NODE_DNS}/metrics"}
 
     def counts(self, body: str, at: At, client: Pod) -> Counts:
         cluster = at.world.dns_cluster_ip
