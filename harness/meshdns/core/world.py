@@ -249,7 +249,7 @@ class World:
 
     def asks_node(self, pod: Pod) -> bool:
         """Whether its name server is the node's own, which keeps answers and asks the cluster DNS."""
-        return self.dns_address(pod) not in self.cluster_dns
+        return bool(pod.name_server) and pod.name_server not in self.cluster_dns
 
     def answered(self, nets: Nets, service: Service, *, in_pod: bool) -> str:
         """The address by which its name is answered: by a proxy in the pod, or by the cluster DNS."""
