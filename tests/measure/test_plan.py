@@ -196,7 +196,7 @@ def test_one_cell_in_two_experiments_of_a_series_is_refused() -> None:
 
 
 def test_a_missing_file_names_the_plans_there_are() -> None:
-    with pytest.raises(errors.InputError, match=r"use calibration, change, cost, .*, quick, standard, or a path"):
+    with pytest.raises(errors.InputError, match=r"use calibration, change, cluster-dns, .*, standard, or a path"):
         plan.find("no-such-plan", WORLD)
 
 

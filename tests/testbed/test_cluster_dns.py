@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
-from test_paths import trial, wrong
+from test_paths import measured_as_in_a_run, trial, wrong
 
 from meshdns.core.world import Nets
 from meshdns.istio import reader, records, verbs, vips
@@ -119,3 +120,28 @@ def test_dnsdist_is_asked_where_a_delay_is_wanted_and_not_otherwise(session: Ses
         came.append(delayed(bed) - before)
     assert came[1] >= 23 * 4
     assert came[::2] == [0, 0]
+
+
+@pytest.mark.parametrize("arm", ["plain-cache", "plain-nocache", "plain-nodelocal"])
+@pytest.mark.parametrize("name_kind", ["fqdn", "short", "external", "absent"])
+def test_what_keeps_answers_otherwise_is_counted_as_exactly(session: Session, arm: str, name_kind: str) -> None:
+    for factors in ({"qtype": "A"}, {"lookup": "getaddrinfo", "qtype": "A+AAAA"}):
+        measured = measured_as_in_a_run(session, trial(arm, name_kind=name_kind, **factors))
+        assert wrong(measured) == [], (factors, measured.record.counters)
+        if arm == "plain-nodelocal":  # all but the first of each is answered by the node
+            assert measured.record.counters.get("dnsdist/from_pod", 0) <= 8
+
+
+def test_a_cluster_dns_keeps_answers_as_its_corefile_says(bed: Testbed) -> None:
+    """By the TTL, which falls with the time for which an answer was kept."""
+    keeping = {"web.shop.svc.cluster.local.": ["plain-cache"], "api.example.com.": ["plain", "plain-cache"]}
+    for name, kept in keeping.items():
+        for arm in ("plain", "plain-cache", "plain-nocache"):
+            client, question = WORLD.arms[arm], json.dumps([[name, "A"]])
+            ttls = []
+            for _ in range(3):
+                program = ["python3", "-c", ASK, WORLD.dns_address(client)]
+                said = bed.exec(client.pod, program, timeout_s=60, given=question, image="dnsproxy")
+                ttls.append(json.loads(said)[0][2][0])
+                time.sleep(1.5)
+            assert (min(ttls) < 30) == (arm in kept), (arm, name, ttls)

@@ -285,10 +285,13 @@ class Recording:
             return self._outer(self.pods[asked.hostname or ""], asked)
         sidecar = parts.sidecar(self.world.named(pod))
         own = {ports.PORT_DNS_METRICS: f"{pod}-dns", ports.PORT_LOADER: f"{pod}-loader"}
+        own |= {ports.PORT_NODE_DNS: f"{pod}-node-dns"}
         if not self._runs(own.get(asked.port or 0, sidecar)):
             return None
         if asked.port == ports.PORT_LOADER:
             return json.dumps({"counters": {}})
+        if asked.port == ports.PORT_NODE_DNS:
+            return f"coredns_dns_requests_total{{}} {self.counted[f'{pod}/node']}"
         if asked.port == ports.PORT_DNS_METRICS:
             known, forwarded = self.counted[f"{pod}/dns"], self.counted[f"{pod}/forwarded"]
             return f"dns_requests_total {known}\ndns_upstream_requests_total {forwarded}\n"
@@ -446,7 +449,7 @@ class Load:
 
     def answer(self) -> Answer:
         """Header and columns."""
-        if self.job.get("resolver", [""])[0] in ("", *self.where.world.cluster_dns):
+        if self.job.get("resolver", [""])[0] in ("", self.where.world.dns_address(self.client)):
             self._count_dns()
         if self.service:
             self._count_requests(self.service)
@@ -503,8 +506,9 @@ class Load:
     def _count_dns(self) -> None:
         counted, pod = self.where.counted, self.client.pod
         counted[f"{pod}/rule/dns_client"] += self.queries - (pod in self.where.lost)
-        if not self.client.dns_proxy:
-            counted[f"{pod}/cluster_dns"] += self.queries
+        if not self.client.dns_proxy:  # a node's own name server knows all answers
+            where = "node" if self.where.world.asks_node(self.client) else "cluster_dns"
+            counted[f"{pod}/{where}"] += self.queries
             return
         known = self.name in self.where._table(self.client.dns) and self.name != self.where.world.external_name
         forwarded = 0 if known or self.client.managed else self.queries

@@ -22,7 +22,7 @@ SELF_TEST = "card-"  # how its experiments are named; due now and then, they are
 MAX_INVALID = 0.5  # when most cells are invalid the rest are the lucky ones, not a sample
 MAX_FAILED = 0.01  # more failures than this shift the quantiles of those that succeeded
 # How a whole run reads in a table; the rest of the facts stays in run.json.
-_FACTS = ("meshdns", "commit", "envoy", "bind", "dnsdist", "nginx", "python")
+_FACTS = ("meshdns", "commit", "envoy", "coredns", "bind", "dnsdist", "nginx", "python")
 _MACHINE = ("cpu", "cpus", "kernel")
 
 

@@ -243,8 +243,13 @@ class World:
         return (pod.name_server if pod else "") or self.dns_cluster_ip
 
     def dns_pod(self, pod: Pod | None = None) -> Pod:
-        """The pod that answers there."""
-        return self.named(self.cluster_dns[self.dns_address(pod)])
+        """The pod that answers there; behind a node's own, the usual one."""
+        usual = self.cluster_dns[self.dns_cluster_ip]
+        return self.named(self.cluster_dns.get(self.dns_address(pod), usual))
+
+    def asks_node(self, pod: Pod) -> bool:
+        """Whether its name server is the node's own, which keeps answers and asks the cluster DNS."""
+        return bool(pod.name_server) and pod.name_server not in self.cluster_dns
 
     def answered(self, nets: Nets, service: Service, *, in_pod: bool) -> str:
         """The address by which its name is answered: by a proxy in the pod, or by the cluster DNS."""

@@ -72,7 +72,8 @@ def written(text: str, file: str, nets: Nets) -> list[Object]:
 def _is_others(document: Mapping[str, Any]) -> bool:
     """Whether it concerns the laboratory, or our own control plane, alone."""
     notes = document["metadata"].get("annotations") or {}
-    return _named(document)[::2] == _SETTINGS or notes.get(f"{OURS}config") == "xds"
+    untold = notes.get(f"{OURS}config") == "xds" or notes.get(f"{OURS}told") == "false"
+    return untold or _named(document)[::2] == _SETTINGS
 
 
 def _named(document: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -84,6 +84,15 @@ def _answers(world: World, nets: Nets, pod: Pod) -> Iterator[str]:
             yield f"-A PREROUTING -s {world.address(nets, dns)}/32 -p udp -j CT --zone {ISTIO.proxy_zone}"
 
 
+def _untracked(world: World, pod: Pod) -> Iterator[str]:
+    """NodeLocal DNSCache's own rules: nobody follows the flows of a name server on the node."""
+    address = f"{world.dns_address(pod)}/32"
+    for protocol in ("udp", "tcp") if world.asks_node(pod) else ():
+        for match in (f"OUTPUT -d {address} -p {protocol} --dport", f"OUTPUT -s {address} -p {protocol} --sport",
+                      f"PREROUTING -d {address} -p {protocol} --dport"):  # fmt: skip
+            yield f"-A {match} 53 -j CT --notrack"
+
+
 def _escapes(world: World) -> Iterator[str]:
     """A packet that still has a virtual address when it leaves was not translated: counted, and it goes nowhere."""
     escapes = {
@@ -97,7 +106,7 @@ def _escapes(world: World) -> Iterator[str]:
 
 def _node(world: World, nets: Nets, pod: Pod) -> str:
     """`iptables-restore --noflush` input."""
-    raw = [*_dns_counts(pod), *_answers(world, nets, pod)]
+    raw = [*_dns_counts(pod), *_answers(world, nets, pod), *_untracked(world, pod)]
     tables = {"raw": raw, "mangle": _escapes(world), "nat": _cluster_ips(world, nets)}
     chains = {"nat": [":KUBE-SERVICES - [0:0]"]}
     lines = [line for name, rules in tables.items() for line in (f"*{name}", *chains.get(name, ()), *rules, "COMMIT")]
@@ -111,4 +120,7 @@ def _routes(world: World, nets: Nets, pod: Pod) -> str:
     Not a blackhole: connect() would fail before any rule is asked.
     """
     ranges = (world.cluster_ips, world.virtual_ips, world.unroutable)
-    return "".join(f"route replace {cidr} dev eth0 src {nets.pod(pod.host)}\n" for cidr in ranges)
+    lines = [f"route replace {cidr} dev eth0 src {nets.pod(pod.host)}" for cidr in ranges]
+    # A node has a device for it.
+    lines += [f"address replace {world.dns_address(pod)}/32 dev lo"] if world.asks_node(pod) else []
+    return "".join(f"{line}\n" for line in lines)

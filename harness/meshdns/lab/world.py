@@ -17,7 +17,9 @@ from meshdns.core.world import CORE, Answer, Manifest, Nets, Pod, Service, World
 from meshdns.interception import mechanisms
 from meshdns.istio import documents
 from meshdns.lab import parts
+from meshdns.lab.parts import node_dns
 from meshdns.lab.parts.component import NameServer
+from meshdns.lab.parts.coredns import COREFILE
 
 SHIPPED = paths.COMPOSE / "worlds"
 OURS, XDS = "meshdns/", "xds"
@@ -36,10 +38,11 @@ _POD: dict[str, tuple[str, ...]] = {
     "mechanism": tuple(mechanisms.ALL),
     "resolver": ("c-ares", "getaddrinfo", "hickory"),
     "loop-guard": _TRUTH, "virtual-ips": _TRUTH, "answers": _TRUTH, "outside": _TRUTH, "plane": _TRUTH, "ready": _TRUTH,
+    "told": _TRUTH,  # whether Istio is told of it
 }  # fmt: skip
 _CALLED: dict[str, tuple[str, ...]] = {"backend": (), "config": (XDS,)}
 _ALLOWED = {
-    "Pod": _POD, "Service": _CALLED, "ServiceEntry": _CALLED | {"served-by": ()},
+    "Pod": _POD, "Service": _CALLED | {"told": _TRUTH}, "ServiceEntry": _CALLED | {"served-by": ()},
 }  # fmt: skip
 _ISTIO: dict[str, dict[str, tuple[str, ...]]] = {
     "Pod": {_INJECT: (), _PROXY: (), _INTERCEPTION: tuple(_MODES), _EXCLUDED: ()},
@@ -235,9 +238,13 @@ class _Builder:
     def _mounts(self, one: _Read, part: str, key: str) -> None:
         """A ConfigMap with what configures a part."""
         volumes = [each.within("configMap").text("name") for each in _each(one.spec, "volumes")]
-        if key and not any(each.name in volumes and key in each.top.pairs("data") for each in self.of("ConfigMap")):
+        if key and not self._configured(volumes, key):
             step = f"mount a ConfigMap that has it, as a volume: {part} is configured by it"
             one.fault(f"none of its volumes is a ConfigMap with {key}", step, "spec", "volumes")
+
+    def _configured(self, names: Sequence[str], key: str) -> bool:
+        """Whether one of these ConfigMaps has the key."""
+        return any(each.name in names and key in each.top.pairs("data") for each in self.of("ConfigMap"))
 
     def _name_server(self, one: _Read) -> str:
         """The cluster DNS that its resolv.conf names; empty where it is the usual one."""
@@ -248,8 +255,9 @@ class _Builder:
         named = servers[0].text() if len(servers) == 1 else ""
         resolv_conf = {"searches": [*self.search], "options": [{"name": "ndots", "value": "5"}]}
         own = {"nameservers": [named], **resolv_conf}
-        if named in self.dns and _listed(field.data) == own and one.spec.text("dnsPolicy") == "None":
-            return "" if self.dns[named].name == DNS else named
+        known = named in self.dns or (named == node_dns.ADDRESS and self._configured([node_dns.CONFIG_MAP], COREFILE))
+        if known and _listed(field.data) == own and one.spec.text("dnsPolicy") == "None":
+            return "" if named in self.dns and self.dns[named].name == DNS else named
         have = ", ".join(f"{address} ({each.name})" for address, each in self.dns.items())
         step = f"set dnsPolicy to None, and give one of {have} with the searches and ndots that other pods have"
         one.fault("its name server is not honoured here", step, "spec", "dnsConfig")

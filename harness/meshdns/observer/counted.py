@@ -20,23 +20,29 @@ _COUNTERS = [(["iptables-save", "-c", "-t", "raw"], r'^\[(\d+):\d+\].*--comment 
 _TRIES = 5  # packets that come all the time would keep us for ever
 
 
-class _Server(http.server.ThreadingHTTPServer):
+class Server(http.server.ThreadingHTTPServer):
+    """The page."""
+
     def __init__(self, address: tuple[str, int], beside: str) -> None:
         super().__init__(address, _Page)
-        self.beside = beside
+        self._beside = beside
 
     def told(self) -> dict[str, Any]:
+        """What it says now."""
         found = counted(_COUNTERS)
+        if not self._beside:
+            return {"rules": found, "beside": None}
+        page = None
         for _ in range(_TRIES):
-            [page] = [question.answer() for question in Pages().ask([{"url": self.beside}])] if self.beside else [None]
-            before, found = found, counted(_COUNTERS) if self.beside else found
+            [question] = Pages().ask([{"url": self._beside}])
+            page, before, found = question.answer(), found, counted(_COUNTERS)
             if found == before:
                 break
         return {"rules": found, "beside": page}
 
 
 class _Page(http.server.BaseHTTPRequestHandler):
-    server: _Server
+    server: Server
     protocol_version = "HTTP/1.1"  # whoever asks keeps the connection
 
     def do_GET(self) -> None:
@@ -60,7 +66,7 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     said("iptables-restore", "--noflush", given=options.rules.read_text())
     address, _, port = options.listen.rpartition(":")
-    _Server((address, int(port)), options.beside).serve_forever()
+    Server((address, int(port)), options.beside).serve_forever()
 
 
 if __name__ == "__main__":

@@ -56,6 +56,8 @@ def _names(world: World, pod: Pod) -> dict[str, str]:
         found |= {"envoy": "envoy", "dns": "dnsproxy"} if pod.arm and pod.dns == "agent" else {"envoy": "envoy"}
     elif pod.sidecar:
         found["istio-proxy"] = "istio-proxy"
+    if pod.arm and world.asks_node(pod):
+        found["node-dns"] = "node-dns"
     found["app"] = pod.part
     return {**found, "observer": "observer"} if pod.arm else found
 

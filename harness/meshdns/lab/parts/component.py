@@ -85,12 +85,13 @@ class At:
         text = Template((paths.COMPOSE / name).read_text())
         return text.substitute(pod_net=self.nets.pods, world_net=self.nets.world, **values)
 
-    def configuration(self, key: str) -> str:
-        """What a ConfigMap that its Pod mounts says; empty where none has this key."""
+    def configuration(self, key: str, name: str = "") -> str:
+        """What a ConfigMap of this name says, or one that its Pod mounts; empty where none has this key."""
         documents = [each.document for each in self.world.manifests]
         own = next(each for each in documents if (each["kind"], each["metadata"]["name"]) == ("Pod", self.pod.pod))
         mounted = [volume["configMap"]["name"] for volume in own["spec"].get("volumes", ()) if "configMap" in volume]
-        maps = [each for each in documents if each["kind"] == "ConfigMap" and each["metadata"]["name"] in mounted]
+        named = [name] if name else mounted
+        maps = [each for each in documents if each["kind"] == "ConfigMap" and each["metadata"]["name"] in named]
         return next((str(each["data"][key]) for each in maps if key in each["data"]), "")
 
     def outer(self, page: str) -> Page:

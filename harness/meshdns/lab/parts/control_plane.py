@@ -12,6 +12,7 @@ import yaml
 
 from meshdns.core.world import Nets, World
 from meshdns.lab import ports
+from meshdns.lab.objects import OURS
 from meshdns.lab.parts import bind
 from meshdns.lab.parts.component import NOBODY, At, Component, Container, Mount, Page
 
@@ -66,6 +67,8 @@ class ControlPlane(Component):
 
 def _is_told(world: World, document: Mapping[str, Any]) -> bool:
     kind, metadata = document["kind"], document["metadata"]
+    if (metadata.get("annotations") or {}).get(f"{OURS}told") == "false":
+        return False
     if kind == "Pod":
         return any(pod.managed for pod in world.pods if pod.pod == metadata["name"])
     known = {service.name for service in world.services if not service.managed}

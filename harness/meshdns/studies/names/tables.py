@@ -100,14 +100,18 @@ def by_name(runs: store.Runs) -> pd.DataFrame:
 def queries(runs: store.Runs) -> pd.DataFrame:
     """Queries counted at client, DNS proxy and cluster DNS: exact sums over all valid cells, and what is left over."""
     chosen = cells.select(runs, LOOKUP, NAMES, kind="lookup", tool="agent")
+    seen = looks.of_runs(runs)
     counted = chosen.assign(
         lookups=cells.asked(runs, chosen),
         **{name: cells.counter(chosen, counter) for name, counter in COUNTERS.items()},
     )
+    # A node's own name server stands in the place of a proxy, and says itself what it asked the cluster DNS for.
+    by_node = np.array([runs.world.asks_node(seen.pod(str(arm))) for arm in chosen["arm"]], dtype=bool)
+    counted["upstream"] = np.where(by_node, cells.counter(chosen, "pod/dnsproxy/forwarded"), counted["upstream"])
     sums = ["lookups", *COUNTERS]
     table = counted.groupby([*NAME, "arm"], observed=True)[sums].sum().astype(int).reset_index()
-    seen = looks.of_runs(runs)
-    proxied = np.array([seen.pod(str(arm)).dns_proxy for arm in table["arm"]], dtype=bool)
+    pods = [seen.pod(str(arm)) for arm in table["arm"]]
+    proxied = np.array([pod.dns_proxy or runs.world.asks_node(pod) for pod in pods], dtype=bool)
     counts = {name: table[name].to_numpy(dtype=float) for name in COUNTERS}
     left_over = disagreement(counts, proxied).astype(int)
     names = {"client": "at_client", "proxy": "at_proxy", "upstream": "by_proxy", "cluster": "at_cluster_dns"}
