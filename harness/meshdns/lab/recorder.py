@@ -15,7 +15,6 @@ from google.protobuf import json_format
 from meshdns.ads import answers
 from meshdns.core import errors
 from meshdns.core.world import Nets, Pod, World
-from meshdns.interception import mechanisms
 from meshdns.interception.conventions import ISTIO
 from meshdns.lab import recording
 from meshdns.lab.recording import CDS, EDS, LDS, NDS, RDS, Recording, Resource
@@ -44,14 +43,13 @@ def record(world: World, nets: Nets, istiod: str, version: str) -> Recording:
 def node(world: World, nets: Nets, pod: Pod) -> Resource:
     """What the agent of a pod says of it: what the injector and the node have given it."""
     address = world.address(nets, pod.pod)
-    transparent = mechanisms.ALL[pod.mechanism].transparent
     metadata = {
         "APP_CONTAINERS": "app",
         "CLUSTER_ID": "Kubernetes",
         "ENVOY_PROMETHEUS_PORT": ISTIO.stats_port,
         "ENVOY_STATUS_PORT": ISTIO.ready_port,
         "INSTANCE_IPS": address,
-        "INTERCEPTION_MODE": "TPROXY" if transparent else "REDIRECT",
+        "INTERCEPTION_MODE": "REDIRECT",  # as for Istio's own rules; what else captures is ours
         "LABELS": dict(sorted(pod.labels.items())),
         "MESH_ID": world.domain,
         "METADATA_DISCOVERY": "false",

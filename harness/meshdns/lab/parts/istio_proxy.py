@@ -178,7 +178,7 @@ def _environment(at: At) -> Iterator[tuple[str, str]]:
     yield "ISTIO_META_APP_CONTAINERS", "app"
     yield "ISTIO_META_WORKLOAD_NAME", pod.pod
     yield "ISTIO_META_NODE_NAME", "node"
-    yield "ISTIO_META_INTERCEPTION_MODE", "TPROXY" if mechanisms.ALL[pod.mechanism].transparent else "REDIRECT"
+    yield "ISTIO_META_INTERCEPTION_MODE", "REDIRECT"  # as for Istio's own rules; what else captures is ours
     yield "CLOUD_PLATFORM", "none"  # else the agent asks three clouds for it
     if capture:
         yield "ISTIO_META_DNS_CAPTURE", "true"
