@@ -59,6 +59,8 @@ _SERVER = {
 _SERVER_FILTER = (
     r"^(http\.inbound_.*\.downstream_rq_completed|listener\.0\.0\.0\.0_15006\.(no_filter_chain_match|ssl\.handshake))$"
 )
+# A sidecar that connects to itself without end takes all descriptors there are, and ends: Istio sets no limit.
+_LIMITED = {"runtimeValues": {"overload.global_downstream_max_connections": "1000"}}
 _SERIES = re.compile(r"^([a-z]\w*)(\{.+\})?(?:\{\})? ([0-9.e+]+)$", re.MULTILINE)
 
 
@@ -163,7 +165,7 @@ def _environment(at: At) -> Iterator[tuple[str, str]]:
         "concurrency": 1,
         "terminationDrainDuration": "0s",
         "proxyStatsMatcher": {"inclusionRegexps": [".*"]},
-    }
+    } | ({} if pod.guarded else _LIMITED)
     yield "PROXY_CONFIG", json.dumps(config)
     if not at.world.live:
         yield "ISTIO_DELTA_XDS", "false"
