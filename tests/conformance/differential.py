@@ -9,6 +9,7 @@ import argparse
 import collections
 import dataclasses
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -47,6 +48,7 @@ class Outcome:
     mistaken: list[str] = field(default_factory=list)  # neighbours that a difference takes for its own
     refuted: list[str] = field(default_factory=list)  # conformance cases of which the agent does something else
     cases: int = 0
+    killed: list[str] = field(default_factory=list)  # how the agent was started where SIGTERM did not end it
     parts: dict[str, int] = field(default_factory=dict)
     took_s: float = 0.0
 
@@ -265,6 +267,8 @@ def _settings(bench: Bench) -> None:
         asked = [Asked(f"{setup}: {n}", questions.query(f"known-set{n}.upstream.test")) for n in range(count)]
         with proxies.running(bench.binary, setup, questions.TABLE) as pair:
             bench.compare(pair, around, asked, "settings")
+        if pair.process and pair.process.returncode == -signal.SIGKILL:
+            bench.outcome.killed.append(str(setup))
         for one_of in asked if near else ():
             mistaken = where[near](Situation(one_of.message, False, around, scripts.said(one_of.message, {})))
             bench.outcome.mistaken += [one_of.what] * mistaken

@@ -56,6 +56,7 @@ class Pair:
     def __init__(self, agent: tuple[str, int], own: tuple[str, int], folder: Path) -> None:
         self.agent, self.own = agent, own
         self.plane: plane.Plane | None = None
+        self.process: subprocess.Popen[bytes] | None = None
         self._file = folder / "table.json"
         self._number = 0
 
@@ -104,7 +105,7 @@ def running(binary: Path, setup: Setup, table: Mapping[str, Any]) -> Iterator[Pa
             (folder / "table.json").write_text(json.dumps({"table": dict(table)}))
             source.offer(table)
         agent = (setup.listen, setup.port or _free_port())
-        stack.enter_context(_process(_agent(binary), _environment(setup, source.port, agent), folder))
+        process = stack.enter_context(_process(_agent(binary), _environment(setup, source.port, agent), folder))
         stop = threading.Event()
         stack.callback(stop.set)
         path = folder / "etc/istio/proxy/XDS"
@@ -114,7 +115,7 @@ def running(binary: Path, setup: Setup, table: Mapping[str, Any]) -> Iterator[Pa
         own_port = int(own.stdout.readline().rpartition(b":")[2])
         source.taken() if setup.told else _await_open(agent)
         pair = Pair(agent, ("127.0.0.1", own_port), folder)
-        pair.plane = source
+        pair.plane, pair.process = source, process
         yield pair
 
 

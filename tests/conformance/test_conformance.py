@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conformance import binary, dnsproxies
+from tests.conformance import binary, dnsproxies, proxies
 
 from meshdns.core import errors
 from meshdns.dnsproxy import differences
@@ -53,6 +53,10 @@ def test_fifty_neighbours_of_each_are_told_apart(found: dict[str, Any]) -> None:
     assert {d.id: found["near"].get(d.id, 0) >= 50 for d in differences.DIFFERENCES} == {
         d.id: True for d in differences.DIFFERENCES
     }
+
+
+def test_the_agent_ends_but_where_a_query_waits_for_ever(found: dict[str, Any]) -> None:
+    assert found["killed"] == [str(proxies.Setup((), parallel=True))]
 
 
 def test_the_cases_state_what_the_agent_does(found: dict[str, Any]) -> None:
