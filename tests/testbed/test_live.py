@@ -113,6 +113,9 @@ def changes_reach_sidecars(there: Testbed, plane: live.Plane) -> None:
     with pytest.raises(errors.InputError, match=r"mine.yaml: VirtualService shop/wrong: .* weight -50 < 0"):
         plane.put(REFUSED, "mine.yaml")
     plane.remove(REFUSED, "mine.yaml")  # it is not there
+    there.kill("plane-istiod")
+    there.start("plane-istiod")  # it has its authority's key, and addresses that it gave, from the API server
+    assert settled(plane.is_ready)
     plane.put(whole, "whole.yaml")
     assert settled(lambda: len(members(there)) == 3)
 

@@ -57,11 +57,14 @@ class Plane:
         self._api.define(self._place.exec(self._pod.pod, ["cat", _CRDS], timeout_s=20, image=istiod.PART.image))
         self._api.apply(self._world, told)
         start()
-        page = f"http://{self._address}:{istiod.READY_PORT}/ready"
-        kubernetes.awaited("istiod", lambda: _answers(page), self._well)
+        kubernetes.awaited("istiod", self.is_ready, self._well)
         self._api.ask_istio(f"https://localhost:{istiod.WEBHOOK_PORT}/validate")
         self._api.judge(told)
         kubernetes.awaited("virtual IPs of ServiceEntries", self._api.allocated, self._well)
+
+    def is_ready(self) -> bool:
+        """Whether istiod says that it knows everything."""
+        return _answers(f"http://{self._address}:{istiod.READY_PORT}/ready")
 
     @kubernetes.told()
     def hand_out(self) -> None:
