@@ -178,8 +178,8 @@ def _text(path: str) -> str:
 
 
 def _server_sidecar(place: Place) -> dict[str, Any]:
-    """What the first replica's sidecar is told; empty where there is none that Istio configures."""
-    servers = (server for server in place.world.meshed if not server.managed)
+    """What the first replica's sidecar is told of what was recorded; empty where there is none."""
+    servers = (server for server in place.world.meshed if not (server.managed or place.world.live))
     found: dict[str, Any] = next((json.loads(place.read(f"recorded/{each.pod}.json")) for each in servers), {})
     return found
 
