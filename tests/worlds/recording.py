@@ -378,7 +378,7 @@ def series(name: str) -> str:
     for pattern, (kind, label) in _LABELS.items():
         if found := re.fullmatch(pattern, name):
             return f'envoy_{kind}_{found[2].replace(".", "_")}{{{label}="{found[1]}"}}'
-    return f"envoy_{name.replace('.', '_')}"
+    return f"envoy_{name.replace('.', '_')}{{}}"
 
 
 _FILTER = ("envoy/dns_filter.mesh.downstream_rx_queries", "envoy/dns_filter.mesh.external_a_record_queries")

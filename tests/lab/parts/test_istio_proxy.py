@@ -1,0 +1,130 @@
+"""What a sidecar of Istio's counted, from its agent's page: lines as Istio's agent and Envoy print them."""
+
+from __future__ import annotations
+
+import re
+import urllib.parse
+from typing import Any
+
+import pytest
+
+from meshdns.core.world import Nets
+from meshdns.lab import parts
+from meshdns.lab.parts import istio_proxy
+from meshdns.lab.parts.component import At
+from recording import series
+from shipped import WORLD
+
+# After five questions, two of them passed on, and calls of two Services, a ServiceEntry, an address and itself.
+PAGE = """\
+# TYPE istio_agent_dns_requests_total counter
+istio_agent_dns_requests_total 5
+istio_agent_dns_upstream_failures_total 2
+istio_agent_dns_upstream_request_duration_seconds_bucket{le="+Inf"} 2
+istio_agent_dns_upstream_request_duration_seconds_sum 10.001678652999999
+istio_agent_dns_upstream_requests_total 2
+istio_agent_process_start_time_seconds 1.79601384211e+09
+istio_agent_go_gc_duration_seconds{quantile="0"} 3.6e-05
+# TYPE envoy_cluster_update_attempt counter
+envoy_cluster_update_attempt{cluster_name="PassthroughCluster"} 0
+envoy_cluster_update_attempt{cluster_name="outbound|80||web.example.com"} 3
+envoy_cluster_update_attempt{cluster_name="outbound|80||web.shop.svc.cluster.local"} 2
+# TYPE envoy_cluster_upstream_cx_connect_fail counter
+envoy_cluster_upstream_cx_connect_fail{cluster_name="PassthroughCluster"} 0
+envoy_cluster_upstream_cx_connect_fail{cluster_name="outbound|80||web.shop.svc.cluster.local"} 1
+envoy_cluster_upstream_cx_overflow{cluster_name="PassthroughCluster"} 0
+envoy_cluster_upstream_cx_overflow{cluster_name="outbound|80||legacy.example.com"} 7
+envoy_cluster_upstream_cx_total{cluster_name="PassthroughCluster"} 4
+envoy_cluster_upstream_cx_total{cluster_name="outbound|80||legacy.example.com"} 1
+envoy_cluster_upstream_cx_total{cluster_name="outbound|80||legacy.shop.svc.cluster.local"} 1
+envoy_cluster_upstream_cx_total{cluster_name="outbound|80||web.shop.svc.cluster.local"} 2
+envoy_cluster_upstream_rq_completed{cluster_name="PassthroughCluster"} 4
+envoy_cluster_upstream_rq_completed{cluster_name="outbound|80||legacy.example.com"} 2
+envoy_cluster_upstream_rq_completed{cluster_name="outbound|80||legacy.shop.svc.cluster.local"} 2
+envoy_cluster_upstream_rq_completed{cluster_name="outbound|80||web.shop.svc.cluster.local"} 0
+envoy_http_downstream_rq_completed{http_conn_manager_prefix="outbound_0.0.0.0_80"} 4
+envoy_http_downstream_rq_completed{http_conn_manager_prefix="outbound_0.0.0.0_8080"} 1
+envoy_listener_downstream_cx_total{listener_address="0.0.0.0_15001"} 6
+envoy_listener_downstream_cx_total{listener_address="0.0.0.0_15006"} 9
+envoy_tcp_downstream_cx_total{tcp_prefix="BlackHoleCluster"} 1
+"""
+FILTER = """\
+envoy_dns_filter_mesh_downstream_rx_queries{} 5
+envoy_dns_filter_mesh_external_a_record_queries{} 2
+envoy_dns_filter_mesh_external_aaaa_record_queries{} 1
+"""
+SERVER = """\
+envoy_http_downstream_rq_completed{http_conn_manager_prefix="inbound_0.0.0.0_8080"} 12
+envoy_http_downstream_rq_completed{http_conn_manager_prefix="outbound_0.0.0.0_80"} 4
+envoy_listener_no_filter_chain_match{listener_address="0.0.0.0_15001"} 8
+envoy_listener_ssl_handshake{listener_address="0.0.0.0_15006"} 3
+"""
+
+
+def of(pod: str) -> At:
+    return next(at for at in parts.of(WORLD, Nets(), WORLD.named(pod)) if at.part is istio_proxy.PART)
+
+
+def counted(pod: str, page: str) -> dict[str, float]:
+    at = of(pod)
+    return dict(at.part.counts(page, at, WORLD.arms["mode2-agent"]))
+
+
+def test_each_series_is_counted_under_its_name() -> None:
+    assert counted("client-mode2-agent", PAGE) == {
+        "pod/dnsproxy/queries": 5, "pod/dnsproxy/forwarded": 2, "pod/envoy/outbound_cx": 6, "pod/envoy/listener_rq": 5,
+        "pod/envoy/cluster_cx": 4, "pod/envoy/upstream_cx_fail": 1, "pod/envoy/cluster_rq": 4,
+        "pod/envoy/passthrough_cx": 4, "pod/envoy/passthrough_overflow": 0, "pod/envoy/blackhole_cx": 1,
+        "pod/envoy/cluster_resolutions": 3,
+    }  # fmt: skip
+
+
+def test_envoys_dns_filter_counts_as_the_agents_proxy_does() -> None:
+    assert counted("client-mode2-envoy", FILTER) == {"pod/dnsproxy/queries": 5, "pod/dnsproxy/forwarded": 3}
+
+
+def test_a_server_counts_what_comes_in_and_what_never_happened_as_none() -> None:
+    assert counted("web-1", SERVER) == {"servers/envoy_rq": 12, "servers/no_chain": 0, "servers/mtls_cx": 3}
+
+
+# As Envoy itself calls what the pages above hold, before a label is made of a part.
+STATISTICS = (
+    "cluster.PassthroughCluster;.upstream_cx_total", "cluster.PassthroughCluster;.upstream_cx_overflow",
+    "cluster.outbound|80||web.example.com;.update_attempt", "cluster.outbound|80|v1|web.example.com;.upstream_cx_total",
+    "cluster.outbound|80||web.example.com;.upstream_cx_connect_fail",
+    "cluster.outbound|80||web.example.com;.upstream_rq_completed", "tcp.BlackHoleCluster.downstream_cx_total",
+    "http.outbound_0.0.0.0_80;.downstream_rq_completed", "listener.0.0.0.0_15001.downstream_cx_total",
+    "dns_filter.mesh.downstream_rx_queries", "dns_filter.mesh.external_a_record_queries",
+    "dns_filter.mesh.external_aaaa_record_queries",
+)  # fmt: skip
+OF_SERVERS = (
+    "http.inbound_0.0.0.0_8080;.downstream_rq_completed", "listener.0.0.0.0_15006.no_filter_chain_match",
+    "listener.0.0.0.0_15006.ssl.handshake",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("pod", "names"), [("client-mode1", STATISTICS), ("web-1", OF_SERVERS)])
+def test_what_is_counted_is_asked_for_and_hardly_more(pod: str, names: tuple[str, ...]) -> None:
+    url = of(pod).part.page(of(pod))
+    assert url is not None
+    wanted = re.compile(urllib.parse.unquote(url["url"].partition("filter=")[2]))
+    assert [name for name in names if not wanted.search(name)] == []
+    for name in names:  # each of them is counted
+        [(_, value)] = counted(pod, f"{series(name)} 17\n").items() if pod != "web-1" else [("", 17.0)]
+        assert value == 17
+    assert pod != "web-1" or sum(counted(pod, "".join(f"{series(name)} 1\n" for name in names)).values()) == len(names)
+    for other in ("cluster.outbound|80||x;.upstream_rq_200", "server.live", "http.admin.downstream_rq_completed"):
+        assert not wanted.search(other)
+
+
+def environment(pod: str) -> dict[str, Any]:
+    return dict(of(pod).part.container(of(pod)).environment)
+
+
+def test_dns_is_captured_where_the_agent_or_envoy_answers_it_and_only_one_of_them_has_the_port() -> None:
+    asked = {pod: environment(pod) for pod in ("client-mode1", "client-mode2-agent", "client-mode2-envoy", "web-1")}
+    assert {pod for pod, each in asked.items() if "ISTIO_META_DNS_CAPTURE" in each} == {
+        "client-mode2-agent", "client-mode2-envoy"}  # fmt: skip
+    assert {pod for pod, each in asked.items() if "DNS_PROXY_ADDR" in each} == {"client-mode2-envoy"}
+    modes = {pod: environment(pod)["ISTIO_META_INTERCEPTION_MODE"] for pod in ("client-mode1", "client-tproxy")}
+    assert modes == {"client-mode1": "REDIRECT", "client-tproxy": "TPROXY"}
