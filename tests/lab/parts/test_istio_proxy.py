@@ -126,5 +126,3 @@ def test_dns_is_captured_where_the_agent_or_envoy_answers_it_and_only_one_of_the
     assert {pod for pod, each in asked.items() if "ISTIO_META_DNS_CAPTURE" in each} == {
         "client-mode2-agent", "client-mode2-envoy"}  # fmt: skip
     assert {pod for pod, each in asked.items() if "DNS_PROXY_ADDR" in each} == {"client-mode2-envoy"}
-    modes = {pod: environment(pod)["ISTIO_META_INTERCEPTION_MODE"] for pod in ("client-mode1", "client-tproxy")}
-    assert modes == {"client-mode1": "REDIRECT", "client-tproxy": "TPROXY"}
