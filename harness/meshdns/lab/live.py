@@ -87,7 +87,7 @@ class Plane:
 
     def record(self) -> Recording:
         """What it tells each sidecar."""
-        version = self._place.exec(self._istiod, istiod.PART.versions["istiod"].split(), timeout_s=20).strip()
+        version = self._place.exec(self._istiod, istiod.PART.versions["istiod"].split(), timeout_s=20).split()[-1]
         return recorder.record(self._world, self._nets, f"{self._address}:{ports.PORT_XDS}", version)
 
 
