@@ -426,28 +426,31 @@ def test_an_envoy_that_never_becomes_ready_is_named_and_everything_is_removed(
 
     def broken() -> None:
         render()
-        path = small.state / "client-mode1" / "envoy.json"
+        path = small.state / "recorded" / "client-mode1.json"
         path.write_text(path.read_text().replace('"web-headless.', '"nobody-here.'))
 
     monkeypatch.setattr(small, "_render", broken)
     monkeypatch.setattr(readiness, "TIMEOUT_S", 5)
-    with pytest.raises(errors.TestbedError, match="client-mode1-envoy: has not resolved its endpoints after 5 s"):
+    with pytest.raises(
+        errors.TestbedError,
+        match="client-mode1-istio-proxy: (has not resolved its endpoints|does not answer) after 5 s",
+    ):
         small.up(lambda line: None)
     assert small.containers() == []
     assert not small.state.exists()
 
 
-def test_an_envoy_that_refuses_its_configuration_is_named_with_its_last_words(
-    small: Testbed, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sidecar_that_is_told_nonsense_is_named(small: Testbed, monkeypatch: pytest.MonkeyPatch) -> None:
     render = small._render
 
     def broken() -> None:
         render()
-        (small.state / "web-2" / "envoy.json").write_text('{"nonsense": 1}')
+        path = small.state / "recorded" / "web-2.json"
+        path.write_text(path.read_text().replace('"virtualInbound"', '""').replace("0.0.0.0", "no address"))
 
     monkeypatch.setattr(small, "_render", broken)
-    with pytest.raises(errors.TestbedError, match="web-2-envoy: the container ended with code 1; its log ends"):
+    monkeypatch.setattr(readiness, "TIMEOUT_S", 8)
+    with pytest.raises(errors.TestbedError, match="web-2-istio-proxy: does not answer after 8 s; its log ends"):
         small.up(lambda line: None)
     assert small.containers() == []
 

@@ -32,8 +32,8 @@ envoy_cluster_update_attempt{cluster_name="outbound|80||web.shop.svc.cluster.loc
 # TYPE envoy_cluster_upstream_cx_connect_fail counter
 envoy_cluster_upstream_cx_connect_fail{cluster_name="PassthroughCluster"} 0
 envoy_cluster_upstream_cx_connect_fail{cluster_name="outbound|80||web.shop.svc.cluster.local"} 1
-envoy_cluster_upstream_cx_overflow{cluster_name="PassthroughCluster"} 0
-envoy_cluster_upstream_cx_overflow{cluster_name="outbound|80||legacy.example.com"} 7
+envoy_listener_downstream_global_cx_overflow{listener_address="0.0.0.0_15001"} 0
+envoy_listener_downstream_global_cx_overflow{listener_address="0.0.0.0_15006"} 7
 envoy_cluster_upstream_cx_total{cluster_name="PassthroughCluster"} 4
 envoy_cluster_upstream_cx_total{cluster_name="outbound|80||legacy.example.com"} 1
 envoy_cluster_upstream_cx_total{cluster_name="outbound|80||legacy.shop.svc.cluster.local"} 1
@@ -89,7 +89,7 @@ def test_a_server_counts_what_comes_in_and_what_never_happened_as_none() -> None
 
 # As Envoy itself calls what the pages above hold, before a label is made of a part.
 STATISTICS = (
-    "cluster.PassthroughCluster;.upstream_cx_total", "cluster.PassthroughCluster;.upstream_cx_overflow",
+    "cluster.PassthroughCluster;.upstream_cx_total", "listener.0.0.0.0_15001.downstream_global_cx_overflow",
     "cluster.outbound|80||web.example.com;.update_attempt", "cluster.outbound|80|v1|web.example.com;.upstream_cx_total",
     "cluster.outbound|80||web.example.com;.upstream_cx_connect_fail",
     "cluster.outbound|80||web.example.com;.upstream_rq_completed", "tcp.BlackHoleCluster.downstream_cx_total",

@@ -41,14 +41,14 @@ _CLIENT = {
     rf"envoy_cluster_upstream_cx_connect_fail{{{_OUTBOUND}}}": "envoy/upstream_cx_fail",
     rf"envoy_cluster_upstream_rq_completed{{{_OUTBOUND}}}": "envoy/cluster_rq",
     r'envoy_cluster_upstream_cx_total{cluster_name="PassthroughCluster"}': "envoy/passthrough_cx",
-    r'envoy_cluster_upstream_cx_overflow{cluster_name="PassthroughCluster"}': "envoy/passthrough_overflow",
+    r'envoy_listener_downstream_global_cx_overflow{listener_address="0.0.0.0_15001"}': "envoy/passthrough_overflow",
     r'envoy_tcp_downstream_cx_total{tcp_prefix="BlackHoleCluster"}': "envoy/blackhole_cx",
 }
 _CLIENT_FILTER = (
     r"^(dns_filter\.mesh\.(downstream_rx_queries|external_a+_record_queries)"
-    r"|listener\.0\.0\.0\.0_15001\.downstream_cx_total"
+    r"|listener\.0\.0\.0\.0_15001\.downstream_(cx_total|global_cx_overflow)"
     r"|http\.outbound_.*\.downstream_rq_completed|tcp\.BlackHoleCluster\.downstream_cx_total"
-    r"|cluster\.(outbound\|.*|PassthroughCluster);\.(upstream_(cx_total|cx_overflow|cx_connect_fail|rq_completed)"
+    r"|cluster\.(outbound\|.*|PassthroughCluster);\.(upstream_(cx_total|cx_connect_fail|rq_completed)"
     r"|update_attempt))$"
 )
 _SERVER = {
