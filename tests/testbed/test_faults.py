@@ -433,7 +433,7 @@ def test_an_envoy_that_never_becomes_ready_is_named_and_everything_is_removed(
     monkeypatch.setattr(readiness, "TIMEOUT_S", 5)
     with pytest.raises(
         errors.TestbedError,
-        match="client-mode1-istio-proxy: (has not resolved its endpoints|does not answer) after 5 s",
+        match=r"client-mode1-istio-proxy: .* after 5 s",
     ):
         small.up(lambda line: None)
     assert small.containers() == []
