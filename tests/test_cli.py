@@ -21,7 +21,7 @@ import pytest
 import synthetic
 from meshdns import __version__, cli, report, store
 from meshdns.core import errors, paths
-from meshdns.lab import locks
+from meshdns.lab import locks, recording
 from meshdns.lab.compose import testbed
 from meshdns.lab.place import Part
 from meshdns.measure import duration, plan, run
@@ -75,13 +75,14 @@ def test_without_a_verb_the_help_says_what_there_is() -> None:
     assert done.stderr == meshdns("--help").stdout
 
 
-def test_the_version_tells_release_commit_and_python() -> None:
+def test_the_version_tells_release_commit_istio_and_python() -> None:
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     commit = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     done = meshdns("--version")
     assert done.returncode == 0
     release = importlib.metadata.version("meshdns")
-    assert done.stdout == f"meshdns {release} (commit {commit}), Python {platform.python_version()}\n"
+    istio = f"Istio {recording.read().istio} (development, not a release)"
+    assert done.stdout == f"meshdns {release} (commit {commit}), {istio}, Python {platform.python_version()}\n"
     assert release == __version__
 
 

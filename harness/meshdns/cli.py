@@ -76,9 +76,11 @@ class _Version(argparse.Action):
         import platform
 
         from meshdns import __version__
+        from meshdns.lab import recording
 
-        commit = paths.commit()
-        print(f"meshdns {__version__}{f' (commit {commit})' if commit else ''}, Python {platform.python_version()}")
+        commit, istio = paths.commit(), recording.read().istio
+        own = f"meshdns {__version__}{f' (commit {commit})' if commit else ''}"
+        print(f"{own}, Istio {istio} (development, not a release), Python {platform.python_version()}")
         parser.exit()
 
 

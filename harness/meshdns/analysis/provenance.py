@@ -22,7 +22,7 @@ SELF_TEST = "card-"  # how its experiments are named; due now and then, they are
 MAX_INVALID = 0.5  # when most cells are invalid the rest are the lucky ones, not a sample
 MAX_FAILED = 0.01  # more failures than this shift the quantiles of those that succeeded
 # How a whole run reads in a table; the rest of the facts stays in run.json.
-_FACTS = ("meshdns", "commit", "envoy", "coredns", "bind", "dnsdist", "nginx", "python")
+_FACTS = ("meshdns", "commit", "istio", "envoy", "coredns", "bind", "dnsdist", "nginx", "python")
 _MACHINE = ("cpu", "cpus", "kernel")
 
 
@@ -47,6 +47,31 @@ def table(runs: store.Runs) -> pd.DataFrame:
             | {name: str(machine.get(name, "unknown")) for name in _MACHINE}
         )
     return pd.DataFrame(rows).set_index("run").T
+
+
+def made_of(runs: store.Runs) -> text.Shown:
+    """The same, and in what its sidecars are not Istio's."""
+    shown = text.Shown(table(runs))
+    shown.words = " ".join(dict.fromkeys(said for header in runs.headers if (said := _apart(header.facts))))
+    return shown
+
+
+def _apart(facts: dict[str, Any]) -> str:
+    versions, plane = branch(facts, "versions"), branch(facts, "plane")
+    if "istio" not in versions:
+        return ""
+    said = (
+        f"Sidecars are Istio's agent {versions['istio']} (development towards 1.31, not a release) with istiod's "
+        f"configuration on upstream Envoy {versions.get('envoy', 'of unknown version')}: without the metadata exchange, "
+        "ALPN and statistics filters of Istio's own Envoy, so that latencies are a lower bound for it. The testbed plays "
+        "the node's part, without a kubelet."
+    )
+    if plane.get("live"):
+        return said
+    return (
+        f"{said} What istiod answers was recorded, certificates come from a CA of the testbed with the same SPIFFE names, "
+        "and the cluster's names from CoreDNS' plugin file in the place of kubernetes."
+    )
 
 
 def branch(facts: dict[str, Any], name: str) -> dict[str, Any]:
