@@ -62,15 +62,15 @@ def _apart(facts: dict[str, Any]) -> str:
         return ""
     said = (
         f"Sidecars are Istio's agent {versions['istio']} (development towards 1.31, not a release) with istiod's "
-        f"configuration on upstream Envoy {versions.get('envoy', 'of unknown version')}: without the metadata exchange, "
-        "ALPN and statistics filters of Istio's own Envoy, so that latencies are a lower bound for it. The testbed plays "
-        "the node's part, without a kubelet."
+        f"configuration on upstream Envoy {versions.get('envoy', 'of unknown version')}: without the filters of Istio's "
+        "own Envoy for metadata exchange, ALPN and statistics, so that latencies are a lower bound for it. The testbed "
+        "plays the node's part, without a kubelet."
     )
     if plane.get("live"):
         return said
     return (
-        f"{said} What istiod answers was recorded, certificates come from a CA of the testbed with the same SPIFFE names, "
-        "and the cluster's names from CoreDNS' plugin file in the place of kubernetes."
+        f"{said} What istiod answers was recorded, certificates come from a CA of the testbed with the same SPIFFE "
+        "names, and the cluster's names from CoreDNS' plugin file in the place of kubernetes."
     )
 
 
