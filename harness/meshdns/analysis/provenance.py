@@ -60,11 +60,12 @@ def _apart(facts: dict[str, Any]) -> str:
     versions, plane = branch(facts, "versions"), branch(facts, "plane")
     if "istio" not in versions:
         return ""
+    envoy = versions.get("envoy", "of unknown version")
     said = (
-        f"Sidecars are Istio's agent {versions['istio']} (development towards 1.31, not a release) with the "
-        f"configuration of istiod on upstream Envoy {versions.get('envoy', 'of unknown version')}: without the filters of "
-        "Istio's own Envoy for metadata exchange, ALPN and statistics, so that latencies are a lower bound for it. The testbed "
-        "plays the node's part, without a kubelet."
+        f"Sidecars are Istio's agent {versions['istio']} (development towards 1.31, not a release) with istiod's "
+        f"configuration on upstream Envoy {envoy}: without the filters of Istio's own Envoy for metadata exchange, "
+        "ALPN and statistics, so that latencies are a lower bound for it. The testbed plays the node's part, without "
+        "a kubelet."
     )
     if plane.get("live"):
         return said
