@@ -40,6 +40,7 @@ MORE = {  # what needs an extra, and which
     "logs": "lab",
     "exec dns-coredns true": "lab",
     "down": "lab",
+    "record": "lab",
     "run": "lab",
     "trace http://web/": "lab",
     "report": "notebooks",

@@ -44,7 +44,7 @@ def made(folder: Path, world: World, arms: Callable[[str], tuple[str, ...]]) -> 
             patch.setattr(each, "WORLD", whole)
         true = measured.World()
         true = dataclasses.replace(true, dns=by_arm(true.dns))
-        for seed, name in enumerate(("standard", "interception"), 1):
+        for seed, name in enumerate(("standard", "interception", "cluster-dns"), 1):
             measured.build(folder, true, 2, seed, asked=changed(thin(plan.find(name, whole))))
         policies_world.build(folder, None, 2, 1, changed(plan.parse(policies_world.PLAN, "policies_world", whole)))
         usual = changes_world.World(rate_hz=25)  # arms are looked at, not numbers

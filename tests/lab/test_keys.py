@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from meshdns.lab import keys
+from meshdns.lab import keys, newkeys
 
 
 def handshake(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> None:
@@ -33,7 +33,7 @@ def contexts(made: dict[str, str], authority: str, folder: Path) -> tuple[ssl.SS
 
 
 def test_its_certificate_holds_under_its_name_alone(tmp_path: Path) -> None:
-    made, other = keys.made(), keys.made()
+    made, other = newkeys.made(), newkeys.made()
     handshake(*contexts(made, made[keys.AUTHORITY], tmp_path), keys.API_SERVER)
     with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
         handshake(*contexts(made, made[keys.AUTHORITY], tmp_path), "other.svc")
@@ -42,12 +42,12 @@ def test_its_certificate_holds_under_its_name_alone(tmp_path: Path) -> None:
 
 
 def test_every_start_has_others() -> None:
-    made, other = keys.made(), keys.made()
+    made, other = newkeys.made(), newkeys.made()
     assert not [name for name in made if made[name] == other[name]]
 
 
 def test_who_speaks_to_it_expects_that_name() -> None:
-    made = keys.made()
+    made = newkeys.made()
     config = yaml.safe_load(keys.kubeconfig(made, "https://198.19.128.11:6443"))
     [cluster], [user] = config["clusters"], config["users"]
     assert cluster["cluster"]["tls-server-name"] == keys.API_SERVER

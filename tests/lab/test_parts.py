@@ -17,14 +17,14 @@ from meshdns import store
 from meshdns.core import errors, paths
 from meshdns.core.progress import Progress
 from meshdns.core.world import Nets, World
-from meshdns.lab import keys, parts, recording, world
+from meshdns.lab import newkeys, parts, recording, world
 from meshdns.lab.parts import coredns, envoy
 from meshdns.lab.parts.component import At, Component, NameServer, Secrets
 from meshdns.measure import plan, run
 from recording import Recording
 from shipped import WORLD
 
-KEYS = Secrets("console", "web", "update", keys.made())
+KEYS = Secrets("console", "web", "update", newkeys.made())
 EVERY = [at for pod in WORLD.pods for at in parts.of(WORLD, Nets(), pod, keys=KEYS)]
 
 

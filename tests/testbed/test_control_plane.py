@@ -143,7 +143,7 @@ print(*(record.address for rrset in answer.answer for record in rrset))
 
 @pytest.mark.parametrize("arm", MODE2)
 def test_dns_over_tcp_is_answered_in_a_managed_pod(bed: Testbed, arm: str) -> None:
-    asked = ["python3", "-c", _OVER_TCP, WORLD.external_name, WORLD.dns_cluster_ip]
+    asked = ["python3", "-c", _OVER_TCP, WORLD.backends["api"].host, WORLD.dns_cluster_ip]
     [address] = bed.exec(WORLD.arms[arm].pod, asked, timeout_s=15, image="dnsproxy").split()
     # Envoy has no DNS filter for TCP: what it passes on gets the real address.
     assert address.startswith("240.240." if WORLD.arms[arm].dns == "agent" else bed.nets.world)

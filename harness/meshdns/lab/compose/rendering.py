@@ -11,7 +11,6 @@ from collections.abc import Collection
 import yaml
 
 from meshdns.core.world import Nets, World
-from meshdns.lab import keys as plane
 from meshdns.lab import names, parts
 from meshdns.lab.compose import containers
 from meshdns.lab.parts.component import Secrets
@@ -20,7 +19,7 @@ from meshdns.lab.parts.component import Secrets
 def new_secrets(*, live: bool = False) -> Secrets:
     """Fresh ones; dnsdist wants 32 bytes in base64 for its console."""
     console, update = (base64.b64encode(secrets.token_bytes(32)).decode() for _ in range(2))
-    return Secrets(console, secrets.token_urlsafe(18), update, plane.made() if live else {})
+    return Secrets(console, secrets.token_urlsafe(18), update, newkeys.made() if live else {})
 
 
 def composition(world: World, nets: Nets, groups: Collection[str]) -> str:
