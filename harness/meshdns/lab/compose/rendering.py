@@ -11,7 +11,7 @@ from collections.abc import Collection
 import yaml
 
 from meshdns.core.world import Nets, World
-from meshdns.lab import names, parts
+from meshdns.lab import names, newkeys, parts
 from meshdns.lab.compose import containers
 from meshdns.lab.parts.component import Secrets
 
