@@ -180,7 +180,7 @@ def test_rules_in_front_change_no_path_and_are_taken_away(session: Session, arm:
 OUTCOMES = [
     # answer, intercepted, sidecar -> outcome of every request, and a counter that says why
     ("clusterip", True, "up", "ok", "pod/envoy/cluster_rq"),
-    ("pod", True, "up", "ok", "pod/envoy/passthrough_cx"),
+    ("pod", True, "up", "ok", "pod/rule/redirect_tcp"),
     ("clusterip", False, "up", "ok", "pod/rule/clusterip_tcp"),
     ("pod", False, "down", "ok", "servers/nginx_rq"),
     ("clusterip", True, "down", "connect_error", "pod/rule/redirect_tcp"),
@@ -271,7 +271,7 @@ def test_inbound_connections_to_meshed_replicas_pass_their_sidecar(bed: Testbed,
         "c.request('GET', '/'); r = c.getresponse()\n"
         "print(r.getheader('X-Replica'), r.getheader('server'))"
     )
-    assert in_app(bed, "ip", program) == f"{server.pod} envoy"
+    assert in_app(bed, "ip", program) == f"{server.pod} istio-envoy"
 
 
 def test_nothing_leaves_the_machine(bed: Testbed) -> None:
@@ -297,7 +297,7 @@ def test_containers_hold_no_more_privilege_than_they_need(bed: Testbed) -> None:
         assert not host["PortBindings"], service
         wanted = set(host["CapAdd"] or [])
         allowed = {"NET_ADMIN", "NET_RAW"} if service.endswith("observer") else set()
-        allowed |= {"NET_ADMIN"} if service.endswith("-rules") else set()
+        allowed |= {"NET_ADMIN"} if service.endswith(("-rules", "-queries")) else set()
         allowed |= {"SYS_ADMIN"} if service.endswith("-loader") else set()
         allowed |= {"NET_ADMIN", "SETUID", "SETGID", "SETPCAP"} if service.endswith("-tproxy-istio-proxy") else set()
         assert {cap.removeprefix("CAP_") for cap in wanted} <= allowed, service
