@@ -143,7 +143,7 @@ def test_what_was_not_measured_is_one_sentence_and_no_figure_table_or_caption() 
 
 
 def test_every_page_of_imitated_parts_says_that_they_are() -> None:
-    said = page_of(cell("", "answer", {"text/markdown": "In mode 2 a lookup takes 3 µs."}))
+    said = page_of(cell("", "answer", {"text/markdown": "In mode2-xds a lookup takes 3 µs."}))
     words = "numbers of these parts are not those of the originals"
     assert words in said
     assert words not in page_of(cell("", "answer", {"text/markdown": "The clock ticks."}))

@@ -18,7 +18,7 @@ from meshdns.report import markup
 HIDDEN = ("parameters", "injected-parameters", "load")  # set up, and say nothing
 ALTERNATIVE_LENGTH = 400  # a screen reader cannot skim: the caption's first sentences are enough
 # Parts that are not what they stand for (templates/imitated.html); whoever measures the originals changes both.
-IMITATED = re.compile(r"mode ?2|-xds|cluster DNS", re.IGNORECASE)
+IMITATED = re.compile(r"-xds\b", re.IGNORECASE)
 PNG, PDF, MARKDOWN = "image/png", "application/pdf", "text/markdown"
 
 
