@@ -271,7 +271,7 @@ def test_inbound_connections_to_meshed_replicas_pass_their_sidecar(bed: Testbed,
         "c.request('GET', '/'); r = c.getresponse()\n"
         "print(r.getheader('X-Replica'), r.getheader('server'))"
     )
-    assert in_app(bed, "ip", program) == f"{server.pod} istio-envoy"
+    assert in_app(bed, "ip", program) == f"{server.pod} {'envoy' if server.managed else 'istio-envoy'}"
 
 
 def test_nothing_leaves_the_machine(bed: Testbed) -> None:
