@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="meshdns", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print version, commit and Python, and exit")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print version, commit, Istio and Python, and exit")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="name")
 
     def verb(name: str, action: object, text: str) -> argparse.ArgumentParser:

@@ -51,8 +51,17 @@ def table(runs: store.Runs) -> pd.DataFrame:
 
 def made_of(runs: store.Runs) -> text.Shown:
     """The same, and in what its sidecars are not Istio's."""
+    measured = set(runs.cells["arm"])
+    sidecars = [pod for pod in runs.world.pods if pod.sidecar and pod.arm in measured]
+    istios = any(not pod.managed for pod in sidecars)
+    said = [said for header in runs.headers if istios and (said := _apart(header.facts))]
+    if ours := sorted({pod.arm for pod in sidecars if pod.managed}):
+        said.append(
+            f"Sidecars of {text.listed(ours)} are upstream Envoy told by the testbed's own control plane, not by "
+            "istiod, and the cluster DNS beside them is BIND: what these cost is not Istio's."
+        )
     shown = text.Shown(table(runs))
-    shown.words = " ".join(dict.fromkeys(said for header in runs.headers if (said := _apart(header.facts))))
+    shown.words = " ".join(dict.fromkeys(said))
     return shown
 
 
@@ -60,12 +69,12 @@ def _apart(facts: dict[str, Any]) -> str:
     versions, plane = branch(facts, "versions"), branch(facts, "plane")
     if "istio" not in versions:
         return ""
-    envoy = versions.get("envoy", "of unknown version")
+    istio, envoy = str(versions["istio"]), versions.get("envoy", "of unknown version")
+    development = " (development towards 1.31, not a release)" if istio.startswith("0.0.0-") else ""
     said = (
-        f"Sidecars are Istio's agent {versions['istio']} (development towards 1.31, not a release) with istiod's "
-        f"configuration on upstream Envoy {envoy}: without the filters of Istio's own Envoy for metadata exchange, "
-        "ALPN and statistics, so that latencies are a lower bound for it. The testbed plays the node's part, without "
-        "a kubelet."
+        f"Sidecars told by Istio are its agent {istio}{development} with istiod's configuration on upstream Envoy "
+        f"{envoy}: without the filters of Istio's own Envoy for metadata exchange, ALPN and statistics, so that "
+        "latencies are a lower bound for it. The testbed plays the node's part, without a kubelet."
     )
     if plane.get("live"):
         return said
