@@ -10,19 +10,19 @@ import pytest
 from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 
 from meshdns.ads import answers, server
-from meshdns.ads.answers import CLUSTERS, ENDPOINTS, LISTENERS
+from meshdns.ads.types import CDS, EDS, LDS, URL
 
 NODE = "sidecar~198.18.0.44~{}.shop~shop.svc.cluster.local"
 GIVEN = {
-    CLUSTERS: [{"name": "a"}, {"name": "b"}],
-    ENDPOINTS: [{"clusterName": "a"}, {"clusterName": "b"}],
+    CDS: [{"name": "a"}, {"name": "b"}],
+    EDS: [{"clusterName": "a"}, {"clusterName": "b"}],
 }
 
 
 @pytest.fixture(scope="module")
 def told() -> dict[str, answers.Told]:
-    answers.know(url.removeprefix(answers.URL) for url in GIVEN)
-    return {"one": answers.told(GIVEN), "two": answers.told({CLUSTERS: [{"name": "c"}]})}
+    answers.know(url.removeprefix(URL) for url in GIVEN)
+    return {"one": answers.told(GIVEN), "two": answers.told({CDS: [{"name": "c"}]})}
 
 
 def asked(url: str, *names: str, pod: str = "", nonce: str = "", error: str = "") -> Any:
@@ -40,16 +40,16 @@ def named(response: Any) -> list[str]:
 
 def test_resources_are_those_asked_for_by_name_or_all(told: dict[str, answers.Told]) -> None:
     stream = server.Stream(told)
-    assert named(stream.answer(asked(CLUSTERS, pod="one"))) == ["a", "b"]
-    assert named(stream.answer(asked(ENDPOINTS, "b", "nobody"))) == ["b"]
+    assert named(stream.answer(asked(CDS, pod="one"))) == ["a", "b"]
+    assert named(stream.answer(asked(EDS, "b", "nobody"))) == ["b"]
 
 
 def test_an_acknowledgement_is_not_answered_and_another_question_is(told: dict[str, answers.Told]) -> None:
     stream = server.Stream(told)
-    first = stream.answer(asked(ENDPOINTS, "a", pod="one"))
+    first = stream.answer(asked(EDS, "a", pod="one"))
     assert first is not None
-    assert stream.answer(asked(ENDPOINTS, "a", nonce=first.nonce)) is None
-    more = stream.answer(asked(ENDPOINTS, "a", "b", nonce=first.nonce))
+    assert stream.answer(asked(EDS, "a", nonce=first.nonce)) is None
+    more = stream.answer(asked(EDS, "a", "b", nonce=first.nonce))
     assert more is not None
     assert (named(more), more.nonce != first.nonce) == (["a", "b"], True)
 
@@ -58,16 +58,16 @@ def test_a_rejection_is_said_and_nothing_is_sent_again(
     told: dict[str, answers.Told], capsys: pytest.CaptureFixture[str]
 ) -> None:
     stream = server.Stream(told)
-    first = stream.answer(asked(CLUSTERS, pod="one"))
+    first = stream.answer(asked(CDS, pod="one"))
     assert first is not None
-    assert stream.answer(asked(CLUSTERS, nonce=first.nonce, error="no such filter")) is None
-    assert capsys.readouterr().err == f"one rejects {CLUSTERS}: no such filter\n"
+    assert stream.answer(asked(CDS, nonce=first.nonce, error="no such filter")) is None
+    assert capsys.readouterr().err == f"one rejects {CDS}: no such filter\n"
 
 
 def test_nothing_is_known_of_other_pods_and_other_types(told: dict[str, answers.Told]) -> None:
-    assert server.Stream(told).answer(asked(CLUSTERS, pod="three")) is None
-    assert server.Stream(told).answer(asked(LISTENERS, pod="one")) is None
-    assert named(server.Stream(told).answer(asked(CLUSTERS, pod="two"))) == ["c"]
+    assert server.Stream(told).answer(asked(CDS, pod="three")) is None
+    assert server.Stream(told).answer(asked(LDS, pod="one")) is None
+    assert named(server.Stream(told).answer(asked(CDS, pod="two"))) == ["c"]
 
 
 @pytest.mark.parametrize(("node", "pod"), [(NODE.format("web-1"), "web-1"), (NODE.format("a.b"), "a.b"), ("x", "x")])
@@ -88,6 +88,6 @@ def stub(told: dict[str, answers.Told]) -> Iterator[Any]:
 
 def test_who_comes_again_is_told_again_whatever_it_holds_already(stub: Any) -> None:
     for _ in range(2):
-        questions = [asked(CLUSTERS, pod="one"), asked(CLUSTERS, nonce="1"), asked(ENDPOINTS, "a")]
+        questions = [asked(CDS, pod="one"), asked(CDS, nonce="1"), asked(EDS, "a")]
         found = [*stub.StreamAggregatedResources(iter(questions), timeout=20)]
-        assert [(each.type_url, named(each)) for each in found] == [(CLUSTERS, ["a", "b"]), (ENDPOINTS, ["a"])]
+        assert [(each.type_url, named(each)) for each in found] == [(CDS, ["a", "b"]), (EDS, ["a"])]

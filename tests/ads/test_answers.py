@@ -9,6 +9,7 @@ import pytest
 from google.protobuf import json_format
 
 from meshdns.ads import answers
+from meshdns.ads.types import CDS, NDS, URL, name_of
 from meshdns.core.world import Nets
 from meshdns.lab import recording
 from shipped import WORLD
@@ -25,20 +26,19 @@ def test_the_kept_recording_is_told_as_it_stands(tmp_path: Path) -> None:
     for pod, told in found.items():
         given = kept.answers(pod, Nets())
         for url, resources in given.items():
-            assert [*told[url]] == [recording.name(each) for each in resources]
+            assert [*told[url]] == [name_of(each) for each in resources]
             assert [answers.unpacked(each) for each in told[url].values()] == resources
 
 
 def test_endpoints_go_by_the_name_of_their_cluster_and_a_name_table_by_none() -> None:
-    assert answers.name_of(answers.ENDPOINTS, {"clusterName": "a", "name": "b"}) == "a"
-    assert answers.name_of(answers.CLUSTERS, {"clusterName": "a", "name": "b"}) == "b"
-    answers.know([answers.NAMES.removeprefix(answers.URL)])
-    [(name, message)] = answers.told({answers.NAMES: [TABLE]})[answers.NAMES].items()
+    assert [name_of(each) for each in ({"clusterName": "a"}, {"name": "b"}, TABLE)] == ["a", "b", ""]
+    answers.know([NDS.removeprefix(URL)])
+    [(name, message)] = answers.told({NDS: [TABLE]})[NDS].items()
     assert name == ""
-    assert answers.unpacked(message) == {"@type": answers.NAMES, **TABLE}
+    assert answers.unpacked(message) == {"@type": NDS, **TABLE}
 
 
 def test_what_is_no_message_is_refused() -> None:
     answers.know(["envoy.config.cluster.v3.Cluster"])
     with pytest.raises(json_format.ParseError, match="colour"):
-        answers.told({answers.CLUSTERS: [{"name": "a", "colour": "red"}]})
+        answers.told({CDS: [{"name": "a", "colour": "red"}]})

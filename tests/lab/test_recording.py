@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from meshdns.ads.types import CDS, EDS, LDS, NDS, RDS, name_of
 from meshdns.core import errors
 from meshdns.core.world import Nets, World
 from meshdns.lab import recording
-from meshdns.lab.recording import CDS, EDS, LDS, NDS, RDS, Recording
+from meshdns.lab.recording import Recording
 from shipped import WORLD
 
 USUAL, OTHER = Nets(), Nets("198.18.7", "198.19.7")
@@ -51,7 +52,7 @@ def test_it_is_the_same_bytes_in_whichever_order_and_on_whichever_networks(tmp_p
 
 def test_addresses_are_filled_in_and_no_others_are_touched() -> None:
     answers = made().answers("a", OTHER)
-    given = {url: sorted(found, key=recording.name) for url, found in told("198.18.7.41", OTHER).items()}
+    given = {url: sorted(found, key=name_of) for url, found in told("198.18.7.41", OTHER).items()}
     assert answers == given
 
 

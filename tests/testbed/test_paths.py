@@ -11,7 +11,7 @@ import pytest
 
 from meshdns.core.world import Pod
 from meshdns.interception.conventions import ISTIO
-from meshdns.lab import observers, readiness, rules
+from meshdns.lab import observers, readiness, recorder, rules
 from meshdns.lab.compose.testbed import Testbed
 from meshdns.measure import block, trace
 from meshdns.measure.cell import Cell
@@ -72,19 +72,36 @@ def test_lookups_are_valid_by_all_counters(session: Session, arm: str, name_kind
         assert wrong(measured) == [], (factors, measured.record.counters)
 
 
+CALLS = [
+    *(("ip", backend) for backend in ("plain", "meshed", *(service.backend for service in WORLD.inbound))),
+    *((arm, backend) for arm in ("plain", *SIDECARS) for backend in ("plain", "meshed")),
+    *((arm, "resolved") for arm in SIDECARS),
+]
+
+
 @pytest.mark.parametrize(
-    ("arm", "backend"),
-    [("ip", "plain"), ("ip", "meshed"), *(("ip", service.backend) for service in WORLD.inbound)]
-    + [(arm, backend) for arm in ("plain", *SIDECARS) for backend in ("plain", "meshed")]
-    + [(arm, "resolved") for arm in SIDECARS],
+    ("arm", "backend", "tls"),
+    [(*call, tls) for call in CALLS for tls in (False, True)[: len(WORLD.backends[call[1]].ports)]],
 )
-@pytest.mark.parametrize("tls", [False, True])
 def test_requests_are_valid_by_all_counters(session: Session, arm: str, backend: str, tls: bool) -> None:
-    if tls and len(WORLD.backends[backend].ports) < 2:
-        return  # a ServiceEntry with one port
     measured = measured_as_in_a_run(session, request(arm, backend, tls=tls))
     assert wrong(measured) == [], measured.record.counters
     assert measured.record.counters["servers/nginx_rq"] == 23
+
+
+@pytest.mark.parametrize("arm", [arm for arm in SIDECARS if WORLD.arms[arm].group == "core"])
+def test_istiod_was_asked_as_a_pods_agent_asks(bed: Testbed, arm: str) -> None:
+    """What a recording is made with is what the agent tells of its pod, but for labels that the injector would add."""
+    with observers.opened(bed) as asking:
+        page = {"url": f"http://127.0.0.1:{ISTIO.admin_port}/config_dump?mask=bootstrap.node"}
+        dump = json.loads(observers.page(asking[f"client-{arm}"], page) or "{}")
+    said = next(each["bootstrap"]["node"] for each in dump["configs"] if "bootstrap" in each)
+    asked = recorder.node(WORLD, bed.nets, WORLD.arms[arm])
+    assert said["id"] == asked["id"]
+    given = {key: value for key, value in asked["metadata"].items() if key not in ("PROXY_CONFIG", "LABELS")}
+    assert {key: said["metadata"].get(key) for key in given} == given
+    assert said["metadata"]["LABELS"].items() >= asked["metadata"]["LABELS"].items()
+    assert said["metadata"].get("DNS_CAPTURE") == asked["metadata"].get("DNS_CAPTURE")
 
 
 def test_keep_alive_uses_the_connections_of_the_warm_up(session: Session) -> None:

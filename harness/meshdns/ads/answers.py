@@ -12,18 +12,9 @@ from typing import Any
 
 from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, json_format, message_factory
 
-URL = "type.googleapis.com/"
-CLUSTERS, ENDPOINTS, LISTENERS, ROUTES = (
-    f"{URL}envoy.config.{kind}"
-    for kind in ("cluster.v3.Cluster", "endpoint.v3.ClusterLoadAssignment", "listener.v3.Listener",
-                 "route.v3.RouteConfiguration")
-)  # fmt: skip
-NAMES = f"{URL}istio.networking.nds.v1.NameTable"
-TYPES = (CLUSTERS, ENDPOINTS, LISTENERS, ROUTES, NAMES)
-_NAMED_BY = {ENDPOINTS: "clusterName"}  # of the others: name
-_TYPE = re.compile(r'"@type": *"[^"]*/([\w.]+)"')
+from .types import NDS, TYPES, URL, Resource, name_of
 
-Resource = dict[str, Any]
+_TYPE = re.compile(r'"@type": *"[^"]*/([\w.]+)"')
 Told = Mapping[str, Mapping[str, any_pb2.Any]]  # type URL -> name of the resource -> it
 
 
@@ -38,12 +29,7 @@ def read(folder: Path) -> dict[str, Told]:
 
 def told(resources: Mapping[str, Iterable[Resource]]) -> Told:
     """Their messages."""
-    return {url: {name_of(url, each): packed({"@type": url, **each}) for each in few} for url, few in resources.items()}
-
-
-def name_of(url: str, resource: Resource) -> str:
-    """By which it is asked for; the name table has none."""
-    return str(resource.get(_NAMED_BY.get(url, "name"), ""))
+    return {url: {name_of(each): packed({"@type": url, **each}) for each in few} for url, few in resources.items()}
 
 
 def packed(resource: Resource) -> any_pb2.Any:
@@ -61,7 +47,7 @@ def unpacked(message: any_pb2.Any) -> Resource:
 def know(names: Iterable[str]) -> None:
     """The messages of these full names can be read: their packages are imported, where they are not yet."""
     for package in sorted({name.rpartition(".")[0] for name in names}):
-        if package == NAMES.removeprefix(URL).rpartition(".")[0]:
+        if package == NDS.removeprefix(URL).rpartition(".")[0]:
             name_table()
         elif not package.startswith("google."):
             for module in _modules(package):
@@ -75,7 +61,7 @@ def _modules(package: str) -> Iterator[str]:
 
 def name_table() -> Any:
     """Istio's own message, which no package holds (pkg/dns/proto/nds.proto)."""
-    package = NAMES.removeprefix(URL).rpartition(".")[0]
+    package = NDS.removeprefix(URL).rpartition(".")[0]
     pool = descriptor_pool.Default()
     field = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="nds.proto", package=package, syntax="proto3")

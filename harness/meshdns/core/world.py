@@ -88,6 +88,11 @@ class Pod:
         """Port 53 goes to a DNS proxy inside the pod."""
         return self.dns != "cluster"
 
+    @property
+    def told_virtual_ips(self) -> bool:
+        """Istio tells its sidecar virtual IPs, as it does where names are captured."""
+        return self.dns_proxy or self.virtual_ips
+
     def intercepted(self) -> str:
         """What is taken, by what, in words."""
         taken = ["tcp out and in"] if self.sidecar else []

@@ -13,11 +13,12 @@ from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 from google.protobuf import json_format
 
 from meshdns.ads import answers
+from meshdns.ads.types import CDS, EDS, LDS, NDS, RDS, Resource
 from meshdns.core import errors
 from meshdns.core.world import Nets, Pod, World
 from meshdns.interception.conventions import ISTIO
 from meshdns.lab import recording
-from meshdns.lab.recording import CDS, EDS, LDS, NDS, RDS, Recording, Resource
+from meshdns.lab.recording import Recording
 
 TIMEOUT_S = 20
 _PACKED = re.compile(rb"type\.googleapis\.com/([\w.]+)")
@@ -59,7 +60,7 @@ def node(world: World, nets: Nets, pod: Pod) -> Resource:
         "PROXY_CONFIG": {"concurrency": 1, "statusPort": ISTIO.status_port},
         "SERVICE_ACCOUNT": pod.account,
         "WORKLOAD_NAME": pod.pod,
-    } | ({"DNS_CAPTURE": "true"} if pod.dns_proxy or pod.virtual_ips else {})
+    } | ({"DNS_CAPTURE": "true"} if pod.told_virtual_ips else {})
     return {
         "id": f"sidecar~{address}~{pod.pod}.{world.namespace}~{world.search[0]}",
         "cluster": f"{pod.labels.get('app', 'istio-proxy')}.{world.namespace}",

@@ -12,23 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from meshdns.ads.types import TYPES, Resource, name_of
 from meshdns.core import errors, paths
 from meshdns.core.world import Nets, World
 from meshdns.lab import objects
 
 FOLDER = paths.COMPOSE / "recorded"
 ABOUT = "recording.json"
-_TYPES = "type.googleapis.com/"
-CDS, EDS, LDS, RDS = (
-    f"{_TYPES}envoy.config.{each}"
-    for each in ("cluster.v3.Cluster", "endpoint.v3.ClusterLoadAssignment", "listener.v3.Listener",
-                 "route.v3.RouteConfiguration")
-)  # fmt: skip
-NDS = f"{_TYPES}istio.networking.nds.v1.NameTable"
-TYPES = (CDS, EDS, LDS, RDS, NDS)
 _PLACEHOLDERS = Nets(pods="{pods}", world="{world}")
 _STEP = "make it anew with `meshdns record`"
-Resource = dict[str, Any]  # in protobuf's JSON mapping
 Answers = Mapping[str, Sequence[Resource]]  # by type URL
 
 
@@ -109,11 +101,6 @@ def serves(world: World) -> bool:
         return False
 
 
-def name(resource: Resource) -> str:
-    """A resource's; a name table has none."""
-    return str(resource.get("name") or resource.get("clusterName") or "")
-
-
 def _share(told: Mapping[str, Answers], url: str, nets: Nets) -> tuple[Shared, ...]:
     pods: dict[str, list[str]] = {}
     found: dict[str, Resource] = {}
@@ -123,7 +110,7 @@ def _share(told: Mapping[str, Answers], url: str, nets: Nets) -> tuple[Shared, .
             found[key] = resource
             pods.setdefault(key, []).append(pod)
     shared = [Shared(tuple(pods[key]), resource) for key, resource in found.items()]
-    return tuple(sorted(shared, key=lambda each: (name(each.resource), each.pods)))
+    return tuple(sorted(shared, key=lambda each: (name_of(each.resource), each.pods)))
 
 
 def _is(file: Path, text: str) -> bool:

@@ -29,9 +29,7 @@ class CoreDns(NameServer):
     configured_by = COREFILE
 
     def container(self, at: At) -> Container:
-        mounts = (Mount(f"state/{at.service}", FOLDER), Mount(f"state/{at.service}/resolv.conf", "/etc/resolv.conf"))
-        command = ("-conf", f"{FOLDER}/{COREFILE}")
-        return Container(command, entrypoint=("coredns",), user=NOBODY, mounts=mounts, abrupt=True)
+        return running(at, user=NOBODY)
 
     def ready(self, at: At) -> Page:
         return at.outer(f"{ports.PORT_COREDNS_READY}/ready")
@@ -39,7 +37,7 @@ class CoreDns(NameServer):
     def files(self, at: At) -> dict[str, str]:
         """See `Component`; its own resolv.conf is the node's, as `dnsPolicy: Default` has it."""
         text = at.configuration(COREFILE)
-        outside = {"resolv.conf": f"nameserver {at.world.address(at.nets, 'world-dns')}\n"}
+        outside = {"resolv.conf": own_resolv_conf(at)}
         files = outside | (_live(at, text) if at.world.live else _replayed(at, text))
         return {f"{at.service}/{name}": text for name, text in files.items()}
 
@@ -50,6 +48,18 @@ class CoreDns(NameServer):
                 counts.get(QUERIES, 0),
                 counts.get(FROM_ALL, 0),
             )
+
+
+def running(at: At, *, user: str) -> Container:
+    """CoreDNS with what was rendered for it; its own name server is the node's."""
+    mounts = (Mount(f"state/{at.service}", FOLDER), Mount(f"state/{at.service}/resolv.conf", "/etc/resolv.conf"))
+    command = ("-conf", f"{FOLDER}/{COREFILE}")
+    return Container(command, entrypoint=("coredns",), user=user, mounts=mounts, abrupt=True)
+
+
+def own_resolv_conf(at: At) -> str:
+    """As `dnsPolicy: Default` has it."""
+    return f"nameserver {at.world.address(at.nets, 'world-dns')}\n"
 
 
 def _live(at: At, text: str) -> dict[str, str]:

@@ -157,7 +157,6 @@ def _resolving(world: World) -> dict[str, str]:
 def _environment(at: At) -> Iterator[tuple[str, str]]:
     """As the injector and the node give it; `resolver` and `virtual_ips` are wishes of ours."""
     pod, address = at.pod, at.address
-    capture = pod.dns_proxy or pod.virtual_ips
     config = {
         **_plane(at),
         "binaryPath": "/usr/local/bin/envoy",
@@ -182,9 +181,9 @@ def _environment(at: At) -> Iterator[tuple[str, str]]:
     yield "ISTIO_META_NODE_NAME", "node"
     yield "ISTIO_META_INTERCEPTION_MODE", "REDIRECT"  # as for Istio's own rules; what else captures is ours
     yield "CLOUD_PLATFORM", "none"  # else the agent asks three clouds for it
-    if capture:
+    if pod.told_virtual_ips:
         yield "ISTIO_META_DNS_CAPTURE", "true"
-    if capture and pod.dns != "agent":  # its own proxy is in nobody's way
+    if pod.told_virtual_ips and pod.dns != "agent":  # its own proxy is in nobody's way
         yield "DNS_PROXY_ADDR", f"127.0.0.1:{ports.PORT_DNS_ASIDE}"
 
 

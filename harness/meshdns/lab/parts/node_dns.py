@@ -19,7 +19,6 @@ from meshdns.lab.parts.component import (
     Container,
     Counts,
     Made,
-    Mount,
     NameServer,
     Page,
     Pairs,
@@ -33,13 +32,7 @@ class NodeDns(NameServer):
     image = "coredns"
 
     def container(self, at: At) -> Container:
-        mounts = (
-            Mount(f"state/{at.service}", coredns.FOLDER),
-            Mount(f"state/{at.service}/resolv.conf", "/etc/resolv.conf"),
-        )
-        command = ("-conf", f"{coredns.FOLDER}/{coredns.COREFILE}")
-        user = f"{ISTIO.uid}:{ISTIO.uid}"
-        return Container(command, entrypoint=("coredns",), user=user, mounts=mounts, abrupt=True)
+        return coredns.running(at, user=f"{ISTIO.uid}:{ISTIO.uid}")
 
     def ready(self, at: At) -> Page:
         return self.page(at)
@@ -47,7 +40,7 @@ class NodeDns(NameServer):
     def files(self, at: At) -> dict[str, str]:
         return {
             f"{at.service}/{coredns.COREFILE}": at.configuration(coredns.COREFILE, CONFIG_MAP),
-            f"{at.service}/resolv.conf": f"nameserver {at.world.address(at.nets, 'world-dns')}\n",
+            f"{at.service}/resolv.conf": coredns.own_resolv_conf(at),
         }
 
     def page(self, at: At) -> Page:

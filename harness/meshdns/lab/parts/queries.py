@@ -37,7 +37,7 @@ class Queries(Component):
 
     def container(self, at: At) -> Container:
         command = ["python3", "-m", "observer.counted", "--rules", "/rules/queries"]
-        command += ["--listen", f"{at.address}:{ports.PORT_QUERIES}"]
+        command += ["--listen", f"{at.address}:{ports.PORT_PAGES}"]
         if any(part == "coredns" for part in (at.pod.part, *at.pod.parts)):
             command += ["--beside", f"{LOOPBACK}:{ports.PORT_COREDNS_METRICS}/metrics"]
         mounts = (Mount(f"state/{at.pod.pod}", "/rules"),)
@@ -50,7 +50,7 @@ class Queries(Component):
         return {f"{at.pod.pod}/queries": "".join(f"{line}\n" for line in _rules(at))}
 
     def page(self, at: At) -> Page:
-        return at.outer(f"{ports.PORT_QUERIES}/")
+        return at.outer(f"{ports.PORT_PAGES}/")
 
     def counts(self, body: str, at: At, client: Pod) -> Counts:
         told = json.loads(body)
