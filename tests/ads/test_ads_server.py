@@ -35,7 +35,7 @@ def asked(url: str, *names: str, pod: str = "", nonce: str = "", error: str = ""
 
 
 def named(response: Any) -> list[str]:
-    return [answers.name_of(response.type_url, answers.unpacked(each)) for each in response.resources]
+    return [answers.name_of(answers.unpacked(each)) for each in response.resources]
 
 
 def test_resources_are_those_asked_for_by_name_or_all(told: dict[str, answers.Told]) -> None:
