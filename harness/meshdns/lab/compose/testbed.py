@@ -482,7 +482,6 @@ class Testbed:
     def _render(self) -> None:
         keys = rendering.new_secrets(live=LIVE in self.groups)
         shutil.rmtree(self.state, ignore_errors=True)
-        self.state.mkdir(parents=True, exist_ok=True, mode=0o700)  # containers read what is inside, other users nothing
         for path, content in rendering.files(self.world, self.nets, keys, self.groups).items():
             target = self.state / path
             target.parent.mkdir(parents=True, exist_ok=True)
