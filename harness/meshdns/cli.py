@@ -225,7 +225,7 @@ def _groups(options: argparse.Namespace, world: World, groups: Collection[str]) 
     from meshdns.core.world import LIVE
     from meshdns.lab import recording
 
-    if options.live or LIVE in groups or recording.serves(world):
+    if options.live or LIVE in groups or recording.serves(world.of(groups)):
         return frozenset(groups) | ({LIVE} if options.live else set())
     say("what Istio says of this world was not recorded: its own control plane starts (`meshdns record` records it)")
     return frozenset(groups) | {LIVE}
@@ -253,7 +253,8 @@ def _used(bed: Testbed, options: argparse.Namespace, what: str = "") -> contextl
 
 def _up(options: argparse.Namespace) -> int:
     world = _world(options)
-    bed = _bed(world, _groups(options, world, world.groups))
+    groups = world.groups if options.live else world.groups - world.live_groups
+    bed = _bed(world, _groups(options, world, groups))
     with _used(bed, options):
         bed.up(say)
     say("the testbed is up; `meshdns status` shows it, `meshdns down` removes it")
@@ -263,7 +264,7 @@ def _up(options: argparse.Namespace) -> int:
 def _status(_: argparse.Namespace) -> int:
     from tabulate import tabulate
 
-    from meshdns.lab import controlplane, observers, status
+    from meshdns.lab import controlplane, status
 
     bed = _bed()
     rows = status.rows(bed)
@@ -271,9 +272,8 @@ def _status(_: argparse.Namespace) -> int:
         raise errors.TestbedError("the testbed is not up", step="run `meshdns up`")
     heads = ["pod", "container", "health", "address", "intercepted"]
     print(tabulate([(r.pod, r.container, r.state, r.address, r.intercepted) for r in rows], heads, tablefmt="plain"))
-    if any(row.container == "control-plane" for row in rows):
-        with bed.talk("observer", observers.PROGRAM) as observer:
-            print("", *controlplane.summary(controlplane.ControlPlane(bed, observer).status(), bed.world), sep="\n")
+    if bed.world.live:
+        print("", *controlplane.summary(bed), sep="\n")
     return 0
 
 

@@ -22,7 +22,7 @@ SELF_TEST = "card-"  # how its experiments are named; due now and then, they are
 MAX_INVALID = 0.5  # when most cells are invalid the rest are the lucky ones, not a sample
 MAX_FAILED = 0.01  # more failures than this shift the quantiles of those that succeeded
 # How a whole run reads in a table; the rest of the facts stays in run.json.
-_FACTS = ("meshdns", "commit", "istio", "envoy", "coredns", "bind", "dnsdist", "nginx", "python")
+_FACTS = ("meshdns", "commit", "istio", "envoy", "coredns", "dnsdist", "nginx", "python")
 _MACHINE = ("cpu", "cpus", "kernel")
 
 
@@ -53,13 +53,7 @@ def made_of(runs: store.Runs) -> text.Shown:
     """The same, and in what its sidecars are not Istio's."""
     measured = set(runs.cells["arm"])
     sidecars = [pod for pod in runs.world.pods if pod.sidecar and pod.arm in measured]
-    istios = any(not pod.managed for pod in sidecars)
-    said = [said for header in runs.headers if istios and (said := _apart(header.facts))]
-    if ours := sorted({pod.arm for pod in sidecars if pod.managed}):
-        said.append(
-            f"Sidecars of {text.listed(ours)} are upstream Envoy told by the testbed's own control plane, not by "
-            "istiod, and the cluster DNS beside them is BIND: what these cost is not Istio's."
-        )
+    said = [said for header in runs.headers if sidecars and (said := _apart(header.facts))]
     shown = text.Shown(table(runs))
     shown.words = " ".join(dict.fromkeys(said))
     return shown

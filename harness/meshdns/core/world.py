@@ -74,9 +74,7 @@ class Pod:
     account: str = "default"  # its service account
     labels: Mapping[str, str] = field(default_factory=dict)
     excluded: tuple[int, ...] = ()  # ports of its own that are not captured
-    resolver: str = "c-ares"  # what its sidecar resolves names with
     answers: bool = False  # asks for names that are answered in unusual ways
-    managed: bool = False  # our own control plane configures its sidecar and its DNS proxy, Istio's the others'
     outside: bool = False  # on the world's network too, where servers outside are up
     plane: bool = False  # on the control plane's network too
     name_server: str = ""  # ClusterIP of its cluster DNS, where it has another one than is usual
@@ -111,7 +109,7 @@ class Service:
     virtual_ip: str = ""  # of a ServiceEntry, where Istio has allocated one: what mode 2 answers
     replicas: Mapping[str, int] = field(default_factory=dict)  # pods behind it, each with its host number
     meshed: bool = False  # its replicas have a sidecar
-    managed: bool = False  # known to sidecars that our own control plane configures, to no others
+    group: str = CORE  # sidecars are told of it where pods of this group are up
     ports: tuple[int, ...] = ()  # plain and TLS, as clients call it
     target_ports: tuple[int, ...] = ()
     external: bool = False  # a name outside the cluster's domain
@@ -144,6 +142,7 @@ class Manifest:
 
     file: str
     document: Mapping[str, Any]
+    group: str = CORE  # as of the Service that it is, or belongs to
 
 
 @dataclass(frozen=True)
@@ -156,12 +155,9 @@ class World:
     virtual_ips: str
     unroutable: str  # nobody is there (RFC 5737)
     dns_cluster_ip: str
-    entry_address: str  # what a ServiceEntry calls a Service by: it exists in sidecars alone
     external_name: str  # no ServiceEntry has it
     external_pod: str  # that it leads to
     lookup: str  # the Service that lookups ask for
-    record_ttl_s: int  # of the records that the control plane keeps
-    probe_period_s: float  # of the control plane's readiness probes
     pods: tuple[Pod, ...]
     services: tuple[Service, ...]
     answers: Mapping[str, Answer]
@@ -207,12 +203,12 @@ class World:
     @cached_property
     def told(self) -> tuple[Service, ...]:
         """What Istio tells sidecars."""
-        return tuple(service for service in self.services if not (service.managed or service.by_address))
+        return tuple(service for service in self.services if not service.by_address)
 
     @cached_property
     def injected(self) -> tuple[Pod, ...]:
         """Pods whose sidecar Istio configures."""
-        return tuple(pod for pod in self.pods if pod.sidecar and not pod.managed)
+        return tuple(pod for pod in self.pods if pod.sidecar)
 
     @property
     def looked_up(self) -> Service:
@@ -228,6 +224,22 @@ class World:
     def groups(self) -> frozenset[str]:
         """Groups beside the core, but for that of Istio's own control plane."""
         return frozenset(pod.group for pod in self.pods) - {CORE, LIVE}
+
+    @property
+    def live_groups(self) -> frozenset[str]:
+        """Those with Services of their own, which nobody has recorded: they need Istio's own control plane."""
+        return frozenset(service.group for service in self.services) - {CORE}
+
+    def of(self, groups: Collection[str]) -> World:
+        """As a testbed with these groups has it: Services of other groups, and pods beside them, are not there."""
+        absent = self.live_groups - {*groups}
+        return dataclasses.replace(
+            self,
+            live=self.live or LIVE in groups,
+            pods=tuple(each for each in self.pods if each.group not in absent),
+            services=tuple(each for each in self.services if each.group not in absent),
+            manifests=tuple(each for each in self.manifests if each.group not in absent),
+        )
 
     def up(self, groups: Collection[str]) -> tuple[Pod, ...]:
         """The pods of a testbed with these groups: who is told by Istio itself needs nobody who repeats it."""
@@ -266,9 +278,9 @@ class World:
         """Whether it is of the range from which Istio allocates."""
         return ipaddress.ip_address(address) in ipaddress.ip_network(self.virtual_ips)
 
-    def is_managed(self, backend: str) -> bool:
-        """Whether a backend is known to our own control plane's sidecars alone."""
-        return backend in self.backends and self.backends[backend].managed
+    def is_live(self, backend: str) -> bool:
+        """Whether a backend is one that sidecars are told of by Istio's own control plane alone."""
+        return backend in self.backends and self.backends[backend].group != CORE
 
     def answer_name(self, answer: str, client: Pod) -> str:
         """The name that is answered so in this pod."""

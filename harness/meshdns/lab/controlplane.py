@@ -1,32 +1,40 @@
-"""The control plane as the testbed sees it: its own page, policies put in force, replicas that come and go."""
+"""Istio's own control plane as a run uses it: policies put in force, its debounce, replicas that come and go.
+
+Nobody probes readiness here and no controller writes EndpointSlices: the testbed writes at once what they would write
+after a while, so that what follows is Istio's doing alone.
+"""
 
 from __future__ import annotations
 
-import json
+import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
-from meshdns.core import errors, paths
-from meshdns.core.world import World
-from meshdns.interception.conventions import ISTIO
-from meshdns.lab import observers, ports
-from meshdns.lab.channel import Channel
-from meshdns.lab.parts import bind
-from meshdns.lab.place import Ended, Place
+import dns.exception
+import dns.message
+import dns.query
 
-COMPOSE = paths.COMPOSE
-ASK_TIMEOUT_S = 15
+from meshdns.ads.types import EDS, LDS, NDS
+from meshdns.core import errors, paths
+from meshdns.core.world import Pod, Service, World
+from meshdns.interception.conventions import ISTIO
+from meshdns.lab import observers, parts
+from meshdns.lab.channel import Channel
+from meshdns.lab.parts import istiod
+from meshdns.lab.place import Ended, Place
+from meshdns.lab.plane import ENDING, GONE, READY, UNREADY, Plane
+
+POLICIES = paths.COMPOSE / "policies"
+NONE = "none"
 SETTLE_TIMEOUT_S = 30
-RESOLVE_TIMEOUT_S = 90  # the longest refresh rate of a sidecar's clusters is a minute
-GRACE_S = 2.0  # between a replica that is unready and its end
-STAY_S = 5.0  # of a Service that comes and goes
-_SHOWN = 5  # conflicts that `meshdns status` names
-POLICY, UNRELATED = "policy.yaml", "unrelated.yaml"
-_HEADLESS = "shop-headless.yaml"  # the Service whose records are removed
+RESOLVE_TIMEOUT_S = 90  # the longest refresh rate of a sidecar's clusters is a minute, records live for half of one
+GRACE_S = 2.0  # between a replica that is ending and its end
+STAY_S = 5.0  # of a Service that comes and goes, and of an istiod that is away
 _FAILING, _SPARE = "shop-1", "shop-4"
+_POLL_S, _ASK_S = 0.02, 2
 # A Service that nobody calls.
 _OTHER = """
 apiVersion: v1
@@ -36,8 +44,6 @@ spec:
   clusterIP: 10.96.1.99
   ports: [{name: http, port: 80, targetPort: 8080}]
 """
-# Changes of the configuration: the file, and whether the change takes it away or puts it there.
-_EDITS = {"gone": (_HEADLESS, True), "unrelated": (UNRELATED, False)}
 # What was there before and is not there after, and the other way round.
 EFFECTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "up": ((_SPARE,), ()),
@@ -45,60 +51,85 @@ EFFECTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "replace": ((_SPARE,), (_FAILING,)),
     "unready": ((), (_FAILING,)),
     "crash": ((), (_FAILING,)),
-    "gone": ((), ()),
-    "rotate": ((), ()),
     "unrelated": ((), ()),
+    "istiod": ((), ()),
+    "deny": ((), ()),
 }
+_ENDED = ("down", "replace", "crash")  # changes that end the failing replica
 
 
 @dataclass
 class ControlPlane:
-    """The control plane of a testbed that has one."""
+    """The control plane of a place where it is live."""
 
     place: Place
+    plane: Plane
     observer: Channel  # the one that asks servers
-    policy: str = "none"
+    policy: str = NONE
+    debounce: str = istiod.USUAL
     ended: Ended = field(default_factory=Ended)  # by changes
-    _taken: dict[str, str] = field(default_factory=dict)  # file -> what it held before a change took it away
 
     @property
     def world(self) -> World:
         """What the testbed is made of."""
         return self.place.world
 
-    def status(self) -> dict[str, Any]:
-        """Its own page. Raises TestbedError."""
-        url = f"http://{self.place.address('control-plane')}:{ports.PORT_PLANE}/status"
-        page = observers.page(self.observer, {"url": url, "timeout_s": 2})
-        if page is None:
-            raise errors.TestbedError(
-                "the control plane does not answer", place="control-plane", step="see `meshdns logs control-plane`"
-            )
-        return dict(json.loads(page))
-
-    # -- policies --------------------------------------------------------------------------------------------------
+    # -- its configuration -----------------------------------------------------------------------------------------
 
     def enforce(self, policy: str) -> None:
         """This policy and no other is in force at every sidecar. Raises TestbedError."""
         if policy == self.policy:
             return
-        before = self.status()["configuration"]["number"]
-        text = None if policy == "none" else (COMPOSE / "policies" / f"{policy}.yaml").read_text()
-        self.place.put(f"mesh/{POLICY}", text)
+        since_s = time.time()
+        if self.policy != NONE:
+            self.plane.remove(*_manifests(self.policy))
+        if policy != NONE:
+            self.plane.put(*_manifests(policy))
         self.policy = policy
-        self._await(lambda status: status["configuration"]["number"] > before and self._settled(status))
+        self._settle(since_s, LDS)
 
-    def _settled(self, status: Mapping[str, Any]) -> bool:
-        return not any(unsettled(status, self.world))
+    def gather(self, debounce: str) -> None:
+        """istiod gathers changes so before it tells sidecars; it is started anew for that. Raises TestbedError."""
+        if debounce == self.debounce:
+            return
+        for path, text in istiod.settings(self.plane.service, debounce).items():
+            self.place.put(path, text)
+        self.debounce = debounce
+        self.place.kill(self.plane.service)
+        self._bring_back()
 
-    def _await(self, holds: Callable[[dict[str, Any]], bool]) -> None:
+    def _bring_back(self) -> None:
+        """istiod runs again and every sidecar has found it."""
+        since_s = time.time()
+        self.place.start(self.plane.service)
+        self._await(self.plane.is_ready, "istiod is not ready again")
+        self._settle(since_s, LDS)
+
+    def _settle(self, since_s: float, *types: str) -> None:
+        """Every sidecar was sent these types since then, and has accepted all that it was sent. Raises TestbedError."""
+        waiting: list[str] = []
+
+        def settled() -> bool:
+            waiting[:] = unsettled(self.plane.sidecars(), self._sidecars(), since_s, types)
+            return not waiting
+
+        self._await(settled, lambda: waiting[0])
+
+    def _sidecars(self) -> list[Pod]:
+        return [pod for pod in self.world.up(self.place.groups) if pod.sidecar]
+
+    def _await(self, holds: Callable[[], bool], otherwise: str | Callable[[], str]) -> None:
         deadline = time.monotonic() + SETTLE_TIMEOUT_S
-        while not holds(status := self.status()):
-            wrong = status["configuration"]["error"] or status["configuration"]["fault"]
-            if wrong or time.monotonic() > deadline:
-                fact = wrong or next(iter(unsettled(status, self.world)), "the configuration did not change")
-                raise errors.TestbedError(fact, place="control-plane", step="see `meshdns status`")
-            time.sleep(0.05)
+        while not self._holds(holds):
+            if time.monotonic() > deadline:
+                fact = otherwise if isinstance(otherwise, str) else otherwise()
+                raise errors.TestbedError(fact, place=self.plane.service, step="see `meshdns status`")
+            time.sleep(_POLL_S)
+
+    def _holds(self, holds: Callable[[], bool]) -> bool:
+        with contextlib.suppress(errors.TestbedError):  # it does not answer, yet
+            return holds()
+        return False
 
     # -- changes ---------------------------------------------------------------------------------------------------
 
@@ -106,182 +137,158 @@ class ControlPlane:
         """Bring a change about; when it happened (CLOCK_MONOTONIC) and whom it concerns. Raises TestbedError."""
         at_ns = self._act(kind)
         added, removed = EFFECTS[kind]
-        return {
-            "at_ns": at_ns,
-            "done_ns": time.monotonic_ns(),
-            "added": list(added),
-            "removed": list(removed),
-            "probe_period_s": self.world.probe_period_s,
-        }
+        return {"at_ns": at_ns, "done_ns": time.monotonic_ns(), "added": list(added), "removed": list(removed)}
 
     def _act(self, kind: str) -> int:
         """The instant of the change."""
-        if kind in _EDITS:
-            before, at_ns = self.status()["configuration"]["number"], time.monotonic_ns()
-            self._edit(kind, changed=True)
-            if kind == "unrelated":
-                time.sleep(STAY_S)
-                self._await(lambda status: status["configuration"]["number"] > before and self._settled(status))
-                self._edit(kind, changed=False)
-            return at_ns
-        if kind == "rotate":
-            return self.place.kill("control-plane", signal="SIGUSR1")
-        if kind == "up":
-            return self._set_ready(_SPARE, ready=True)
-        if kind in ("unready", "down"):
-            at_ns = self._set_ready(_FAILING, ready=False)
-            if kind == "down":
-                time.sleep(GRACE_S)
-                self._kill(_FAILING)
-            return at_ns
-        with ThreadPoolExecutor(1) as beside:  # at once, as near as two calls can be
-            ready = beside.submit(self._set_ready, _SPARE, ready=True) if kind == "replace" else None
+        if kind in _ENDED and kind != "down":
             at_ns = self._kill(_FAILING)
-        return min(at_ns, ready.result()) if ready else at_ns
-
-    def _edit(self, kind: str, *, changed: bool) -> None:
-        """The file that the change is about is there, or is not."""
-        name, removed = _EDITS[kind]
-        path = f"mesh/{name}"
-        if removed and changed:
-            self._taken[path] = self.place.read(path)
-        there = self._taken.get(path) if removed else _OTHER
-        if not removed or there is not None:
-            self.place.put(path, None if changed == removed else there)
+            self.plane.report(dict.fromkeys(EFFECTS[kind][0], READY) | {_FAILING: UNREADY})
+            return at_ns
+        if kind == "up":
+            return self.plane.report({_SPARE: READY})
+        if kind == "unready":
+            return self.plane.report({_FAILING: UNREADY})
+        at_ns = time.monotonic_ns()
+        if kind == "down":
+            self.plane.report({_FAILING: ENDING})
+            time.sleep(GRACE_S)
+            self._kill(_FAILING)
+            self.plane.report({_FAILING: GONE})
+        elif kind == "unrelated":
+            self.plane.put(_OTHER, "other.yaml")
+            time.sleep(STAY_S)
+            self.plane.remove(_OTHER, "other.yaml")
+        elif kind == "istiod":
+            self._set_ended(self.plane.service)
+            at_ns = self.place.kill(self.plane.service)
+            time.sleep(STAY_S)
+        else:
+            since_s = time.time()
+            self.plane.put(*_manifests(kind))
+            self._settle(since_s, LDS)
+        return at_ns
 
     def restore(self, kind: str) -> None:
         """As it was, known to every sidecar but by names that it resolves. Raises TestbedError."""
-        if kind in _EDITS:
-            self._edit(kind, changed=False)
-        for pod in EFFECTS[kind][1]:
-            for service in _services(pod):
-                self.place.start(service)
-                self.ended = Ended(self.ended.now - {service}, self.ended.ever)
-            self._set_ready(pod, ready=True)
-        for pod in EFFECTS[kind][0]:
-            self._set_ready(pod, ready=False)
-        wanted = {pod.pod: pod.ready for pod in self.world.meshed if pod.managed}
-        self._await(lambda status: self._settled(status) and self._readiness(status) == wanted and _written(status))
+        added, removed = EFFECTS[kind]
+        if kind in _ENDED:
+            self._start(_FAILING)
+        since_s = time.time()
+        if added or removed:
+            self.plane.report(dict.fromkeys(removed, READY) | dict.fromkeys(added, UNREADY))
+            self._settle(since_s, EDS, NDS)
+        elif kind == "istiod":
+            self._bring_back()
+            self._unset_ended(self.plane.service)
+        elif kind == "deny":
+            self.plane.remove(*_manifests(kind))
+            self._settle(since_s, LDS)
 
-    def await_resolved(self, host: str, observer: Channel) -> None:
-        """A pod's sidecar has resolved the usual replicas of a host again. Raises TestbedError.
+    def await_usual(self, service: Service, client: Pod, observer: Channel) -> None:
+        """What an earlier change did is forgotten by who resolves the name for this client. Raises TestbedError."""
+        usual = {self.place.address(each) for each in service.replicas}
+        if service.resolved:
+            self._forgotten(service.host, lambda: _members(observer, service.host) == usual, "its sidecar")
+        elif not (service.cluster_ip or client.dns_proxy):
+            server = self.place.address(self.world.dns_pod(client).pod)
+            self._forgotten(service.host, lambda: _answers(server, service.host) == usual, "the cluster DNS")
 
-        After NXDOMAIN c-ares leaves Envoy without a time to live: it asks again only after its refresh rate, a minute.
-        """
-        service = next(each for each in self.world.services if each.host == host)
-        usual = {f"{self.place.address(each)}:{service.target_ports[0]}" for each in service.replicas}
-        page = {"url": f"http://127.0.0.1:{ISTIO.admin_port}/clusters", "timeout_s": 2}
+    def _forgotten(self, host: str, holds: Callable[[], bool], who: str) -> None:
         deadline = time.monotonic() + RESOLVE_TIMEOUT_S
-        while True:
-            lines = (line.split("::") for line in (observers.page(observer, page) or "").splitlines())
-            members = {parts[1] for parts in lines if len(parts) == 4 and parts[0].endswith(f"||{host}")}
-            if usual == {each for each in members if each[0].isdigit()}:
-                return
+        while not holds():
             if time.monotonic() > deadline:
-                raise errors.TestbedError("its sidecar has not resolved the replicas again", place=host)
+                raise errors.TestbedError(f"{who} does not know the usual replicas again", place=host)
             time.sleep(0.2)
-
-    def _readiness(self, status: Mapping[str, Any]) -> dict[str, bool]:
-        pods = {self.place.address(pod.pod): pod.pod for pod in self.world.meshed if pod.managed}
-        return {pods[address]: one["ready"] for address, one in status["probes"].items() if address in pods}
-
-    def _set_ready(self, pod: str, *, ready: bool) -> int:
-        """What its readiness page says from now on; the instant in CLOCK_MONOTONIC."""
-        act = "rm -f /tmp/unready" if ready else "touch /tmp/unready"
-        at = self.place.exec(f"{pod}-app", ["sh", "-c", f"{act}; date +%s%N"], timeout_s=30)
-        return int(at) - (time.time_ns() - time.monotonic_ns())
 
     def _kill(self, pod: str) -> int:
         """Application and sidecar end at once; the instant in CLOCK_MONOTONIC."""
-        self.ended = Ended(self.ended.now | {*_services(pod)}, self.ended.ever | {*_services(pod)})
-        return self.place.kill(*_services(pod))
+        services = _services(self.world.named(pod))
+        self._set_ended(*services)
+        return self.place.kill(*services)
 
-    # -- what was told to whom -------------------------------------------------------------------------------------
+    def _start(self, pod: str) -> None:
+        """They run and answer again."""
+        there = self.world.named(pod)
+        services = _services(there)
+        self.place.start(*services)
+        self._unset_ended(*services)
+        every = [at for at in parts.there(self.place)[pod] if at.service in services]
+        pages = [page for at in every if isinstance(page := at.part.ready(at), dict)]
 
-    def pushed(self) -> dict[str, Any]:
-        """What the agent's DNS proxy and the cluster DNS hold of the model, for the record. Raises TestbedError.
+        def answered() -> bool:
+            return all(observers.page(self.observer, each) is not None for each in pages)
 
-        Envoy's DNS filter has its table in a listener, which is recorded with its configuration.
-        """
-        names: dict[str, Any] = {}
-        for proxy in [each for each in self.world.clients if each.managed and each.dns == "agent"][:1]:
-            table = self.place.exec(f"{proxy.pod}-dns", ["cat", "/etc/meshdns/names.json"], timeout_s=30)
-            names = {host: entry["ips"] for host, entry in json.loads(table)["table"].items()}
-        records = keeper.pod if (keeper := bind.keeper(self.world)) else ""  # a world with a control plane has one
-        zone = [self.place.address(records), f"/state/{records}/update.key", f"{self.world.domain}."]
-        ask = ["python3", "-c", _TRANSFER, *zone]
-        said = self.place.exec("observer", ask, timeout_s=ASK_TIMEOUT_S, image="dnsproxy")
-        return {"names": names, "records": json.loads(said), "status": self.status()}
+        self._await(answered, f"{pod} does not answer")
 
+    def _set_ended(self, *services: str) -> None:
+        self.ended = Ended(self.ended.now | {*services}, self.ended.ever | {*services})
 
-# Every address record of the zone, by a transfer signed with the testbed's key.
-_TRANSFER = """
-import json, re, sys, dns.query, dns.tsig, dns.zone
-secret = re.search(r'secret "(.*?)"', open(sys.argv[2]).read())[1]
-key = dns.tsig.Key("meshdns", secret, "hmac-sha256")
-where, how = (sys.argv[1], sys.argv[3]), {"port": 5300, "keyring": key, "lifetime": 5}
-answers = dns.query.xfr(*where, **how, relativize=False)
-zone = dns.zone.from_xfr(answers, relativize=False)
-found = {}
-for name, _, data in zone.iterate_rdatas("A"):
-    found.setdefault(name.to_text().rstrip("."), []).append(data.address)
-print(json.dumps(found))
-"""
+    def _unset_ended(self, *services: str) -> None:
+        self.ended = Ended(self.ended.now - {*services}, self.ended.ever)
 
 
-def _services(pod: str) -> tuple[str, ...]:
+def _manifests(policy: str) -> tuple[str, str]:
+    """What a policy's file says, and its name."""
+    file = POLICIES / f"{policy}.yaml"
+    return file.read_text(), file.name
+
+
+def _services(pod: Pod) -> tuple[str, str]:
     """What ends and starts again with a replica."""
-    return tuple(f"{pod}-{part}" for part in ("app", "envoy"))
+    return f"{pod.pod}-app", parts.sidecar(pod)
 
 
-def unsettled(status: Mapping[str, Any], world: World) -> Iterator[str]:
-    """Sidecars that have not accepted what they are offered, and names that are not told, each with why."""
-    for pod in (each for each in world.pods if each.managed):
-        name = f"{world.namespace}/{pod.pod}"
-        node = status["nodes"].get(name)
-        if not node or not node["connected"]:
-            yield f"{name} is not connected"
+def _members(observer: Channel, host: str) -> set[str]:
+    """Addresses behind the clusters of a host, by the pod's own Envoy."""
+    page = {"url": f"http://127.0.0.1:{ISTIO.admin_port}/clusters", "timeout_s": _ASK_S}
+    lines = (line.split("::") for line in (observers.page(observer, page) or "").splitlines())
+    members = {each[1] for each in lines if len(each) == 4 and each[0].partition(";")[0].endswith(f"||{host}")}
+    return {each.rpartition(":")[0] for each in members if each[0].isdigit()}
+
+
+def _answers(server: str, host: str) -> set[str]:
+    """Addresses of a name, by a name server; none where it does not answer."""
+    question = dns.message.make_query(f"{host}.", "A")
+    try:
+        answer = dns.query.udp(question, server, timeout=_ASK_S)
+    except (dns.exception.DNSException, OSError):
+        return set()
+    return {each.address for rrset in answer.answer for each in rrset if hasattr(each, "address")}
+
+
+def unsettled(
+    known: Mapping[str, Mapping[str, Any]], sidecars: Collection[Pod], since_s: float = 0.0, types: Collection[str] = ()
+) -> Iterator[str]:
+    """Sidecars that have not accepted what they were sent, or were not sent these types since then, each with why."""
+    for pod in sidecars:
+        resources = known.get(pod.pod)
+        if resources is None:
+            yield f"{pod.pod} is not connected"
             continue
-        for kind, one in node["types"].items():
-            if rejected := one.get("rejected"):
-                yield f"{name} rejects {kind}: {rejected['reason']}"
-            elif not one["settled"]:
-                yield f"{name} has not accepted {kind} yet"
-    unwritten = [table["error"] for table in status["name_tables"].values() if table["error"]]
-    yield from unwritten
-    if status["names_pending"] and not unwritten:
-        yield "new names are not told yet"
+        wanted = [each for each in types if each != NDS or pod.dns == "agent"]
+        for kind in (each for each in wanted if _sent_s(resources.get(each)) < since_s):
+            yield f"{pod.pod} was not sent {_short(kind)}"
+        for kind, one in resources.items():
+            if error := one.get("lastError"):
+                yield f"{pod.pod} rejects {_short(kind)}: {error}"
+            elif one.get("sent") != one.get("acked"):
+                yield f"{pod.pod} has not accepted {_short(kind)} yet"
 
 
-def _written(status: Mapping[str, Any]) -> bool:
-    """The cluster DNS holds what it should."""
-    dns = status["dns"]
-    return dns is None or (dns["held"] == dns["wanted"] and not dns["error"])
+def _sent_s(resource: Mapping[str, Any] | None) -> float:
+    """When, in seconds since the epoch."""
+    return datetime.fromisoformat(resource["sentTime"]).timestamp() if resource and "sentTime" in resource else 0.0
 
 
-def summary(status: Mapping[str, Any], world: World) -> Iterator[str]:
-    """What people want to know of it, a line each: what is in force, and whatever is not as it should be."""
-    configuration = status["configuration"]
-    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(configuration["resources"].items()))
-    yield f"control plane: configuration {configuration['number']} is in force: {counts or 'nothing'}"
-    for wrong in (configuration["error"], configuration["fault"]):
-        if wrong:
-            yield f"control plane: {wrong}; what was in force stays"
-    yield from (f"control plane: {fault}" for fault in status["sidecar_faults"].values())
-    if status["dns"] and status["dns"]["error"]:
-        yield f"control plane: {status['dns']['error']}"
-    yield from _conflicts(status["conflicts"])
-    waiting = list(unsettled(status, world))
-    yield from waiting
+def _short(kind: str) -> str:
+    return kind.rpartition(".")[2]
+
+
+def summary(place: Place) -> Iterator[str]:
+    """What people want to know of it, a line each."""
+    sidecars = [pod for pod in place.world.up(place.groups) if pod.sidecar]
+    waiting = list(unsettled(place.plane().sidecars(), sidecars))
+    yield from (f"istiod: {each}" for each in waiting)
     if not waiting:
-        yield f"control plane: {len(status['nodes'])} sidecars have accepted all they were sent"
-
-
-def _conflicts(found: Mapping[str, Any]) -> Iterator[str]:
-    """Services that get no listener of their own, the first of them by name."""
-    shown = found["first"][:_SHOWN]
-    for one in shown:
-        yield (f"conflict: in mode {one['mode']}, {one['loser']} loses listener {one['listener']} to {one['winner']}: "
-               f"{one['why']}")  # fmt: skip
-    if more := found["count"] - len(shown):
-        yield f"conflict: {more} more, {found['count']} in all; see `meshdns validate`"
+        yield f"istiod: {len(sidecars)} sidecars have accepted all that they were sent"

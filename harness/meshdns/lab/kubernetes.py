@@ -29,7 +29,7 @@ from meshdns.lab.objects import Object
 
 TIMEOUT_S = 30
 NODE = "meshdns"  # where all Pods are; nobody looks for it
-ISTIO = "istio-system"
+ISTIO, OPERATOR = "istio-system", "meshdns"
 AUDIENCE, TOKEN_LIFE_S = "istio-ca", 43_200  # as Istio's injector asks for
 ROOT, ROOT_KEY = "istio-ca-root-cert", "root-cert.pem"  # ConfigMap that istiod writes into each namespace
 _AGE_S = 1.1  # creation times have whole seconds
@@ -123,10 +123,26 @@ class Api:
             with contextlib.suppress(dynamic.exceptions.NotFoundError):
                 kind.delete(name=each.name, **_within(kind, each))
 
-    def token(self, namespace: str, name: str, pod: str) -> str:
+    def tell_endpoints(self, told: Sequence[Object]) -> None:
+        """EndpointSlices say this of their endpoints from now on."""
+        for each in told:
+            body = {"endpoints": each.document["endpoints"]}
+            self._patch(self._kind(each), each, body)
+
+    def tell_pod(self, pod: Object, *, ready: bool) -> None:
+        """A Pod's status says so from now on."""
+        self._patch(self._kind(pod).status, pod, {"status": {"conditions": _conditions(ready=ready)}})
+
+    def operator(self) -> str:
+        """A token by which istiod lets its own pages be read: of an account of its namespace."""
+        self._make(_plain("ServiceAccount", OPERATOR, ISTIO))
+        return self.token(ISTIO, OPERATOR)
+
+    def token(self, namespace: str, name: str, pod: str = "") -> str:
         """What a kubelet would give a pod of this account, for Istio's certificate authority."""
-        bound = {"kind": "Pod", "apiVersion": "v1", "name": pod}
-        spec = {"audiences": [AUDIENCE], "expirationSeconds": TOKEN_LIFE_S, "boundObjectRef": bound}
+        spec: Json = {"audiences": [AUDIENCE], "expirationSeconds": TOKEN_LIFE_S}
+        if pod:
+            spec["boundObjectRef"] = {"kind": "Pod", "apiVersion": "v1", "name": pod}
         path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token"
         body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
         return str(self._ask("post", path, body=body).status.token)
@@ -157,8 +173,11 @@ class Api:
         kind = self._kind(one)
         kind.create(body=_body(one), **_within(kind, one))
         if status:
-            patch = {"body": {"status": status}, "name": one.name, "namespace": one.namespace}
-            kind.status.patch(**patch, content_type="application/merge-patch+json")
+            self._patch(kind.status, one, {"status": status})
+
+    def _patch(self, kind: Any, one: Object, body: Json) -> None:
+        where = {"name": one.name, "namespace": one.namespace}
+        kind.patch(body=body, **where, content_type="application/merge-patch+json")
 
     def _replace(self, one: Object) -> None:
         kind, body = self._kind(one), _body(one)
@@ -255,9 +274,14 @@ def _status(one: Object, world: World) -> Json | None:
     if one.kind != "Pod":
         return one.document.get("status")
     address, ready = one.document["status"]["podIP"], world.named(one.name).ready
+    where = {"podIP": address, "podIPs": [{"ip": address}]}
+    return {"phase": "Running", **where, "conditions": _conditions(ready=ready)}
+
+
+def _conditions(*, ready: bool) -> list[Json]:
+    """Of a Pod that runs."""
     holds = [{"type": each, "status": "True"} for each in _ALWAYS]
-    depends = [{"type": each, "status": "True" if ready else "False"} for each in _READY]
-    return {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}], "conditions": [*holds, *depends]}
+    return [*holds, *({"type": each, "status": "True" if ready else "False"} for each in _READY)]
 
 
 def _holds(condition: Any, name: str) -> bool:

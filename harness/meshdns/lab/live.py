@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from meshdns.core import errors
 from meshdns.core.world import LIVE, Nets, World
 from meshdns.lab import keys, kubernetes, objects, parts, ports, readiness, recorder
+from meshdns.lab.objects import Object
 from meshdns.lab.parts import apiserver, istiod
 from meshdns.lab.parts.component import At
 from meshdns.lab.parts.istio_proxy import handed
 from meshdns.lab.place import Place
+from meshdns.lab.plane import CONDITIONS, GONE, READY
 from meshdns.lab.recording import Recording
 
 _CRDS = "/usr/share/istio/crd-all.gen.yaml"  # in istiod's image
@@ -40,9 +46,10 @@ class Plane:
         """`folder` has what was rendered. Raises TestbedError where the API server does not answer."""
         self._place, self._world, self._nets = place, place.world, place.nets
         by_part = {at.part: at for at in parts_of(self._world, self._nets)}
-        self._istiod, own = by_part[istiod.PART].service, folder / by_part[apiserver.PART].service
+        self.service, own = by_part[istiod.PART].service, folder / by_part[apiserver.PART].service
         self._pod = by_part[istiod.PART].pod
         self._address = f"{self._nets.plane}.{self._pod.host}"
+        self._states: dict[str, str] = {}  # of pods that were told of
         token = (own / keys.TOKENS).read_text().partition(",")[0]
         access = kubernetes.Access(apiserver.url(self._world, self._nets), token, own / keys.AUTHORITY)
         self._api = kubernetes.Api(access, self._well)
@@ -85,10 +92,56 @@ class Plane:
         """They are gone."""
         self._api.remove(objects.written(text, file, self._nets))
 
+    @kubernetes.told()
+    def report(self, pods: Mapping[str, str]) -> int:
+        """See `plane.Plane`."""
+        self._states |= pods
+        told = [each for each in self._told if each.kind in ("EndpointSlice", "Pod")]
+        slices = [self._with_states(each) for each in told if set(pods) & {*_targets(each)}]
+        at_ns = time.monotonic_ns()
+        self._api.tell_endpoints(slices)
+        for each in told:
+            if each.kind == "Pod" and each.name in pods:
+                self._api.tell_pod(each, ready=pods[each.name] == READY)
+        return at_ns
+
+    def _with_states(self, told: Object) -> Object:
+        """An EndpointSlice as it is by now."""
+        known = zip(told.document["endpoints"], map(self._states.get, _targets(told)), strict=True)
+        there = [(each, state) for each, state in known if state != GONE]
+        endpoints = [{**each, "conditions": CONDITIONS[state]} if state else each for each, state in there]
+        return Object(told.file, {**told.document, "endpoints": endpoints})
+
+    @cached_property
+    def _told(self) -> list[Object]:
+        return objects.told(self._world, self._nets)
+
+    def sidecars(self) -> dict[str, dict[str, Any]]:
+        """See `plane.Plane`."""
+        request = urllib.request.Request(f"http://{self._address}:{istiod.READY_PORT}/debug/syncz")
+        request.add_header("Authorization", f"Bearer {self._operator}")
+        try:
+            with _DIRECT.open(request, timeout=_TIMEOUT_S) as answer:
+                found = json.load(answer)
+        except OSError as error:
+            fact, step = f"does not say who is connected ({error})", f"see `meshdns logs {self.service}`"
+            raise errors.TestbedError(fact, place=self.service, step=step) from None
+        return {each["proxy"].partition(".")[0]: each["resources"] for each in found}
+
+    @cached_property
+    def _operator(self) -> str:
+        return self._api.operator()
+
     def record(self) -> Recording:
         """What it tells each sidecar."""
-        version = self._place.exec(self._istiod, istiod.PART.versions["istiod"].split(), timeout_s=20).split()[-1]
+        version = self._place.exec(self.service, istiod.PART.versions["istiod"].split(), timeout_s=20).split()[-1]
         return recorder.record(self._world, self._nets, f"{self._address}:{ports.PORT_XDS}", version)
+
+
+def _targets(told: Object) -> Iterator[str]:
+    """The pod behind each endpoint of an EndpointSlice; empty where it is nobody's."""
+    for endpoint in told.document.get("endpoints") or ():
+        yield str(endpoint.get("targetRef", {}).get("name", ""))
 
 
 def _answers(page: str) -> bool:

@@ -70,10 +70,9 @@ def written(text: str, file: str, nets: Nets) -> list[Object]:
 
 
 def _is_others(document: Mapping[str, Any]) -> bool:
-    """Whether it concerns the laboratory, or our own control plane, alone."""
+    """Whether it concerns the laboratory alone."""
     notes = document["metadata"].get("annotations") or {}
-    untold = notes.get(f"{OURS}config") == "xds" or notes.get(f"{OURS}told") == "false"
-    return untold or _named(document)[::2] == _SETTINGS
+    return notes.get(f"{OURS}told") == "false" or _named(document)[::2] == _SETTINGS
 
 
 def _named(document: Mapping[str, Any]) -> tuple[str, str, str]:

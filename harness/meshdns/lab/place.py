@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from meshdns.core import errors, process
 from meshdns.core.world import Nets, World
 from meshdns.lab.channel import Channel
+from meshdns.lab.plane import Plane
 
 REFUSED = 3  # exit code of a loader whose mechanism is not allowed here
 
@@ -159,6 +160,9 @@ class Place(Protocol):
 
     def read(self, path: str) -> str:
         """A file of the world as its parts have it."""
+
+    def plane(self) -> Plane:
+        """Istio's own control plane, of a place where it is live."""
 
     def parts(self) -> list[Part]:
         """All of what is there, by one question."""

@@ -117,7 +117,7 @@ def _answers(place: Place, at: At, asking: Observers) -> bool:
 def _resolved(place: Place, client: Pod, observer: Channel) -> bool:
     """Whether each service's cluster of the client's sidecar has as many healthy members as the smallest has pods."""
     world = place.world
-    known = [each for each in world.backends.values() if each.managed == client.managed and each.watched]
+    known = [each for each in world.backends.values() if each.watched]
     hosts = "|".join(re.escape(service.host) for service in known)
     pattern = urllib.parse.quote(rf"outbound\|80\|\|({hosts});?\.membership_healthy", safe="")
     url = f"http://127.0.0.1:{ISTIO.admin_port}/stats?format=json&filter={pattern}"

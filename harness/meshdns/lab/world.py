@@ -7,7 +7,6 @@ that runs the pods plays the node, so a Pod's address is its `status.podIP`, on 
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from meshdns.lab.parts.component import NameServer
 from meshdns.lab.parts.coredns import COREFILE
 
 SHIPPED = paths.COMPOSE / "worlds"
-OURS, XDS = "meshdns/", "xds"
+OURS = "meshdns/"
 SYSTEM, DNS = "kube-system", "kube-dns"  # Services of this namespace are cluster DNSes; the usual one
 _INJECT, _PROXY, _INTERCEPTION, _EXCLUDED = (
     "sidecar.istio.io/inject", "proxy.istio.io/config", "sidecar.istio.io/interceptionMode",
@@ -33,14 +32,12 @@ _MODES = {"REDIRECT": "iptables", "TPROXY": "tproxy"}
 # Annotation of a Pod -> the values it may have; none: any word.
 _POD: dict[str, tuple[str, ...]] = {
     "arm": (), "backend": (), "group": (),
-    "config": (XDS,),  # our own control plane configures its sidecar, not Istio's
     "dns": ("cluster", "envoy"),  # who answers port 53; Istio's agent is asked for by its own annotation
     "mechanism": tuple(mechanisms.ALL),
-    "resolver": ("c-ares", "getaddrinfo", "hickory"),
     "loop-guard": _TRUTH, "virtual-ips": _TRUTH, "answers": _TRUTH, "outside": _TRUTH, "plane": _TRUTH, "ready": _TRUTH,
     "told": _TRUTH,  # whether Istio is told of it
 }  # fmt: skip
-_CALLED: dict[str, tuple[str, ...]] = {"backend": (), "config": (XDS,)}
+_CALLED: dict[str, tuple[str, ...]] = {"backend": (), "group": ()}
 _ALLOWED = {
     "Pod": _POD, "Service": _CALLED | {"told": _TRUTH}, "ServiceEntry": _CALLED | {"served-by": ()},
 }  # fmt: skip
@@ -48,10 +45,8 @@ _ISTIO: dict[str, dict[str, tuple[str, ...]]] = {
     "Pod": {_INJECT: (), _PROXY: (), _INTERCEPTION: tuple(_MODES), _EXCLUDED: ()},
 }
 _PORTS = 1, 65535
-_SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
 _SETTINGS = (
-    "domain", "cluster-ips", "virtual-ips", "unroutable", "entry-address", "external-name", "external-pod", "lookup",
-    "record-ttl-s", "probe-period-s",
+    "domain", "cluster-ips", "virtual-ips", "unroutable", "external-name", "external-pod", "lookup",
 )  # fmt: skip
 
 
@@ -150,9 +145,8 @@ class _Builder:
         for one in self.of("Pod"):
             self._add_pod(one)
         refuse(self.faults, "the world")
-        managed = any(pod.managed for pod in self.pods.values())
-        injected = any(pod.sidecar and not pod.managed for pod in self.pods.values())
-        for name in ("world-dns", "observer", *["recorded"] * injected, *["control-plane"] * managed):
+        injected = any(pod.sidecar for pod in self.pods.values())
+        for name in ("world-dns", "observer", *["recorded"] * injected):
             if name not in self.pods:
                 settings.fault(f"the world has no Pod {name}", "take it from compose/worlds", "metadata", "name")
         if data["external-pod"] not in self.pods:
@@ -161,10 +155,6 @@ class _Builder:
             settings.fault("no Pod is an arm", f"give one the annotation {OURS}arm", "metadata", "name")
         refuse(self.faults, "the world")
         answering = dict(self._cluster_dns())
-        if managed and not any(pod.part == "bind" for pod in self.pods.values()):
-            step = "take Pod records from compose/worlds: the control plane keeps its names there"
-            settings.fault("no Pod has the part bind alone", step, "metadata", "name")
-        refuse(self.faults, "the world")
         services = tuple(self._services(settings.namespace, data["domain"]))
         self._once(services)
         if data["lookup"] not in {service.name for service in services}:
@@ -176,16 +166,13 @@ class _Builder:
             virtual_ips=data["virtual-ips"],
             unroutable=data["unroutable"],
             dns_cluster_ip=usual,
-            entry_address=data["entry-address"],
             external_name=data["external-name"],
             external_pod=data["external-pod"],
             lookup=data["lookup"],
-            record_ttl_s=int(_seconds(settings, data, "record-ttl-s")),
-            probe_period_s=_seconds(settings, data, "probe-period-s"),
             pods=tuple(self.pods.values()),
             services=services,
             answers=dict(_answers(settings, data)),
-            manifests=tuple(Manifest(Path(one.field.document.file).name, one.field.data) for one in self.found),
+            manifests=tuple(self._manifests()),
             cluster_dns=answering,
         )
 
@@ -222,9 +209,7 @@ class _Builder:
             mechanism=notes.get("mechanism", _MODES.get(notes.get(_INTERCEPTION, ""), "iptables")),
             guarded=notes.get("loop-guard") != "false",
             virtual_ips=notes.get("virtual-ips") == "true",
-            resolver=notes.get("resolver", "c-ares"),
             answers=notes.get("answers") == "true",
-            managed=sidecar and notes.get("config") == XDS,
             account=one.spec.text("serviceAccountName", "default"),
             labels=dict(one.meta.labels("labels")),
             excluded=tuple(_excluded(one)),
@@ -278,6 +263,14 @@ class _Builder:
             else:
                 yield address, behind[0].pod
 
+    def _manifests(self) -> Iterator[Manifest]:
+        """As they were given, each with its group."""
+        owners = {id(one): owner for owner, one in self._slices().items()}
+        groups = {(one.namespace, one.name): one.notes.get("group", CORE) for one in self.of("Service")}
+        for one in self.found:
+            group = one.notes.get("group", CORE) if one.kind in _ALLOWED else groups.get(owners.get(id(one)), CORE)
+            yield Manifest(Path(one.field.document.file).name, one.field.data, group)
+
     # -- services ----------------------------------------------------------------------------------------------------
 
     def _services(self, namespace: str, domain: str) -> Iterator[Service]:
@@ -286,7 +279,7 @@ class _Builder:
         for one in self.of("Service"):
             if one.namespace != SYSTEM:
                 named[one.name] = self._service(one, slices.get((one.namespace, one.name)), domain)
-        yield from (each for each in named.values() if not each.managed)
+        yield from (each for each in named.values() if each.group == CORE)
         for pod in self.pods.values():
             if pod.backend:
                 yield Service(
@@ -299,7 +292,7 @@ class _Builder:
                     target_ports=pod.ports,
                     by_address=True,
                 )
-        yield from (each for each in named.values() if each.managed)
+        yield from (each for each in named.values() if each.group != CORE)
         for one in self.of("ServiceEntry"):
             yield self._entry(one, {each.host: each for each in named.values()})
 
@@ -322,7 +315,7 @@ class _Builder:
             cluster_ip="" if address == "None" else address,
             replicas=replicas,
             meshed=self._meshed(replicas),
-            managed=notes.get("config") == XDS,
+            group=notes.get("group", CORE),
             ports=tuple(_port(port, "port") for port in ports),
             target_ports=tuple(port.integer("targetPort", *_PORTS) or _port(port, "port") for port in ports),
             watched=address not in ("", "None"),
@@ -363,7 +356,7 @@ class _Builder:
             virtual_ip=next((each for each in allocated if is_address(each)), ""),
             replicas=replicas,
             meshed=self._meshed(replicas),
-            managed=notes.get("config") == XDS,
+            group=notes.get("group", CORE),
             ports=tuple(_port(port, "number") for port in ports),
             target_ports=tuple(port.integer("targetPort", *_PORTS) or _port(port, "number") for port in ports),
             external=True,
@@ -422,13 +415,6 @@ def _each(fields: Fields, name: str) -> list[Fields]:
 def _port(fields: Fields, name: str) -> int:
     field = fields.need(name)
     return field.integer(*_PORTS) if field else 0
-
-
-def _seconds(settings: _Read, data: Mapping[str, str], key: str) -> float:
-    found = float(data[key]) if _SECONDS.fullmatch(data[key]) else 0
-    if not found:
-        settings.fault(f"{data[key]!r} is no number of seconds above zero", "e.g. '5'", "data", key)
-    return found
 
 
 def _excluded(one: _Read) -> Iterator[int]:

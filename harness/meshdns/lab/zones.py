@@ -62,24 +62,17 @@ def _zone(records: list[str], ttl_s: int, *, origin: str, server: str) -> str:
 
 
 def _services(world: World) -> Iterator[tuple[Document, list[Document]]]:
-    """Those of the world, each with its EndpointSlices; not those whose records the control plane keeps."""
+    """Those of the world, each with its EndpointSlices."""
     documents = [each.document for each in world.manifests]
-    elsewhere = managed(world)
     for one in (each for each in documents if each["kind"] == "Service"):
         namespace, name = _place(one)
-        if f"{_name(one)}.{world.domain}" not in elsewhere:
-            slices = [
-                each
-                for each in documents
-                if each["kind"] == "EndpointSlice"
-                and (_place(each)[0], each["metadata"]["labels"].get("kubernetes.io/service-name")) == (namespace, name)
-            ]
-            yield one, slices
-
-
-def managed(world: World) -> list[str]:
-    """Names of Services whose records the control plane keeps."""
-    return [each.host for each in world.services if each.managed and not each.external]
+        slices = [
+            each
+            for each in documents
+            if each["kind"] == "EndpointSlice"
+            and (_place(each)[0], each["metadata"]["labels"].get("kubernetes.io/service-name")) == (namespace, name)
+        ]
+        yield one, slices
 
 
 def _of_service(service: Document, slices: list[Document], nets: Nets) -> Iterator[str]:

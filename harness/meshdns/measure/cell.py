@@ -33,9 +33,10 @@ class Cell:
     sidecar: str = "up"
     policy: str = "none"  # what the mesh's configuration says beyond the services themselves
     fault: str = "none"  # of the replicas
-    change: str = "none"  # of the replicas or their records, while the load runs
+    change: str = "none"  # while the load runs
+    debounce: str = "100ms"  # of istiod, its own default
 
-    def state(self) -> tuple[str, int, bool, str, str]:
+    def state(self) -> tuple[str, int, bool, str, str, str]:
         """What must be brought about before this cell can be measured."""
         own = self.arm if self.answer != "none" else ""
-        return own, self.extra_rules, self.intercepted, self.sidecar, self.policy
+        return own, self.extra_rules, self.intercepted, self.sidecar, self.policy, self.debounce

@@ -10,7 +10,7 @@ from typing import Self
 
 from meshdns.core import errors
 from meshdns.lab.controlplane import ControlPlane
-from meshdns.lab.observers import Observers, clients
+from meshdns.lab.observers import Observers
 from meshdns.lab.place import Ended, Place
 from meshdns.measure import factors
 from meshdns.measure.cell import Cell
@@ -20,8 +20,8 @@ class Conditions:
     """All controls of a place, in the order in which they are set."""
 
     def __init__(self, place: Place, observers: Observers) -> None:
-        managed = any(pod.managed for pod in clients(place))
-        self.controlplane = ControlPlane(place, observers["observer"]) if managed else None
+        live = place.world.live
+        self.controlplane = ControlPlane(place, place.plane(), observers["observer"]) if live else None
         self._controls = [one for each in factors.ALL for one in each.controls(place, observers, self.controlplane)]
 
     def prepare(self, cell: Cell) -> bool:

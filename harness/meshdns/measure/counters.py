@@ -1,4 +1,4 @@
-"""What the parts counted: read before and after a trial, never during it but for `encrypted`, and subtracted.
+"""What the parts counted: read before and after a trial, never during it, and subtracted.
 
 Sources: the rules' counters and the pages of the client pod (its observer), the pages of servers and name servers (one
 observer for all), CPU and memory from the place. What a page says, and by which names, the part itself knows.
@@ -73,18 +73,9 @@ class Reader:
         found = ((at, page) for at in every if (page := at.part.page(at)))
         return [(at, page) for at, page in found if observers.asker(at.pod, page) in (OUTSIDE, *own)]
 
-    def encrypted(self, cell: Cell) -> float:
-        """Connections by mutual TLS that the replicas of the cell have taken so far; nothing else is read."""
-        client, behind = self._world.arms[cell.arm], self._world.backends[cell.backend].replicas
-        asked = [(at, page) for at, page in self._pages(cell) if at.pod.pod in behind]
-        question = {"op": "snapshot", "pages": [page for _, page in asked]}
-        reply, _ = self._observers[OUTSIDE].ask(question, ASK_TIMEOUT_S)
-        told = zip((at for at, _ in asked), reply["pages"], strict=True)
-        return _sum({}, told, client).get("servers/mtls_cx", 0)
-
     def usage(self, cell: Cell) -> dict[str, Usage]:
         """CPU and memory of the containers on this cell's path; none where these come and go."""
-        if cell.answer != "none" or self._world.is_managed(cell.backend):
+        if cell.answer != "none" or self._world.is_live(cell.backend):
             return {}
         every = (at for pod in on_path(cell, self._world) for at in self._there.get(pod, ()))
         return self._place.usage(sorted(at.service for at in every if at.part.carries))

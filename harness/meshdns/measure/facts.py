@@ -17,7 +17,7 @@ from meshdns.core import paths
 from meshdns.core.world import Pod
 from meshdns.interception import mechanisms
 from meshdns.interception.conventions import ISTIO
-from meshdns.lab import controlplane, observers, parts, recording
+from meshdns.lab import observers, parts, recording
 from meshdns.lab.channel import Channel
 from meshdns.lab.parts.component import NameServer
 from meshdns.lab.place import Place
@@ -49,8 +49,6 @@ def gather(what: Plan, opened: Session) -> dict[str, Any]:
         "dns": _name_servers(place),
     }
     known["versions"] = _versions(place) | known["versions"]
-    if any(pod.managed for pod in observers.clients(place)):
-        known["pushed"] = controlplane.ControlPlane(place, opened.observers["observer"]).pushed()
     known |= {
         "traces": _traces(opened, {cell.arm for cell in cells if cell.lookup != "none"}),
         "refused": opened.refused,
@@ -75,7 +73,7 @@ def _traces(opened: Session, arms: Collection[str]) -> dict[str, Any]:
     world = opened.place.world
     url = TRACED.format(service=world.looked_up.name)
     wanted = {*arms, *_MODES} - {*world.answering, *opened.refused}
-    traced = [each.arm for each in observers.clients(opened.place) if each.arm in wanted and not each.managed]
+    traced = [each.arm for each in observers.clients(opened.place) if each.arm in wanted]
     return {
         arm: trace.observe(opened.place, opened.observers, opened.agents.of(arm, 5), arm, url).to_json()
         for arm in traced
@@ -93,7 +91,7 @@ def _conformance(place: Place, arms: Collection[str]) -> dict[str, Any]:
     return {
         client.arm: asked(client)
         for client in observers.clients(place)
-        if client.arm in arms and client.dns_proxy and client.mechanism == "iptables" and not client.managed
+        if client.arm in arms and client.dns_proxy and client.mechanism == "iptables"
     }
 
 
@@ -127,7 +125,7 @@ def _config_dumps(opened: Session, arms: Collection[str]) -> dict[str, Any]:
     for client in observers.clients(opened.place):
         if client.sidecar and client.arm in arms:
             transparent = mechanisms.ALL[client.mechanism].transparent
-            how = client.dns, client.guarded, transparent, client.virtual_ips, client.managed, client.resolver
+            how = client.dns, client.guarded, transparent, client.virtual_ips
             alike.setdefault(how, client.pod)
     return {pod: _config_dump(opened.observers[pod]) for pod in alike.values()}
 
@@ -179,7 +177,7 @@ def _text(path: str) -> str:
 
 def _server_sidecar(place: Place) -> dict[str, Any]:
     """What the first replica's sidecar is told of what was recorded; empty where there is none."""
-    servers = (server for server in place.world.meshed if not (server.managed or place.world.live))
+    servers = (server for server in place.world.meshed if not place.world.live)
     found: dict[str, Any] = next((json.loads(place.read(f"recorded/{each.pod}.json")) for each in servers), {})
     return found
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
@@ -20,7 +19,6 @@ from meshdns.lab.place import Place
 from meshdns.measure import capture, counters, generators, jobs
 from meshdns.measure.cell import Cell
 from meshdns.measure.conditions import Conditions
-from meshdns.measure.factors import change
 from meshdns.measure.factors.arm import NULL
 from meshdns.measure.plan import Trial
 
@@ -106,7 +104,6 @@ class Loads:
     def _changing(self, trial: Trial) -> Iterator[dict[str, Any]]:
         """A change comes about while the load runs, and is taken back after it; what is known of it then."""
         kind, changed, failed = trial.cell.change, dict[str, Any](), list[errors.MeshdnsError]()
-        encrypted = list[float]()  # right after the change, where replicas stay so that their counters tell
         if kind == "none" or self.conditions.controlplane is None:
             yield changed
             return
@@ -116,8 +113,6 @@ class Loads:
         def act() -> None:
             try:
                 changed["change"] = changing.change(kind)
-                if not any(controlplane.EFFECTS[kind]):
-                    encrypted.append(self.reader.encrypted(trial.cell))
             except errors.MeshdnsError as error:
                 failed.append(error)
 
@@ -125,9 +120,6 @@ class Loads:
         timer.start()
         try:
             yield changed
-            timer.join()
-            if encrypted:
-                changed["change"]["mutual_tls"] = self.reader.encrypted(trial.cell) - encrypted[0]
         finally:
             timer.join()
             changing.restore(kind)
@@ -135,11 +127,9 @@ class Loads:
             raise failed[0]
 
     def _await_usual(self, cell: Cell, changing: controlplane.ControlPlane) -> None:
-        """What an earlier trial changed is forgotten by name tables, and by sidecars that resolve names themselves."""
-        time.sleep(change.FORGET_S)
-        service = self.place.world.backends[cell.backend]
-        if service.resolved:
-            changing.await_resolved(service.host, self.observers[self._client(cell)])
+        """What an earlier trial changed is forgotten."""
+        client = self.place.world.named(self._client(cell))
+        changing.await_usual(self.place.world.backends[cell.backend], client, self.observers[client.pod])
 
     def _client(self, cell: Cell) -> str:
         """The pod that asks: for the calibration target the plain one."""

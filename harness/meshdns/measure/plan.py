@@ -74,6 +74,7 @@ class Experiment:
     policy: Levels[str] = ("none",)
     fault: Levels[str] = ("none",)
     change: Levels[str] = ("none",)
+    debounce: Levels[str] = ("100ms",)
     count: Annotated[int, Bounds(1, 1_000_000)] = 200
     warmup: Annotated[int, Bounds(0, 100_000)] = 20
     timeout_ms: Annotated[int, Bounds(1, 60_000)] = 2000
@@ -141,7 +142,7 @@ class Plan:
         pods += [self.world.dns_pod(pod) for pod in pods]
         pods += [self.world.named(name) for service in services for name in service.replicas]
         pods += [self.world.named(service.served_by) for service in services if service.served_by]
-        return frozenset(pod.group for pod in pods) - {CORE}
+        return frozenset(each.group for each in (*pods, *services)) - {CORE}
 
     def seconds(self) -> float:
         """Expected duration of all load."""

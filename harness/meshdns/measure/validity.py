@@ -37,7 +37,7 @@ def reasons(
     """Why the trial is not valid; empty if it is."""
     cell = trial.cell
     found = list(_offered(trial, table, agent))
-    if world.is_managed(cell.backend):  # what becomes of the requests is the question
+    if world.is_live(cell.backend):  # what becomes of the requests is the question
         return found
     if cell.answer != "none":  # what becomes of the request is the question; only the lookup has a right answer
         return [*found, *_answered(cell, table, world, nets)]

@@ -153,7 +153,7 @@ class Testbed:
     _groups: dict[str, cgroups.Group | None] = field(default_factory=dict)  # service -> its cgroup, once asked for
 
     def __post_init__(self) -> None:
-        self.world = dataclasses.replace(self.world, live=self.world.live or LIVE in self.groups)
+        self.world = self.world.of(self.groups)
 
     @property
     def name(self) -> str:
@@ -259,6 +259,12 @@ class Testbed:
         except FileNotFoundError:
             raise errors.TestbedError("there is no such file", place=path, step="see `meshdns status`") from None
 
+    def plane(self) -> live.Plane:
+        """See `Place`."""
+        from meshdns.lab import live  # noqa: PLC0415  Kubernetes' client library takes a second, also of every `down`
+
+        return live.Plane(self, self.state)
+
     # -- what is there ---------------------------------------------------------------------------------------------
 
     def parts(self) -> list[Part]:
@@ -357,11 +363,11 @@ class Testbed:
 
     def _start_plane(self) -> live.Plane:
         """Istio's own control plane, told the world."""
-        from meshdns.lab import live  # noqa: PLC0415  Kubernetes' client library takes a second, also of every `down`
+        from meshdns.lab import live  # noqa: PLC0415  as above
 
         *before, istiod = live.services(self.world, self.nets)
         self._compose_up(*before)
-        plane = live.Plane(self, self.state)
+        plane = self.plane()
         plane.tell(lambda: self._compose_up(istiod))
         return plane
 
@@ -499,9 +505,6 @@ class Testbed:
             rendered = rendering.files(self.world, self.nets, self.keys(), groups)
             # One with more groups has more images.
             same = self._environment().items() <= json.loads((self.state / "environment.json").read_text()).items()
-            # A policy that a killed run has left is in force, and is in nobody's plan.
-            mesh = {f"mesh/{path.name}" for path in (self.state / "mesh").glob("*")}
-            same = same and mesh <= rendered.keys()
             return same and all((self.state / path).read_text() == text for path, text in rendered.items())
         except (OSError, ValueError, TypeError):
             return False

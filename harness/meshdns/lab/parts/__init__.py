@@ -41,7 +41,7 @@ def of(world: World, nets: Nets, pod: Pod, *, address: str = "", keys: Secrets |
 
 def sidecar(pod: Pod) -> str:
     """The service that is a pod's sidecar."""
-    return f"{pod.pod}-{'envoy' if pod.managed else 'istio-proxy'}"
+    return f"{pod.pod}-istio-proxy"
 
 
 def _names(world: World, pod: Pod) -> dict[str, str]:
@@ -52,9 +52,7 @@ def _names(world: World, pod: Pod) -> dict[str, str]:
         return {"": "pause", **{name: name for name in pod.parts}} if pod.parts else {"": pod.part}
     found = {"": "pause", "loader": "loader"} if mechanisms.ALL[pod.mechanism].programs else {"": "pause"}
     found["rules"] = "rules"
-    if pod.managed:
-        found |= {"envoy": "envoy", "dns": "dnsproxy"} if pod.arm and pod.dns == "agent" else {"envoy": "envoy"}
-    elif pod.sidecar:
+    if pod.sidecar:
         found["istio-proxy"] = "istio-proxy"
     if pod.arm and world.asks_node(pod):
         found["node-dns"] = "node-dns"

@@ -30,11 +30,10 @@ Pairs = Iterator[tuple[str, float, float]]
 
 @dataclass(frozen=True)
 class Secrets:
-    """Passwords of the name server's console, statistics and updates, and keys; made at `up`, valid until `down`."""
+    """Passwords of the name server's console and statistics, and keys; made at `up`, valid until `down`."""
 
     console_key: str = ""
     web_password: str = ""
-    update_key: str = ""  # of the control plane's dynamic updates (TSIG)
     plane: Mapping[str, str] = field(default_factory=dict)  # of Istio's own control plane, where it is live: files
 
 

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from meshdns.core.world import Pod, World
 from meshdns.lab import keys, ports, zones
-from meshdns.lab.parts import apiserver, bind
+from meshdns.lab.parts import apiserver
 from meshdns.lab.parts.component import FROM_ALL, NOBODY, At, Container, Counts, Made, Mount, NameServer, Page, Pairs
 
 COREFILE = "Corefile"  # the key of the ConfigMap
@@ -83,7 +83,7 @@ def _replayed(at: At, text: str) -> dict[str, str]:
     told = _TTL.search(found["options"] or "") if found else None
     ttl_s = int(told[1]) if told else _TTL_S
     return {
-        COREFILE: _PLUGIN.sub(lambda plugin: _file(plugin["indent"], at.world), text) + _elsewhere(at),
+        COREFILE: _PLUGIN.sub(lambda plugin: _file(plugin["indent"], at.world), text),
         "cluster.zone": zones.cluster(at.world, at.nets, ttl_s),
         "reverse.zone": zones.reverse(at.world, at.nets, ttl_s),
     }
@@ -102,15 +102,6 @@ def _file(indent: str, world: World) -> str:
         f"file {FOLDER}/reverse.zone {zones.REVERSE} {{", "   reload 0", f"   fallthrough {zones.REVERSE}", "}",
     )  # fmt: skip
     return "\n".join(f"{indent}{line}" for line in lines)
-
-
-def _elsewhere(at: At) -> str:
-    """Names whose records the control plane keeps are asked for where it does."""
-    keeper, names = bind.keeper(at.world), " ".join(f"{name}:53" for name in zones.managed(at.world))
-    if not (keeper and names):
-        return ""
-    where = f"{at.world.address(at.nets, keeper.pod)}:{ports.PORT_RECORDS}"
-    return f"{names} {{\n    errors\n    prometheus :9153\n    forward . {where}\n}}\n"
 
 
 PART = CoreDns()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from meshdns.lab import keys, ports
@@ -11,7 +12,15 @@ from meshdns.lab.parts.component import At, Component, Container, Mount
 READY_PORT, WEBHOOK_PORT, SECURE_PORT = 8080, 15017, 15012
 # Upstream Envoy lacks three of Istio's extensions: two are switched off here, the third is not in an empty mesh config.
 _SWITCHES = {"PILOT_ENABLE_METADATA_EXCHANGE": "false", "PILOT_ENABLE_ALPN_FILTER": "false"}
-_CONFIG = "kubeconfig"
+_CONFIG, _SETTINGS = "kubeconfig", "settings"
+# How istiod gathers changes before it tells sidecars of them; what is not said is its own default.
+USUAL = "100ms"
+DEBOUNCE: Mapping[str, Mapping[str, str]] = {
+    USUAL: {},
+    "1ms": {"PILOT_DEBOUNCE_AFTER": "1ms"},
+    "1s": {"PILOT_DEBOUNCE_AFTER": "1s"},
+    "endpoints-at-once": {"PILOT_ENABLE_EDS_DEBOUNCE": "false"},
+}
 
 
 class Istiod(Component):
@@ -43,7 +52,8 @@ class Istiod(Component):
             "PILOT_ENABLE_GATEWAY_API": "false",
         }
         mounts = (Mount(f"state/{at.service}", "/keys"),)
-        return Container(command, mounts=mounts, environment=known | _SWITCHES, abrupt=True)
+        start = ("sh", "-c", f'. /keys/{_SETTINGS} && exec pilot-discovery "$@"', "istiod")
+        return Container(command, entrypoint=start, mounts=mounts, environment=known | _SWITCHES, abrupt=True)
 
     def ready(self, at: At) -> None:
         return None  # see `apiserver`
@@ -52,7 +62,13 @@ class Istiod(Component):
         if not at.keys.plane:
             return {}
         config = keys.kubeconfig(at.keys.plane, apiserver.url(at.world, at.nets))
-        return {f"{at.service}/{_CONFIG}": config, f"{at.service}/mesh": "{}\n"}
+        return {f"{at.service}/{_CONFIG}": config, f"{at.service}/mesh": "{}\n", **settings(at.service, USUAL)}
+
+
+def settings(service: str, debounce: str) -> dict[str, str]:
+    """Rendered files -> content: what it reads when it starts, as shell."""
+    lines = (f"export {name}={value}\n" for name, value in DEBOUNCE[debounce].items())
+    return {f"{service}/{_SETTINGS}": "".join(lines)}
 
 
 PART = Istiod()

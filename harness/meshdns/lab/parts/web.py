@@ -31,9 +31,8 @@ class Web(Component):
     def ready(self, at: At) -> Page:
         return at.outer(f"{ports.PORT_PAGES}/status")
 
-    def page(self, at: At) -> Page | None:
-        """See `Component`; where the control plane probes it, its sidecar counts instead."""
-        return None if at.pod.managed else self.ready(at)
+    def page(self, at: At) -> Page:
+        return self.ready(at)
 
     def counts(self, body: str, at: At, client: Pod) -> Counts:
         match = _REQUESTS.search(body)

@@ -10,6 +10,7 @@ from meshdns.measure.factors.answer import Answer
 from meshdns.measure.factors.arm import Arm
 from meshdns.measure.factors.backend import Backend
 from meshdns.measure.factors.change import Change
+from meshdns.measure.factors.debounce import Debounce
 from meshdns.measure.factors.delay import Delay
 from meshdns.measure.factors.factor import Factor, Job
 from meshdns.measure.factors.fault import Faults
@@ -21,6 +22,7 @@ from meshdns.measure.factors.rules import ExtraRules
 # In the order in which their rules are told, their levels set, and their parts of a job put together.
 ALL: tuple[Factor, ...] = (
     Load(), Backend(), Name(), Arm(), Delay(), Policy(), Faults(), ExtraRules(), Answer(), Change(),
+    Debounce(),
 )  # fmt: skip
 
 

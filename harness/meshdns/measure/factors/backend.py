@@ -27,22 +27,14 @@ class Backend(Factor):
 
     def rules(self, cell: Cell, world: World) -> Rules:
         by_address = cell.backend in {each.backend for each in world.inbound}
-        pushed = world.is_managed(cell.backend)
-        client = world.arms.get(cell.arm)
-        mode = client is not None and client.managed
+        live, client = world.is_live(cell.backend), world.arms.get(cell.arm)
         request, bare = cell.kind == "request", client is None or not client.sidecar
         yield request == (cell.backend != "none"), "a request needs a backend, a lookup has none"
         entry = cell.backend in world.backends and world.backends[cell.backend].external
-        yield not (entry and bare) or pushed, "a ServiceEntry of Istio's is called by arms with a sidecar"
+        yield not (entry and bare) or live, "a ServiceEntry of Istio's is called by arms with a sidecar"
         yield cell.lookup == "none" or not by_address, "one replica alone is called by its address: lookup none"
-        yield not pushed or mode or bare, "backends of the control plane are called by its arms, or without a sidecar"
-        usual = client is None or not client.name_server
-        yield not pushed or usual, "the control plane tells its names to the usual cluster DNS alone"
-        yield pushed or not mode, "arms of the control plane call its backends"
-        yield (
-            not pushed or (not cell.tls and cell.lookup == "wire"),
-            "the control plane's backends: no tls, lookup wire",
-        )
+        wired = not cell.tls and cell.lookup == "wire"
+        yield not live or wired, "a backend that Istio's own control plane tells of: no tls, lookup wire"
 
     def job(self, so_far: Job, cell: Cell, world: World, nets: Nets) -> Job:
         if cell.kind != "request":
@@ -56,4 +48,4 @@ class Backend(Factor):
         return named.having(address="", port=service.ports[cell.tls], tls=tls)
 
     def request_s(self, so_far_s: float, cell: Cell, world: World, timeout_s: float) -> float:
-        return so_far_s + _PUSHED_S if world.is_managed(cell.backend) else so_far_s
+        return so_far_s + _PUSHED_S if world.is_live(cell.backend) else so_far_s

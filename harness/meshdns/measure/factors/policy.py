@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from meshdns.core import paths
 from meshdns.core.world import World
-from meshdns.lab.controlplane import ControlPlane
+from meshdns.lab.controlplane import POLICIES, ControlPlane
 from meshdns.lab.observers import Observers
 from meshdns.lab.place import Ended, Place
 from meshdns.measure.cell import Cell
@@ -15,7 +14,7 @@ from meshdns.measure.factors import factor
 from meshdns.measure.factors.factor import Factor, Rules
 
 POLICY_S = 0.4  # until one has taken another's place at every sidecar (from data/sample)
-LEVELS = sorted(file.stem for file in (paths.COMPOSE / "policies").glob("*.yaml"))
+LEVELS = sorted(file.stem for file in POLICIES.glob("*.yaml"))
 
 
 class Control(factor.Control):
@@ -43,8 +42,8 @@ class Policy(Factor):
         return {"policy": (*LEVELS, "none")}
 
     def rules(self, cell: Cell, world: World) -> Rules:
-        pushed = world.is_managed(cell.backend)
-        yield pushed or cell.policy == "none", "policy and change are of the control plane's backends"
+        live = world.is_live(cell.backend)
+        yield live or cell.policy == "none", "a policy is one of a backend that Istio's own control plane tells of"
 
     def seconds(self, cell: Cell, before: Cell | None) -> float:
         return POLICY_S if before is not None and before.policy != cell.policy else 0.0

@@ -31,7 +31,7 @@ def conservation(runs: store.Runs) -> list[Check]:
     """Queries at client, proxy and cluster DNS; requests at client, sidecars and servers; in rejected cells too."""
     every = cells.select(runs, tool="agent", rejected=True)
     # Of these, what becomes of a request is the question.
-    asked = [name for name, service in runs.world.backends.items() if service.managed]
+    asked = [name for name in runs.world.backends if runs.world.is_live(name)]
     every = every[(every["answer"] == "none") & ~every["backend"].isin(asked) & (every["arm"] != "null")]
     dns = every[every["lookup"] != "none"].reset_index(drop=True)
     served = every[every["kind"] == "request"].reset_index(drop=True)
@@ -143,8 +143,8 @@ def _open_loop(runs: store.Runs) -> Check:
     """In the middle of the cells, those that arrive must spend as much time as is seen: else work piles up."""
     chosen = cells.select(runs, tool="agent")
     # Overload is a question there.
-    managed = [name for name, service in runs.world.backends.items() if service.managed]
-    chosen = chosen[(chosen["arrival"] != "closed") & ~chosen["backend"].isin(managed)].reset_index(drop=True)
+    overloaded = [name for name in runs.world.backends if runs.world.is_live(name)]
+    chosen = chosen[(chosen["arrival"] != "closed") & ~chosen["backend"].isin(overloaded)].reset_index(drop=True)
     rows, position = cells.requests_of(runs, chosen)
     spans = pd.DataFrame({"start": rows["start_ns"].to_numpy(), "end": rows["end_ns"].to_numpy()})
     both = [stats.steady(each["start"], each["end"]) for _, each in spans.groupby(position)]

@@ -28,7 +28,7 @@ LEVEL = ["fault", "policy", "arm"]
 # In the order in which they are read; others come after them.
 _ORDER: dict[str, Iterable[str]] = {
     "fault": (NONE, "fail30", "slow", "dead", "overload"),
-    "policy": (NONE, "retries", "timeouts", "outlier", "breaker", SPLIT, *WANTED, "reconnect"),
+    "policy": (NONE, "retries", "timeouts", "outlier", "breaker", SPLIT, *WANTED),
     "backend": BACKENDS,
 }
 V2, PROMISED = ("shop-3",), 0.10  # as compose/policies/split.yaml has it
