@@ -96,12 +96,12 @@ class ControlPlane:
             self.place.put(path, text)
         self.debounce = debounce
         self.place.kill(self.plane.service)
-        self._bring_back()
-
-    def _bring_back(self) -> None:
-        """istiod runs again and every sidecar has found it."""
         since_s = time.time()
         self.place.start(self.plane.service)
+        self._await_istiod(since_s)
+
+    def _await_istiod(self, since_s: float) -> None:
+        """It runs again and every sidecar has found it, since then."""
         self._await(self.plane.is_ready, "istiod is not ready again")
         self._settle(since_s, LDS)
 
@@ -163,6 +163,7 @@ class ControlPlane:
             self._set_ended(self.plane.service)
             at_ns = self.place.kill(self.plane.service)
             time.sleep(STAY_S)
+            self.place.start(self.plane.service)
         else:
             since_s = time.time()
             self.plane.put(*_manifests(kind))
@@ -179,7 +180,7 @@ class ControlPlane:
             self.plane.report(dict.fromkeys(removed, READY) | dict.fromkeys(added, UNREADY))
             self._settle(since_s, EDS, NDS)
         elif kind == "istiod":
-            self._bring_back()
+            self._await_istiod(0.0)
             self._unset_ended(self.plane.service)
         elif kind == "deny":
             self.plane.remove(*_manifests(kind))
@@ -287,7 +288,8 @@ def _short(kind: str) -> str:
 
 def summary(place: Place) -> Iterator[str]:
     """What people want to know of it, a line each."""
-    sidecars = [pod for pod in place.world.up(place.groups) if pod.sidecar]
+    there = {part.service for part in place.parts()}
+    sidecars = [pod for pod in place.world.injected if parts.sidecar(pod) in there]
     waiting = list(unsettled(place.plane().sidecars(), sidecars))
     yield from (f"istiod: {each}" for each in waiting)
     if not waiting:

@@ -126,7 +126,7 @@ class Plane:
         except OSError as error:
             fact, step = f"does not say who is connected ({error})", f"see `meshdns logs {self.service}`"
             raise errors.TestbedError(fact, place=self.service, step=step) from None
-        return {each["proxy"].partition(".")[0]: each["resources"] for each in found}
+        return {each["proxy"].partition(".")[0]: each.get("resources", {}) for each in found}
 
     @cached_property
     def _operator(self) -> str:

@@ -265,10 +265,11 @@ class _Builder:
 
     def _manifests(self) -> Iterator[Manifest]:
         """As they were given, each with its group."""
-        owners = {id(one): owner for owner, one in self._slices().items()}
-        groups = {(one.namespace, one.name): one.notes.get("group", CORE) for one in self.of("Service")}
+        owners = {(one.namespace, one.name): one for one in self.of("Service")}
+        owner = {id(one): owners.get(key) for key, one in self._slices().items()}
         for one in self.found:
-            group = one.notes.get("group", CORE) if one.kind in _ALLOWED else groups.get(owners.get(id(one)), CORE)
+            says = one if one.kind in _ALLOWED else owner.get(id(one))
+            group = says.notes.get("group", CORE) if says else CORE
             yield Manifest(Path(one.field.document.file).name, one.field.data, group)
 
     # -- services ----------------------------------------------------------------------------------------------------

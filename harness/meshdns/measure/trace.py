@@ -271,7 +271,7 @@ def _said(frame: capture.Frame) -> str:
     """DNS question and answer, the first line of HTTP, TLS as such."""
     if not frame.payload:
         return ""
-    if {53, ports.PORT_RECORDS, ports.PORT_DNS_DIRECT, ISTIO.dns_port} & {frame.source_port, frame.target_port}:
+    if {53, ports.PORT_DNS_DIRECT, ISTIO.dns_port} & {frame.source_port, frame.target_port}:
         return _dns(frame.payload if frame.protocol == _UDP else frame.payload[2:])
     if frame.payload[:1] in (b"\x16", b"\x17"):
         return "TLS handshake" if frame.payload[:1] == b"\x16" else "TLS data"
