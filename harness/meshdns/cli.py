@@ -334,7 +334,7 @@ def _record(options: argparse.Namespace) -> int:
     from meshdns.core.world import LIVE
     from meshdns.lab import live, recording
 
-    world, folder = _world(options), options.out or recording.FOLDER
+    world, folder = _world(options), options.out or recording.kept()
     bed = _bed(world, [LIVE], {at.part.image for at in live.parts_of(world, _nets())})
     with _used(bed, options), bed.plane_alone(say) as plane:
         found = plane.record()

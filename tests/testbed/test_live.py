@@ -1,4 +1,7 @@
-"""Istio's own control plane in containers: what it says is what was recorded, and what it refuses leaves nothing."""
+"""Istio's own control plane in containers: what it says is what was recorded, and what it refuses leaves nothing.
+
+A small mesh is tried with it, and with what it was recorded to say.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,12 @@ import re
 import shutil
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
+from test_paths import request, wrong
 
 from meshdns import cli
 from meshdns.core import errors
@@ -18,6 +23,8 @@ from meshdns.core.world import LIVE, World
 from meshdns.lab import live, locks, parts, ports, recording, world
 from meshdns.lab.compose import engine, testbed
 from meshdns.lab.compose.testbed import Testbed
+from meshdns.measure import session
+from meshdns.measure.session import Session
 from shipped import WORLD
 
 OWN = {
@@ -36,6 +43,22 @@ spec:
     - {destination: {host: web.shop.svc.cluster.local}, weight: 50}
     - {destination: {host: legacy.shop.svc.cluster.local}, weight: -50}
 """
+# Only mutual TLS comes in, and each request has a connection of its own, so that what is encrypted can be counted.
+STRICT = """
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default, namespace: shop}
+spec: {mtls: {mode: STRICT}}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: web, namespace: shop}
+spec:
+  host: web.shop.svc.cluster.local
+  trafficPolicy: {connectionPool: {http: {maxRequestsPerConnection: 1}}}
+"""
+IDLE = {"client-ip", "client-plain-aa", "client-mode2-envoy", "client-mode2-agent", "web-2", "web-3", "legacy-1",
+        "legacy-2", "legacy-3"}  # fmt: skip
 IMPOSSIBLE = """
 apiVersion: v1
 kind: Service
@@ -56,11 +79,26 @@ def own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def bed(of: World = WORLD, *, alone: bool = True) -> Testbed:
+def bed(of: World = WORLD, *, alone: bool = True, groups: Collection[str] = (LIVE,)) -> Testbed:
     engine.ensure(lambda _: None)
-    needed = {at.part.image for at in live.parts_of(of, cli._nets())} if alone else testbed.images_of(of, [LIVE])
+    needed = {at.part.image for at in live.parts_of(of, cli._nets())} if alone else testbed.images_of(of, groups)
     images, project = engine.images(lambda _: None, needed).tags, cli._project()
-    return Testbed(images, cli._nets(), project, testbed.state_of(project), frozenset([LIVE]), of)
+    return Testbed(images, cli._nets(), project, testbed.state_of(project), frozenset(groups), of)
+
+
+def small(folder: Path) -> World:
+    """The shipped world with one server behind each name and mutual TLS alone."""
+    documents = [each for path in sorted(world.SHIPPED.glob("*.yaml")) for each in yaml.safe_load_all(path.read_text())]
+    for each in documents:
+        name = each["metadata"]["name"]
+        if each["kind"] == "EndpointSlice":
+            del each["endpoints"][1:]
+        elif each["kind"] == "Pod":
+            notes = each["metadata"].setdefault("annotations", {})
+            notes |= {"meshdns/group": "idle"} if name in IDLE else {}
+    (folder / "world.yaml").write_text(yaml.safe_dump_all(documents))
+    (folder / "strict.yaml").write_text(STRICT)
+    return world.read([folder])
 
 
 def test_the_recording_is_what_istio_says_and_one_byte_more_is_seen(tmp_path: Path) -> None:
@@ -149,3 +187,32 @@ def test_what_is_refused_is_said_with_its_file_and_nothing_is_left(tmp_path: Pat
         pass
     assert there.containers() == []
     assert not there.state.exists()
+
+
+def test_a_small_mesh_live_and_as_it_was_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh, kept = small(tmp_path), tmp_path / "recorded"
+    with bed(mesh).plane_alone(lambda _: None) as plane:
+        recording.write(plane.record(), kept)
+    monkeypatch.setenv("MESHDNS_RECORDED", str(kept))
+    assert recording.serves(mesh.of(()))
+    for groups in ((), (LIVE,)):
+        there = bed(mesh, alone=False, groups=groups)
+        there.up(lambda _: None)
+        try:
+            assert ("recorded" in {part.service for part in there.parts()}) == (LIVE not in groups)
+            with session.opened(there) as asking:
+                mutual_tls_is_counted_at_the_server(asking)
+        finally:
+            there.down()
+
+
+def mutual_tls_is_counted_at_the_server(asking: Session) -> None:
+    """Each request of a client with a sidecar; who has none is refused."""
+    encrypted = asking.trial(0, request("mode1", "meshed"), seed=1)
+    assert wrong(encrypted) == []
+    assert encrypted.record.counters["servers/mtls_cx"] == 23
+    assert "servers/no_chain" not in encrypted.record.counters
+    refused = asking.trial(0, request("plain", "meshed"), seed=1)
+    assert set(refused.table["outcome"].to_pylist()) == {"reset"}
+    assert refused.record.counters["servers/no_chain"] == 23
+    assert "servers/mtls_cx" not in refused.record.counters
