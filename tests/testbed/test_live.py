@@ -5,6 +5,8 @@ A small mesh is tried with it, and with what it was recorded to say.
 
 from __future__ import annotations
 
+import base64
+import dataclasses
 import json
 import re
 import shutil
@@ -12,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -19,10 +22,11 @@ from test_paths import request, wrong
 
 from meshdns import cli
 from meshdns.core import errors
-from meshdns.core.world import LIVE, World
-from meshdns.lab import live, locks, parts, ports, recording, world
+from meshdns.core.world import LIVE, Pod, World
+from meshdns.lab import kubernetes, live, locks, parts, ports, recording, world
 from meshdns.lab.compose import engine, testbed
 from meshdns.lab.compose.testbed import Testbed
+from meshdns.lab.parts.istio_proxy import handed
 from meshdns.measure import session
 from meshdns.measure.session import Session
 from shipped import WORLD
@@ -59,6 +63,7 @@ spec:
 """
 IDLE = {"client-ip", "client-plain-aa", "client-mode2-envoy", "client-mode2-agent", "web-2", "web-3", "legacy-1",
         "legacy-2", "legacy-3"}  # fmt: skip
+BRIEF = {"client-mode1", "web-1"}  # pods whose certificates are renewed every ten seconds
 IMPOSSIBLE = """
 apiVersion: v1
 kind: Service
@@ -87,7 +92,7 @@ def bed(of: World = WORLD, *, alone: bool = True, groups: Collection[str] = (LIV
 
 
 def small(folder: Path) -> World:
-    """The shipped world with one server behind each name and mutual TLS alone."""
+    """The shipped world with one server behind each name, mutual TLS alone, and certificates that live briefly."""
     documents = [each for path in sorted(world.SHIPPED.glob("*.yaml")) for each in yaml.safe_load_all(path.read_text())]
     for each in documents:
         name = each["metadata"]["name"]
@@ -96,6 +101,7 @@ def small(folder: Path) -> World:
         elif each["kind"] == "Pod":
             notes = each["metadata"].setdefault("annotations", {})
             notes |= {"meshdns/group": "idle"} if name in IDLE else {}
+            notes |= {"proxy.istio.io/config": "proxyMetadata: {SECRET_TTL: 20s}"} if name in BRIEF else {}
     (folder / "world.yaml").write_text(yaml.safe_dump_all(documents))
     (folder / "strict.yaml").write_text(STRICT)
     return world.read([folder])
@@ -122,22 +128,28 @@ def test_sidecars_get_configuration_and_certificates_from_istio() -> None:
         with urllib.request.urlopen(f"http://{plane}/metrics", timeout=5) as page:
             counted = page.read().decode()
         assert f"citadel_server_success_cert_issuance_count {len(sidecars)}\n" in counted
-        said = json.loads(
-            there.exec(parts.sidecar(sidecars[0]), ["pilot-agent", "request", "GET", "certs"], timeout_s=9)
-        )
-        names = {
-            name["uri"]
-            for each in said["certificates"]
-            for one in each["cert_chain"]
-            for name in one["subject_alt_names"]
-        }
+        names = {name["uri"] for one in certificates(there, sidecars[0]) for name in one["subject_alt_names"]}
         assert names == {f"spiffe://cluster.local/ns/shop/sa/{sidecars[0].account}"}
+        token = there.read(handed(parts.sidecar(sidecars[0]), "tokens/istio-token"))
+        assert granted_s(token) == kubernetes.TOKEN_LIFE_S
         assert "recorded" not in {part.service for part in there.parts()}
         assert there.is_up()
         changes_reach_sidecars(there, live.Plane(there, there.state))
     finally:
         there.down()
     assert there.containers() == []
+
+
+def granted_s(token: str) -> int:
+    """For how long an account's token is good."""
+    claims = json.loads(base64.urlsafe_b64decode(f"{token.split('.')[1]}=="))
+    return int(claims["exp"] - claims["iat"])
+
+
+def certificates(there: Testbed, pod: Pod) -> list[dict[str, Any]]:
+    """What the sidecar of a pod shows of itself."""
+    said = there.exec(parts.sidecar(pod), ["pilot-agent", "request", "GET", "certs"], timeout_s=9)
+    return [one for each in json.loads(said)["certificates"] for one in each["cert_chain"]]
 
 
 def changes_reach_sidecars(there: Testbed, plane: live.Plane) -> None:
@@ -202,6 +214,8 @@ def test_a_small_mesh_live_and_as_it_was_recorded(tmp_path: Path, monkeypatch: p
             assert ("recorded" in {part.service for part in there.parts()}) == (LIVE not in groups)
             with session.opened(there) as asking:
                 mutual_tls_is_counted_at_the_server(asking)
+                if LIVE in groups:
+                    certificates_are_renewed(there, asking)
         finally:
             there.down()
 
@@ -216,3 +230,16 @@ def mutual_tls_is_counted_at_the_server(asking: Session) -> None:
     assert set(refused.table["outcome"].to_pylist()) == {"reset"}
     assert refused.record.counters["servers/no_chain"] == 23
     assert "servers/mtls_cx" not in refused.record.counters
+
+
+def certificates_are_renewed(there: Testbed, asking: Session) -> None:
+    """Twice, while each request has a connection of its own; none fails."""
+    seen: dict[str, set[str]] = {pod: set() for pod in BRIEF}
+    deadline = time.monotonic() + 60
+    while any(len(serials) < 3 for serials in seen.values()):
+        assert time.monotonic() < deadline, seen
+        for pod, serials in seen.items():
+            serials |= {each["serial_number"] for each in certificates(there, WORLD.named(pod))}
+        measured = asking.trial(0, dataclasses.replace(request("mode1", "meshed"), count=300), seed=1)
+        assert wrong(measured) == []
+        assert measured.record.counters["servers/mtls_cx"] == 303

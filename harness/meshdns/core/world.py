@@ -74,6 +74,7 @@ class Pod:
     account: str = "default"  # its service account
     labels: Mapping[str, str] = field(default_factory=dict)
     excluded: tuple[int, ...] = ()  # ports of its own that are not captured
+    proxy_metadata: Mapping[str, str] = field(default_factory=dict)  # its agent's environment, as its annotation has it
     answers: bool = False  # asks for names that are answered in unusual ways
     outside: bool = False  # on the world's network too, where servers outside are up
     plane: bool = False  # on the control plane's network too

@@ -27,6 +27,7 @@ _INJECT, _PROXY, _INTERCEPTION, _EXCLUDED = (
     "sidecar.istio.io/inject", "proxy.istio.io/config", "sidecar.istio.io/interceptionMode",
     "traffic.sidecar.istio.io/excludeInboundPorts",
 )  # fmt: skip
+_CAPTURE = "ISTIO_META_DNS_CAPTURE"  # asks for the agent's DNS proxy
 _TRUTH = ("true", "false")
 _MODES = {"REDIRECT": "iptables", "TPROXY": "tproxy"}
 # Annotation of a Pod -> the values it may have; none: any word.
@@ -187,6 +188,7 @@ class _Builder:
             one.fault("another Pod has this address", "give it one of its own", "status", "podIP")
         if any(notes.get("arm") == pod.arm for pod in self.pods.values() if pod.arm):
             one.fault(f"the arm {notes['arm']} is there already", "rename one", "metadata", "annotations", f"{OURS}arm")
+        metadata = _proxy_metadata(one)
         containers = [each.fields() for each in one.spec.some("containers")]
         made_of, sidecar = tuple(_part(one, each) for each in containers), notes.get(_INJECT) == "true"
         if len({*made_of}) < len(made_of):
@@ -205,7 +207,7 @@ class _Builder:
             arm=notes.get("arm", ""),
             backend=notes.get("backend", ""),
             sidecar=sidecar,
-            dns="agent" if _captures_dns(one) else notes.get("dns", "cluster"),
+            dns="agent" if metadata.get(_CAPTURE, "").lower() == "true" else notes.get("dns", "cluster"),
             mechanism=notes.get("mechanism", _MODES.get(notes.get(_INTERCEPTION, ""), "iptables")),
             guarded=notes.get("loop-guard") != "false",
             virtual_ips=notes.get("virtual-ips") == "true",
@@ -213,6 +215,7 @@ class _Builder:
             account=one.spec.text("serviceAccountName", "default"),
             labels=dict(one.meta.labels("labels")),
             excluded=tuple(_excluded(one)),
+            proxy_metadata=metadata,
             outside=notes.get("outside") == "true",
             plane=notes.get("plane") == "true",
             name_server=self._name_server(one),
@@ -427,16 +430,15 @@ def _excluded(one: _Read) -> Iterator[int]:
         yield port
 
 
-def _captures_dns(one: _Read) -> bool:
-    """Whether Istio's annotation asks for the agent's DNS proxy."""
+def _proxy_metadata(one: _Read) -> dict[str, str]:
+    """What Istio's annotation gives the agent as its environment."""
     field = one.meta.pairs("annotations").get(_PROXY)
     if field is None:
-        return False
+        return {}
     found = documents.parse(field.text(), f"{field.place}: {_PROXY}", field.faults)
     config = Field(found[0].root, "", found[0], field.faults).fields() if found else Fields(field, {})
-    with config, config.within("proxyMetadata") as metadata:
-        asked = metadata.get("ISTIO_META_DNS_CAPTURE")
-    return asked is not None and str(asked.data).lower() == "true"
+    with config:
+        return dict(config.labels("proxyMetadata"))
 
 
 def _answers(settings: _Read, data: Mapping[str, str]) -> Iterator[tuple[str, Answer]]:
