@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
-from test_paths import request, wrong
+from test_paths import request, trial, wrong
 
 from meshdns import cli
 from meshdns.core import errors
@@ -207,7 +207,7 @@ def test_a_small_mesh_live_and_as_it_was_recorded(tmp_path: Path, monkeypatch: p
         recording.write(plane.record(), kept)
     monkeypatch.setenv("MESHDNS_RECORDED", str(kept))
     assert recording.serves(mesh.of(()))
-    for groups in ((), (LIVE,)):
+    for groups in ((), (LIVE, "autopath")):
         there = bed(mesh, alone=False, groups=groups)
         there.up(lambda _: None)
         try:
@@ -215,6 +215,7 @@ def test_a_small_mesh_live_and_as_it_was_recorded(tmp_path: Path, monkeypatch: p
             with session.opened(there) as asking:
                 mutual_tls_is_counted_at_the_server(asking)
                 if LIVE in groups:
+                    a_search_list_is_walked_by_the_cluster_dns(asking)
                     certificates_are_renewed(there, asking)
         finally:
             there.down()
@@ -230,6 +231,16 @@ def mutual_tls_is_counted_at_the_server(asking: Session) -> None:
     assert set(refused.table["outcome"].to_pylist()) == {"reset"}
     assert refused.record.counters["servers/no_chain"] == 23
     assert "servers/mtls_cx" not in refused.record.counters
+
+
+def a_search_list_is_walked_by_the_cluster_dns(asking: Session) -> None:
+    """It is asked once, where the client would walk through four names."""
+    for arm, queries in (("plain", 4), ("plain-autopath", 1)):
+        measured = asking.trial(0, trial(arm, name_kind="external"), seed=1)
+        assert wrong(measured) == []
+        assert measured.record.counters["dnsdist/from_pod"] == 23 * queries
+    for factors in ({"name_kind": "absent"}, {"name_kind": "short", "lookup": "getaddrinfo", "qtype": "A+AAAA"}):
+        assert wrong(asking.trial(0, trial("plain-autopath", **factors), seed=1)) == []
 
 
 def certificates_are_renewed(there: Testbed, asking: Session) -> None:

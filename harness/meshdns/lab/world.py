@@ -220,6 +220,7 @@ class _Builder:
             plane=notes.get("plane") == "true",
             name_server=self._name_server(one),
             ready=notes.get("ready") != "false",
+            needs_live=next(filter(None, self._needs(one, made_of)), ""),
             ports=tuple(_port(port, "containerPort") for each in containers[:1] for port in _each(each, "ports")),
         )
 
@@ -233,6 +234,14 @@ class _Builder:
     def _configured(self, names: Sequence[str], key: str) -> bool:
         """Whether one of these ConfigMaps has the key."""
         return any(each.name in names and key in each.top.pairs("data") for each in self.of("ConfigMap"))
+
+    def _needs(self, one: _Read, made_of: Sequence[str]) -> Iterator[str]:
+        """Why its parts need Istio's own control plane, as the ConfigMaps that it mounts configure them."""
+        volumes = [each.within("configMap").text("name") for each in _each(one.spec, "volumes")]
+        for part in (parts.ALL[name] for name in made_of if name):
+            for held in (each.top.pairs("data") for each in self.of("ConfigMap") if each.name in volumes):
+                if part.configured_by in held:
+                    yield part.needs_live(held[part.configured_by].text())
 
     def _name_server(self, one: _Read) -> str:
         """The cluster DNS that its resolv.conf names; empty where it is the usual one."""
