@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import copy
 import errno
@@ -365,6 +366,17 @@ def test_what_ends_a_run_says_how_to_go_on(
     if code != cli.INTERRUPTED:
         last = said.splitlines()[-1]
         assert last.endswith(go_on if begun else errors.AGAIN)
+
+
+def test_a_group_that_asks_the_api_server_starts_live_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(recording, "serves", lambda _: True)
+    options = argparse.Namespace(live=False)
+    assert cli._groups(options, WORLD, {"autopath"}) == {"autopath", "live"}
+    assert "dns-autopath: its plugin autopath asks the API server, so Istio's own" in capsys.readouterr().err
+    assert cli._groups(options, WORLD, {"dns", "interception"}) == {"dns", "interception"}
+    assert capsys.readouterr().err == ""
 
 
 def test_a_testbed_that_an_interrupt_finds_half_way_up_is_taken_down(monkeypatch: pytest.MonkeyPatch) -> None:

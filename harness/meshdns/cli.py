@@ -225,10 +225,16 @@ def _groups(options: argparse.Namespace, world: World, groups: Collection[str]) 
     from meshdns.core.world import LIVE
     from meshdns.lab import recording
 
-    if options.live or LIVE in groups or recording.serves(world.of(groups)):
-        return frozenset(groups) | ({LIVE} if options.live else set())
-    say("what Istio says of this world was not recorded: its own control plane starts (`meshdns record` records it)")
-    return frozenset(groups) | {LIVE}
+    if options.live or LIVE in groups:
+        return frozenset({*groups, LIVE})
+    if why := next((f"{pod.pod}: {pod.needs_live}" for pod in world.up(groups) if pod.needs_live), ""):
+        say(f"{why}, so Istio's own control plane starts")
+    elif recording.serves(world.of(groups)):
+        return frozenset(groups)
+    else:
+        why = "what Istio says of this world was not recorded"
+        say(f"{why}: its own control plane starts (`meshdns record` records it)")
+    return frozenset({*groups, LIVE})
 
 
 def _bed(world: World | None = None, groups: Collection[str] = (), images: Collection[str] = ()) -> Testbed:
@@ -334,7 +340,7 @@ def _record(options: argparse.Namespace) -> int:
     from meshdns.core.world import LIVE
     from meshdns.lab import live, recording
 
-    world, folder = _world(options), options.out or recording.FOLDER
+    world, folder = _world(options), options.out or recording.kept()
     bed = _bed(world, [LIVE], {at.part.image for at in live.parts_of(world, _nets())})
     with _used(bed, options), bed.plane_alone(say) as plane:
         found = plane.record()

@@ -104,6 +104,7 @@ def nobody(endpoints: dict[str, Any]) -> None:
             "sidecar.istio.io/logLevel is not honoured",
         ),
         ("client-mode1", annotate(proxy_istio_io__config="concurrency: 2"), "concurrency: this field is not supported"),
+        ("client-mode1", annotate(proxy_istio_io__config="proxyMetadata: {A: 1}"), "A: 1 (a number) is not text"),
         ("client-mode1", annotate(meshdns__arm="plain"), "the arm plain is there already"),
         ("client-mode1", moved, "10.0.0.1 is not an address of the testbed"),
         ("client-mode1", taken, "another Pod has this address"),

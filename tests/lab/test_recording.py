@@ -61,6 +61,13 @@ def test_a_pod_that_was_not_recorded_is_named() -> None:
         made().answers("c", Nets())
 
 
+def test_the_one_that_is_named_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert recording.read().files() != made().files()
+    recording.write(made(), tmp_path)
+    monkeypatch.setenv("MESHDNS_RECORDED", str(tmp_path))
+    assert recording.read().files() == made().files()
+
+
 def test_a_folder_without_one_is_named(tmp_path: Path) -> None:
     with pytest.raises(errors.DataError, match=r"holds no recording .*meshdns record"):
         recording.read(tmp_path)

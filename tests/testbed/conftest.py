@@ -38,7 +38,7 @@ def bed() -> Iterator[Testbed]:
         locks.machine().ask()  # tests on real containers would be seen in somebody's numbers
         engine.ensure(said.append)
         # With every pod, as the commands that tests start.
-        every = frozenset(WORLD.groups)
+        every = WORLD.groups - WORLD.live_groups
         images = engine.images(said.append, testbed.images_of(WORLD, every)).tags
         own = Testbed(images, nets, project, testbed.state_of(project), every)
         # The testbed's lock is for those commands to take; this one keeps the tests of two checkouts apart.

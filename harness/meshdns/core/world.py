@@ -74,11 +74,13 @@ class Pod:
     account: str = "default"  # its service account
     labels: Mapping[str, str] = field(default_factory=dict)
     excluded: tuple[int, ...] = ()  # ports of its own that are not captured
+    proxy_metadata: Mapping[str, str] = field(default_factory=dict)  # its agent's environment, as its annotation has it
     answers: bool = False  # asks for names that are answered in unusual ways
     outside: bool = False  # on the world's network too, where servers outside are up
     plane: bool = False  # on the control plane's network too
     name_server: str = ""  # ClusterIP of its cluster DNS, where it has another one than is usual
     ready: bool = True  # otherwise it is spare: unready until it is wanted
+    needs_live: str = ""  # why a part in it does not do without Istio's own control plane
     ports: tuple[int, ...] = ()  # of its containers: plain and TLS
 
     @property
@@ -227,16 +229,20 @@ class World:
 
     @property
     def live_groups(self) -> frozenset[str]:
-        """Those with Services of their own, which nobody has recorded: they need Istio's own control plane."""
-        return frozenset(service.group for service in self.services) - {CORE}
+        """Those that need Istio's own control plane, as a part does, or Services of theirs that nobody has recorded."""
+        need = {pod.group for pod in self.pods if pod.needs_live}
+        return frozenset({*need, *(service.group for service in self.services)} - {CORE})
 
     def of(self, groups: Collection[str]) -> World:
         """As a testbed with these groups has it: Services of other groups, and pods beside them, are not there."""
         absent = self.live_groups - {*groups}
+        pods = tuple(each for each in self.pods if each.group not in absent)
+        names = {each.pod for each in pods}
         return dataclasses.replace(
             self,
             live=self.live or LIVE in groups,
-            pods=tuple(each for each in self.pods if each.group not in absent),
+            pods=pods,
+            cluster_dns={address: pod for address, pod in self.cluster_dns.items() if pod in names},
             services=tuple(each for each in self.services if each.group not in absent),
             manifests=tuple(each for each in self.manifests if each.group not in absent),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import datetime
 from collections.abc import Mapping
 
 import yaml
@@ -10,6 +11,7 @@ import yaml
 API_SERVER = "kubernetes.default.svc"  # by which its certificate knows it, wherever it is
 AUTHORITY, CERTIFICATE, KEY, TOKENS, ADMIN = "ca.crt", "api.crt", "api.key", "tokens.csv", "admin"
 ACCOUNTS, ACCOUNTS_PUBLIC = "accounts.key", "accounts.pub"  # what tokens of service accounts are signed with
+LIFE = datetime.timedelta(days=30)  # of a testbed that somebody leaves up
 CONTEXT = "meshdns"  # of a kubeconfig: server, user, and both together
 
 

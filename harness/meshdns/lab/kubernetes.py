@@ -24,13 +24,15 @@ from kubernetes.client.exceptions import ApiException
 from meshdns.core import errors
 from meshdns.core.schema import Fault, Place, refuse
 from meshdns.core.world import World
-from meshdns.lab.keys import API_SERVER
+from meshdns.lab import keys
 from meshdns.lab.objects import Object
 
 TIMEOUT_S = 30
 NODE = "meshdns"  # where all Pods are; nobody looks for it
 ISTIO, OPERATOR = "istio-system", "meshdns"
-AUDIENCE, TOKEN_LIFE_S = "istio-ca", 43_200  # as Istio's injector asks for
+AUDIENCE = "istio-ca"  # as Istio's injector asks for
+# A kubelet renews a token before its 12 hours are over; here nobody does, and certificates are renewed by it.
+TOKEN_LIFE_S = int(keys.LIFE.total_seconds())
 ROOT, ROOT_KEY = "istio-ca-root-cert", "root-cert.pem"  # ConfigMap that istiod writes into each namespace
 _AGE_S = 1.1  # creation times have whole seconds
 _POLL_S = 0.05
@@ -61,7 +63,7 @@ class Api:
         settings = client.Configuration(host=access.url)
         settings.ssl_ca_cert, settings.retries = str(access.ca_file), False
         settings.api_key = {"authorization": f"Bearer {access.token}"}
-        settings.tls_server_name = API_SERVER
+        settings.tls_server_name = keys.API_SERVER
         settings.proxy = None  # it is on this machine, whatever the environment says
         plain = client.ApiClient(settings)
         made: Callable[..., Any] = dynamic.DynamicClient

@@ -9,9 +9,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from meshdns.lab.keys import ACCOUNTS, ACCOUNTS_PUBLIC, ADMIN, API_SERVER, AUTHORITY, CERTIFICATE, KEY, TOKENS
+from meshdns.lab.keys import ACCOUNTS, ACCOUNTS_PUBLIC, ADMIN, API_SERVER, AUTHORITY, CERTIFICATE, KEY, LIFE, TOKENS
 
-_LIFE = datetime.timedelta(days=30)  # of a testbed that somebody leaves up
 _SKEW = datetime.timedelta(minutes=5)  # of clocks
 
 
@@ -49,7 +48,7 @@ def _certificate(
         .public_key(owner.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - _SKEW)
-        .not_valid_after(now + _LIFE)
+        .not_valid_after(now + LIFE)
         .add_extension(x509.BasicConstraints(ca=owner is by, path_length=None), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(owner.public_key()), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(by.public_key()), critical=False)

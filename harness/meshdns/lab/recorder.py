@@ -21,6 +21,7 @@ from meshdns.lab import recording
 from meshdns.lab.recording import Recording
 
 TIMEOUT_S = 20
+_META = "ISTIO_META_"  # what begins so in its environment, an agent says of its pod
 _PACKED = re.compile(rb"type\.googleapis\.com/([\w.]+)")
 
 
@@ -61,6 +62,7 @@ def node(world: World, nets: Nets, pod: Pod) -> Resource:
         "SERVICE_ACCOUNT": pod.account,
         "WORKLOAD_NAME": pod.pod,
     } | ({"DNS_CAPTURE": "true"} if pod.told_virtual_ips else {})
+    metadata |= {key.removeprefix(_META): value for key, value in pod.proxy_metadata.items() if key.startswith(_META)}
     return {
         "id": f"sidecar~{address}~{pod.pod}.{world.namespace}~{world.search[0]}",
         "cluster": f"{pod.labels.get('app', 'istio-proxy')}.{world.namespace}",

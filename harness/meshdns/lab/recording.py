@@ -7,6 +7,7 @@ Addresses of the testbed's networks are placeholders, so that a recording serves
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,8 +79,14 @@ def write(recording: Recording, folder: Path) -> list[str]:
     return other
 
 
-def read(folder: Path = FOLDER) -> Recording:
-    """One that was kept. Raises DataError."""
+def kept() -> Path:
+    """The folder of what is served: the package's, or that which MESHDNS_RECORDED names."""
+    return Path(os.environ.get("MESHDNS_RECORDED", FOLDER))
+
+
+def read(folder: Path | None = None) -> Recording:
+    """One that was kept, by default the one that is served. Raises DataError."""
+    folder = folder or kept()
     try:
         about = json.loads((folder / ABOUT).read_text())
         shared = {

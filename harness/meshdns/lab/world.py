@@ -27,6 +27,7 @@ _INJECT, _PROXY, _INTERCEPTION, _EXCLUDED = (
     "sidecar.istio.io/inject", "proxy.istio.io/config", "sidecar.istio.io/interceptionMode",
     "traffic.sidecar.istio.io/excludeInboundPorts",
 )  # fmt: skip
+_CAPTURE = "ISTIO_META_DNS_CAPTURE"  # asks for the agent's DNS proxy
 _TRUTH = ("true", "false")
 _MODES = {"REDIRECT": "iptables", "TPROXY": "tproxy"}
 # Annotation of a Pod -> the values it may have; none: any word.
@@ -187,6 +188,7 @@ class _Builder:
             one.fault("another Pod has this address", "give it one of its own", "status", "podIP")
         if any(notes.get("arm") == pod.arm for pod in self.pods.values() if pod.arm):
             one.fault(f"the arm {notes['arm']} is there already", "rename one", "metadata", "annotations", f"{OURS}arm")
+        metadata = _proxy_metadata(one)
         containers = [each.fields() for each in one.spec.some("containers")]
         made_of, sidecar = tuple(_part(one, each) for each in containers), notes.get(_INJECT) == "true"
         if len({*made_of}) < len(made_of):
@@ -205,7 +207,7 @@ class _Builder:
             arm=notes.get("arm", ""),
             backend=notes.get("backend", ""),
             sidecar=sidecar,
-            dns="agent" if _captures_dns(one) else notes.get("dns", "cluster"),
+            dns="agent" if metadata.get(_CAPTURE, "").lower() == "true" else notes.get("dns", "cluster"),
             mechanism=notes.get("mechanism", _MODES.get(notes.get(_INTERCEPTION, ""), "iptables")),
             guarded=notes.get("loop-guard") != "false",
             virtual_ips=notes.get("virtual-ips") == "true",
@@ -213,10 +215,12 @@ class _Builder:
             account=one.spec.text("serviceAccountName", "default"),
             labels=dict(one.meta.labels("labels")),
             excluded=tuple(_excluded(one)),
+            proxy_metadata=metadata,
             outside=notes.get("outside") == "true",
             plane=notes.get("plane") == "true",
             name_server=self._name_server(one),
             ready=notes.get("ready") != "false",
+            needs_live=next(filter(None, self._needs(one, made_of)), ""),
             ports=tuple(_port(port, "containerPort") for each in containers[:1] for port in _each(each, "ports")),
         )
 
@@ -230,6 +234,14 @@ class _Builder:
     def _configured(self, names: Sequence[str], key: str) -> bool:
         """Whether one of these ConfigMaps has the key."""
         return any(each.name in names and key in each.top.pairs("data") for each in self.of("ConfigMap"))
+
+    def _needs(self, one: _Read, made_of: Sequence[str]) -> Iterator[str]:
+        """Why its parts need Istio's own control plane, as the ConfigMaps that it mounts configure them."""
+        volumes = [each.within("configMap").text("name") for each in _each(one.spec, "volumes")]
+        for part in (parts.ALL[name] for name in made_of if name):
+            for held in (each.top.pairs("data") for each in self.of("ConfigMap") if each.name in volumes):
+                if part.configured_by in held:
+                    yield part.needs_live(held[part.configured_by].text())
 
     def _name_server(self, one: _Read) -> str:
         """The cluster DNS that its resolv.conf names; empty where it is the usual one."""
@@ -428,16 +440,15 @@ def _excluded(one: _Read) -> Iterator[int]:
         yield port
 
 
-def _captures_dns(one: _Read) -> bool:
-    """Whether Istio's annotation asks for the agent's DNS proxy."""
+def _proxy_metadata(one: _Read) -> dict[str, str]:
+    """What Istio's annotation gives the agent as its environment."""
     field = one.meta.pairs("annotations").get(_PROXY)
     if field is None:
-        return False
+        return {}
     found = documents.parse(field.text(), f"{field.place}: {_PROXY}", field.faults)
     config = Field(found[0].root, "", found[0], field.faults).fields() if found else Fields(field, {})
-    with config, config.within("proxyMetadata") as metadata:
-        asked = metadata.get("ISTIO_META_DNS_CAPTURE")
-    return asked is not None and str(asked.data).lower() == "true"
+    with config:
+        return dict(config.labels("proxyMetadata"))
 
 
 def _answers(settings: _Read, data: Mapping[str, str]) -> Iterator[tuple[str, Answer]]:

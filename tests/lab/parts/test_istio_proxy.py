@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 import urllib.parse
 from typing import Any
@@ -126,3 +128,11 @@ def test_dns_is_captured_where_the_agent_or_envoy_answers_it_and_only_one_of_the
     assert {pod for pod, each in asked.items() if "ISTIO_META_DNS_CAPTURE" in each} == {
         "client-mode2-agent", "client-mode2-envoy"}  # fmt: skip
     assert {pod for pod, each in asked.items() if "DNS_PROXY_ADDR" in each} == {"client-mode2-envoy"}
+
+
+def test_what_a_pods_annotation_gives_its_agent_is_the_last_word() -> None:
+    pod = dataclasses.replace(WORLD.named("client-mode1"), proxy_metadata={"SECRET_TTL": "20s", "POD_NAME": "other"})
+    at = dataclasses.replace(of("client-mode1"), pod=pod)
+    given = dict(at.part.container(at).environment)
+    assert (given["SECRET_TTL"], given["POD_NAME"]) == ("20s", "other")
+    assert json.loads(given["PROXY_CONFIG"])["proxyMetadata"] == pod.proxy_metadata

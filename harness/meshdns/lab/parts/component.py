@@ -135,6 +135,10 @@ class Component(ABC):
         """Rendered files -> content."""
         return {}
 
+    def needs_live(self, configuration: str) -> str:
+        """Why it does not do without Istio's own control plane, where it is configured so; empty where it does."""
+        return ""
+
     def page(self, at: At) -> Page | None:
         """Where it says what it counted; on the loopback its pod's own observer asks."""
         return None

@@ -18,6 +18,7 @@ COREFILE = "Corefile"  # the key of the ConfigMap
 FOLDER = "/etc/coredns"
 QUERIES = "coredns/queries"
 _PLUGIN = re.compile(r"^(?P<indent>[ \t]*)kubernetes\b[^{\n]*(?:\{(?P<options>[^}]*)\})?", re.MULTILINE)
+_REFERENCE = re.compile(r"^[ \t]*(\w+)[^\n#]*[ \t]@kubernetes\b", re.MULTILINE)
 _TTL = re.compile(r"^\s*ttl\s+(\d+)", re.MULTILINE)
 _CONFIG = "kubeconfig"
 _TTL_S = 5  # the plugin's own
@@ -40,6 +41,11 @@ class CoreDns(NameServer):
         outside = {"resolv.conf": own_resolv_conf(at)}
         files = outside | (_live(at, text) if at.world.live else _replayed(at, text))
         return {f"{at.service}/{name}": text for name, text in files.items()}
+
+    def needs_live(self, configuration: str) -> str:
+        """See `Component`: zone files take the place of plugin `kubernetes` only where no other plugin asks it."""
+        found = _REFERENCE.search(configuration)
+        return f"its plugin {found[1]} asks the API server" if found else ""
 
     def equal(self, at: At, client: Pod, counts: Counts, made: Made) -> Pairs:
         if at.pod == at.world.dns_pod(client):

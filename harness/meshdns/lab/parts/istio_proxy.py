@@ -164,6 +164,7 @@ def _environment(at: At) -> Iterator[tuple[str, str]]:
         "concurrency": 1,
         "terminationDrainDuration": "0s",
         "proxyStatsMatcher": {"inclusionRegexps": [".*"]},
+        "proxyMetadata": {**pod.proxy_metadata},
     } | ({} if pod.guarded else _LIMITED)
     yield "PROXY_CONFIG", json.dumps(config)
     if not at.world.live:
@@ -185,6 +186,7 @@ def _environment(at: At) -> Iterator[tuple[str, str]]:
         yield "ISTIO_META_DNS_CAPTURE", "true"
     if pod.told_virtual_ips and pod.dns != "agent":  # its own proxy is in nobody's way
         yield "DNS_PROXY_ADDR", f"127.0.0.1:{ports.PORT_DNS_ASIDE}"
+    yield from pod.proxy_metadata.items()
 
 
 def _plane(at: At) -> dict[str, str]:
