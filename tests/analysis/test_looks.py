@@ -49,7 +49,7 @@ def made(folder: Path, world: World, arms: Callable[[str], tuple[str, ...]]) -> 
         policies_world.build(folder, None, 2, 1, changed(plan.parse(policies_world.PLAN, "policies_world", whole)))
         usual = changes_world.World(rate_hz=25)  # arms are looked at, not numbers
         asked = changes_world._plan(usual)
-        changes_world.build(folder, dataclasses.replace(usual, fails=by_arm(usual.fails)), 2, asked=changed(asked))
+        changes_world.build(folder, usual, 2, asked=changed(asked))
     return store.load(folder)
 
 

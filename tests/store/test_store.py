@@ -336,3 +336,8 @@ def test_runs_of_different_worlds_are_read_apart(run: Path, tmp_path: Path) -> N
     (copy / run.name / "run.json").write_text(json.dumps(header | {"name": "other"}))
     with pytest.raises(errors.DataError, match="client-mode1 is not the same in it as in"):
         store.load([run, copy / run.name])
+    less = dataclasses.replace(WORLD, pods=(), manifests=(), cluster_dns={})
+    (copy / run.name / "world.json").write_text(json.dumps(less.to_json()))
+    whole = store.load([copy / run.name, run]).world
+    assert whole.dns_pod(whole.arms["plain-cache"]).pod == "dns-cache"
+    assert "cache 30" in whole.configuration("dns-cache", "Corefile")

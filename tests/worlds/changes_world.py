@@ -23,13 +23,10 @@ from meshdns.store import samples
 from shipped import WORLD
 
 BEFORE = ("shop-1", "shop-2", "shop-3")
-WAYS = {
-    "shop": "EDS",
-    "shop-headless": "ORIGINAL_DST",
-    "shop-dns": "STRICT_DNS",
-    "shop-dns-30": "STRICT_DNS, TTL 30 s",
-}
-PLAIN = {"shop": "ClusterIP", "shop-headless": "client's DNS"}
+MODES = ("mode1", "mode2-agent")
+WAYS = {"shop": "EDS", "shop-dns": "STRICT_DNS"}
+UNKEPT = "cluster DNS, no cache"
+NAMES = {"plain-cache": "cluster DNS, cache 30 s", "mode2-agent": "name table"}  # others: UNKEPT
 # change: added, removed, s until the removed one ends
 CHANGES: dict[str, tuple[tuple[str, ...], tuple[str, ...], float]] = {
     "up": (("shop-4",), (), math.inf),
@@ -37,11 +34,10 @@ CHANGES: dict[str, tuple[tuple[str, ...], tuple[str, ...], float]] = {
     "replace": (("shop-4",), ("shop-1",), 0.0),
     "unready": ((), ("shop-1",), math.inf),
     "crash": ((), ("shop-1",), 0.0),
-    "gone": ((), (), math.inf),
-    "rotate": ((), (), math.inf),
     "unrelated": ((), (), math.inf),
+    "istiod": ((), (), math.inf),
 }
-AT, SECONDS, PROBE_S, TOOK_NS, OPEN = 0.25, 8.0, 0.5, 30_000_000, 6  # AT: share of the load before the change
+AT, SECONDS, TOOK_NS, OPEN = 0.25, 8.0, 30_000_000, 6  # AT: share of the load before the change
 
 
 @dataclass(frozen=True)
@@ -51,27 +47,32 @@ class World:
     follows: dict[str, float] = field(
         default_factory=lambda: {
             "EDS": 0.6,
-            "ORIGINAL_DST": 0.9,
+            "name table": 0.9,
+            UNKEPT: 0.7,
+            "cluster DNS, cache 30 s": 4.0,
             "STRICT_DNS": 3.0,
-            "STRICT_DNS, TTL 30 s": 15.0,
             "ClusterIP": math.inf,
-            "client's DNS": 0.9,
         }
     )
-    sticks: tuple[str, ...] = ("ORIGINAL_DST", "ClusterIP", "client's DNS")  # what is kept stays with its replica
+    gathers: dict[str, dict[str, float]] = field(  # debounce -> way -> s, where it is not the above
+        default_factory=lambda: {
+            "1ms": {"EDS": 0.3, "name table": 0.4},
+            "1s": {"EDS": 2.0, "name table": 2.2},
+            "endpoints-at-once": {"EDS": 0.2},
+        }
+    )
+    sticks: tuple[str, ...] = (  # what is kept stays with its replica
+        "name table", UNKEPT, "cluster DNS, cache 30 s", "ClusterIP",
+    )  # fmt: skip
     unreached: tuple[str, ...] = ()  # what is added gets nothing
     refused: tuple[str, int] = ("connect_error", 0)  # outcome and status of a request to a replica that has ended
     retried: bool = False  # such a request goes to another replica at once
-    fails: dict[str, float] = field(  # when requests fail without the record, by arm
-        default_factory=lambda: {"mode1-xds": 1.0, "mode1-getaddrinfo": 1.5, "mode1-hickory": math.inf}
-    )
     broken_before: int = 0  # requests per cell that fail before the change
     early: bool = False  # what is added serves already before
     told: bool = True  # cells tell of their change
     invalid: float = 0.0  # share of cells
     noise: float = 0.02  # of how fast is followed
     rate_hz: float = 100.0
-    handshakes: bool = True  # new connections by mutual TLS are made all the time
 
 
 def runs(root: Path, world: World | None = None, blocks: int = 4, seed: int = 1) -> store.Runs:
@@ -113,28 +114,28 @@ def _plan(world: World) -> plan.Plan:
         "count": round(SECONDS * world.rate_hz),
         "warmup": 0,
     }
-    kept = ("new", "keepalive")
-    changes = tuple(name for name in CHANGES if name not in ("gone", "rotate", "unrelated"))
     meshed = plan.Experiment(
         "change-meshed",
-        ("mode1-xds", "mode2-xds", "mode2-envoy-xds"),
-        backend=tuple(way for way in WAYS if way != "shop-dns-30"),
-        connection=kept,
-        change=changes,
+        MODES,
+        backend=("shop", "shop-headless", "shop-dns"),
+        connection=("new", "keepalive"),
+        change=tuple(name for name, (*moved, _) in CHANGES.items() if any(moved)),
         series="change",
         **usual,
     )
-    plain = dataclasses.replace(meshed, name="change-plain", arm=("plain",), backend=tuple(PLAIN))
-    gone = dataclasses.replace(
+    plain = dataclasses.replace(meshed, name="change-plain", arm=("plain",), backend=("shop", "shop-headless"))
+    cached = dataclasses.replace(plain, name="change-cached", arm=("plain-cache",), backend=("shop-headless",))
+    gathered = dataclasses.replace(
         meshed,
-        name="gone",
-        arm=tuple(world.fails),
-        backend=("shop-dns",),
+        name="gathered",
+        arm=("mode2-agent",),
+        backend=("shop", "shop-headless"),
         connection=("new",),
-        change=("gone",),
+        change=("up",),
+        debounce=("100ms", *world.gathers),
         series="",
     )
-    return plan.Plan("change", "", 1, 1, (meshed, plain, gone), WORLD)
+    return plan.Plan("change", "", 1, 1, (meshed, plain, cached, gathered), WORLD)
 
 
 @dataclass
@@ -159,11 +160,7 @@ def _cell(
     at_s = (start - at_ns) / 1e9
     port = 20_000 + np.arange(n) if cell.connection == "new" else 50_000 + np.arange(n) % OPEN
     made = _Requests(at_s, np.full(n, "", object), port, np.full(n, "ok", object), np.full(n, 200))
-    if cell.change == "gone":
-        made.replica[:] = rng.choice(BEFORE, n)
-        _fail(made, at_s >= world.fails[cell.arm] * rng.lognormal(0, world.noise), "http_error", 503)
-    else:
-        _served(world, cell, made, rng)
+    _served(world, cell, made, rng)
     if world.early and added:
         made.replica[:5] = added[0]
     _fail(made, np.arange(n) < world.broken_before, "timeout", 0)
@@ -192,10 +189,7 @@ def _cell(
         "done_ns": at_ns + TOOK_NS,
         "added": list(added),
         "removed": list(removed),
-        "probe_period_s": PROBE_S,
     }
-    if not added and not removed:
-        told["mutual_tls"] = float((at_s >= 0).sum()) / 10 * world.handshakes
     valid = bool(rng.random() >= world.invalid)
     record = samples.CellRecord(
         index,
@@ -214,8 +208,9 @@ def _cell(
 def _served(world: World, cell: Cell, made: _Requests, rng: np.random.Generator) -> None:
     """Who serves each request, and which fail."""
     added, removed, ends_s = CHANGES[cell.change]
-    way = (PLAIN if cell.arm == "plain" else WAYS)[cell.backend]
-    follows_s = world.follows[way] * rng.lognormal(0, world.noise)
+    way = "ClusterIP" if (cell.arm, cell.backend) == ("plain", "shop") else WAYS.get(cell.backend)
+    way = way or NAMES.get(cell.arm, UNKEPT)
+    follows_s = world.gathers.get(cell.debounce, {}).get(way, world.follows[way]) * rng.lognormal(0, world.noise)
     n = len(made.at_s)
     later = [each for each in BEFORE if each not in removed]
     later += [] if way in world.unreached else list(added)

@@ -270,6 +270,15 @@ class World:
         usual = self.cluster_dns[self.dns_cluster_ip]
         return self.named(self.cluster_dns.get(self.dns_address(pod), usual))
 
+    def configuration(self, pod: str, key: str, name: str = "") -> str:
+        """What a ConfigMap of this name says, or one that the pod mounts; empty where none has this key."""
+        documents = [each.document for each in self.manifests]
+        own = next(each for each in documents if (each["kind"], each["metadata"]["name"]) == ("Pod", pod))
+        mounted = [volume["configMap"]["name"] for volume in own["spec"].get("volumes", ()) if "configMap" in volume]
+        named = [name] if name else mounted
+        maps = [each for each in documents if each["kind"] == "ConfigMap" and each["metadata"]["name"] in named]
+        return next((str(each["data"][key]) for each in maps if key in each["data"]), "")
+
     def asks_node(self, pod: Pod) -> bool:
         """Whether its name server is the node's own, which keeps answers and asks the cluster DNS."""
         return bool(pod.name_server) and pod.name_server not in self.cluster_dns

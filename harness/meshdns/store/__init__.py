@@ -268,7 +268,14 @@ def _together(worlds: Mapping[str, World]) -> World:
         if differing:
             fact = f"{', '.join(differing)} is not the same in it as in {first}"
             raise errors.DataError(fact, place=name, step="report the runs apart")
-        whole = replace(whole, pods=tuple(pods.values()), services=tuple(services.values()))
+        more = tuple(each for each in other.manifests if each not in whole.manifests)
+        whole = replace(
+            whole,
+            pods=tuple(pods.values()),
+            services=tuple(services.values()),
+            manifests=(*whole.manifests, *more),
+            cluster_dns={**other.cluster_dns, **whole.cluster_dns},
+        )
     return whole
 
 

@@ -34,7 +34,7 @@ def load(who: Sequence[str], ports: Sequence[int] | None = None, begin_ns: int =
 
 def change(after: int, added: Sequence[str] = (), removed: Sequence[str] = (), begin_ns: int = 7 * S) -> Change:
     """A change just before request number `after` starts."""
-    return Change(begin_ns + STEP_NS * after, begin_ns + STEP_NS * after + 1, tuple(added), tuple(removed), 0.5 * S)
+    return Change(begin_ns + STEP_NS * after, begin_ns + STEP_NS * after + 1, tuple(added), tuple(removed))
 
 
 REPLACED = {"added": ["shop-4"], "removed": ["shop-1"]}

@@ -12,19 +12,16 @@ import pandas as pd
 import pytest
 
 import changes_world
-import policies_world
 from changes_world import World
 from meshdns import store
 from meshdns.analysis import absent, gates, text
 from meshdns.core import errors
-from meshdns.lab import controlplane
 from meshdns.lab.controlplane import EFFECTS
 from meshdns.measure import counters
 from meshdns.measure.cell import Cell
 from meshdns.studies import verdict
 from meshdns.studies.change import answer, claims, tables
-from meshdns.studies.change.spells import Part, Spell
-from recording import Recording
+from meshdns.studies.change.spells import Spell
 from shipped import WORLD
 
 S = 10**9
@@ -53,11 +50,12 @@ def following(**how: float) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("backend", "arm", "way"),
     [
-        ("shop", "mode1-xds", "EDS"),
-        ("shop-headless", "mode2-xds", "ORIGINAL_DST"),
-        ("shop-headless", "mode2-envoy-xds", "ORIGINAL_DST"),
-        ("shop-dns", "mode1-xds", "STRICT_DNS"),
-        ("shop-headless", "plain", "client's DNS"),
+        ("shop", "mode1", "EDS"),
+        ("shop-headless", "mode2-agent", "name table"),
+        ("shop-headless", "mode1", "cluster DNS, no cache"),
+        ("shop-headless", "plain", "cluster DNS, no cache"),
+        ("shop-headless", "plain-cache", "cluster DNS, cache 30 s"),
+        ("shop-dns", "mode1", "STRICT_DNS"),
     ],
 )
 def test_how_fast_is_followed_is_found_where_it_was_put(usual: store.Runs, backend: str, arm: str, way: str) -> None:
@@ -78,13 +76,14 @@ def test_how_fast_is_followed_is_found_where_it_was_put(usual: store.Runs, backe
 
 def test_a_row_per_level_in_the_order_of_the_page(usual: store.Runs) -> None:
     table = tables.followed(usual)
-    assert len(table) == 5 * 11 * 2
+    assert len(table) == 5 * (6 + 2 + 1) * 2
     assert list(dict.fromkeys(table["change"])) == list(tables.CHANGES)
-    assert list(table["arm"][:4]) == ["plain", "plain", "mode1-xds", "mode1-xds"]
+    assert list(table["arm"][:4]) == ["plain", "plain", "mode1", "mode1"]
+    assert list(table["backend"][:18:2]) == ["shop"] * 3 + ["shop-headless"] * 4 + ["shop-dns"] * 2
     assert list(table["connection"][:2]) == ["new", "keepalive"]
     shown = text.shown(tables.on(table, "keepalive"), answer.WORDS, answer.FOLLOWED)
     assert isinstance(shown, pd.DataFrame)
-    assert len(shown) == 55
+    assert len(shown) == 45
     assert shown.iloc[0]["change"] == "a replica is added"
     assert str(shown.iloc[0]["followed after, p50"]) == "never"
     assert str(shown.iloc[0]["mean"]) == "never in 4 of 4 blocks"
@@ -95,81 +94,78 @@ def test_nothing_reaches_the_new_replica(world: Callable[..., store.Runs]) -> No
     runs = world(unreached=("EDS", "STRICT_DNS"))
     table = tables.followed(runs)
     for name in ("up", "replace"):
-        found = row(table, name, "shop", "mode2-xds", "new")
+        found = row(table, name, "shop", "mode2-agent", "new")
         assert np.isinf(found["added"].p50)
         assert np.isinf(found["followed"].p50)
         assert found["followed"].interval is None
-    assert np.isfinite(row(table, "unready", "shop", "mode2-xds", "new")["followed"].p50)
-    missed = tables.bar(table).query("verdict == 'missed'")
-    assert set(missed["change"]) == {"up"}
-    assert set(missed["over_probe"].map(str)) == {"never"}
+    assert np.isfinite(row(table, "unready", "shop", "mode2-agent", "new")["followed"].p50)
     said = answer.answer(table)
-    assert (
-        "With EDS new connections do not follow 6 of 15 changes within the 5.99 s of load left: added in mode1" in said
-    )
-    assert "the others take up to" in said
-    assert "never in mode1-xds (new)" in answer.bar_answer(tables.bar(table))
-    assert answer.bar_answer(tables.bar(table)).endswith("the bar of 300 ms for the rest is missed in 6 of 6.")
+    assert "an endpoint is stale for longer than the 5.99 s of load left with EDS (a replica added in mode1: n" in said
+    assert "Within the 5.99 s of load left 13 of 45 changes are not followed: added in plain with ClusterIP, " in said
+    assert "added in mode1 with EDS, " in said
     assert claims.learnt(table).verdict == verdict.UNDECIDED
 
 
-def test_the_answer_turns_with_the_data(usual: store.Runs, world: Callable[..., store.Runs]) -> None:
-    said = answer.answer(tables.followed(usual))
-    assert said.startswith("At p50, new connections have followed even the slowest change after 6")
-    assert said.index("with EDS") < said.index("with ORIGINAL_DST") < said.index("with STRICT_DNS")
-    assert "With ClusterIP new connections follow no change within the 5.99 s of load left." in said
-    turned = answer.answer(tables.followed(world(follows=following(EDS=4.0, STRICT_DNS=0.7))))
-    assert turned.index("with STRICT_DNS") < turned.index("with EDS")
+def test_the_answer_is_how_long_names_and_endpoints_are_stale_by_who_tells(
+    usual: store.Runs, world: Callable[..., store.Runs]
+) -> None:
+    table = tables.followed(usual)
+    names, endpoints, resolved, *_ = answer.answer(table).split("At p50 ")[1:]
+    assert names.startswith("a headless name is stale for 7")
+    each = [names.index(f" with {way} (a") for way in (changes_world.UNKEPT, "name table", "cluster DNS, cache 30 s")]
+    assert each == sorted(each)
+    cached = row(table, "up", "shop-headless", "plain-cache", "new")["followed"]
+    assert f"4.0{str(cached)[3]} s with cluster DNS, cache 30 s (a replica added in plain-cache: mean 4" in names
+    assert endpoints.startswith("an endpoint is stale for 6")
+    assert "in mode1: " in endpoints
+    assert "in mode2-agent: " in endpoints
+    assert resolved.startswith("a name that the sidecar resolves is stale for ")
+    turned = answer.answer(tables.followed(world(follows=following(**{"name table": 0.4}))))
+    assert turned.index("with name table") < turned.index(f"with {changes_world.UNKEPT}")
+
+
+def test_the_answer_goes_by_changes_that_are_told_at_once_where_there_are_such(usual: store.Runs) -> None:
+    """A replica that is replaced ends before anybody is told: that takes the testbed a while."""
+    table = tables.followed(usual)
+    late = Spell(np.full(4, 5.0 * S))
+    told = [late if name == "replace" else each for name, each in zip(table["change"], table["followed"], strict=True)]
+    said, usually = (answer.answer(each).partition("Within")[0] for each in (table.assign(followed=told), table))
+    assert said == usually
+    alone = table.assign(followed=told)[~((table["arm"] == "plain-cache") & table["change"].isin(tables.TOLD))]
+    assert "5.00 s with cluster DNS, cache 30 s (a replica replaced in plain-cache: mean 5.00 " in answer.answer(alone)
 
 
 def test_blocks_behind_a_median_that_never_followed_are_told(usual: store.Runs) -> None:
     table = tables.followed(usual)
-    hit = (table["endpoints"] == "EDS") & (table["connection"] == "new") & (table["arm"] == "mode1-xds")
+    hit = (table["endpoints"] == "EDS") & (table["connection"] == "new") & (table["arm"] == "mode1")
     assert answer.spread(Spell(np.array([0.5 * S]))) == "1 block"  # which has no interval
     one = Spell(np.array([0.5 * S, 0.5 * S, np.inf]))
     table["followed"] = [one if mine else each for mine, each in zip(hit, table["followed"], strict=True)]
     said = answer.answer(table)
-    assert (
-        "Behind these medians are blocks in which the load ended before: a replica added in mode1-xds with EDS" in said
-    )
-    assert "replaced in mode1-xds with EDS never in 1 of 3 blocks" in said
-    assert "replaced in mode1-xds with EDS never in 1 of 3 blocks" in claims.learnt(table).numbers
+    assert "Behind these medians are blocks in which the load ended before: a replica added in mode1 with EDS" in said
+    assert "replaced in mode1 with EDS never in 1 of 3 blocks" in said
+    assert "replaced in mode1 with EDS never in 1 of 3 blocks" in claims.learnt(table).numbers
     assert "Behind" not in answer.answer(tables.followed(usual))
 
 
-def verdicts(table: pd.DataFrame) -> dict[str, set[str]]:
-    """Of the bar, by what happened to a replica."""
-    return {str(name): set(part["verdict"].fillna("")) for name, part in tables.bar(table).groupby("change")}
-
-
-NOT_JUDGED = {name: {""} for name in tables.CHANGES[1:]}
-
-
-def test_the_bar_judges_the_first_request_on_a_replica_that_became_ready(
-    usual: store.Runs, world: Callable[..., store.Runs], tmp_path: Path
-) -> None:
-    good = tables.followed(usual)
-    assert len(tables.bar(good)) == 5 * 3 * 2
-    assert verdicts(good) == {"up": {gates.UNKNOWN}, **NOT_JUDGED}
-    assert answer.bar_answer(tables.bar(good)).endswith("the bar of 300 ms for the rest is unknown in 6 of 6.")
-    assert set(tables.bar(good)["probe_s"]) == {0.5}
-    slow = tables.followed(world(follows=following(EDS=0.9)))
-    assert verdicts(slow) == {"up": {gates.MISSED}, **NOT_JUDGED}
-    assert answer.bar_answer(tables.bar(slow)).endswith("the bar of 300 ms for the rest is missed in 6 of 6.")
-    # The change falls anywhere between two probes: only less than the bar in all can be called met.
-    fast = tables.followed(changes_world.runs(tmp_path / "fast", World(follows=following(EDS=0.2)), 3))
-    assert verdicts(fast) == {"up": {"met"}, **NOT_JUDGED}
-
-
-def test_failures_after_the_first_request_on_an_added_replica_are_no_matter_of_the_bar(tmp_path: Path) -> None:
-    runs = changes_world.runs(tmp_path, blocks=3)
-    table = tables.followed(runs)
-    late = np.isin(runs.samples["replica"].astype(str), ["shop-2"]) & (runs.samples["seq"] % 50 == 0)
-    failing = replace(
-        runs, samples=runs.samples.assign(outcome=runs.samples["outcome"].astype(str).where(~late, "reset"))
-    )
-    assert row(tables.followed(failing), "up", "shop", "mode1-xds", "new")["followed"].p50 > 4 * S
-    assert verdicts(tables.followed(failing))["up"] == verdicts(table)["up"] == {gates.UNKNOWN}
+def test_endpoints_and_names_follow_by_istiods_debounce(usual: store.Runs, other: store.Runs) -> None:
+    table = tables.gathered(usual)
+    assert list(table["debounce"]) == [each for each in tables.DEBOUNCES for _ in range(2)]
+    assert list(table["endpoints"][:2]) == ["EDS", "name table"]
+    truth = {each: World().follows | World().gathers.get(each, {}) for each in tables.DEBOUNCES}
+    for each in tables.rows(table):
+        assert each["blocks"] == 4
+        assert each["followed"].p50 / S == pytest.approx(truth[each["debounce"]][each["endpoints"]], abs=0.06)
+    said = answer.gathered_answer(table)
+    assert said.startswith("A replica that is added is followed (p50) after 3")
+    assert "ms with name table where istiod gathers all for 100 ms (its default); 2" in said
+    assert said.endswith("with name table where istiod gathers all but endpoints for 100 ms.")
+    shown = text.shown(table, answer.WORDS, answer.GATHERED)
+    assert isinstance(shown, pd.DataFrame)
+    assert len(shown) == 8
+    older = replace(other, cells=other.cells.drop(columns="debounce"))
+    assert answer.gathered_answer(tables.gathered(older)) == ""
+    assert text.shown(tables.gathered(older)) == absent.Absent(("gathered",))
 
 
 @pytest.fixture(scope="module")
@@ -178,47 +174,26 @@ def minutes(tmp_path_factory: pytest.TempPathFactory) -> store.Runs:
     return store.load(changes_world.build(folder, blocks=1, name="change"))
 
 
-def test_a_minute_without_a_failure_meets_the_bar_and_handshakes_are_told(minutes: store.Runs) -> None:
+def test_a_minute_without_a_failure_meets_the_bar(minutes: store.Runs) -> None:
     table = tables.unnoticed(minutes)
-    assert list(dict.fromkeys(table["arm"])) == list(policies_world.MODES)
+    assert list(dict.fromkeys(table["arm"])) == list(changes_world.MODES)
+    assert set(table["change"]) == {"unrelated", "istiod"}
     assert set(table["verdict"]) == {"met"}
     assert set(table["watched_s"]) == {61}
     said = answer.unnoticed_answer(table)
-    assert "0 of 30750 requests in mode2-xds and 0 of 30750 requests in mode2-envoy-xds fail while every cert" in said
-    encrypted = table.groupby("change")["mutual_tls"].first()
-    assert np.isnan(encrypted["up"])
-    assert encrypted["rotate"] == encrypted["unrelated"] == 3075
+    assert "0 of 30750 requests in mode1 and 0 of 30750 requests in mode2-agent fail while istiod is away; " in said
 
 
-def test_what_was_not_watched_long_enough_or_not_tried_is_not_judged(minutes: store.Runs) -> None:
-    table = tables.unnoticed(minutes)
-    rotated = tables.rows(table, change="rotate")[0]
-    for how in ({"mutual_tls": 0.0}, {"mutual_tls": np.nan}, {"longest_s": 45.0}, {"rate_hz": 100.0}):
-        assert tables.quiet(rotated | how) is None
-    assert tables.quiet(rotated | {"failed": 1}) == gates.MISSED
-
-
-def test_an_unrelated_service_comes_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
-    path, there, place = f"mesh/{controlplane.UNRELATED}", list[bool](), Recording(frozenset({"xds"}))
-
-    def status(_: controlplane.ControlPlane) -> dict[str, Any]:
-        return {"configuration": {"number": 7 + (path in place.files), "error": "", "fault": ""}}
-
-    monkeypatch.setattr(controlplane.ControlPlane, "status", status)
-    monkeypatch.setattr(controlplane, "unsettled", lambda *_: iter(()))
-    monkeypatch.setattr("time.sleep", lambda _: there.append(path in place.files))
-    observer: Any = None
-    controlplane.ControlPlane(place, observer).change("unrelated")
-    assert there == [True]
-    assert path not in place.files
-    controlplane.ControlPlane(place, observer)._edit(
-        "unrelated", changed=False
-    )  # what `restore` does: there is nothing left to take away
+def test_what_was_not_watched_long_enough_is_not_judged(minutes: store.Runs) -> None:
+    away = tables.rows(tables.unnoticed(minutes), change="istiod")[0]
+    for how in ({"longest_s": 45.0}, {"rate_hz": 100.0}):
+        assert tables.quiet(away | how) is None
+    assert tables.quiet(away | {"failed": 1}) == gates.MISSED
 
 
 def test_servers_are_counted_where_replicas_stay() -> None:
     counted = {
-        change: set(counters.on_path(Cell("unnoticed", "mode2-xds", "shop", change=change), WORLD))
+        change: set(counters.on_path(Cell("unnoticed", "mode2-agent", "shop", change=change), WORLD))
         & {f"shop-{n}" for n in (1, 2, 3, 4)}
         for change in EFFECTS
     }
@@ -255,39 +230,22 @@ def test_kept_connections_stay_where_the_client_chose(usual: store.Runs) -> None
     table = tables.kept(usual)
     assert set(table["connection"]) == {"keepalive"}
     assert "up" not in set(table["change"])  # nothing was removed
-    sticky = row(table, "unready", "shop-headless", "mode1-xds")
+    sticky = row(table, "unready", "shop-headless", "mode1")
     # Two of six in each of four blocks.
     assert [sticky[name] for name in ("connections", "stayed", "requests_on_them")] == [8, 8, 800]
-    spread = row(table, "unready", "shop", "mode1-xds")
+    spread = row(table, "unready", "shop", "mode1")
     assert (spread["connections"], spread["stayed"]) == (24, 0)
     assert set(table[table["change"] == "crash"]["stayed"]) == {0}
     said = answer.kept_answer(table)
-    assert "24 of 24 with ORIGINAL_DST" in said
-    assert "0 of 72 with EDS" in said
-
-
-def test_a_name_that_is_gone_fails_by_resolver_or_never(usual: store.Runs, world: Callable[..., store.Runs]) -> None:
-    table = tables.gone(usual)
-    assert list(table["resolver"]) == ["c-ares", "getaddrinfo", "hickory"]
-    assert table["until_failing"][0].p50 == pytest.approx(1.0 * S, rel=0.05)
-    assert table["until_failing"][2].never == 4
-    assert all(each.served == each.requests > 0 for each in table["served_before"])
-    assert [each.served for each in table["served_since"]] == [0, 0, 0]
-    assert str(table["until_failing"][2]) == "never"
-    assert str(table["served_after"][2]) == "100 % of 2400"
-    assert str(Part(0, 0)) == text.ABSENT
-    said = answer.gone_answer(table)
-    assert "with c-ares the first request fails after 1.0" in said
-    assert "with hickory no request fails in the 5.99 s left (4 blocks)" in said
-    turned = answer.gone_answer(tables.gone(world(fails={"mode1-xds": np.inf, "mode1-hickory": 2.0})))
-    assert "with c-ares no request fails" in turned
-    assert "with hickory the first request fails after 2.0" in turned
+    assert "16 of 16 with cluster DNS, no cache" in said
+    assert "8 of 8 with name table" in said
+    assert "0 of 48 with EDS" in said
 
 
 def test_shares_over_time_add_up_and_turn_at_the_change(usual: store.Runs) -> None:
     table = tables.timeline(usual, "replace")
     assert table[list(tables.SHARES)].sum(axis=1).to_numpy() == pytest.approx(1)
-    eds = table[(table["backend"] == "shop") & (table["arm"] == "mode1-xds")]
+    eds = table[(table["backend"] == "shop") & (table["arm"] == "mode1")]
     assert list(eds["from_ns"]) == [200_000_000 * n for n in range(-10, 30)]
     before, between, after = (eds[eds["from_ns"].between(*ends)] for ends in ((-2 * S, -1), (0, S // 5), (S, 6 * S)))
     assert before["removed"].mean() == pytest.approx(1 / 3, abs=0.03)
@@ -305,13 +263,11 @@ def test_a_run_of_another_plan_says_so(other: store.Runs) -> None:
     table = tables.followed(other)
     assert table.empty
     assert "`meshdns report --plan change`" in answer.answer(table)
-    rest = [answer.errors_answer(table), answer.bar_answer(tables.bar(table))]
-    rest += [answer.kept_answer(tables.kept(other)), answer.gone_answer(tables.gone(other))]
-    assert rest == [""] * 4
+    assert answer.whole(other)[1:] == [""] * 4
     assert tables.outcomes(other).empty
     assert tables.timeline(other, "replace").empty
     assert tables.checks(other).empty
-    for shown in (tables.on(table), tables.bar(table), tables.outcomes(other)):
+    for shown in (tables.on(table), tables.kept(other), tables.outcomes(other)):
         assert text.shown(shown, answer.WORDS) == absent.Absent(("change",))
 
 
@@ -321,7 +277,7 @@ def test_an_empty_table_says_whether_it_was_measured(usual: store.Runs, other: s
     assert absent.sentence(missing.names) == (
         "Not measured in these runs: changes of endpoints under load (`meshdns report --plan change`)."
     )
-    there = text.shown(tables.bar(tables.followed(usual).query("arm == 'plain'")), answer.WORDS, answer.BAR)
+    there = text.shown(tables.followed(usual).query("arm == 'mode2-envoy'"), answer.WORDS, answer.FOLLOWED)
     assert isinstance(there, pd.DataFrame)
     assert there.iloc[0, 0] == "nothing to list"
 
@@ -354,8 +310,8 @@ def test_levels_that_nobody_here_knows_are_shown_last_under_their_own_name(usual
 
 def test_checks_pass_what_can_carry_an_answer(usual: store.Runs) -> None:
     table = tables.checks(usual)
-    assert list(table["experiment"]) == ["change", "gone"]
-    assert list(table["cells"]) == [440, 12]
+    assert list(table["experiment"]) == ["change", "gathered"]
+    assert list(table["cells"]) == [4 * 90, 4 * 8]
     assert {str(each) for each in table["made within"]} == {"0.0300 s"}
 
 
@@ -377,7 +333,7 @@ def test_checks_refuse_what_cannot(world: Callable[..., store.Runs], how: dict[s
 def test_a_cell_that_tells_of_no_change_is_left_out(usual: store.Runs) -> None:
     agents = [{} if cell["arm"] == "plain" else cell["agent"] for cell in usual.cells.to_dict("records")]
     runs = replace(usual, cells=usual.cells.assign(agent=agents))
-    assert set(tables.followed(runs)["arm"]) == set(policies_world.MODES)
+    assert set(tables.followed(runs)["arm"]) == {*changes_world.MODES, "plain-cache"}
 
 
 @pytest.mark.parametrize("shift_s", [-60, 60])

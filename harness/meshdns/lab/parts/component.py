@@ -86,12 +86,7 @@ class At:
 
     def configuration(self, key: str, name: str = "") -> str:
         """What a ConfigMap of this name says, or one that its Pod mounts; empty where none has this key."""
-        documents = [each.document for each in self.world.manifests]
-        own = next(each for each in documents if (each["kind"], each["metadata"]["name"]) == ("Pod", self.pod.pod))
-        mounted = [volume["configMap"]["name"] for volume in own["spec"].get("volumes", ()) if "configMap" in volume]
-        named = [name] if name else mounted
-        maps = [each for each in documents if each["kind"] == "ConfigMap" and each["metadata"]["name"] in named]
-        return next((str(each["data"][key]) for each in maps if key in each["data"]), "")
+        return self.world.configuration(self.pod.pod, key, name)
 
     def outer(self, page: str) -> Page:
         """A page on the pod's address."""

@@ -7,14 +7,20 @@ import pandas as pd
 from meshdns import store
 from meshdns.analysis import gates, text
 from meshdns.core import units
-from meshdns.studies.change import tables
+from meshdns.studies.change import tables, ways
 from meshdns.studies.change.spells import Spell
-from meshdns.studies.change.tables import EDS, MET, NEW, Row, rows
+from meshdns.studies.change.tables import NEW, Row, rows
 
 PLAN = "meshdns report --plan change"
 SAID = {"up": "added", "down": "shut down", "replace": "replaced", "unready": "unready", "crash": "killed"}  # a replica
 _CHANGES = {change: f"a replica is {said}" for change, said in SAID.items()}
-_CHANGES |= {"rotate": "every certificate is replaced", "unrelated": "another Service comes and goes"}
+_CHANGES |= {"unrelated": "another Service comes and goes", "istiod": "istiod is away"}
+_DEBOUNCES = {
+    "1ms": "all for 1 ms",
+    "100ms": "all for 100 ms (its default)",
+    "1s": "all for 1 s",
+    "endpoints-at-once": "all but endpoints for 100 ms",
+}
 WORDS = text.Words(
     headings={
         "endpoints": "endpoints by",
@@ -25,57 +31,59 @@ WORDS = text.Words(
         "errors": "error-seconds",
         "failing": "failing span",
         "took": "made within, p50",
-        "probe_s": "probe period, s",
-        "over_probe": "beyond it, p50",
-        "over_probe_mean": "beyond it, mean",
         "connections": "connections to it before",
         "stayed": "of them until the end",
         "rate_hz": "offered, /s",
-        "until_failing": "first failure after, p50",
-        "until_failing_mean": "first failure after, mean",
-        "mutual_tls": "new mutual TLS connections",
+        "debounce": "istiod gathers",
     },
-    values={"change": _CHANGES, "verdict": {gates.MISSED: "MISSED"}},
+    values={"change": _CHANGES, "debounce": _DEBOUNCES, "verdict": {gates.MISSED: "MISSED"}},
 )
 FOLLOWED = [
-    "change", "arm", "endpoints", "blocks", "followed", "followed_mean", "added", "left", "errors", "failing",
+    "change", "arm", "endpoints", "blocks", "followed", "followed_mean", "added", "left", "took", "errors", "failing",
 ]  # fmt: skip
-BAR = [
-    "change", "arm", "connection", "blocks", "added", "followed", "took", "probe_s", "over_probe", "over_probe_mean",
-    "bar_s", "verdict",
-]  # fmt: skip
+GATHERED = ["debounce", "backend", "endpoints", "arm", "blocks", "followed", "followed_mean", "errors"]
 KEPT = ["change", "arm", "endpoints", "blocks", "connections", "stayed", "requests_on_them"]
-GONE = [
-    "resolver", "arm", "blocks", "served_before", "served_after", "until_failing", "until_failing_mean", "served_since",
-]  # fmt: skip
-UNNOTICED = ["change", "arm", "rate_hz", "watched_s", "requests", "mutual_tls", "failed", "verdict"]
+UNNOTICED = ["change", "arm", "rate_hz", "watched_s", "requests", "failed", "verdict"]
+# What is stale until a change is followed, by how it is known.
+_NAME = "a headless name"
+_STALE = {ways.EDS: "an endpoint", ways.STRICT_DNS: "a name that the sidecar resolves"}
 
 
 def whole(runs: store.Runs) -> list[str]:
     """All sentences, the main one first."""
     found = tables.followed(runs)
-    said = [answer(found), errors_answer(found), kept_answer(tables.kept(runs)), bar_answer(tables.bar(found))]
-    return [*said, gone_answer(tables.gone(runs)), unnoticed_answer(tables.unnoticed(runs))]
+    said = [answer(found), gathered_answer(tables.gathered(runs)), errors_answer(found)]
+    return [*said, kept_answer(tables.kept(runs)), unnoticed_answer(tables.unnoticed(runs))]
 
 
 def answer(found: pd.DataFrame) -> str:
-    """How long until new connections have followed every change, by how endpoints are known, fastest first."""
+    """How long names and endpoints are stale for new connections, by how they are known and arm, names first."""
     if found.empty:
         return f"This run did not change endpoints under load; `{PLAN}` does."
     new = [row for row in rows(found, connection=NEW) if row["followed"].n]
-    ways: dict[str, list[Row]] = {}
-    for row in new:
-        ways.setdefault(row["endpoints"], []).append(row)
-    if not ways:
+    if not new:
         return "No change met a load on new connections in a valid cell."
-    slowest = {way: max(each, key=_p50) for way, each in ways.items()}
-    fast = sorted((way for way, row in slowest.items() if not row["followed"].late), key=lambda way: _p50(slowest[way]))
-    said = text.listed([_within(slowest[way], f" with {way}") for way in fast])
-    sentences = [f"At p50, new connections have followed even the slowest change after {said}."] if fast else []
-    sentences += [_missed(way, ways[way]) for way in ways if way not in fast]
+    stale: dict[str, list[Row]] = {_NAME: []}
+    for row in sorted(_slowest(new), key=_p50):
+        way = str(row["endpoints"])
+        stale.setdefault(_NAME if ways.is_name(way) else _STALE.get(way, way), []).append(row)
+    said = [f"At p50 {what} is stale for {text.listed(map(_within, mine))}." for what, mine in stale.items() if mine]
+    if late := [row for row in new if row["followed"].late]:
+        them = text.listed(f"{_where(row)} with {row['endpoints']}" for row in late)
+        rest = units.number(min(row["rest_s"] for row in late))
+        said.append(f"Within the {rest} s of load left {len(late)} of {len(new)} changes are not followed: {them}.")
     if hidden := unended(new):
-        sentences.append(f"Behind these medians are blocks in which the load ended before: a replica {hidden}.")
-    return " ".join(sentences)
+        said.append(f"Behind these medians are blocks in which the load ended before: a replica {hidden}.")
+    return " ".join(said)
+
+
+def _slowest(new: list[Row]) -> list[Row]:
+    """Of each way and arm, the slowest of the changes that are told at once; of all, where none of these was made."""
+    known: dict[tuple[str, str], list[Row]] = {}
+    for row in new:
+        known.setdefault((row["endpoints"], row["arm"]), []).append(row)
+    told = ([row for row in mine if row["change"] in tables.TOLD] or mine for mine in known.values())
+    return [max(mine, key=_p50) for mine in told]
 
 
 def _p50(row: Row) -> float:
@@ -86,22 +94,14 @@ def _where(row: Row) -> str:
     return f"{SAID.get(row['change'], row['change'])} in {row['arm']}"
 
 
-def _within(row: Row, way: str = "") -> str:
-    return f"{units.duration(_p50(row))}{way} (a replica {_where(row)}: {spread(row['followed'])})"
-
-
-def _missed(way: str, found: list[Row]) -> str:
-    late, timely = ([row for row in found if row["followed"].late == kind] for kind in (True, False))
-    rest = f"within the {units.number(min(row['rest_s'] for row in late))} s of load left"
-    if not timely:
-        return f"With {way} new connections follow no change {rest}."
-    said = f"With {way} new connections do not follow {len(late)} of {len(found)} changes {rest}: "
-    said += text.listed([_where(row) for row in late])
-    return f"{said}; at p50 the others take up to {_within(max(timely, key=_p50))}."
+def _within(row: Row) -> str:
+    late, spell = row["followed"].late, row["followed"]
+    lasts = f"longer than the {units.number(row['rest_s'])} s of load left" if late else units.duration(spell.p50)
+    return f"{lasts} with {row['endpoints']} (a replica {_where(row)}: {spread(spell)})"
 
 
 def unended(found: list[Row]) -> str:
-    """`replaced in plain with client's DNS never in 1 of 3 blocks`: what a median hides; "" if it hides none."""
+    """`replaced in plain with cluster DNS never in 1 of 3 blocks`: what a median hides; "" if it hides none."""
     known = [row for row in found if row["followed"].never and not row["followed"].late]
     return text.listed([f"{_where(row)} with {row['endpoints']} {row['followed'].mean}" for row in known])
 
@@ -113,19 +113,15 @@ def spread(spell: Spell) -> str:
     return text.blocks(1) if spell.n == 1 else f"mean {units.interval(spell.interval)}, {text.blocks(spell.n)}"
 
 
-def bar_answer(bar: pd.DataFrame) -> str:
-    """How soon a replica that became ready is asked by EDS, and what is known of the bar; "" if not measured."""
-    judged = rows(bar, change=tables.JUDGED)
-    if not judged:
-        return ""
-    each = [f"{row['added']} in {row['arm']} ({row['connection']})" for row in judged]
-    verdicts = [row["verdict"] for row in judged]
-    counted = [f"{name} in {verdicts.count(name)}" for name in (MET, gates.MISSED, gates.UNKNOWN) if name in verdicts]
-    return (
-        f"From readiness to the first request on the new replica {EDS} takes {text.listed(each)} (p50), of which "
-        f"waiting for the probe is anything up to its period of {units.number(judged[0]['probe_s'])} s; the bar of "
-        f"{units.duration(tables.BAR_NS)} for the rest is {text.listed(counted)} of {len(judged)}."
-    )
+def gathered_answer(found: pd.DataFrame) -> str:
+    """How soon an added replica is asked by istiod's debounce; "" if that was not measured."""
+    parts: dict[str, list[str]] = {}
+    for row in rows(found):
+        spell, gathers = row["followed"], str(WORDS.value("debounce", row["debounce"]))
+        lasts = spell if spell.late or not spell.n else units.duration(spell.p50)
+        parts.setdefault(gathers, []).append(f"{lasts} with {row['endpoints']}")
+    each = [f"{text.listed(said)} where istiod gathers {gathers}" for gathers, said in parts.items()]
+    return f"A replica that is added is followed (p50) after {'; '.join(each)}." if each else ""
 
 
 def errors_answer(found: pd.DataFrame) -> str:
@@ -149,21 +145,6 @@ def kept_answer(found: pd.DataFrame) -> str:
     parts = [f"{stayed} of {whole} with {way}" for way, stayed, whole in alive.itertuples() if whole]
     said = "Of connections kept alive to a replica that became unready but lives, these stay on it until the load ends"
     return f"{said}: {text.listed(parts)}." if parts else ""
-
-
-def gone_answer(found: pd.DataFrame) -> str:
-    """When requests fail once the name has no record, by resolver; "" if that was not measured."""
-    parts = []
-    for row in rows(found):
-        spell = row["until_failing"]
-        if spell.never == spell.n:
-            fate = f"no request fails in the {units.number(row['rest_s'])} s left ({text.blocks(spell.n)})"
-        elif spell.late:
-            fate = f"requests fail in {spell.n - spell.never} of {text.blocks(spell.n)}"
-        else:
-            fate = f"the first request fails after {units.duration(spell.p50)} (p50; {spread(spell)})"
-        parts.append(f"with {row['resolver']} {fate}")
-    return f"When the record of the name is removed, {text.listed(parts)}." if parts else ""
 
 
 def unnoticed_answer(found: pd.DataFrame) -> str:

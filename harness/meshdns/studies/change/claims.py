@@ -8,8 +8,8 @@ import pandas as pd
 
 from meshdns import store
 from meshdns.core import units
-from meshdns.studies.change import answer, tables
-from meshdns.studies.change.tables import EDS, KEPT, NEW, ORIGINAL_DST, Row, rows
+from meshdns.studies.change import answer, tables, ways
+from meshdns.studies.change.tables import KEPT, NEW, Row, rows
 from meshdns.studies.verdict import DEPENDS, FOLLOWING, REFUTED, SUPPORTED, UNDECIDED, Verdict, unmeasured
 
 
@@ -20,10 +20,11 @@ def verdicts(runs: store.Runs) -> Iterator[Verdict]:
 
 def learnt(found: pd.DataFrame) -> Verdict:
     """C14: whether traffic followed each change, with endpoints pushed to the sidecar and with headless Services."""
+    headless = found[found["sidecar"].astype(bool) & found["endpoints"].map(ways.is_name).astype(bool)]
     kinds = {
-        "Service (EDS)": rows(found, endpoints=EDS),
-        "headless, new connections": rows(found, endpoints=ORIGINAL_DST, connection=NEW),
-        "headless, kept alive": rows(found, endpoints=ORIGINAL_DST, connection=KEPT),
+        "Service (EDS)": rows(found, endpoints=ways.EDS),
+        "headless, new connections": rows(headless, connection=NEW),
+        "headless, kept alive": rows(headless, connection=KEPT),
     }
     kinds = {name: [row for row in each if row["followed"].n] for name, each in kinds.items()}
     if not any(kinds.values()):

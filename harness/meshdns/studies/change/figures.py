@@ -15,59 +15,84 @@ from meshdns.core import units
 from meshdns.studies.change import answer, tables
 from meshdns.studies.change.spells import Spell
 
+LINEAR_S = 0.01  # a shorter time is not told by requests to one replica, which come so far apart
+
 
 def follow(table: pd.DataFrame) -> list[Axes]:
-    """Rows by change and what is called, arms side by side: until traffic had followed, and error-seconds."""
-    labels, headings, places = _grouped(table)
-    seen = looks.of(table)
-    arms = seen.held(table["arm"])
-    lanes = max(len(arms), drawing.LANES)
-    with drawing.grid(1, 2, 1.4 + 0.1 * lanes * max(len(labels), 1), sharey=True, width_ratios=[3, 2]) as axes:
+    """Rows by change and how endpoints are known, arms side by side: until traffic had followed, and error-seconds."""
+    labels, headings, places = _placed(table, "change")
+    with drawing.grid(1, 2, 1.4 + 0.27 * len(labels), sharey=True, width_ratios=[3, 2]) as axes:
         first, second = axes[0]
         if table.empty:
             drawing.unmeasured(first, [tables.CHANGE])
             second.set_axis_off()
             return [first, second]
-        for row in table.to_dict("records"):
-            y = places[row["change"], row["backend"]] + 0.9 / lanes * (arms.index(row["arm"]) - (len(arms) - 1) / 2)
-            _spell(first, y, row["followed"], seen[row["arm"]], row["rest_s"])
+        seen = looks.of(table)
+        for y, row in zip(places, table.to_dict("records"), strict=True):
             _spell(second, y, row["errors"], seen[row["arm"]], row["rest_s"])
-        drawing.rows(first, labels)
-        for heading in headings:
-            first.get_yticklabels()[heading].set_fontweight("bold")
-        first.tick_params(axis="y", length=0)
-        second.tick_params(axis="y", length=0)
-        first.set_xlim(0, 1.02 * float(table["rest_s"].max()))
-        first.set_xlabel("followed after, s")
         second.set_xlim(0, None)
         second.set_xlabel("error-seconds")
-        late = any(each.late for each in table["followed"])
-        never = Line2D(
-            [], [], color="#444444", marker="o", markerfacecolor="white", linewidth=0, label="not before its load ended"
-        )
-        handles = [*drawing.arm_handles(seen, arms), *[never] * late]
-        # The last is the longest: beside four arms it has a column of its own.
-        first.figure.legend(
-            handles=handles, loc="outside upper left", ncols=min(4 if len(handles) <= 4 else 3, drawing.columns(arms))
-        )
+        second.tick_params(axis="y", length=0)
+        _followed(first, table, places)
+        _named(first, labels, headings)
         return [first, second]
 
 
-def _grouped(table: pd.DataFrame) -> tuple[list[str], list[int], dict[tuple[str, str], int]]:
-    """The labels of all rows, which are headings (one before each change), and the row of each change and backend."""
+def gathered(table: pd.DataFrame) -> Axes:
+    """Rows by istiod's debounce and how endpoints are known: until traffic had followed."""
+    labels, headings, places = _placed(table, "debounce")
+    with drawing.axes(1.4 + 0.27 * len(labels)) as ax:
+        if table.empty:
+            drawing.unmeasured(ax, [tables.GATHERED])
+            return ax
+        _followed(ax, table, places)
+        _named(ax, labels, headings)
+        return ax
+
+
+def _placed(table: pd.DataFrame, by: str) -> tuple[list[str], list[int], list[float]]:
+    """The labels of all lines, which are headings (one before each level of `by`), and where each row stands."""
     labels: list[str] = []
     headings: list[int] = []
-    places: dict[tuple[str, str], int] = {}
-    seen = looks.of(table)
-    for (change, backend), part in table.groupby(["change", "backend"], sort=False):
-        heading = f"{answer.WORDS.value('change', change)}:"
+    seen, places = looks.of(table), pd.Series(np.nan, index=table.index)
+    for (level, backend, way), part in table.groupby([by, "backend", "endpoints"], sort=False):
+        heading = str(answer.WORDS.value(by, level))
         if heading not in labels:
             headings.append(len(labels))
             labels.append(heading)
-        ways = {seen.pod(str(arm)).sidecar: way for arm, way in zip(part["arm"], part["endpoints"], strict=True)}
-        places[str(change), str(backend)] = len(labels)
-        labels.append(f"{backend} ({ways.get(True) or ways[False]})")
-    return labels, headings, places
+        arms = seen.held(part["arm"])
+        lanes = part["arm"].map(arms.index) - (len(arms) - 1) / 2
+        places[part.index] = len(labels) + 0.3 * lanes
+        labels.append(f"{backend} ({way})")
+    return labels, headings, places.to_list()
+
+
+def _followed(ax: Axes, table: pd.DataFrame, places: list[float]) -> None:
+    """Until traffic had followed, with the legend of the figure; from `LINEAR_S` on by powers of ten."""
+    seen = looks.of(table)
+    arms = seen.held(table["arm"])
+    for y, row in zip(places, table.to_dict("records"), strict=True):
+        _spell(ax, y, row["followed"], seen[row["arm"]], row["rest_s"])
+    ax.set_xscale("symlog", linthresh=LINEAR_S)
+    ax.set_xlim(0, 1.1 * float(table["rest_s"].max()))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.set_xlabel("followed after, s")
+    late = any(each.late for each in table["followed"])
+    never = Line2D(
+        [], [], color="#444444", marker="o", markerfacecolor="white", linewidth=0, label="not before its load ended"
+    )
+    handles = [*drawing.arm_handles(seen, arms), *[never] * late]
+    # The last is the longest: beside four arms it has a column of its own.
+    columns = min(4 if len(handles) <= 4 else 3, drawing.columns(arms))
+    ax.figure.legend(handles=handles, loc="outside upper left", ncols=columns)
+
+
+def _named(ax: Axes, labels: list[str], headings: list[int]) -> None:
+    """A line per label, headings in bold."""
+    drawing.rows(ax, labels)
+    for heading in headings:
+        ax.get_yticklabels()[heading].set_fontweight("bold")
+    ax.tick_params(axis="y", length=0)
 
 
 def _spell(ax: Axes, y: float, spell: Spell, style: looks.Look, rest_s: float) -> None:

@@ -53,7 +53,6 @@ class Change:
     done_ns: int  # when making it had ended
     added: tuple[str, ...]
     removed: tuple[str, ...]
-    probe_ns: float  # how often readiness is asked for
 
     @classmethod
     def of(cls, agent: dict[str, Any]) -> Self | None:
@@ -62,8 +61,7 @@ class Change:
         if not isinstance(change, dict):
             return None
         instants = int(change["at_ns"]), int(change["done_ns"])
-        probe_ns = float(change["probe_period_s"]) * units.NS_PER_S
-        return cls(*instants, tuple(change["added"]), tuple(change["removed"]), probe_ns)
+        return cls(*instants, tuple(change["added"]), tuple(change["removed"]))
 
     def within(self, load: Load) -> bool:
         """Whether the load was there before it and after it."""
@@ -110,12 +108,6 @@ def until_followed(load: Load, change: Change) -> float:
         return np.nan
     wrong = _until_last(load.start_ns[removed | failed], load, change)
     return float(np.nanmax([wrong, until_added(load, change)]))
-
-
-def until_failing(load: Load, change: Change) -> float:
-    """ns from the change to the first request that started after it and failed; infinite if none did."""
-    seen_ns = load.start_ns[~load.ok & (load.start_ns >= change.at_ns)]
-    return float(seen_ns[0] - change.at_ns) if seen_ns.size else np.inf
 
 
 def failed_after(load: Load, change: Change) -> Flags:

@@ -61,15 +61,3 @@ class Mean(Spell):
         if self.never:
             return f"never in {self.never} of {text.blocks(self.n)}"
         return text.ABSENT if self.interval is None else units.interval(self.interval, "s")
-
-
-@dataclass(frozen=True)
-class Part:
-    """Requests, and how many of them were served."""
-
-    served: int
-    requests: int
-
-    def __str__(self) -> str:
-        """`23.6 % of 900`."""
-        return f"{units.percent(self.served / self.requests)} of {self.requests}" if self.requests else text.ABSENT

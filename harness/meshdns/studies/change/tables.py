@@ -15,22 +15,17 @@ import pandas as pd
 from meshdns import store
 from meshdns.analysis import absent, cells, gates, looks, provenance, text
 from meshdns.core import errors, units
-from meshdns.core.world import World
 from meshdns.studies.change import load as loads
+from meshdns.studies.change import ways
 from meshdns.studies.change.load import Change, Load, Stay
-from meshdns.studies.change.spells import Mean, Part, Spell
+from meshdns.studies.change.spells import Mean, Spell
 
-CHANGE, GONE, UNNOTICED = EXPERIMENTS = ("change", "gone", "unnoticed")
+CHANGE, GATHERED, UNNOTICED = EXPERIMENTS = ("change", "gathered", "unnoticed")
 NEW, KEPT = CONNECTIONS = ("new", "keepalive")
 CHANGES = ("up", "down", "replace", "unready", "crash")  # of a replica, in the order in which they are read
+TOLD = ("up", "down", "unready")  # at once; before the others are told, a replica has ended, which takes a while
 ALIVE = "unready"  # what is removed lives on, so that it can be kept
-# How a sidecar knows the endpoints of what is called.
-EDS, ORIGINAL_DST, STRICT_DNS, STRICT_DNS_30 = WAYS = (
-    "EDS", "ORIGINAL_DST", "STRICT_DNS", "STRICT_DNS, TTL 30 s",
-)  # fmt: skip
-_SLOW = "shop-dns-30"  # whose records live for 30 s, the others' for 5
-BAR_NS = 300 * units.NS_PER_MS  # what EDS may add to the probe period until a ready replica is asked first (p50)
-JUDGED = "up"  # by that bar: nothing but readiness changes
+DEBOUNCES = ("1ms", "100ms", "1s", "endpoints-at-once")  # of istiod, in the order in which they are read
 BAR_HZ, BAR_S = 500.0, 60.0  # a change goes unnoticed if no request fails at such a rate for so long
 MET = "met"
 BIN_NS = 200 * units.NS_PER_MS  # of the timeline
@@ -38,21 +33,8 @@ SHARES = ("others", "removed", "added", "failed")
 LEVELS = ["change", "backend", "arm", "connection"]
 Row = dict[str, Any]
 _SPELLS = {
-    "followed": Spell, "added": Spell, "left": Spell, "errors": Mean, "failing": Mean, "over_probe": Spell,
-    "took": Spell,
+    "followed": Spell, "added": Spell, "left": Spell, "took": Spell, "errors": Mean, "failing": Mean,
 }  # fmt: skip
-
-
-def endpoints(world: World, backend: str, *, sidecar: bool) -> str:
-    """How the endpoints of this backend are known, by a sidecar or by a client without one."""
-    service = world.backends.get(backend)
-    if service is None:
-        return backend
-    if not sidecar:
-        return "ClusterIP" if service.cluster_ip else "client's DNS"
-    if service.external:
-        return STRICT_DNS_30 if backend == _SLOW else STRICT_DNS
-    return EDS if service.cluster_ip else ORIGINAL_DST
 
 
 # --- cells ---
@@ -91,16 +73,18 @@ def _levels(found: pd.DataFrame, runs: store.Runs) -> Iterator[tuple[Row, pd.Dat
 
     def place(level: tuple[str, ...]) -> list[tuple[int, str]]:
         change, backend, arm, connection = level
-        way = looks.place(WAYS, endpoints(runs.world, backend, sidecar=True))
-        known = looks.place(CHANGES, change), way, looks.place(seen.arms, arm), looks.place(CONNECTIONS, connection)
+        service = runs.world.backends.get(backend)
+        kind = 2 * service.external + (not service.cluster_ip) if service else 4  # told, headless, resolved, others
+        known = looks.place(CHANGES, change), kind, looks.place(seen.arms, arm), looks.place(CONNECTIONS, connection)
         return [*zip(known, level, strict=True)]
 
     groups = found.groupby(LEVELS, observed=True) if len(found) else ()
     parts = {tuple(map(str, level)): part for level, part in groups}
     for level in sorted(parts, key=place):
-        way = endpoints(runs.world, level[1], sidecar=seen.pod(level[2]).sidecar)
-        row: Row = {"endpoints": way, "blocks": cells.blocks_of(parts[level])}
-        yield dict(zip(LEVELS, level, strict=True)) | row, parts[level]
+        client = seen.pod(level[2])
+        known: Row = {"endpoints": ways.endpoints(runs.world, level[1], client), "sidecar": client.sidecar}
+        row: Row = dict(zip(LEVELS, level, strict=True)) | known
+        yield row | {"blocks": cells.blocks_of(parts[level])}, parts[level]
 
 
 def _by_block(mine: pd.DataFrame, name: str) -> cells.Values:
@@ -127,19 +111,16 @@ def _among(name: str, value: str, known: Sequence[str], measured: pd.Series[Any]
 
 
 def _timed(row: Row, load: Load, change: Change) -> Row:
-    followed_ns, added_ns = loads.until_followed(load, change), loads.until_added(load, change)
     rate_hz = float(row["rate_hz"])
     return {
-        "followed": followed_ns,
-        "failed": int(loads.failed_after(load, change).sum()),
-        "after": int((load.end_ns >= change.at_ns).sum()),
-        "added": added_ns,
+        "followed": loads.until_followed(load, change),
+        "added": loads.until_added(load, change),
         "left": loads.until_left(load, change),
+        "took": float(change.done_ns - change.at_ns),
         "errors": loads.error_ns(load, change, rate_hz),
         "failing": loads.failing_ns(load, change, rate_hz),
-        "over_probe": (added_ns if change.added else followed_ns) - change.probe_ns,
-        "took": float(change.done_ns - change.at_ns),
-        "probe_s": change.probe_ns / units.NS_PER_S,
+        "failed": int(loads.failed_after(load, change).sum()),
+        "after": int((load.end_ns >= change.at_ns).sum()),
         "rest_s": _rest_s(load, change),
     }
 
@@ -149,50 +130,43 @@ def _rest_s(load: Load, change: Change) -> float:
     return float(load.start_ns[-1] - change.at_ns) / units.NS_PER_S
 
 
+def _in_blocks(mine: pd.DataFrame) -> Row:
+    """What the blocks have; only those count whose load the change concerned."""
+    spells = {name: kind(_by_block(mine, name)) for name, kind in _SPELLS.items()}
+    followed = spells["followed"]
+    known = {"blocks": followed.n, "followed_mean": followed.mean, "rest_s": float(mine["rest_s"].min())}
+    return spells | known | {name: int(mine[name].sum()) for name in ("failed", "after")}
+
+
+_COLUMNS = [*LEVELS, "endpoints", "sidecar", "blocks", *_SPELLS, "followed_mean", "rest_s", "failed", "after"]
+
+
 @cells.once
 def followed(runs: store.Runs) -> pd.DataFrame:
     """A row per change, backend, arm and connection: how long until traffic had followed.
 
     `blocks` are those whose load the change concerned; `after` are all requests that ended after it.
     """
-    made = []
-    for row, mine in _levels(_per_cell(runs, _timed), runs):
-        spells = {name: kind(_by_block(mine, name)) for name, kind in _SPELLS.items()}
-        means = {f"{name}_mean": spells[name].mean for name in ("followed", "over_probe")}
-        sums = {name: int(mine[name].sum()) for name in ("failed", "after")}
-        seconds = {"probe_s": float(mine["probe_s"].median()), "rest_s": float(mine["rest_s"].min())}
-        made.append(row | {"blocks": spells["followed"].n} | spells | means | sums | seconds)
-    columns = [*LEVELS, "endpoints", "blocks", *_SPELLS, "followed_mean", "over_probe_mean"]
-    return absent.of(pd.DataFrame(made, columns=[*columns, "failed", "after", "probe_s", "rest_s"]), runs, CHANGE)
+    made = [row | _in_blocks(mine) for row, mine in _levels(_per_cell(runs, _timed), runs)]
+    return absent.of(pd.DataFrame(made, columns=_COLUMNS), runs, CHANGE)
+
+
+@cells.once
+def gathered(runs: store.Runs) -> pd.DataFrame:
+    """The same by istiod's debounce, a row per debounce and backend."""
+    made = [
+        row | {"debounce": str(debounce)} | _in_blocks(mine)
+        for row, found in _levels(_per_cell(runs, _timed, GATHERED), runs)
+        for debounce, mine in found.groupby("debounce", observed=True)
+    ]
+    made.sort(key=lambda row: looks.place(DEBOUNCES, row["debounce"]))
+    return absent.of(pd.DataFrame(made, columns=["debounce", *_COLUMNS]), runs, GATHERED)
 
 
 def on(found: pd.DataFrame, connection: str = NEW) -> pd.DataFrame:
     """The rows of these connections. Raises InputError."""
     _among("connection", connection, CONNECTIONS, found["connection"])
     return found[found["connection"] == connection]
-
-
-def bar(found: pd.DataFrame) -> pd.DataFrame:
-    """The rows where endpoints are pushed to the sidecar, with the bar and its verdict where it judges.
-
-    What is beyond the probe period is timed to the first request on an added replica, else until traffic had followed;
-    only readiness is judged.
-    """
-    pushed = found[(found["endpoints"] == EDS) & (found["blocks"] > 0)]
-    judged = [row["change"] == JUDGED for row in rows(pushed)]
-    verdicts = [_judged(row) if its else None for row, its in zip(rows(pushed), judged, strict=True)]
-    bars = np.where(judged, BAR_NS / units.NS_PER_S, np.nan)
-    return pushed.assign(bar_s=bars, verdict=np.array(verdicts, dtype=object))
-
-
-def _judged(row: Row) -> str:
-    """A change falls anywhere between two probes, so that waiting for one took nothing or a whole period.
-
-    Only what holds for both is a verdict: met with the whole wait counted, or missed without any of it.
-    """
-    if row["over_probe"].p50 >= BAR_NS:
-        return gates.MISSED
-    return MET if row["added"].p50 < BAR_NS else gates.UNKNOWN
 
 
 @cells.once
@@ -216,14 +190,13 @@ def kept(runs: store.Runs) -> pd.DataFrame:
 
 def outcomes(runs: store.Runs) -> pd.DataFrame:
     """A row where requests failed: how all those that ended after the change ended, summed over blocks."""
-    made = []
+    made, front, sums = [], ["change", "arm", "endpoints", "connection"], ["requests", "ok"]
     for row, mine in _levels(_per_cell(runs, lambda _, *cell: {"kinds": loads.kinds(*cell)}), runs):
         counted = pd.DataFrame(list(mine["kinds"])).sum().astype(int).to_dict()
         if set(counted) - {"ok"}:
-            made.append(row | {"requests": sum(counted.values())} | counted)
-    front, sums = ["change", "arm", "endpoints", "connection"], ["requests", "ok"]
-    whole = pd.DataFrame(made, columns=None if made else [*LEVELS, "endpoints", "blocks", *sums])
-    counts = [*sums, *sorted({*map(str, whole)} - {*LEVELS, "endpoints", "blocks", *sums})]
+            made.append({name: row[name] for name in front} | {"requests": sum(counted.values())} | counted)
+    whole = pd.DataFrame(made, columns=None if made else [*front, *sums])
+    counts = [*sums, *sorted({*map(str, whole)} - {*front, *sums})]
     return absent.of(whole[front].join(whole[counts].fillna(0).astype(int)), runs, CHANGE)
 
 
@@ -254,46 +227,21 @@ def timeline(runs: store.Runs, change: str, connection: str = NEW) -> pd.DataFra
 _WHO = ["backend", "arm", "endpoints"]
 
 
-# --- names that are gone, and what nobody should notice ---
-
-
-@cells.once
-def gone(runs: store.Runs) -> pd.DataFrame:
-    """A row per resolver of the sidecar: what was served before the record was removed, after, and since failing."""
-
-    def counted(_: Row, load: Load, change: Change) -> Row:
-        until_ns, after = loads.until_failing(load, change), load.start_ns >= change.at_ns
-        each = ~after, after, load.start_ns >= change.at_ns + until_ns
-        counts = (np.array([np.sum(mine & load.ok), np.sum(mine)]) for mine in each)
-        return dict(zip(spans, counts, strict=True)) | {"until_failing": until_ns, "rest_s": _rest_s(load, change)}
-
-    spans = ("served_before", "served_after", "served_since")
-    found, made, seen = _per_cell(runs, counted, GONE), [], looks.of_runs(runs)
-    arms = seen.held(found["arm"]) if len(found) else []
-    for arm, resolver in looks.apart({arm: seen.pod(arm).resolver for arm in arms}).items():
-        mine = found[found["arm"] == arm]
-        failing = Spell(_by_block(mine, "until_failing"))
-        row = {"resolver": resolver, "arm": arm, "blocks": cells.blocks_of(mine), "rest_s": float(mine["rest_s"].min())}
-        parts = {name: Part(*np.sum(mine[name].to_list(), axis=0).tolist()) for name in spans}
-        made.append(row | parts | {"until_failing": failing, "until_failing_mean": failing.mean})
-    columns = ["resolver", "arm", "blocks", *spans, "until_failing", "until_failing_mean", "rest_s"]
-    return absent.of(pd.DataFrame(made, columns=columns), runs, GONE)
+# --- what nobody should notice ---
 
 
 @cells.once
 def unnoticed(runs: store.Runs) -> pd.DataFrame:
     """A row per change that nobody should notice and arm: requests after it, and those of them that failed.
 
-    `longest_s` is the most that one load was watched after the change, `mutual_tls` what replicas counted of new
-    connections meanwhile; NaN where they come and go, so that nobody counts.
+    `longest_s` is the most that one load was watched after the change.
     """
 
-    def lost(row: Row, load: Load, change: Change) -> Row:
+    def lost(_: Row, load: Load, change: Change) -> Row:
         return {
             "seconds": _rest_s(load, change),
             "requests": int((load.start_ns >= change.at_ns).sum()),
             "failed": int(loads.failed_after(load, change).sum()),
-            "mutual_tls": float(row["agent"]["change"].get("mutual_tls", np.nan)),
         }
 
     made, sums = [], ["requests", "failed"]
@@ -301,18 +249,16 @@ def unnoticed(runs: store.Runs) -> pd.DataFrame:
         for rate_hz, mine in found.groupby("rate_hz"):
             row: Row = level | {"rate_hz": rate_hz} | {name: int(mine[name].sum()) for name in sums}
             row |= {"watched_s": round(mine["seconds"].sum()), "longest_s": float(mine["seconds"].max())}
-            row |= {"mutual_tls": mine["mutual_tls"].sum(min_count=1)}
             made.append(row | {"verdict": quiet(row)})
-    columns = ["change", "arm", "rate_hz", "watched_s", "longest_s", *sums, "mutual_tls", "verdict"]
+    columns = ["change", "arm", "rate_hz", "watched_s", "longest_s", *sums, "verdict"]
     return absent.of(pd.DataFrame(made, columns=columns), runs, UNNOTICED)
 
 
 def quiet(row: Row) -> str | None:
-    """Whether it went unnoticed; new certificates are tried by new connections only. None if that is not known."""
+    """Whether it went unnoticed. None if that is not known."""
     if row["failed"]:
         return gates.MISSED
-    tried = row["change"] != "rotate" or row["mutual_tls"] > 0
-    return MET if row["rate_hz"] >= BAR_HZ and row["longest_s"] >= BAR_S and tried else None
+    return MET if row["rate_hz"] >= BAR_HZ and row["longest_s"] >= BAR_S else None
 
 
 # --- whether the data can carry it ---
