@@ -30,7 +30,7 @@ blocks = 8
 [[experiment]]
 name = "faults"
 kind = "request"
-arm = ["plain", "mode1-xds", "mode2-xds", "mode2-envoy-xds"]
+arm = ["plain", "mode1", "mode2-agent"]
 backend = "shop"
 connection = "new"
 arrival = "closed"
@@ -42,7 +42,7 @@ warmup = 10
 name = "faults-retries"
 series = "faults"
 kind = "request"
-arm = ["mode1-xds", "mode2-xds", "mode2-envoy-xds"]
+arm = ["mode1", "mode2-agent"]
 backend = "shop"
 connection = "new"
 arrival = "closed"
@@ -55,7 +55,7 @@ warmup = 10
 name = "faults-timeouts"
 series = "faults"
 kind = "request"
-arm = ["mode1-xds", "mode2-xds", "mode2-envoy-xds"]
+arm = ["mode1", "mode2-agent"]
 backend = "shop"
 connection = "new"
 arrival = "closed"
@@ -68,7 +68,7 @@ warmup = 10
 name = "faults-dead"
 series = "faults"
 kind = "request"
-arm = ["plain", "mode1-xds", "mode2-xds", "mode2-envoy-xds"]
+arm = ["plain", "mode1", "mode2-agent"]
 backend = "shop-dead"
 connection = "new"
 arrival = "closed"
@@ -80,7 +80,7 @@ warmup = 10
 name = "faults-overload"
 series = "faults"
 kind = "request"
-arm = ["plain", "mode1-xds", "mode2-xds", "mode2-envoy-xds"]
+arm = ["plain", "mode1", "mode2-agent"]
 backend = "shop"
 connection = "new"
 rate_hz = 450.0
@@ -92,7 +92,7 @@ warmup = 10
 name = "faults-breaker"
 series = "faults"
 kind = "request"
-arm = ["mode1-xds", "mode2-xds", "mode2-envoy-xds"]
+arm = ["mode1", "mode2-agent"]
 backend = "shop"
 connection = "new"
 rate_hz = 450.0
@@ -104,7 +104,7 @@ warmup = 10
 [[experiment]]
 name = "split"
 kind = "request"
-arm = ["mode1-xds", "mode2-xds", "mode2-envoy-xds"]
+arm = ["mode1", "mode2-agent"]
 backend = "shop"
 connection = "new"
 arrival = "closed"
@@ -126,7 +126,7 @@ warmup = 10
 [[experiment]]
 name = "mtls"
 kind = "request"
-arm = ["plain", "mode1-xds", "mode2-xds", "mode2-envoy-xds"]
+arm = ["plain", "mode1", "mode2-agent"]
 backend = "shop"
 connection = "new"
 arrival = "closed"
@@ -135,22 +135,33 @@ count = 20
 warmup = 5
 
 [[experiment]]
+name = "deny"
+kind = "request"
+arm = ["mode1", "mode2-agent"]
+backend = "shop"
+connection = "keepalive"
+arrival = "closed"
+concurrency = [2, 8, 32]
+change = "deny"
+count = 640
+warmup = 0
+
+[[experiment]]
 name = "external"
 kind = "request"
-arm = ["plain", "mode1-xds", "mode2-xds", "mode2-envoy-xds"]
+arm = ["plain", "mode1", "mode2-agent"]
 backend = ["api", "postgres", "redis"]
 connection = "new"
 arrival = "closed"
 count = 30
 warmup = 5
 """
-ARMS = ("plain", "mode1-xds", "mode2-xds", "mode2-envoy-xds")
+ARMS = ("plain", "mode1", "mode2-agent")
 MODES = ARMS[1:]
 REPLICAS = ("shop-1", "shop-2", "shop-3")
 REAL = {"api": "198.19.0.80", "postgres": "198.19.0.81", "redis": "198.19.0.82"}
-VIRTUAL = {"api": "240.240.0.1", "postgres": "240.240.0.2", "redis": "240.240.0.3"}
-HOSTS = {name: WORLD.backends[name].host for name in REAL}
-SHOP = WORLD.backends["shop"].host
+VIRTUAL = {name: WORLD.backends[name].virtual_ip for name in REAL}
+_USUAL = Cell("", "")
 TRIES = {"none": 3, "retries": 4, "timeouts": 3}  # a sidecar alone tries connections again
 
 
@@ -167,27 +178,30 @@ class World:
     plain_replicas: tuple[str, ...] = REPLICAS  # where ClusterIP leads to
     guarded: bool = True  # strict means strict
     reused: bool = False  # sidecars use connections again that stood before
-    first: dict[str, str] = field(default_factory=lambda: {"mode1-xds": "postgres"})  # takes all on the shared port
+    first: dict[str, str] = field(default_factory=lambda: {"mode1": "postgres"})  # takes all on the shared port
     api: float = 1.0  # share of the requests that sidecars serve
     around: bool = False  # sidecars pass the external name on as an unknown address
+    late: float = 1.0  # requests on a connection that are served after every sidecar has accepted a policy that denies
+    denied: bool = True  # such a policy is in force some time
+    accepted: float = 0.4  # share of the load until every sidecar has accepted it
+    told: bool = True  # cells tell of their change
     invalid: float = 0.0  # share of cells
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
-def runs(root: Path, world: World | None = None, blocks: int = 8, seed: int = 1) -> store.Runs:
+def runs(root: Path, world: World | None = None, blocks: int = 8, seed: int = 2) -> store.Runs:
     """Stored and loaded again."""
     return store.load(build(root, world, blocks, seed))
 
 
 def build(
-    root: Path, world: World | None = None, blocks: int = 8, seed: int = 1, asked: plan.Plan | None = None
+    root: Path, world: World | None = None, blocks: int = 8, seed: int = 2, asked: plan.Plan | None = None
 ) -> Path:
     """The finished folder of a run of the plan above, or of another."""
     world = world or World()
     asked = dataclasses.replace(asked or plan.parse(PLAN, "policies_world", WORLD), blocks=blocks)
     experiments = tuple(dataclasses.replace(each, every=1) for each in asked.experiments)
     asked = dataclasses.replace(asked, experiments=experiments)
-    header = store.RunHeader(f"policies-{seed}", asked.to_json(), seed, "2026-01-01T00:00:00Z", blocks, world.facts)
+    header = store.RunHeader(f"policies-{seed}", asked.to_json(), seed, "2026-01-01T00:00:00Z", blocks, {})
     writer = store.create(root, header, asked.world)
     for block in range(blocks):
         made = [_cell(world, trial, n, block, seed) for n, trial in enumerate(asked.block(block))]
@@ -195,20 +209,6 @@ def build(
             block, block_of([each for each, _ in made]), [record for _, record in made], "2026-01-01T00:00:00Z"
         )
     return writer.finish("2026-01-01T00:08:00Z")
-
-
-def pushed(**changed: Any) -> dict[str, Any]:
-    """Facts of a control plane whose name table, records and sidecars agree."""
-    names = {SHOP: ["10.96.1.30"], "shop-headless.shop.svc.cluster.local": ["198.18.0.72", "198.18.0.71"]}
-    names |= {HOSTS[name]: [VIRTUAL[name]] for name in VIRTUAL}
-    clusters = [f"outbound|80||{SHOP}", f"outbound|80||{HOSTS['api']}", "passthrough"]
-    clusters += [f"outbound|6000||{HOSTS[name]}" for name in ("postgres", "redis")]
-    listeners = {"client-mode1-xds": ["0.0.0.0_80", "0.0.0.0_6000"]}
-    virtual = ["0.0.0.0_80", *(f"{VIRTUAL[name]}_6000" for name in ("postgres", "redis"))]
-    listeners |= dict.fromkeys(("client-mode2-xds", "client-mode2-envoy-xds"), virtual)
-    records = {SHOP: ["10.96.1.30"], "shop-headless.shop.svc.cluster.local": ["198.18.0.71", "198.18.0.72"]}
-    told = {"names": names, "records": records, "clusters": dict.fromkeys(listeners, clusters), "listeners": listeners}
-    return {"pushed": told | changed}
 
 
 @dataclass
@@ -226,31 +226,69 @@ def _cell(
     world: World, trial: plan.Trial, index: int, block: int, seed: int
 ) -> tuple[dict[str, Any], samples.CellRecord]:
     cell = trial.cell
-    rng = np.random.default_rng([seed, block, zlib.crc32(repr(cell).encode())])
+    told = {name: level for name, level in vars(cell).items() if level != getattr(_USUAL, name)}
+    rng = np.random.default_rng([seed, block, zlib.crc32(repr(told).encode())])  # a factor more changes nothing
+    if cell.change != "none":
+        return _denying(world, trial, index, (block + 1) * 10**12 + index * 10**10, rng)
     counters: Counter[str] = Counter()
     made = [_request(world, cell, rng, counters) for _ in range(trial.count + trial.warmup)]
     if world.reused:
         counters.pop("servers/mtls_cx", None)
-    valid = bool(rng.random() >= world.invalid)
     begin_ns = (block + 1) * 10**12 + index * 10**10
     columns = _columns(made[trial.warmup :], index, begin_ns, rng)
-    record = samples.CellRecord(
+    return columns, _record(world, trial, (index, begin_ns), counters, rng)
+
+
+def _record(
+    world: World,
+    trial: plan.Trial,
+    place: tuple[int, int],
+    counters: Counter[str],
+    rng: np.random.Generator,
+    **agent: Any,
+) -> samples.CellRecord:
+    index, begin_ns = place
+    valid = bool(rng.random() >= world.invalid)
+    return samples.CellRecord(
         index,
-        dict(vars(cell)),
+        dict(vars(trial.cell)),
         valid,
         [] if valid else ["load not offered: made so"],
         trial.count,
         begin_ns,
         1.0,
         {name: float(count) for name, count in counters.items() if count},
+        agent=agent,
     )
-    return columns, record
 
 
-def _columns(made: list[_Request], index: int, begin_ns: int, rng: np.random.Generator) -> dict[str, Any]:
+def _denying(
+    world: World, trial: plan.Trial, index: int, begin_ns: int, rng: np.random.Generator
+) -> tuple[dict[str, Any], samples.CellRecord]:
+    """A policy that denies comes a quarter into the load; each connection of it makes one request after the other."""
+    n, open_ = trial.count, trial.cell.concurrency
+    columns = _columns([_Request(replica="shop-1") for _ in range(n)], index, begin_ns, rng, open_)
+    start_ns, end_ns = columns["start_ns"], columns["end_ns"]
+    at_ns, done_ns = (begin_ns + int(share * (end_ns.max() - begin_ns)) for share in (0.25, world.accepted))
+    for port in np.unique(columns["local_port"]) if world.denied else ():
+        after = np.flatnonzero((columns["local_port"] == port) & (start_ns > done_ns))
+        refused = after[int(world.late + rng.random()) :]
+        columns["outcome"][refused], columns["replica"][refused], columns["status"][refused] = "http_error", "", 403
+    counters = Counter({"pod/envoy/cluster_cx": 2 * open_})  # each is closed with its last answer and opened again
+    change = {"at_ns": at_ns, "done_ns": done_ns, "added": [], "removed": [], "probe_period_s": 0.0}
+    told = {"change": change} if world.told else {}
+    return columns, _record(world, trial, (index, begin_ns), counters, rng, **told)
+
+
+def _columns(
+    made: list[_Request], index: int, begin_ns: int, rng: np.random.Generator, open_: int = 1
+) -> dict[str, Any]:
     n = len(made)
     total = (np.array([each.us for each in made]) * rng.lognormal(0, 0.05, n) * 1_000).astype(np.int64)
-    start = begin_ns + np.cumsum(total + 300) - (total + 300)
+    start = np.zeros(n, np.int64)
+    for one in range(open_):
+        mine = total[one::open_] + 300
+        start[one::open_] = begin_ns + np.cumsum(mine) - mine
     end = start + total
     return {
         "cell": np.full(n, index),
@@ -269,7 +307,7 @@ def _columns(made: list[_Request], index: int, begin_ns: int, rng: np.random.Gen
         "status": np.array([each.status for each in made]),
         "queries": np.ones(n, np.int16),
         "bytes": np.zeros(n, np.int32),
-        "local_port": np.full(n, 40_000),
+        "local_port": 40_000 + np.arange(n) % open_,
         "wire_dns_ns": np.full(n, -1),
         "wire_total_ns": np.full(n, -1),
     }

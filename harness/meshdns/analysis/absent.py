@@ -19,12 +19,11 @@ from meshdns.core import plans
 
 MIME = "application/vnd.meshdns.absent+json"
 ATTRIBUTE, LEFT_OUT = "absent", "left out"  # of a table
-TRACES, CONFORMANCE, PUSHED = "traces", "conformance", "pushed"  # no experiments, but facts of a run
-_BY = {TRACES: ("quick",), CONFORMANCE: ("quick",), PUSHED: ("policies",)}
+TRACES, CONFORMANCE = "traces", "conformance"  # no experiments, but facts of a run
+_BY = {TRACES: ("quick",), CONFORMANCE: ("quick",)}
 _FACTS = {
     TRACES: "the way of a traced request in each mode",
     CONFORMANCE: "how the DNS proxies answer what Istio's agent is known to answer",
-    PUSHED: "names that the control plane pushed",
 }
 
 Frame = TypeVar("Frame", bound=pd.DataFrame)

@@ -61,10 +61,33 @@ envoy_http_downstream_rq_completed{http_conn_manager_prefix="outbound_0.0.0.0_80
 envoy_listener_no_filter_chain_match{listener_address="0.0.0.0_15001"} 8
 envoy_listener_ssl_handshake{listener_address="0.0.0.0_15006"} 3
 """
+# As Envoy 1.40 counted 60 requests of which 59 were given up at one replica and then refused by another; more were
+# refused by its breaker.
+POLICIES = """\
+envoy_cluster_external_upstream_rq_completed{cluster_name="outbound|80||shop.shop.svc.cluster.local"} 60
+envoy_cluster_outlier_detection_ejections_enforced_success_rate{cluster_name="outbound|80||shop.example.com"} 1
+envoy_cluster_outlier_detection_ejections_enforced_total{cluster_name="outbound|80||shop.shop.svc.cluster.local"} 1
+envoy_cluster_upstream_rq_active_overflow{cluster_name="outbound|80||shop.shop.svc.cluster.local"} 2
+envoy_cluster_upstream_rq_completed{cluster_name="outbound|80||shop.shop.svc.cluster.local"} 60
+envoy_cluster_upstream_rq_pending_failure_eject{cluster_name="outbound|80||shop.shop.svc.cluster.local"} 59
+envoy_cluster_upstream_rq_pending_overflow{cluster_name="outbound|80||shop.shop.svc.cluster.local"} 5
+envoy_cluster_upstream_rq_pending_total{cluster_name="outbound|80||shop.shop.svc.cluster.local"} 178
+envoy_cluster_upstream_rq_per_try_timeout{cluster_name="outbound|80||shop.shop.svc.cluster.local"} 58
+envoy_cluster_upstream_rq_retry{cluster_name="outbound|80||shop.shop.svc.cluster.local"} 117
+envoy_cluster_upstream_rq_retry{cluster_name="outbound|80|v1|shop.shop.svc.cluster.local"} 1
+envoy_cluster_upstream_rq_retry_backoff_exponential{cluster_name="outbound|80||shop.shop.svc.cluster.local"} 118
+envoy_cluster_upstream_rq_retry_success{cluster_name="outbound|80||shop.shop.svc.cluster.local"} 3
+envoy_cluster_upstream_rq_timeout{cluster_name="outbound|80||shop.shop.svc.cluster.local"} 4
+envoy_cluster_upstream_rq_total{cluster_name="PassthroughCluster"} 1000
+envoy_cluster_upstream_rq_total{cluster_name="inbound|8080||"} 1000
+envoy_cluster_upstream_rq_total{cluster_name="outbound|80||shop.shop.svc.cluster.local"} 118
+envoy_cluster_upstream_rq_total{cluster_name="outbound|80|v1|shop.shop.svc.cluster.local"} 1
+"""
 
 
-def of(pod: str) -> At:
-    return next(at for at in parts.of(WORLD, Nets(), WORLD.named(pod)) if at.part is istio_proxy.PART)
+def of(pod: str, *, live: bool = False) -> At:
+    world = dataclasses.replace(WORLD, live=live)
+    return next(at for at in parts.of(world, Nets(), world.named(pod)) if at.part is istio_proxy.PART)
 
 
 def counted(pod: str, page: str) -> dict[str, float]:
@@ -79,6 +102,16 @@ def test_each_series_is_counted_under_its_name() -> None:
         "pod/envoy/passthrough_cx": 4, "pod/envoy/passthrough_overflow": 0, "pod/envoy/blackhole_cx": 1,
         "pod/envoy/cluster_resolutions": 3,
     }  # fmt: skip
+
+
+def test_what_policies_make_a_sidecar_do_is_counted_over_outbound_clusters() -> None:
+    found = counted("client-mode1", POLICIES)
+    assert found == {
+        "pod/envoy/tries": 60 + 118, "pod/envoy/retries": 118, "pod/envoy/retry_success": 3,
+        "pod/envoy/breaker_overflow": 7, "pod/envoy/rq_timeout": 4, "pod/envoy/per_try_timeout": 58,
+        "pod/envoy/ejections": 1, "pod/envoy/cluster_rq": 60,
+    }  # fmt: skip
+    assert found["pod/envoy/tries"] == 60 + found["pod/envoy/retries"]
 
 
 def test_envoys_dns_filter_counts_as_the_agents_proxy_does() -> None:
@@ -103,13 +136,36 @@ OF_SERVERS = (
     "http.inbound_0.0.0.0_8080;.downstream_rq_completed", "listener.0.0.0.0_15006.no_filter_chain_match",
     "listener.0.0.0.0_15006.ssl.handshake",
 )  # fmt: skip
+OF_POLICIES = tuple(
+    f"cluster.outbound|80||shop.shop.svc.cluster.local;.{name}" for name in (
+        "upstream_rq_total", "upstream_rq_pending_failure_eject", "upstream_rq_retry", "upstream_rq_retry_success",
+        "upstream_rq_pending_overflow", "upstream_rq_active_overflow", "upstream_rq_timeout",
+        "upstream_rq_per_try_timeout", "outlier_detection.ejections_enforced_total",
+    )
+)  # fmt: skip
+
+
+def wanted_by(at: At) -> re.Pattern[str]:
+    url = at.part.page(at)
+    assert url is not None
+    return re.compile(urllib.parse.unquote(url["url"].partition("filter=")[2]))
+
+
+def test_what_policies_do_is_asked_for_where_istio_itself_tells_sidecars_and_hardly_more() -> None:
+    live, repeated = wanted_by(of("client-mode1", live=True)), wanted_by(of("client-mode1"))
+    assert [name for name in (*STATISTICS, *OF_POLICIES) if not live.search(name)] == []
+    assert [name for name in OF_POLICIES if repeated.search(name)] == []
+    for name in OF_POLICIES:
+        [(_, value)] = counted("client-mode1", f"{series(name)} 17\n").items()
+        assert value == 17
+    for other in ("upstream_rq_pending_total", "upstream_rq_retry_limit_exceeded", "upstream_rq_per_try_idle_timeout"):
+        assert not live.search(f"cluster.outbound|80||x;.{other}")
+    assert not live.search("cluster.inbound|8080||;.upstream_rq_total")
 
 
 @pytest.mark.parametrize(("pod", "names"), [("client-mode1", STATISTICS), ("web-1", OF_SERVERS)])
 def test_what_is_counted_is_asked_for_and_hardly_more(pod: str, names: tuple[str, ...]) -> None:
-    url = of(pod).part.page(of(pod))
-    assert url is not None
-    wanted = re.compile(urllib.parse.unquote(url["url"].partition("filter=")[2]))
+    wanted = wanted_by(of(pod))
     assert [name for name in names if not wanted.search(name)] == []
     for name in names:  # each of them is counted
         [(_, value)] = counted(pod, f"{series(name)} 17\n").items() if pod != "web-1" else [("", 17.0)]

@@ -12,7 +12,7 @@ from policies_world import World
 
 @pytest.fixture(scope="session")
 def usual(tmp_path_factory: pytest.TempPathFactory) -> store.Runs:
-    return policies_world.runs(tmp_path_factory.mktemp("usual"), World(facts=policies_world.pushed()))
+    return policies_world.runs(tmp_path_factory.mktemp("usual"), World())
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ def test_strict_refuses_plain_text_and_permissive_takes_it(usual: store.Runs) ->
     table = mtls.table(usual)
     assert cell(table, "strict", "plain") == "refused, by the server's sidecar"
     assert cell(table, "permissive", "plain") == "served, no TLS handshake"
-    assert cell(table, "disable", "mode1-xds") == "served, no TLS handshake"
+    assert cell(table, "disable", "mode1") == "served, no TLS handshake"
     for arm in MODES:
         assert cell(table, "strict", arm) == cell(table, "permissive", arm) == "served, mutual TLS"
     refused = mtls.rows(table, "strict", "plain")[0]
@@ -41,7 +41,7 @@ def test_strict_refuses_plain_text_and_permissive_takes_it(usual: store.Runs) ->
 
 def test_connections_that_stood_already_are_not_called_plain(tmp_path: Path) -> None:
     table = mtls.table(policies_world.runs(tmp_path, World(reused=True), blocks=2))
-    assert cell(table, "strict", "mode1-xds") == "served, no TLS handshake"
+    assert cell(table, "strict", "mode1") == "served, no TLS handshake"
 
 
 def test_outcomes_that_differ_are_counted(usual: store.Runs) -> None:
@@ -63,14 +63,13 @@ def test_the_grid_has_a_row_per_client_and_a_column_per_policy(usual: store.Runs
         "no sidecar",
         "sidecar, mode 1",
         "sidecar, mode 2 by the agent's proxy",
-        "sidecar, mode 2 by Envoy's DNS filter",
     ]
     assert grid.loc["no sidecar", "strict"] == "refused\nby the server's sidecar"
 
 
 def test_the_answer_follows_the_data(usual: store.Runs, tmp_path: Path) -> None:
     said = answer.mtls_answer(mtls.table(usual))
-    assert "strict: plain refused by the server's sidecar; mode1-xds, mode2-xds and mode2-envoy-xds served (mut" in said
+    assert "strict: plain refused by the server's sidecar; mode1 and mode2-agent served (mut" in said
     open_ = answer.mtls_answer(mtls.table(policies_world.runs(tmp_path, World(guarded=False), blocks=2)))
     assert "mutual TLS strict: plain served (no TLS handshake)" in open_
 
@@ -94,7 +93,7 @@ def test_the_claim_is_refuted_by_strict_servers_that_serve_and_permissive_ones_t
 
 def test_the_claim_is_undecided_where_clients_with_a_sidecar_fail_or_nobody_saw_who_refused(usual: store.Runs) -> None:
     table = mtls.table(usual)
-    meshed = (table["policy"] == "strict") & (table["arm"] == "mode2-xds")
+    meshed = (table["policy"] == "strict") & (table["arm"] == "mode2-agent")
     some = table.assign(outcome=table["outcome"].where(~meshed, mtls.SOME))
     assert claims.strict_mtls(some).verdict == verdict.UNDECIDED
     unseen = table.assign(closed_without_chain=0)

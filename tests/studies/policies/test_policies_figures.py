@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -17,8 +18,7 @@ from drawn import drawn, labels, strictly
 from meshdns import store
 from meshdns.core import plans
 from meshdns.measure import plan
-from meshdns.studies.policies import answer, figures, tables
-from policies_world import World
+from meshdns.studies.policies import answer, deny, figures, tables
 from shipped import WORLD
 
 NOTEBOOK = Path(__file__).parents[3] / "notebooks" / "04-what-the-sidecar-buys.ipynb"
@@ -58,9 +58,23 @@ def test_durations_far_apart_have_a_logarithmic_axis(usual: store.Runs) -> None:
     assert near.get_xlim()[0] == 0
 
 
+def test_late_requests_stand_against_connections_beside_the_line_of_one_each(usual: store.Runs) -> None:
+    table = deny.table(usual)
+    ax = drawn(figures.late(table))
+    line, *marks = [each for each in ax.lines if each.get_linestyle() == "--" or each.get_marker() not in ("None", "")]
+    assert [mark.get_ydata()[0] for mark in marks] == [each.estimate for each in table["late"]]
+    assert np.allclose([mark.get_xdata()[0] for mark in marks], table["connections"], atol=0.5)
+    assert line.get_slope() == 1
+    assert [each.get_text() for each in ax.get_xticklabels()] == ["2", "8", "32"]
+    assert [each.get_text() for each in ax.figure.legends[0].get_texts()] == [
+        *policies_world.MODES,
+        "one per connection",
+    ]
+
+
 def test_nothing_measured_is_a_sentence_and_not_an_empty_frame(empty: store.Runs) -> None:
-    ax = figures.compared(tables.faults(empty), "served", "served")
-    assert "not measured" in ax.get_title(loc="left")
+    for ax in (figures.compared(tables.faults(empty), "served", "served"), figures.late(deny.table(empty))):
+        assert "not measured" in ax.get_title(loc="left")
 
 
 def notebook(folder: Path) -> dict[str, Any]:
@@ -77,8 +91,8 @@ def notebook(folder: Path) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("blocks", [2, 3])
 def test_the_notebook_runs_on_what_it_needs(tmp_path: Path, blocks: int) -> None:
-    space = notebook(policies_world.build(tmp_path, World(facts=policies_world.pushed()), blocks=blocks))
-    assert len(plt.get_fignums()) == 4
+    space = notebook(policies_world.build(tmp_path, blocks=blocks))
+    assert len(plt.get_fignums()) == 5
     assert all(space["answer"].whole(space["measured"]))
 
 
@@ -92,7 +106,7 @@ def test_the_notebook_runs_on_any_run(tmp_path: Path) -> None:
 def test_the_notebook_runs_on_the_shipped_plan(tmp_path: Path, name: str) -> None:
     asked = plan.find(name, WORLD)
     short = replace(asked, experiments=tuple(replace(each, count=min(each.count, 150)) for each in asked.experiments))
-    space = notebook(policies_world.build(tmp_path, World(facts=policies_world.pushed()), blocks=2, asked=short))
+    space = notebook(policies_world.build(tmp_path, blocks=2, asked=short))
     assert all(space["answer"].whole(space["measured"]))
     unresolved = (
         "100.0 % [98.7, 100.0] of requests are served without a mesh; what a sidecar changes is not resolved (-"

@@ -43,13 +43,27 @@ _CLIENT = {
     r'envoy_cluster_upstream_cx_total{cluster_name="PassthroughCluster"}': "envoy/passthrough_cx",
     r'envoy_listener_downstream_global_cx_overflow{listener_address="0.0.0.0_15001"}': "envoy/passthrough_overflow",
     r'envoy_tcp_downstream_cx_total{tcp_prefix="BlackHoleCluster"}': "envoy/blackhole_cx",
+    # Sent, or not because no connection came about; what a breaker refuses is in neither. `completed` lacks what was
+    # given up to be tried again.
+    rf"envoy_cluster_upstream_rq_(total|pending_failure_eject){{{_OUTBOUND}}}": "envoy/tries",
+    rf"envoy_cluster_upstream_rq_retry{{{_OUTBOUND}}}": "envoy/retries",
+    rf"envoy_cluster_upstream_rq_retry_success{{{_OUTBOUND}}}": "envoy/retry_success",
+    rf"envoy_cluster_upstream_rq_(pending_overflow|active_overflow){{{_OUTBOUND}}}": "envoy/breaker_overflow",
+    rf"envoy_cluster_upstream_rq_timeout{{{_OUTBOUND}}}": "envoy/rq_timeout",
+    rf"envoy_cluster_upstream_rq_per_try_timeout{{{_OUTBOUND}}}": "envoy/per_try_timeout",
+    rf"envoy_cluster_outlier_detection_ejections_enforced_total{{{_OUTBOUND}}}": "envoy/ejections",
 }
 _CLIENT_FILTER = (
-    r"^(dns_filter\.mesh\.(downstream_rx_queries|external_a+_record_queries)"
+    r"dns_filter\.mesh\.(downstream_rx_queries|external_a+_record_queries)"
     r"|listener\.0\.0\.0\.0_15001\.downstream_(cx_total|global_cx_overflow)"
     r"|http\.outbound_.*\.downstream_rq_completed|tcp\.BlackHoleCluster\.downstream_cx_total"
     r"|cluster\.(outbound\|.*|PassthroughCluster);\.(upstream_(cx_total|cx_connect_fail|rq_completed)"
-    r"|update_attempt))$"
+    r"|update_attempt)"
+)
+# What policies make a sidecar do: asked for where there are any, since the page is read around every trial.
+_POLICIES_FILTER = (
+    r"cluster\.outbound\|.*;\.(upstream_rq_(total|pending_(failure_eject|overflow)|active_overflow|retry(_success)?"
+    r"|(per_try_)?timeout)|outlier_detection\.ejections_enforced_total)"
 )
 _SERVER = {
     r'envoy_http_downstream_rq_completed{http_conn_manager_prefix="inbound_0.0.0.0_8080;?"}': "servers/envoy_rq",
@@ -57,7 +71,7 @@ _SERVER = {
     r'envoy_listener_ssl_handshake{listener_address="0.0.0.0_15006"}': "servers/mtls_cx",
 }
 _SERVER_FILTER = (
-    r"^(http\.inbound_.*\.downstream_rq_completed|listener\.0\.0\.0\.0_15006\.(no_filter_chain_match|ssl\.handshake))$"
+    r"http\.inbound_.*\.downstream_rq_completed|listener\.0\.0\.0\.0_15006\.(no_filter_chain_match|ssl\.handshake)"
 )
 # A sidecar that connects to itself without end takes all descriptors there are, and ends: Istio sets no limit.
 _LIMITED = {"runtimeValues": {"overload.global_downstream_max_connections": "1000"}}
@@ -102,8 +116,9 @@ class IstioProxy(Component):
         return {"url": f"{LOOPBACK}:{page}"} if at.pod.arm else at.outer(page)
 
     def page(self, at: At) -> Page:
-        wanted = urllib.parse.quote(_CLIENT_FILTER if at.pod.arm else _SERVER_FILTER, safe="")
-        page = f"{ISTIO.status_port}/stats/prometheus?filter={wanted}"
+        client = (_CLIENT_FILTER, *[_POLICIES_FILTER] * at.world.live)
+        wanted = "|".join(client) if at.pod.arm else _SERVER_FILTER
+        page = f"{ISTIO.status_port}/stats/prometheus?filter={urllib.parse.quote(f'^({wanted})$', safe='')}"
         return {"url": f"{LOOPBACK}:{page}"} if at.pod.arm else at.outer(page)
 
     def counts(self, body: str, at: At, client: Pod) -> Counts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,11 +10,11 @@ import pandas as pd
 
 from meshdns import store
 from meshdns.analysis import absent, gates, looks, text
-from meshdns.studies.policies import external, mtls, pushed, tables
+from meshdns.core import units
+from meshdns.studies.policies import deny, external, mtls, tables
 from meshdns.studies.policies.tables import NONE, PLAIN, PROMISED, TCP, Row, Rows, meshed, modes
 
 PLAN = "`meshdns report --plan policies`"
-UNKNOWN = "no sidecar's configuration was recorded"
 WORDS = text.Words(
     headings={
         "attempts": "tries per request",
@@ -26,16 +26,21 @@ WORDS = text.Words(
         "mtls_connections": "mutual TLS connections",
         "blocks_with_mtls": "blocks with mutual TLS",
         "in_sidecar": "in the sidecar",
-        "answered_by_dns_proxies": "answered by DNS proxies",
-        "in_cluster_dns": "in the cluster DNS",
-        "dns_filters": "DNS filters",
+        "late": "served late",
+        "late_p50": "served late, p50",
+        "per_connection": "late per connection",
+        "accepted": "accepted after",
+        "first_refused": "first refused after",
+        "last_served": "last served after",
+        "since_refusal": "served since the first refusal",
+        "blocks_refused": "blocks with refusals",
+        "opened_upstream": "connections that the sidecar opened",
     },
     values={
         "fault": {NONE: "no fault", "fail30": "503s", "slow": "slow replica", "dead": "dead address"},
         "policy": {NONE: "no policy"},
         "promised": {tables.INSIDE: "yes", tables.OUTSIDE: "NO"},
         "outcome": {mtls.SOME: "some served"},
-        "agree": {False: "NO", None: UNKNOWN},
     },
 )
 OUTCOMES = [
@@ -43,6 +48,10 @@ OUTCOMES = [
     "attempts", "arrived", *tables.EVENTS,
 ]  # fmt: skip
 LATENCIES = ["fault", "policy", "arm", "served", "p50", "p90", "p99", "p90_against_plain"]
+DENIED = [
+    "arm", "connections", "blocks", "late", "late_p50", "per_connection", "reading", "accepted", "first_refused",
+    "last_served", "since_refusal", "refused", "blocks_refused", "opened_upstream",
+]  # fmt: skip
 EXTERNAL = [
     "backend", "arm", "blocks", "connections", "answered", "addresses", "right", "wrong", "none", "right_share",
     "answered_by", "requests_made", "in_sidecar", "passed_through",
@@ -58,7 +67,7 @@ _FAULTS = {
 def whole(runs: store.Runs) -> list[str]:
     """All sentences, the main one first."""
     said = [answer(tables.faults(runs)), split_answer(tables.split(runs)), mtls_answer(mtls.table(runs))]
-    return [*said, external_answer(external.table(runs)), pushed_answer(pushed.table(runs))]
+    return [*said, deny_answer(deny.table(runs)), external_answer(external.table(runs))]
 
 
 def _wrong(fault: str) -> str:
@@ -146,7 +155,7 @@ def _best(clear: Rows, gain: Callable[[Row], float], rows: Rows) -> Rows:
 
 
 def _each(rows: Rows, column: str, said: Callable[[Any], str]) -> str:
-    """`with retries 99.9 % [99.7, 100.0] in mode1-xds and …`."""
+    """`with retries 99.9 % [99.7, 100.0] in mode1 and …`."""
     return f"with {_with(rows[0]['policy'])} " + text.listed(f"{said(row[column])} in {row['arm']}" for row in rows)
 
 
@@ -220,6 +229,67 @@ def mtls_answer(table: pd.DataFrame) -> str:
     return " ".join(f"Where servers have mutual TLS {policy}: {each}." for policy, each in fates.items())
 
 
+# --- a policy that denies ---
+
+_LATE = {
+    deny.ONE_EACH: "one for each connection",
+    deny.FEWER: "fewer than one for each connection",
+    deny.MORE: "more than one for each connection",
+    gates.UNKNOWN: "one for each connection, give or take one",
+    deny.ONE_BLOCK: "the count of one block, which has no interval",
+}
+
+
+def deny_answer(found: pd.DataFrame) -> str:
+    """How many requests were served after a policy that denies was in force; "" if that was not measured."""
+    if found.empty:
+        return (
+            "" if absent.known(found) else "No load went on after a policy that denies was accepted by every sidecar."
+        )
+    rows = found.to_dict("records")
+    opening = "Of requests that started after every sidecar had accepted a policy that denies, so many were served"
+    return (
+        f"{opening}: {_by_arm(rows, '{late} on {connections}')} connections. {_as_expected(rows)}. {_refusals(found)}"
+    )
+
+
+def _by_arm(rows: Rows, said: str) -> str:
+    """`in mode1 2.00 ± 0.10 on 2 and 8.1 ± 0.3 on 8; in …`."""
+    by_arm: dict[str, list[str]] = {}
+    for row in rows:
+        by_arm.setdefault(row["arm"], []).append(said.format(**row))
+    return "; ".join(f"in {arm} {text.listed(each)}" for arm, each in by_arm.items())
+
+
+def _as_expected(rows: Rows) -> str:
+    """Where it is one late request on each connection, and where not."""
+    by_reading: dict[str, Rows] = {}
+    for row in rows:
+        by_reading.setdefault(row["reading"], []).append(row)
+    said = (f"{_LATE[reading]} ({_by_arm(mine, '{connections}')})" for reading, mine in by_reading.items())
+    return f"That is {text.listed(said)}"
+
+
+def _refusals(found: pd.DataFrame) -> str:
+    """When the first refusal came and when the last answer with success, over the rows."""
+    seen = found[found["blocks_refused"] > 0]
+    if seen.empty:
+        return "Nobody was refused before the load ended."
+    first, last = (
+        _range([each.estimate for each in seen[name]], units.duration) for name in ("first_refused", "last_served")
+    )
+    since = _range([each.estimate for each in seen["since_refusal"]], units.number)
+    return (
+        f"The first refusal came {first} after the API server was told, the last answer with success {last}; of "
+        f"requests that started after that first refusal {since} were served."
+    )
+
+
+def _range(values: Sequence[float], said: Callable[[float], str]) -> str:
+    """`119 ms to 131 ms`, or one of both where they read alike."""
+    return " to ".join(dict.fromkeys((said(min(values)), said(max(values)))))
+
+
 # --- names from outside ---
 
 
@@ -252,23 +322,3 @@ def _tcp(found: pd.DataFrame) -> str:
     said = "; ".join(f"in {arm} {text.listed(each)}" for arm, each in by_arm.items())
     ports = text.listed(f"{port:g}" for port in dict.fromkeys(found["port"]))
     return f"Of connections to TCP services on port {ports} the right server answered: {said}."
-
-
-# --- what was pushed ---
-
-
-def pushed_answer(found: pd.DataFrame) -> str:
-    """Whether DNS proxies and the rest agree; "" if nothing was recorded."""
-    if found.empty:
-        return ""
-    wrong, unknown = (found["name"][found["agree"].isin([each])].unique() for each in (False, None))
-    of = f"Of {found['name'].nunique()} names pushed to DNS proxies"
-    if len(wrong):
-        return f"{of} {len(wrong)} disagree with the rest: {text.listed(wrong)}."
-    if len(unknown):
-        return f"{of} {len(unknown)} could not be compared: {UNKNOWN}."
-    filtered = "; Envoy's DNS filter got the same" if found["dns_filters"].notna().any() else ""
-    return (
-        f"All {found['name'].nunique()} names pushed to DNS proxies agree with the rest: those with a virtual address "
-        f"have a cluster and a listener in every sidecar, the others the same addresses in the cluster DNS{filtered}."
-    )

@@ -1,4 +1,4 @@
-"""C11, C12, C15 and C17: what sidecars do for external names, mutual TLS, one model and policies."""
+"""C11, C12 and C17: what sidecars do for external names, mutual TLS and policies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 
 from meshdns import store
 from meshdns.analysis import stats, text
-from meshdns.studies.policies import answer, external, mtls, pushed, tables
+from meshdns.studies.policies import answer, external, mtls, tables
 from meshdns.studies.policies.answer import PLAN
 from meshdns.studies.policies.tables import HTTP, INSIDE, NONE, OUTSIDE, PLAIN, SPLIT, TCP, Row, Rows, meshed, modes
 from meshdns.studies.verdict import BUYS, DEPENDS, REFUTED, SUPPORTED, UNDECIDED, Verdict, unmeasured
@@ -19,10 +19,9 @@ EVEN = 0.5  # replicas whose shares differ by less than this factor share the lo
 
 
 def verdicts(runs: store.Runs) -> Iterator[Verdict]:
-    """Of the four."""
+    """Of the three."""
     yield external_name(external.table(runs))
     yield strict_mtls(mtls.table(runs))
-    yield one_model(pushed.table(runs))
     yield passing(tables.faults(runs), tables.replicas(runs), tables.split(runs))
 
 
@@ -83,26 +82,6 @@ def _let_in(rows: Rows) -> str:
         f"closed, {row['mtls_connections']} mutual TLS)"
         for row in rows
     )
-
-
-def one_model(found: pd.DataFrame) -> Verdict:
-    """C15: what one control plane pushed to DNS proxies, cluster DNS and sidecars, name by name."""
-    if found.empty:
-        return unmeasured("C15", f"needs a control plane that feeds DNS and sidecars; {PLAN}")
-    agree, wrong = (found["agree"].isin([each]) for each in (True, False))
-    names, runs = found["name"].nunique(), found["run"].nunique()
-    astray, virtual = (found[its]["name"].nunique() for its in (~agree, found["address"] == external.VIRTUAL))
-    looked = text.listed(map(str, sorted(set(found["sidecars"]))), "or")
-    numbers = f"{names - astray} of {names} names agree{f' in {runs} runs' if runs > 1 else ''}; {virtual} have a "
-    numbers += f"virtual address, which was looked for in {looked} sidecars"
-    if wrong.any():
-        first = found[wrong].iloc[0]
-        because = f"names and policy do not agree: {first['name']} ({'; '.join(first['lacking'])})"
-        return Verdict("C15", REFUTED, because, numbers, BUYS)
-    if not agree.all():
-        return Verdict("C15", UNDECIDED, f"not all could be compared: {answer.UNKNOWN}", numbers, BUYS)
-    because = "from one model, each name has what traffic to its address needs, and both DNS servers answer alike"
-    return Verdict("C15", SUPPORTED, because, numbers, BUYS)
 
 
 # What is seen of a policy in the sidecar's counters.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,10 +12,11 @@ from matplotlib.axes import Axes
 
 from meshdns.analysis import absent, drawing, looks, shares
 from meshdns.core import units
-from meshdns.studies.policies import answer
+from meshdns.studies.policies import answer, deny
 
 PERCENT = 0.01  # what an axis of shares counts in
 _LEVELS_APART = 30  # values further apart than this need a logarithmic axis
+_ASIDE = 0.02  # of the axis: how far arms with as many connections stand apart
 
 
 def compared(table: pd.DataFrame, column: str, label: str, by: Sequence[str] = ("fault", "policy")) -> Axes:
@@ -50,6 +52,44 @@ def compared(table: pd.DataFrame, column: str, label: str, by: Sequence[str] = (
         handles, columns = drawing.arm_handles(seen, arms), drawing.columns(arms)
         ax.figure.legend(handles=handles, loc="outside upper left", ncols=columns, handletextpad=0.3)
         return ax
+
+
+def late(table: pd.DataFrame) -> Axes:
+    """Requests that were served after a policy that denies was accepted, against connections, arms side by side.
+
+    The line is one for each connection.
+    """
+    seen = looks.of(table)
+    arms = seen.held(table["arm"])
+    with drawing.axes(2.9) as ax:
+        if table.empty:
+            drawing.unmeasured(ax, absent.known(table))
+            return ax
+        far = 1.1 * float(table["connections"].max())
+        ax.axline((0, 0), slope=deny.EACH, color="#888888", linestyle="--", linewidth=1.2, label="one per connection")
+        for row in table.to_dict("records"):
+            x = row["connections"] + _ASIDE * far * (arms.index(row["arm"]) - (len(arms) - 1) / 2)
+            _late(ax, x, row, seen[row["arm"]])
+        ax.set_xlim(0, far)
+        ax.set_ylim(0, 1.1 * max(far, *(float(each.estimate) for each in table["late"])))
+        ax.set_xticks(sorted(set(table["connections"])))
+        ax.set_xlabel("connections that callers keep")
+        ax.set_ylabel("requests served late")
+        handles = [*drawing.arm_handles(seen, arms), *ax.get_legend_handles_labels()[0]]
+        ax.figure.legend(
+            handles=handles, loc="outside upper left", ncols=drawing.columns([*arms, "one per connection"])
+        )
+        return ax
+
+
+def _late(ax: Axes, x: float, row: dict[Any, Any], style: looks.Look) -> None:
+    """The mean over blocks with its interval, and the blocks where there are few."""
+    each, blocks = row["late"], row["late_values"]
+    if len(blocks) < drawing.VISIBLE_BLOCKS:
+        ax.scatter(np.full(len(blocks), x), blocks, s=9, color=style.colour, alpha=0.45, linewidths=0, zorder=2)
+    if np.isfinite(each.half_width):
+        ax.plot([x, x], [each.low, each.high], color=style.colour, linewidth=2.4, zorder=3)
+    ax.plot([x], [each.estimate], style.marker, color=style.colour, markersize=7.5, zorder=4)
 
 
 def _axis(ax: Axes, table: pd.DataFrame, column: str, *, unit: float, label: str) -> tuple[float, float]:

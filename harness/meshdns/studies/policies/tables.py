@@ -3,7 +3,7 @@
 Each arm and policy is compared with `plain`, which has no mesh, under the same fault in the same block. A request is
 served if it was answered with success in time; the latency of a share of requests says nothing without that share.
 `split` is the same for traffic that is divided on purpose. What mutual TLS and external names do is in `mtls` and
-`external`, what the control plane pushed to whom in `pushed`.
+`external`, when a policy that denies is in force in `deny`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import pandas as pd
 
 from meshdns import store
 from meshdns.analysis import absent, cells, gates, looks, provenance, shares, stats, text
+from meshdns.core import units
 from meshdns.studies.names.tables import tail
 
-FAULTS, SPLIT, MTLS, EXTERNAL = EXPERIMENTS = ("faults", "split", "mtls", "external")
+FAULTS, SPLIT, MTLS, DENY, EXTERNAL = EXPERIMENTS = ("faults", "split", "mtls", "deny", "external")
 PLAIN = "plain"  # what every arm is compared with
 NONE = "none"
 STRICT, PERMISSIVE, DISABLE = WANTED = ("strict", "permissive", "disable")  # mutual TLS, of the servers
@@ -49,12 +50,13 @@ Row = dict[Any, Any]
 Rows = list[Row]
 
 
-class PerRequest(stats.Interval):
-    """How often something happened for each request made."""
+class Times(stats.Interval):
+    """How often something happened, on average."""
 
     def __str__(self) -> str:
         """`1.10 ± 0.02`."""
-        return f"{self.estimate:.2f} ± {self.half_width:.2f}" if self.n else text.ABSENT
+        half_width = f"{self.half_width:.2f}" if np.isfinite(self.half_width) else units.UNKNOWN
+        return f"{self.estimate:.2f} ± {half_width}" if self.n else text.ABSENT
 
 
 def modes(table: pd.DataFrame) -> list[str]:
@@ -138,7 +140,7 @@ def faults(runs: store.Runs) -> pd.DataFrame:
             "served_values": (mine["hits"] / mine["n"].clip(lower=1)).to_numpy(dtype=float),
             "p90_values": cells.column(found[TAIL], level),
         }
-        row |= {name: PerRequest(*dataclasses.astuple(cells.interval(tried[name], level))) for name in per_request}
+        row |= {name: Times(*dataclasses.astuple(cells.interval(tried[name], level))) for name in per_request}
         row |= {name: int(mine[name].sum()) for name in EVENTS if looks.of_runs(runs).pod(arm).sidecar}
         rows.append(dict(zip(LEVEL, level, strict=True)) | row)
     return absent.of(pd.DataFrame(rows, columns=_FAULTS), runs, FAULTS)
