@@ -265,10 +265,10 @@ class _Builder:
 
     def _manifests(self) -> Iterator[Manifest]:
         """As they were given, each with its group."""
-        owners = {id(one): owner for owner, one in self._slices().items()}
         groups = {(one.namespace, one.name): one.notes.get("group", CORE) for one in self.of("Service")}
+        owned = {id(one): groups.get(owner, CORE) for owner, one in self._slices().items()}
         for one in self.found:
-            group = one.notes.get("group", CORE) if one.kind in _ALLOWED else groups.get(owners.get(id(one)), CORE)
+            group = one.notes.get("group", CORE) if one.kind in _ALLOWED else owned.get(id(one), CORE)
             yield Manifest(Path(one.field.document.file).name, one.field.data, group)
 
     # -- services ----------------------------------------------------------------------------------------------------

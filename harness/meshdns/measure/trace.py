@@ -263,15 +263,14 @@ def _packets(seen: Mapping[str, Mapping[str, bytes]]) -> Iterator[Seen]:
 
 # Pages that observers read, name servers' consoles: never part of an application's request.
 _OBSERVERS = {ISTIO.admin_port, ISTIO.stats_port, ISTIO.status_port, ports.PORT_PAGES, ports.PORT_DNS_METRICS,
-              ports.PORT_LOADER, ports.PORT_COREDNS_METRICS, ports.PORT_COREDNS_READY, 5199, 8053,
-              8083}  # fmt: skip
+              ports.PORT_LOADER, ports.PORT_COREDNS_METRICS, ports.PORT_COREDNS_READY, 5199, 8083}  # fmt: skip
 
 
 def _said(frame: capture.Frame) -> str:
     """DNS question and answer, the first line of HTTP, TLS as such."""
     if not frame.payload:
         return ""
-    if {53, ports.PORT_RECORDS, ports.PORT_DNS_DIRECT, ISTIO.dns_port} & {frame.source_port, frame.target_port}:
+    if {53, ports.PORT_DNS_DIRECT, ISTIO.dns_port} & {frame.source_port, frame.target_port}:
         return _dns(frame.payload if frame.protocol == _UDP else frame.payload[2:])
     if frame.payload[:1] in (b"\x16", b"\x17"):
         return "TLS handshake" if frame.payload[:1] == b"\x16" else "TLS data"

@@ -18,8 +18,8 @@ from meshdns.lab.parts.component import Secrets
 
 def new_secrets(*, live: bool = False) -> Secrets:
     """Fresh ones; dnsdist wants 32 bytes in base64 for its console."""
-    console, update = (base64.b64encode(secrets.token_bytes(32)).decode() for _ in range(2))
-    return Secrets(console, secrets.token_urlsafe(18), update, newkeys.made() if live else {})
+    console = base64.b64encode(secrets.token_bytes(32)).decode()
+    return Secrets(console, secrets.token_urlsafe(18), newkeys.made() if live else {})
 
 
 def composition(world: World, nets: Nets, groups: Collection[str]) -> str:
