@@ -19,10 +19,10 @@ TABLE = {"table": {"web.shop.svc.cluster.local": {"ips": ["10.96.1.10"], "regist
 
 def test_the_kept_recording_is_told_as_it_stands(tmp_path: Path) -> None:
     kept = recording.read()
-    for pod in WORLD.injected:
+    for pod in WORLD.of(()).injected:
         (tmp_path / f"{pod.pod}.json").write_text(json.dumps(kept.answers(pod.pod, Nets())))
     found = answers.read(tmp_path)
-    assert found.keys() == {pod.pod for pod in WORLD.injected}
+    assert found.keys() == {pod.pod for pod in WORLD.of(()).injected}
     for pod, told in found.items():
         given = kept.answers(pod, Nets())
         for url, resources in given.items():

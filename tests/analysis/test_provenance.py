@@ -46,14 +46,3 @@ def test_a_release_is_not_called_development(usual: store.Runs) -> None:
 
 def test_a_run_before_istio_claims_nothing_of_it(usual: store.Runs) -> None:
     assert said(usual, {}) == ""
-
-
-def test_arms_that_istio_does_not_tell_are_named(usual: store.Runs) -> None:
-    """Both of one run: where no measured sidecar is Istio's, nothing is said of it."""
-    pods = tuple(dataclasses.replace(pod, managed=pod.arm == "mode1") for pod in usual.world.pods)
-    words = said(dataclasses.replace(usual, world=dataclasses.replace(usual.world, pods=pods)), {}, istio=DEVELOPMENT)
-    assert "its agent" in words
-    assert "Sidecars of mode1 are" in words
-    pods = tuple(dataclasses.replace(pod, managed=True) for pod in usual.world.pods)
-    words = said(dataclasses.replace(usual, world=dataclasses.replace(usual.world, pods=pods)), {}, istio=DEVELOPMENT)
-    assert "its agent" not in words

@@ -224,7 +224,7 @@ def find_envoy(stack: contextlib.ExitStack, folder: Path, given: str | None) -> 
     """The binary asked for, in PATH, or out of the newest testbed image."""
     if found := given or shutil.which("envoy"):
         return Path(found)
-    list_images = ["docker", "images", "meshdns/envoy", "--quiet"]
+    list_images = ["docker", "images", "meshdns/sidecar", "--quiet"]
     images = subprocess.run(list_images, capture_output=True, text=True, check=False).stdout.split()
     if not images:
         raise SystemExit(

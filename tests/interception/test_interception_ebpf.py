@@ -132,7 +132,7 @@ class Lab:
         docker("exec", f"{PREFIX}-loader", "python3", "-m", "interception.ebpf", "--wait", "10")
 
     def envoy(self) -> None:
-        self.in_pod("envoy", "envoy", "-v", f"{self.folder}/envoy.json:/envoy.json:ro",
+        self.in_pod("envoy", "sidecar", "-v", f"{self.folder}/envoy.json:/envoy.json:ro", "--entrypoint", "envoy",
                     command=("-c", "/envoy.json", "--concurrency", "1", "--disable-hot-restart"))  # fmt: skip
         self.envoy_ready()
 
@@ -260,10 +260,9 @@ NGINX = """pid /tmp/pid; error_log stderr; events {}
 http { access_log off; client_body_temp_path /tmp; proxy_temp_path /tmp; fastcgi_temp_path /tmp; uwsgi_temp_path /tmp;
   scgi_temp_path /tmp; server { listen 80; location / { return 200 "dest $remote_addr"; } } }
 """
-NAMED = """options { directory "/tmp"; pid-file none; listen-on { any; }; listen-on-v6 { none; }; recursion no; };
-controls {}; zone "test" { type primary; file "/etc/named/test.zone"; };
-"""
-ZONE = f"$TTL 5\n@ SOA ns root 1 1 1 1 1\n@ NS ns\nns A {RESOLVER}\ndest A {DEST}\nmesh A 192.0.2.1\n"
+COREFILE = "test:53 {\n    file /lab/test.zone\n}\n"
+# Without a record NS, which would be added to each answer.
+ZONE = f"$TTL 5\n@ SOA ns root 1 1 1 1 1\ndest A {DEST}\nmesh A 192.0.2.1\n"
 
 
 @pytest.fixture(scope="module")
@@ -273,13 +272,13 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     folder = tmp_path_factory.mktemp("ebpf")
     folder.parent.chmod(0o755)
     folder.chmod(0o755)
-    files = {"envoy.json": json.dumps(bootstrap()), "nginx.conf": NGINX, "named.conf": NAMED, "test.zone": ZONE,
+    files = {"envoy.json": json.dumps(bootstrap()), "nginx.conf": NGINX, "Corefile": COREFILE, "test.zone": ZONE,
              "resolv.conf": f"nameserver {NOBODY}\n", "all.json": json.dumps(OPTIONS),
              "dns.json": json.dumps(CAPTURED_DNS),
              "excluded.json": json.dumps({**CAPTURED_DNS, "outbound_ports_exclude": "80,53"})}  # fmt: skip
     for name, text in files.items():
         (folder / name).write_text(text)
-    made = Lab(engine.images(said.append, ["client", "dns", "dnsproxy", "envoy", "observer", "web"]).tags, folder)
+    made = Lab(engine.images(said.append, ["client", "coredns", "dnsproxy", "observer", "sidecar", "web"]).tags, folder)
     everything = ("loader", "envoy", "app", "pod", "dest", "resolver", "peer")
     made.remove(*everything)
     process.run("docker", "network", "rm", PREFIX, timeout_s=30)
@@ -296,8 +295,8 @@ def _populate(made: Lab) -> None:
     nobody = ("--user", "65534:65534", "--tmpfs", "/tmp", "--network", PREFIX)
     made.start("dest", "web", *nobody, "--ip", DEST, "-v", f"{made.folder}/nginx.conf:/nginx.conf:ro",
                command=("nginx", "-g", "daemon off;", "-c", "/nginx.conf"))  # fmt: skip
-    made.start("resolver", "dns", *nobody, "--ip", RESOLVER, "-v", f"{made.folder}:/etc/named:ro",
-               command=("named", "-g", "-c", "/etc/named/named.conf"))  # fmt: skip
+    made.start("resolver", "coredns", *nobody, "--ip", RESOLVER, "-v", f"{made.folder}:/lab:ro",
+               command=("-conf", "/lab/Corefile"))  # fmt: skip
     made.start("peer", "client", "--network", PREFIX, "--ip", PEER)
     made.start("pod", "web", *nobody, "--ip", POD, command=("sleep", "infinity"))
     made.in_pod("app", "client", "-v", f"{made.folder}/resolv.conf:/etc/resolv.conf:ro", "-v", f"{made.folder}:/lab:ro",

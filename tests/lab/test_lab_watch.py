@@ -25,7 +25,7 @@ WHOLE = [
     part("client-mode1-rules", "exited", 0),
     part("client-ebpf-loader", "exited", REFUSED),
     part("tls", "exited", 0),
-    part("control-plane"),
+    part("recorded"),
 ]
 
 
@@ -79,8 +79,8 @@ def lost(bed: Bed, ends: Any, ended: Ended = NOTHING) -> str:
 def test_a_part_that_is_lost_is_named_with_how_it_ended_and_its_last_words(
     bed: Bed, ending: dict[str, Any], said: str
 ) -> None:
-    told = lost(bed, lambda: bed.ends("control-plane", **ending))
-    assert told.startswith(f"control-plane: {said}; its log ends: control-plane says goodbye; ")
+    told = lost(bed, lambda: bed.ends("recorded", **ending))
+    assert told.startswith(f"recorded: {said}; its log ends: recorded says goodbye; ")
 
 
 @pytest.mark.parametrize(
@@ -99,24 +99,21 @@ def test_what_comes_of_a_lost_part_is_told_as_its_loss_though_it_is_listed_late(
 
 def test_a_part_that_was_started_anew_is_lost_unless_the_run_did_it(bed: Bed) -> None:
     def renews() -> None:
-        bed.now = [
-            replace(each, began_s=time.time() + 60) if each.service == "control-plane" else each for each in WHOLE
-        ]
+        bed.now = [replace(each, began_s=time.time() + 60) if each.service == "recorded" else each for each in WHOLE]
 
-    assert lost(bed, renews).startswith("control-plane: somebody started the container anew in block 3; ")
+    assert lost(bed, renews).startswith("recorded: somebody started the container anew in block 3; ")
     bed.now = list(WHOLE)
-    with watch.Watch(bed).during("in block 3", lambda: Ended(ever={"control-plane"})):  # type: ignore[arg-type]
+    with watch.Watch(bed).during("in block 3", lambda: Ended(ever={"recorded"})):  # type: ignore[arg-type]
         renews()
 
 
 def test_the_first_that_ended_is_named_and_the_others_beside_it(bed: Bed) -> None:
     def two() -> None:
         bed.ends("client-plain", code=1, ended="2025-01-01T00:00:02Z")
-        bed.ends("control-plane", code=137, ended="2025-01-01T00:00:01Z")
+        bed.ends("recorded", code=137, ended="2025-01-01T00:00:01Z")
 
-    assert (
-        "control-plane: the container was killed by SIGKILL (exit code 137) in block 3; lost too: client-plain; "
-        in lost(bed, two)
+    assert "recorded: the container was killed by SIGKILL (exit code 137) in block 3; lost too: client-plain; " in lost(
+        bed, two
     )
 
 
@@ -140,5 +137,5 @@ def test_what_is_down_on_purpose_is_not_lost(bed: Bed) -> None:
         watch.Watch(bed).during("in block 3", lambda: Ended({"client-answers-envoy"})),
     ):  # type: ignore[arg-type]
         raise errors.TestbedError("another reason")
-    told = lost(bed, lambda: bed.ends("control-plane", code=1), Ended({"client-answers-envoy"}))
+    told = lost(bed, lambda: bed.ends("recorded", code=1), Ended({"client-answers-envoy"}))
     assert "client-answers-envoy" not in told

@@ -160,7 +160,7 @@ NEEDED = {
     "dns",
     "world-dns",
     "observer",
-    "control-plane",
+    "recorded",
     "client-mode1",
     "web-1",
     "web-2",

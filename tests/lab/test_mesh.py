@@ -10,17 +10,13 @@ import pytest
 import yaml
 
 from meshdns.core import resolver
-from meshdns.core.world import Nets
-from meshdns.interception.conventions import ISTIO
-from meshdns.istio import reader, registry
-from meshdns.lab import ports, rules
+from meshdns.core.world import LIVE, Nets
+from meshdns.lab import parts, ports, rules
 from meshdns.lab.compose import rendering
-from meshdns.xds import api
-from meshdns.xds.compile import snapshot
-from meshdns.xds.node import parse
-from shipped import WORLD, mesh
+from shipped import WORLD
 
 NETS = Nets()
+GROUPS: tuple[frozenset[str], ...] = (frozenset(), WORLD.groups - WORLD.live_groups, WORLD.groups | {LIVE})
 
 
 @pytest.mark.parametrize(
@@ -56,7 +52,7 @@ def test_questions_are_recursive_queries_without_edns() -> None:
 
 
 def test_resolv_conf_holds_the_search_list_the_agent_uses() -> None:
-    text = rendering.files(WORLD, NETS, rendering.new_secrets(), ())["resolv.conf"]
+    text = rendering.files(WORLD.of(()), NETS, rendering.new_secrets(), ())["resolv.conf"]
     assert f"search {' '.join(WORLD.search)}\n" in text
     assert f"nameserver {WORLD.dns_cluster_ip}\n" in text
 
@@ -71,33 +67,12 @@ def test_the_plain_pod_has_no_interception_and_mode_2_is_mode_1_with_dns() -> No
     assert pod_rules("plain") == pod_rules("plain-aa")
     [mode1], [mode2] = ([line for line in pod_rules(arm) if "pilot-agent" in line] for arm in ("mode1", "mode2-agent"))
     assert mode2 == f"{mode1} --redirect-dns"
-    assert pod_rules("mode2-envoy-xds")[-1] == pod_rules("mode2-envoy")[-1] == mode2
+    assert pod_rules("mode2-envoy")[-1] == mode2
 
 
 def test_a_servers_own_counters_are_not_captured() -> None:
     for server in WORLD.meshed:
         assert str(ports.PORT_PAGES) in rules.options(WORLD, server).inbound_ports_exclude.split(","), server.pod
-
-
-def test_envoy_answers_a_managed_pod_alone_over_udp_and_leaves_tcp_to_the_cluster_dns() -> None:
-    managed = WORLD.arms["mode2-envoy-xds"]
-    services = yaml.safe_load(rendering.composition(WORLD, NETS, WORLD.groups))["services"]
-    assert {f"{managed.pod}-envoy", f"{managed.pod}-app"} <= set(services)
-    assert f"{managed.pod}-dns" not in services
-    started = rendering.files(WORLD, NETS, rendering.new_secrets(), ())[f"{managed.pod}/envoy.json"]
-    node = parse(json.loads(started)["node"]["metadata"])
-    given = snapshot(registry.build(reader.parse(mesh()), {}), node)
-    asked = given[api.LISTENER]["dns_udp"]["address"]["socket_address"]
-    assert (asked["protocol"], asked["port_value"]) == ("UDP", ISTIO.dns_port)
-    [proxy] = given[api.LISTENER]["dns_tcp"]["filter_chains"][0]["filters"]
-    [there] = given[api.CLUSTER][proxy["typed_config"]["cluster"]]["load_assignment"]["endpoints"][0]["lb_endpoints"]
-    assert there["endpoint"]["address"]["socket_address"]["address"] == WORLD.dns_cluster_ip
-
-
-def test_the_mesh_knows_every_managed_pod_by_its_address() -> None:
-    known = {pod.meta.name: pod.address for pod in registry.build(reader.parse(mesh()), {}).workloads}
-    managed = [pod for pod in (*WORLD.clients, *WORLD.meshed) if pod.managed]
-    assert {pod.pod: known.get(pod.pod) for pod in managed} == {pod.pod: NETS.pod(pod.host) for pod in managed}
 
 
 def test_our_nftables_stand_before_the_engines_name_server_rule() -> None:
@@ -106,8 +81,7 @@ def test_our_nftables_stand_before_the_engines_name_server_rule() -> None:
 
 @pytest.mark.parametrize("mechanism", ["iptables", "nftables", "tproxy", "ebpf"])
 def test_every_mechanism_has_a_client_and_a_server_and_its_own_way_of_loading(mechanism: str) -> None:
-    alike = [client for client in WORLD.clients if client.mechanism == mechanism and client.dns == "agent"]
-    clients = [client for client in alike if not client.managed]
+    clients = [client for client in WORLD.clients if client.mechanism == mechanism and client.dns == "agent"]
     assert len(clients) == 1
     applied = rules.files(WORLD, NETS, clients[0])["apply"]
     loaded = {
@@ -117,9 +91,8 @@ def test_every_mechanism_has_a_client_and_a_server_and_its_own_way_of_loading(me
         "ebpf": "ebpf --wait",
     }
     assert loaded[mechanism] in applied
-    assert [server.mechanism for server in WORLD.meshed if not server.managed].count(mechanism) == (
-        3 if mechanism == "iptables" else 1
-    )  # type: ignore[arg-type]
+    servers = [server.mechanism for server in WORLD.meshed if server.group not in WORLD.live_groups]
+    assert servers.count(mechanism) == (3 if mechanism == "iptables" else 1)
 
 
 def test_endpoints_are_drawn_with_equal_probability() -> None:
@@ -132,21 +105,25 @@ def test_endpoints_are_drawn_with_equal_probability() -> None:
     assert ["0.33333333" in lines[0], "0.50000000" in lines[1], "probability" in lines[2]] == [True, True, False]
 
 
-@pytest.mark.parametrize("groups", [(), WORLD.groups])
-def test_every_file_is_rendered_without_a_placeholder_left(groups: tuple[str, ...]) -> None:
-    files = rendering.files(WORLD, NETS, rendering.new_secrets(), groups)
+@pytest.mark.parametrize("groups", GROUPS)
+def test_every_file_is_rendered_without_a_placeholder_left(groups: frozenset[str]) -> None:
+    there, keys = WORLD.of(groups), rendering.new_secrets(live=LIVE in groups)
+    files = rendering.files(there, NETS, keys, groups)
     for path, text in files.items():
         assert path == "compose.yaml" or "$" not in re.sub(r"\$(TTL|ORIGIN)\b", "", text), path
         if path.endswith(".json"):
             json.loads(text)
-    moved = rendering.files(WORLD, Nets("198.18.7", "198.19.7"), rendering.new_secrets(), groups)
+    moved = rendering.files(there, Nets("198.18.7", "198.19.7"), keys, groups)
     assert not any("198.18.0." in text or "198.19.0." in text for path, text in moved.items() if path != "world.json")
 
 
 def test_a_pod_mounts_only_what_is_rendered_and_owns_a_namespace_that_others_join() -> None:
-    for groups in ((), WORLD.groups):
-        services = yaml.safe_load(rendering.composition(WORLD, NETS, groups))["services"]
-        folders = {path.split("/")[0] for path in rendering.files(WORLD, NETS, rendering.new_secrets(), groups)}
+    for groups in GROUPS:
+        files = rendering.files(WORLD.of(groups), NETS, rendering.new_secrets(live=LIVE in groups), groups)
+        services, folders = yaml.safe_load(files["compose.yaml"])["services"], {path.split("/")[0] for path in files}
+        folders |= {
+            f"{parts.sidecar(pod)}-live" for pod in WORLD.injected if LIVE in groups
+        }  # a live plane hands it out
         for name, service in services.items():
             for volume in service.get("volumes", []):
                 if str(volume).startswith("${MESHDNS_STATE}/"):

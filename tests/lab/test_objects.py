@@ -18,12 +18,16 @@ def test_nothing_that_is_ours_is_told() -> None:
     assert {("Pod", "client-mode1"), ("EndpointSlice", "web"), ("EnvoyFilter", "dns-filter")} <= names
 
 
-def test_what_another_control_plane_serves_is_not_told_nor_are_its_endpoints() -> None:
-    others = {service.name for service in WORLD.services if service.managed}
-    told = {each.name for each in TOLD if each.kind in ("Service", "ServiceEntry", "EndpointSlice")}
-    assert others
-    assert told
-    assert not others & told
+def test_services_of_a_group_are_told_with_it_and_with_their_endpoints_and_pods() -> None:
+    def told(*groups: str) -> set[tuple[str, str]]:
+        return {(each.kind, each.name) for each in objects.told(WORLD.of(groups))}
+
+    own = {("Service", "shop"), ("EndpointSlice", "shop"), ("ServiceEntry", "shop-dns"), ("Pod", "shop-1")}
+    assert not own & told("dead")
+    assert own <= told("shop")
+    assert told("shop", "dead") - told("shop") == {
+        ("Service", "shop-dead"), ("EndpointSlice", "shop-dead"), ("Pod", "shop-dead"),
+    }  # fmt: skip
 
 
 def test_the_oldest_come_first() -> None:

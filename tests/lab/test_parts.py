@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
-import re
-import urllib.parse
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -16,16 +12,19 @@ import yaml
 from meshdns import store
 from meshdns.core import errors, paths
 from meshdns.core.progress import Progress
-from meshdns.core.world import Nets, World
+from meshdns.core.world import LIVE, Nets, World
 from meshdns.lab import newkeys, parts, recording, world
-from meshdns.lab.parts import coredns, envoy
+from meshdns.lab.compose import testbed
+from meshdns.lab.parts import coredns, istiod
 from meshdns.lab.parts.component import At, Component, NameServer, Secrets
+from meshdns.lab.parts.istio_proxy import handed
 from meshdns.measure import plan, run
 from recording import Recording
 from shipped import WORLD
 
-KEYS = Secrets("console", "web", "update", newkeys.made())
-EVERY = [at for pod in WORLD.pods for at in parts.of(WORLD, Nets(), pod, keys=KEYS)]
+KEYS = Secrets("console", "web", newkeys.made())
+EVERY = [at for there in (WORLD.of(()), WORLD.of(WORLD.groups | {LIVE})) for pod in there.pods for at in
+         parts.of(there, Nets(), pod, keys=KEYS)]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", parts.ALL)
@@ -38,13 +37,18 @@ def test_a_part_is_whole(name: str) -> None:
 
 
 def test_every_image_is_somebodys() -> None:
-    assert {part.image for part in parts.ALL.values()} == {*parts.stages()}
+    assert {part.image for part in parts.ALL.values()} | testbed._ATTACHED == {*parts.stages()}
 
 
-@pytest.mark.parametrize("at", EVERY, ids=lambda at: at.service)
+@pytest.mark.parametrize("at", EVERY, ids=lambda at: f"{at.service}{'-live' * at.world.live}")
 def test_what_a_container_mounts_is_there(at: At) -> None:
-    own = {path for each in EVERY if each.pod == at.pod or each.service in ("client-ip-app", "records") for path in
-           each.part.files(each)}  # fmt: skip
+    near = [each for each in EVERY if each.pod == at.pod or each.service == "client-ip-app"]
+    own = {path for each in near for path in each.part.files(each)}
+    own |= (
+        {handed(at.service, folder) for folder in ("tokens/istio-token", "istio/root-cert.pem")}
+        if at.world.live
+        else set()
+    )
     for mount in at.part.container(at).mounts:
         kind, _, name = mount.source.partition("/")
         there = {"files": [name] if (paths.COMPOSE / name).exists() else [], "state": own, "volume": [name]}
@@ -63,18 +67,6 @@ def test_a_part_without_an_image_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(parts.ALL["dnsdist"], "image", "toaster")
     with pytest.raises(errors.InputError, match=r"dns.yaml.*the image toaster of the part dnsdist cannot be built"):
         world.read([world.SHIPPED])
-
-
-def test_envoys_dns_filter_is_counted_by_our_own_control_planes_sidecar_too() -> None:
-    known = [f"dns_filter.mesh.{name}" for name in ("downstream_rx_queries", "external_a_record_queries")]
-    known += ["dns_filter.mesh.external_aaaa_record_queries"]
-    client = WORLD.arms["mode2-envoy-xds"]
-    [sidecar] = [at for at in EVERY if at.pod == client and at.part is envoy.PART]
-    page = envoy.PART.page(sidecar)["url"]
-    wanted = urllib.parse.unquote(page.rpartition("&filter=")[2])
-    told = [{"name": name, "value": n} for n, name in enumerate(known, 4) if re.search(wanted, name)]
-    found = envoy.PART.counts(json.dumps({"stats": told}), sidecar, client)
-    assert found == {"pod/dnsproxy/queries": 4, "pod/dnsproxy/forwarded": 5 + 6}
 
 
 # -- another cluster DNS ---------------------------------------------------------------------------------------------
@@ -193,21 +185,11 @@ def test_half_a_cluster_dns_is_refused(old: str, new: str, said: str, tmp_path: 
         with_other(tmp_path, old, new)
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"backend": "shop", "kind": "request", "connection": "new"}, "tells its names to the usual cluster DNS alone"),
-        ({"dns_delay_ms": 5.0}, "dns_delay_ms needs a cluster DNS with the part dnsdist"),
-    ],
-)
-def test_what_another_cluster_dns_cannot_do_is_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
-    dnsdist = ", {name: dnsdist, image: meshdns/dns}"
-    inject = 'inject: "true"'
-    managed = inject, f"{inject}, meshdns/config: xds"
-    both = with_other(tmp_path, *(managed if "backend" in change else (dnsdist, "")))
-    table = {"name": "x", "arm": ["elsewhere"], "rate_hz": 10.0, **change}
-    with pytest.raises(errors.InputError, match=said):
-        plan.from_json({"name": "x", "seed": 1, "blocks": 1, "experiment": [table]}, "my.toml", both)
+def test_a_delay_needs_somebody_before_the_cluster_dns_who_brings_it_about(tmp_path: Path) -> None:
+    alone = with_other(tmp_path, ", {name: dnsdist, image: meshdns/dns}")
+    table = {"name": "x", "arm": ["elsewhere"], "rate_hz": 10.0, "dns_delay_ms": 5.0}
+    with pytest.raises(errors.InputError, match="dns_delay_ms needs a cluster DNS with the part dnsdist"):
+        plan.from_json({"name": "x", "seed": 1, "blocks": 1, "experiment": [table]}, "my.toml", alone)
 
 
 def test_a_live_cluster_dns_asks_the_api_server_and_has_its_corefile_as_it_stands() -> None:
@@ -219,3 +201,13 @@ def test_a_live_cluster_dns_asks_the_api_server_and_has_its_corefile_as_it_stand
     assert files[coredns.COREFILE].replace(told, "") == at.configuration(coredns.COREFILE)
     assert "https://198.19.128." in files["kubeconfig"]
     assert not [name for name in files if name.endswith(".zone")]
+
+
+def test_istiod_reads_what_a_plan_sets_and_nothing_else_by_default() -> None:
+    assert istiod.settings("plane-istiod", istiod.USUAL) == {"plane-istiod/settings": ""}
+    written = {each: istiod.settings("plane-istiod", each)["plane-istiod/settings"] for each in istiod.DEBOUNCE}
+    assert len({*written.values()}) == len(written)
+    assert written["1ms"] == "export PILOT_DEBOUNCE_AFTER=1ms\n"
+    [at] = [each for each in EVERY if each.part is istiod.PART and each.world.live]
+    assert istiod.PART.files(at)[f"{at.service}/settings"] == ""
+    assert ". /keys/settings && exec" in " ".join(istiod.PART.container(at).entrypoint)

@@ -19,6 +19,7 @@ from meshdns.lab import recorder, recording
 from meshdns.lab.recording import TYPES
 from shipped import WORLD
 
+TOLD = WORLD.of(())
 KEPT = recording.read()
 
 
@@ -40,7 +41,7 @@ class Istiod(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):
 @pytest.fixture
 def istiod(tmp_path: Path) -> Iterator[str]:
     """Where one listens that says what the kept recording says."""
-    text = {pod.pod: KEPT.answers(pod.pod, Nets()) for pod in WORLD.injected}
+    text = {pod.pod: KEPT.answers(pod.pod, Nets()) for pod in TOLD.injected}
     answers.know(name for each in text.values() for name in answers._TYPE.findall(str(each).replace("'", '"')))
     server = grpc.server(futures.ThreadPoolExecutor(2))
     told = {pod: answers.told(each) for pod, each in text.items()}
@@ -52,24 +53,20 @@ def istiod(tmp_path: Path) -> Iterator[str]:
 
 
 def test_everything_is_asked_for_and_kept(istiod: str) -> None:
-    made = recorder.record(WORLD, Nets(), istiod, "1.2")
+    made = recorder.record(TOLD, Nets(), istiod, "1.2")
     assert {url: made.shared[url] for url in TYPES} == {url: KEPT.shared[url] for url in TYPES}
 
 
 def test_nobody_who_answers_is_named() -> None:
     with pytest.raises(errors.TestbedError, match=r"127\.0\.0\.1:1: does not answer for client-"):
-        recorder.record(WORLD, Nets(), "127.0.0.1:1", "")
+        recorder.record(TOLD, Nets(), "127.0.0.1:1", "")
 
 
 def test_the_kept_recording_is_of_this_world() -> None:
-    assert KEPT.fits(WORLD), "make it anew with `meshdns record`"
-    assert set(KEPT.nodes) == {pod.pod for pod in WORLD.injected}
-    assert (
-        KEPT.nodes
-        == recording.of(
-            WORLD, "", {pod.pod: recorder.node(WORLD, Nets(), pod) for pod in WORLD.injected}, {}, Nets()
-        ).nodes
-    )
+    assert KEPT.fits(TOLD), "make it anew with `meshdns record`"
+    assert set(KEPT.nodes) == {pod.pod for pod in TOLD.injected}
+    nodes = {pod.pod: recorder.node(TOLD, Nets(), pod) for pod in TOLD.injected}
+    assert KEPT.nodes == recording.of(TOLD, "", nodes, {}, Nets()).nodes
 
 
 def test_nothing_secret_and_nothing_too_long_is_kept() -> None:

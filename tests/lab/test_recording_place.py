@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 
 from contract import PlaceContract
+from meshdns.core.world import LIVE
 from meshdns.lab.place import Place
 from recording import Recording
 from shipped import WORLD
 
 
-@pytest.fixture(scope="module")
-def place() -> Place:
-    found = Recording(frozenset(WORLD.groups))
+@pytest.fixture(scope="module", params=[WORLD.groups - WORLD.live_groups, WORLD.groups | {LIVE}])
+def place(request: pytest.FixtureRequest) -> Place:
+    found = Recording(frozenset(request.param))
     found.up(lambda _: None)
     return found
 

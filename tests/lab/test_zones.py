@@ -57,14 +57,14 @@ def test_a_service_with_an_address_is_told_by_it_and_its_own_port() -> None:
     assert told(WORLD, "198-18-7-21.web.shop.svc", "A") == ["198.18.7.21"]
 
 
-def test_what_the_control_plane_keeps_is_not_in_the_zone() -> None:
-    assert zones.managed(WORLD)
-    for host in zones.managed(WORLD):
-        assert told(WORLD, host.removesuffix(".cluster.local"), "A") == []
+def test_services_are_there_with_their_group_alone() -> None:
+    [shop] = WORLD.of({"shop"}).backends["shop"].hosts[:1]
+    assert told(WORLD.of({"shop"}), "shop-headless.shop.svc", "A")[0] == f"198.18.7.{shop}"
+    assert told(WORLD.of(()), "shop-headless.shop.svc", "A") == told(WORLD.of(()), "shop.shop.svc", "A") == []
 
 
 def corefile(pod: str) -> tuple[At, list[str]]:
-    found = parts.of(WORLD, Nets(), WORLD.named(pod), keys=Secrets("console", "web", "update"))
+    found = parts.of(WORLD, Nets(), WORLD.named(pod), keys=Secrets("console", "web"))
     [at] = [each for each in found if each.part.image == "coredns"]
     return at, at.part.files(at)[f"{at.service}/Corefile"].splitlines()
 
@@ -77,9 +77,7 @@ def test_a_corefile_is_as_the_configmap_has_it_but_for_its_plugin_kubernetes() -
     assert lines[:begin] == given[:begin]
     assert lines[begin].startswith("    file /etc/coredns/cluster.zone cluster.local")
     rest = given[end:]
-    assert lines[lines.index(rest[0]) :][: len(rest)] == rest
-    names = lines[-5].removesuffix(" {").split()
-    assert names == [f"{name}:53" for name in zones.managed(WORLD)]  # what BIND is asked for
+    assert lines[-len(rest) :] == rest
 
 
 def test_each_cluster_dns_has_the_ttl_and_the_cache_of_its_own_corefile() -> None:

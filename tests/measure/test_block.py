@@ -11,10 +11,11 @@ import yaml
 from meshdns import store
 from meshdns.core import errors
 from meshdns.core.progress import Progress
-from meshdns.lab import controlplane, world
+from meshdns.lab import world
+from meshdns.lab.controlplane import POLICIES
 from meshdns.measure import block, facts, plan, run, session
 from meshdns.measure.block import measure_block
-from recording import Recording, at_once
+from recording import Recording, at_once, groups_of
 from shipped import WORLD
 
 __all__ = ["at_once"]  # around every test
@@ -28,7 +29,7 @@ def small(name: str, blocks: int = 2) -> plan.Plan:
 
 
 def up(what: plan.Plan) -> Recording:
-    place = Recording(what.groups())
+    place = Recording(groups_of(WORLD, what.groups()))
     place.up(lambda _: None)
     return place
 
@@ -65,11 +66,10 @@ def test_a_policy_is_put_in_force_for_its_cells_alone_and_gone_at_the_end() -> N
     what = small("policies")
     place = up(what)
     measure_block(what, 0, place)
-    put = [asked[2] for asked in place.asked if asked[:2] == ("put", f"mesh/{controlplane.POLICY}")]
-    policies = {trial.cell.policy for trial in what.block(0)} - {"none"}
-    assert {(controlplane.COMPOSE / "policies" / f"{each}.yaml").read_text() for each in policies} == {*put} - {""}
-    assert put[-1] == ""
-    assert f"mesh/{controlplane.POLICY}" not in place.files
+    put = {asked[1:] for asked in place.asked if asked[0] == "manifests" and asked[2]}
+    names = {trial.cell.policy for trial in what.block(0)} | {trial.cell.change for trial in what.block(0)}
+    assert put == {(f"{each}.yaml", (POLICIES / f"{each}.yaml").read_text()) for each in names - {"none"}}
+    assert not place.plane().there
 
 
 def test_a_cell_whose_path_was_not_taken_is_measured_again_and_kept_with_its_reason() -> None:
@@ -97,6 +97,7 @@ def test_what_the_place_does_not_allow_is_left_out_and_a_plan_of_nothing_else_is
     assert {"plain", "nftables", "tproxy"} <= arms
     assert set(store.load(folder).headers[0].facts["refused"]) == {"ebpf", "in-ebpf"}
     alone = [dataclasses.replace(each, arm=("ebpf",)) for each in what.experiments if "ebpf" in each.arm]
+    place.up(lambda _: None)
     with pytest.raises(errors.EnvironmentProblem, match=r"nothing of this plan .* \(not allowed here\)"):
         run.execute(dataclasses.replace(what, experiments=tuple(alone)), place, tmp_path, Progress(1, "test"))
 

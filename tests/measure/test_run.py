@@ -58,9 +58,9 @@ def test_a_run_keeps_the_configuration_of_what_it_asks_once() -> None:
     pods = [client.pod for client in WORLD.clients]
     place = SimpleNamespace(groups=WORLD.groups, world=WORLD)
     opened: Any = SimpleNamespace(place=place, observers=dict.fromkeys(pods, observer))
-    arms = {"plain", "mode1", "answers", "mode2-envoy-xds"}  # `answers` is configured as `mode1`
+    arms = {"plain", "mode1", "answers", "mode2-envoy"}  # `answers` is configured as `mode1`
     found = facts._config_dumps(opened, arms)
-    assert list(found) == ["client-mode1", "client-mode2-envoy-xds"]
+    assert list(found) == ["client-mode1", "client-mode2-envoy"]
     assert found["client-mode1"] == {"configs": [{"bootstrap": {"admin": {}, "node": {}}}]}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import itertools
 import json
 import random
@@ -21,6 +22,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from string import Template
 from typing import Any
 
@@ -28,26 +30,39 @@ import dns.message
 import pytest
 import yaml
 
+from meshdns.ads.types import CDS, EDS, LDS, NDS, RDS
 from meshdns.core import errors, resolver
-from meshdns.core.world import Nets, Pod, Service, World
-from meshdns.interception.conventions import ISTIO
+from meshdns.core.world import LIVE, Nets, Pod, Service, World
 from meshdns.lab import controlplane, parts, place, ports, readiness, watch
 from meshdns.lab.channel import Channel
 from meshdns.lab.compose import rendering
+from meshdns.lab.parts import istiod
 from meshdns.lab.place import REFUSED, Account, Part, Usage
-from meshdns.measure.factors import change, fault
+from meshdns.lab.plane import READY
+from meshdns.measure.factors import fault
 from shipped import WORLD
 
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing here takes time, so nothing is waited for."""
-    monkeypatch.setattr(change, "FORGET_S", 0.0)
     monkeypatch.setitem(fault.LEVELS, "overload", fault.Fault("/overload"))
     for wait in ("GRACE_S", "STAY_S"):
         monkeypatch.setattr(controlplane, wait, 0.0)
+    monkeypatch.setattr(controlplane, "_answers", _usual)
     for wait in ("_LATE_S", "_STILL_S", "_PAUSE_S"):
         monkeypatch.setattr(watch, wait, 0.0)
+
+
+def _usual(_: str, host: str) -> set[str]:
+    """A name server that keeps nothing: what it would be asked for over a network that is not there."""
+    [service] = [each for each in WORLD.services if each.host == host]
+    return {WORLD.address(Nets(), pod) for pod in service.replicas}
+
+
+def groups_of(world: World, groups: Collection[str]) -> frozenset[str]:
+    """These, and that of Istio's own control plane where they need it, as `meshdns run` has it."""
+    return frozenset(groups) | ({LIVE} if world.live_groups & {*groups} else set())
 
 
 INTEGERS = ("due_ns", "start_ns", "dns_ns", "connect_ns", "tls_ns", "first_byte_ns", "end_ns")
@@ -92,6 +107,57 @@ class Line:
 
 
 @dataclass
+class Plane:
+    """Istio's own control plane, as `lab.plane` has it: whom it tells has accepted it before the next question."""
+
+    place: Recording
+    service: str
+    there: dict[str, str] = field(default_factory=dict)  # file -> manifests
+    states: dict[str, str] = field(default_factory=dict)  # of pods that were told of
+    sent_s: dict[str, float] = field(default_factory=dict)  # by type URL
+
+    def put(self, text: str, file: str) -> None:
+        self.place.asked.append(("manifests", file, text))
+        self.there[file] = text
+        self.tell(*_ALL_TYPES)
+
+    def remove(self, text: str, file: str) -> None:
+        self.place.asked.append(("manifests", file, ""))
+        assert self.there.pop(file) == text
+        self.tell(*_ALL_TYPES)
+
+    def report(self, pods: Mapping[str, str]) -> int:
+        self.place.asked.append(("report", *(f"{pod} {state}" for pod, state in pods.items())))
+        at_ns = time.monotonic_ns()
+        self.states |= pods
+        self.tell(EDS, NDS)
+        return at_ns
+
+    def tell(self, *types: str) -> None:
+        """Everybody is sent these."""
+        self.sent_s |= dict.fromkeys(types, time.time())
+
+    def sidecars(self) -> dict[str, dict[str, Any]]:
+        self.place._require(self.service)
+        known = [pod for pod in self.place.world.up(self.place.groups) if self.place._runs(parts.sidecar(pod))]
+        return {pod.pod: {kind: self._of(kind) for kind in _ALL_TYPES if kind != NDS or pod.dns == "agent"}
+                for pod in known}  # fmt: skip
+
+    def _of(self, kind: str) -> dict[str, Any]:
+        at = datetime.fromtimestamp(self.sent_s[kind], UTC)
+        return {"sent": str(at), "acked": str(at), "sentTime": at.isoformat()}
+
+    def is_ready(self) -> bool:
+        return self.place._runs(self.service)
+
+    def replicas(self, service: Service) -> list[str]:
+        """Those that it tells of."""
+        spare = {pod.pod: READY if pod.ready else "" for pod in self.place.world.pods}
+        known = {**dict.fromkeys(service.replicas, READY), **spare, **self.states}
+        return [pod for pod in service.replicas if known[pod] == READY]
+
+
+@dataclass
 class Recording:
     """A `place.Place`; `asked` holds every verb that was asked of it, in order."""
 
@@ -106,24 +172,26 @@ class Recording:
     states: dict[str, Part] = field(default_factory=dict)
     pods: dict[str, str] = field(default_factory=dict)  # by address
     counted: Counter[str] = field(default_factory=Counter)  # `<pod>/<what>`
-    conditions: set[str] = field(default_factory=set)  # replicas that say they are not ready
-    edits: int = 1
     lock: threading.RLock = field(default_factory=threading.RLock)  # a change comes about beside a load
+
+    def __post_init__(self) -> None:
+        self.world = self.world.of(self.groups)
 
     # -- the verbs -------------------------------------------------------------------------------------------------
 
     def up(self, announce: Callable[[str], None]) -> None:
         self.asked.append(("up",))
-        keys = rendering.new_secrets()
+        keys = rendering.new_secrets(live=self.world.live)
         self.files = dict(rendering.files(self.world, self.nets, keys, self.groups))
         self.files["secrets.json"] = json.dumps(dataclasses.asdict(keys))
-        self.conditions = {pod.pod for pod in self.world.pods if not pod.ready}
         services = yaml.safe_load(self.files["compose.yaml"])["services"]
         self.states = {service: self._begun(service) for service in services}
         for service, part in services.items():
             for network in part.get("networks", {}).values():
-                prefixes = {"MESHDNS_PODS": self.nets.pods, "MESHDNS_WORLD": self.nets.world}
+                prefixes = {f"MESHDNS_{net.upper()}": each for net, each in dataclasses.asdict(self.nets).items()}
                 self.pods[Template(network["ipv4_address"]).substitute(prefixes)] = service
+        if self.world.live:
+            self.istiod.tell(*_ALL_TYPES)
         readiness.wait(self)
 
     def _begun(self, service: str) -> Part:
@@ -175,7 +243,10 @@ class Recording:
         for service in services:
             if service not in self.states:
                 raise errors.TestbedError("there is no such service", place=service)
-            self.states[service] = dataclasses.replace(self.states[service], state="running", code=None)
+            anew = {"code": None} | ({"began_s": time.time() + 60} if self.states[service].state == "exited" else {})
+            self.states[service] = dataclasses.replace(self.states[service], state="running", **anew)
+            if self.world.live and service == self.istiod.service:
+                self.istiod.tell(*_ALL_TYPES)
 
     def usage(self, services: Collection[str]) -> dict[str, Usage]:
         self.asked.append(("usage", *services))
@@ -187,7 +258,6 @@ class Recording:
 
     def put(self, path: str, text: str | None) -> None:
         self.asked.append(("put", path, "" if text is None else text))
-        self.edits += 1
         self.files.pop(path, None)
         if text is not None:
             self.files[path] = text
@@ -198,6 +268,15 @@ class Recording:
         if path not in self.files:
             raise errors.TestbedError("there is no such file", place=path)
         return self.files[path]
+
+    @functools.cached_property
+    def istiod(self) -> Plane:
+        every = [at for pod in self.world.up(self.groups) for at in parts.of(self.world, self.nets, pod)]
+        [service] = [at.service for at in every if at.part is istiod.PART]
+        return Plane(self, service)
+
+    def plane(self) -> Plane:
+        return self.istiod
 
     def parts(self) -> list[Part]:
         return list(self.states.values())
@@ -222,11 +301,6 @@ class Recording:
     # -- programs that end -----------------------------------------------------------------------------------------
 
     def _said(self, where: str, command: str) -> str:
-        if "/tmp/unready" in command:
-            pod = where.removesuffix("-app")
-            self.conditions -= {pod}
-            self.conditions |= {pod} if command.startswith("sh -c touch") else set()
-            return str(time.time_ns())
         if "h2load --h1" in command:
             return "".join(f"{n * 300}\t200\t290\n" for n in range(int(re.findall(r"-n (\d+)", command)[0])))
         if "dnsperf -s" in command:
@@ -298,29 +372,29 @@ class Recording:
         return self._sidecar(pod, asked)
 
     def _sidecar(self, pod: str, asked: urllib.parse.SplitResult) -> str | None:
-        """Envoy's pages, and those of Istio's agent, which has none of its own for our control plane's pods."""
-        injected = self.world.named(pod) in self.world.injected
-        if asked.port in (ISTIO.status_port, ISTIO.ready_port) and not injected:
-            return None
+        """Envoy's pages, and those of Istio's agent."""
         if asked.path in ("/ready", "/healthz/ready"):
             return "LIVE"
         if asked.path == "/config_dump":
             return json.dumps({"configs": []})
         if asked.path == "/clusters":
-            members = [f"{self.address(each)}:8080" for each in self.world.backends["shop"].replicas]
-            hosts = [each.host for each in self.world.services if each.managed and each.watched]
-            lines = [f"outbound|80||{host}::{each}::health_flags::healthy" for host in hosts for each in members]
+            members = {each.host: self._members(each) for each in self.world.told}
+            lines = [
+                f"outbound|80||{host};::{each}::health_flags::healthy" for host in members for each in members[host]
+            ]
             return "\n".join(lines)
-        end = ";" if injected else ""  # of a cluster's name in statistics, as Istio has it
-        known = [each.host for each in self.world.services if each.managed != injected]
-        found = {f"cluster.outbound|80||{host}{end}.membership_healthy": 3 for host in known}
-        found |= dict.fromkeys(_OF_ISTIO if injected else _ALWAYS, 0) | self._of(f"{pod}/envoy/")
+        found = {f"cluster.outbound|80||{each.host};.membership_healthy": 3 for each in self.world.told}
+        found |= dict.fromkeys(_OF_ISTIO, 0) | self._of(f"{pod}/envoy/")
         wanted = urllib.parse.parse_qs(asked.query).get("filter", [""])[0]
         chosen = {name: value for name, value in found.items() if re.search(wanted, name)}
         if asked.path == "/stats/prometheus":
             lines = [f"{series(name)} {value}" for name, value in chosen.items()]
             return "\n".join([*lines, *(f"{name} {value}" for name, value in self._of(f"{pod}/agent/").items()), ""])
         return json.dumps({"stats": [{"name": name, "value": value} for name, value in chosen.items()]})
+
+    def _members(self, service: Service) -> list[str]:
+        replicas = self.istiod.replicas(service) if self.world.live else service.replicas
+        return [f"{self.address(each)}:8080" for each in replicas]
 
     def _outer(self, pod: str, asked: urllib.parse.SplitResult) -> str | None:
         """A page that is asked for over the network."""
@@ -329,8 +403,6 @@ class Recording:
             counts = {f"from_{each.host}": self.counted[f"{each.pod}/cluster_dns"] for each in asking}
             total = sum(counts.values())
             return json.dumps({"rules": {**counts, "all": total}, "beside": f"coredns_dns_requests_total{{}} {total}"})
-        if pod == "control-plane":
-            return json.dumps(self._status())
         if not self._runs(f"{pod}-app" if pod in {each.pod for each in self.world.meshed} else pod):
             return None
         if asked.port == ports.PORT_PAGES:
@@ -338,27 +410,8 @@ class Recording:
             return f"server accepts handled requests\n 1 1 {self.counted[f'{pod}/nginx']} \n"
         return self._sidecar(pod, asked)
 
-    def _status(self) -> dict[str, Any]:
-        """The control plane's page: everybody has accepted everything at once."""
-        managed = [each for each in (*self.world.clients, *self.world.meshed) if each.managed]
-        types = {"LDS": {"settled": True}}
-        probes = {
-            self.address(each.pod): {"ready": self._runs(f"{each.pod}-app") and each.pod not in self.conditions}
-            for each in self.world.meshed
-            if each.managed
-        }
-        return {
-            "configuration": {"number": self.edits, "resources": {"Service": 2}, "error": "", "fault": ""},
-            "sidecar_faults": {}, "conflicts": {"count": 0, "first": []}, "name_tables": {}, "names_pending": False,
-            "nodes": {f"{self.world.namespace}/{each.pod}": {"connected": True, "types": types} for each in managed},
-            "probes": probes, "dns": None, "certificates": {},
-        }  # fmt: skip
 
-
-_ALWAYS = (  # what an Envoy counts from its start on
-    "http.inbound.downstream_rq_completed", "cluster.inbound.upstream_rq_total", "server.live",
-    "listener.0.0.0.0_15006.no_filter_chain_match", "listener.0.0.0.0_15006.ssl.handshake",
-)  # fmt: skip
+_ALL_TYPES = (CDS, EDS, LDS, RDS, NDS)
 _OF_ISTIO = (
     "cluster.PassthroughCluster;.upstream_cx_total", "cluster.outbound|80||web.example.com;.update_attempt",
     "http.inbound_0.0.0.0_8080;.downstream_rq_completed", "listener.0.0.0.0_15001.downstream_cx_total",
@@ -441,7 +494,7 @@ class Load:
             return self.where.world.answers[unusual[1]].of(self.where.nets, self.client)
         if name.endswith(".null"):
             return "127.0.0.1"
-        if self.client.dns_proxy and not (name == self.where.world.external_name and not self.client.managed):
+        if self.client.dns_proxy and name != self.where.world.external_name:
             return self.where._table(self.client.dns).get(name, "")
         world, nets = self.where.world, self.where.nets
         zone = {each.host: world.answered(nets, each, in_pod=False) for each in world.backends.values()}
@@ -511,11 +564,10 @@ class Load:
             counted[f"{pod}/{where}"] += self.queries
             return
         known = self.name in self.where._table(self.client.dns) and self.name != self.where.world.external_name
-        forwarded = 0 if known or self.client.managed else self.queries
+        forwarded = 0 if known else self.queries
         counted[f"{pod}/rule/dns_proxy"] += forwarded
         counted[f"{pod}/cluster_dns"] += forwarded
-        agent = ("dns", "forwarded") if self.client.managed else _AGENT
-        asked, passed_on = agent if self.client.dns == "agent" else _FILTER
+        asked, passed_on = _AGENT if self.client.dns == "agent" else _FILTER
         counted[f"{pod}/{asked}"] += self.queries
         counted[f"{pod}/{passed_on}"] += forwarded
 
@@ -524,13 +576,10 @@ class Load:
         first = next(iter(service.replicas), "")
         counted[f"{first}/nginx"] += self.made
         if service.meshed and not self.job["tls"]:
-            injected = self.where.world.named(first) in self.where.world.injected
-            prefix = "inbound_0.0.0.0_8080;" if injected else "inbound"
-            counted[f"{first}/envoy/http.{prefix}.downstream_rq_completed"] += self.made
-            counted[f"{first}/envoy/cluster.inbound.upstream_rq_total"] += 0 if injected else self.made
+            counted[f"{first}/envoy/http.inbound_0.0.0.0_8080;.downstream_rq_completed"] += self.made
         if self.client.sidecar:
             counted[f"{pod}/rule/redirect_tcp"] += self.opened
-            cluster = f"outbound|80||{service.host}{'' if self.client.managed else ';'}"
+            cluster = f"outbound|80||{service.host};"
             counted[f"{pod}/envoy/cluster.{cluster}.upstream_rq_completed"] += 0 if self.job["tls"] else self.made
         elif self.job["lookup"] != "none":
             counted[f"{pod}/rule/clusterip_tcp"] += self.opened

@@ -17,6 +17,7 @@ NOBODY = 90  # an address of the world outside where no pod is: who calls it was
 LIVE = "live"  # the group of Istio's own control plane; without it sidecars are told what was recorded
 RECORDED = "recorded"  # the part that tells them
 CORE = "core"  # the group of pods that every testbed has; the others come up for the plans that need them
+OUTSIDE = "outside"  # the group of servers on the world's network
 
 
 def search(namespace: str, domain: str) -> tuple[str, ...]:

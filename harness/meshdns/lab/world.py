@@ -277,11 +277,10 @@ class _Builder:
 
     def _manifests(self) -> Iterator[Manifest]:
         """As they were given, each with its group."""
-        owners = {(one.namespace, one.name): one for one in self.of("Service")}
-        owner = {id(one): owners.get(key) for key, one in self._slices().items()}
+        groups = {(one.namespace, one.name): one.notes.get("group", CORE) for one in self.of("Service")}
+        owned = {id(one): groups.get(owner, CORE) for owner, one in self._slices().items()}
         for one in self.found:
-            says = one if one.kind in _ALLOWED else owner.get(id(one))
-            group = says.notes.get("group", CORE) if says else CORE
+            group = one.notes.get("group", CORE) if one.kind in _ALLOWED else owned.get(id(one), CORE)
             yield Manifest(Path(one.field.document.file).name, one.field.data, group)
 
     # -- services ----------------------------------------------------------------------------------------------------

@@ -142,7 +142,7 @@ class Plan:
         pods += [self.world.dns_pod(pod) for pod in pods]
         pods += [self.world.named(name) for service in services for name in service.replicas]
         pods += [self.world.named(service.served_by) for service in services if service.served_by]
-        return frozenset({*(pod.group for pod in pods), *(service.group for service in services)}) - {CORE}
+        return frozenset({pod.group for pod in pods} | {service.group for service in services}) - {CORE}
 
     def seconds(self) -> float:
         """Expected duration of all load."""

@@ -354,7 +354,8 @@ def _block_paths(folder: Path, block: int) -> tuple[Path, Path]:
 def _open_block(folder: Path, run: str, block: int) -> _Block:
     """The block's cells and its Parquet file, opened but not decoded."""
     parquet, record = _block_paths(folder, block)
-    return _Block(run, block, _cells(record, block), parquet, _open_parquet(parquet))
+    cells = [replace(each, parameters={**samples.SINCE, **each.parameters}) for each in _cells(record, block)]
+    return _Block(run, block, cells, parquet, _open_parquet(parquet))
 
 
 def _cells(record: Path, block: int) -> list[samples.CellRecord]:

@@ -7,6 +7,7 @@ Nothing here reads or writes files.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +70,8 @@ _RANGES = {
 }
 
 Parameter = str | int | float | bool
+# Parameters that older runs do not have -> what then held for all.
+SINCE: Mapping[str, Parameter] = {"debounce": "100ms"}
 
 
 @dataclass(frozen=True)

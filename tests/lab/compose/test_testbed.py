@@ -109,7 +109,7 @@ def test_a_testbed_is_up_once_its_start_was_completed_from_this_checkout(tmp_pat
     ],
 )
 def test_what_the_engine_lists_tells_whether_a_part_is_as_it_must_be(listed, words, right):
-    labels = {"service": listed.pop("service", "control-plane"), "project.working_dir": "/a/checkout"}
+    labels = {"service": listed.pop("service", "legacy-1"), "project.working_dir": "/a/checkout"}
     named = {f"com.docker.compose.{name}": value for name, value in labels.items()}
     part = testbed._part({"Id": "x", "Created": 1, "Labels": named, **listed})
     assert (part.words, part.is_as_it_must_be, part.folder) == (words, right, "/a/checkout")

@@ -14,7 +14,7 @@ seed = 1
 blocks = 1
 [[experiment]]
 name = "faults"
-arm = "mode1-xds"
+arm = "mode1"
 kind = "request"
 backend = "{backend}"
 connection = "new"

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from meshdns.core.world import CORE, LIVE, Nets, World
+from meshdns.core.world import CORE, LIVE, OUTSIDE, Nets, World
 from meshdns.lab import parts
 from meshdns.lab.parts.component import IDENTITY, At, Container, Mount
 
@@ -114,7 +114,7 @@ def _place(at: At, groups: Collection[str]) -> Service:
     if at.service != pod.pod:
         return {"network_mode": f"service:{pod.pod}"}
     # Where the servers outside are called, theirs too: the pod's ordinary route to them.
-    outside = pod.outside and (not pod.arm or pod.group != CORE or "xds" in groups)
+    outside = pod.outside and (not pod.arm or pod.group != CORE or OUTSIDE in groups)
     networks = {pod.network, *["world"] * outside, *["plane"] * (pod.plane and LIVE in groups)}
     return {
         "networks": {name: {"ipv4_address": f"${{MESHDNS_{name.upper()}}}.{pod.host}"} for name in sorted(networks)}
