@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from meshdns.interception.options import Options
-from meshdns.istio import nametable, reader, verbs, vips
+from meshdns.istio import nametable, reader, verbs
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "data" / "examples"
 
@@ -20,7 +20,7 @@ def test_every_option_of_rules_is_documented_with_its_default() -> None:
 
 
 def test_the_name_table_is_the_meshs() -> None:
-    model = verbs.build(reader.read([EXAMPLES / "mesh"]), vips.Allocation())
+    model = verbs.build(reader.read([EXAMPLES / "mesh"]))
     made = nametable.to_json(nametable.build(model))["table"]
     shown = json.loads((EXAMPLES / "names.json").read_text())["table"]
     assert shown == {host: {key: entry[key] for key in shown[host]} for host, entry in made.items()}

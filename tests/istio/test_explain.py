@@ -16,7 +16,7 @@ import generators
 from generators import document
 from meshdns.core import errors
 from meshdns.core.world import Nets
-from meshdns.istio import explain, reader, records, verbs, vips
+from meshdns.istio import explain, reader, records, verbs
 from meshdns.istio.registry import Registry
 from meshdns.istio.resources import Resources
 from meshdns.lab.compose import rendering
@@ -27,7 +27,7 @@ COMPOSE = Path(__file__).parents[2] / "compose"
 
 @pytest.fixture(scope="module")
 def mesh() -> Registry:
-    return verbs.build(reader.read([COMPOSE / "worlds"]), vips.Allocation())
+    return verbs.build(reader.read([COMPOSE / "worlds"]))
 
 
 def test_the_yaml_and_the_testbed_are_one_mesh(mesh: Registry) -> None:
@@ -149,7 +149,7 @@ def test_a_caller_in_any_namespace_asks_as_its_annotations_say(notes: dict[str, 
     reviews = document("Service", "v1", "books", "reviews", spec={
         "clusterIP": "10.96.9.9", "ports": [{"name": "http", "port": 9080}]})  # fmt: skip
     given = reader.parse({"x.yaml": generators.text([pod, reviews])})
-    model = verbs.build(given, vips.Allocation())
+    model = verbs.build(given)
     asking = [verbs.caller(given, pod, None, None) for pod in ("page", None)]
     page, anybody = (explain.lines(explain.explain(model, "reviews", 9080, each)) for each in asking)
     assert said in page[0]
@@ -266,23 +266,23 @@ def test_a_virtual_ip_that_istio_has_given_is_kept_and_is_nobody_elses() -> None
         "addresses": [{"host": "b.example.com", "value": each} for each in ("240.240.0.1", "2001:2::1")]
     }
     read = reader.parse({"x.yaml": generators.text(given)})
-    virtual = {one.host: one.virtual_ip for one in verbs.build(read, vips.Allocation()).services}
+    virtual = {one.host: one.virtual_ip for one in verbs.build(read).services}
     assert virtual["b.example.com"] == "240.240.0.1"
     assert len({*virtual.values()}) == 3
-    stored = vips.Allocation({"shop/b/b.example.com": "240.240.0.9"})
-    model = verbs.build(read, stored)
-    assert {one.host: one.virtual_ip for one in model.services}["b.example.com"] == "240.240.0.9"
 
 
 def test_explain_takes_a_folder_and_the_virtual_ips_that_were_given(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "mine.yaml").write_text(generators.text([entry("a", "db.example.com")]))
-    state = tmp_path / "vips.json"
-    vips.save(state, vips.Allocation({"shop/a/db.example.com": "240.240.9.9"}, "240.240.9.9"))
+    known = entry("a", "db.example.com")
     arguments = ["explain", "db.example.com:5432", "--mode", "2", "--namespace", "shop", "--mesh", str(tmp_path)]
-    assert verbs.explain_verb(options([*arguments, "--virtual-ips", str(state)])) == 0
-    assert "listener 240.240.9.9_5432" in capsys.readouterr().out
+    for status, address in ([], "240.240.0.1"), ([{"host": "db.example.com", "value": "240.240.9.9"}], "240.240.9.9"):
+        known["status"] = {"addresses": status}
+        (tmp_path / "mine.yaml").write_text(generators.text([known]))
+        assert verbs.explain_verb(options(arguments)) == 0
+        said = capsys.readouterr().out
+        assert f"listener {address}_5432" in said
+        assert ("a new control plane would give" in said) == (not status)
 
 
 @settings(max_examples=30, deadline=None)

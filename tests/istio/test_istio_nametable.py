@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dns.rdatatype
 import dns.zone
-import pytest
 from hypothesis import given, settings
 from test_registry import HTTP, build, entry, piece, service
 
 import generators
 from generators import document
-from meshdns.core import errors
 from meshdns.istio import nametable, records
 from meshdns.istio.registry import Registry
 
@@ -95,9 +93,9 @@ def test_the_cluster_dns_holds_what_kubernetes_specifies() -> None:
 @given(generators.meshes())
 def test_records_are_records_and_srv_targets_have_addresses(mesh: list[generators.Document]) -> None:
     found = records.build(build(*mesh))
-    lines = [f"{one.name} {one.ttl_s} IN {one.rtype} {one.data}" for one in found]
+    lines = [f"{one.name} 30 IN {one.rtype} {one.data}" for one in found]
     head = ["@ 30 IN SOA ns.dns hostmaster 1 7200 1800 86400 30", "@ 30 IN NS ns.dns", "ns.dns 30 IN A 10.96.0.10"]
-    zone = dns.zone.from_text("\n".join([*head, *lines]), origin=records.zone(), relativize=False)
+    zone = dns.zone.from_text("\n".join([*head, *lines]), origin="cluster.local.", relativize=False)
     addressed = {str(name) for name, _, _ in zone.iterate_rdatas("A")}
     targets = {str(data.target) for _, _, data in zone.iterate_rdatas(dns.rdatatype.SRV)}
     assert targets <= addressed
@@ -116,13 +114,3 @@ def test_every_name_has_an_address_and_both_kinds_of_dns_agree_on_services(mesh:
     for one in model.services:
         if one.kubernetes and one.host in cluster:
             assert set(found[one.host]) == cluster[one.host]
-
-
-def test_records_live_as_long_as_the_service_says_or_the_server_is_told() -> None:
-    own = headless()
-    own["metadata"]["annotations"] = {"external-dns.alpha.kubernetes.io/ttl": "7"}
-    assert {one.ttl_s for one in records.build(build(own, PODS), 5)} == {7}
-    assert {one.ttl_s for one in records.build(build(headless(), PODS), 5)} == {5}
-    own["metadata"]["annotations"] = {"external-dns.alpha.kubernetes.io/ttl": "soon"}
-    with pytest.raises(errors.InputError, match="not a time to live"):
-        build(own, PODS)

@@ -10,15 +10,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_registry import build, entry, peer, piece, service
+from test_registry import build, entry, piece
 
 import generators
 from generators import document
 from meshdns.core import errors
-from meshdns.istio import explain, inbound, outbound, verbs
+from meshdns.istio import explain, outbound, verbs
 from meshdns.istio.outbound import BLACKHOLE, PASSTHROUGH, WILDCARD, Client, Outbound
 from meshdns.istio.registry import Registry, Service
-from meshdns.istio.resources import MtlsMode
 
 MODE1, MODE2 = Client("shop"), Client("shop", dns_proxy=True)
 WEB = "web.shop.svc.cluster.local"
@@ -214,16 +213,6 @@ def test_what_no_listener_takes_goes_where_the_policy_says() -> None:
                       spec={"outboundTrafficPolicy": {"mode": "REGISTRY_ONLY"}})  # fmt: skip
     assert outbound.build(build(), MODE1).fallback == PASSTHROUGH
     assert outbound.build(build(strict), MODE1).fallback == BLACKHOLE
-
-
-def test_inbound_ports_are_those_of_all_services_with_the_mode_of_each() -> None:
-    pod = document("Pod", "v1", "shop", "p", labels={"app": "web"}, status={"podIP": "198.18.0.21"})
-    chosen = peer("shop", "web", "STRICT", selector={"matchLabels": {"app": "web"}},
-                  portLevelMtls={"8080": {"mode": "DISABLE"}})  # fmt: skip
-    model = build(service(), piece({"addresses": ["198.18.0.21"]}), pod, chosen)
-    found = inbound.build(model, model.workloads[0])
-    assert [(one.number, one.mode, one.hosts) for one in found.ports] == [(8080, MtlsMode.DISABLE, (WEB,))]
-    assert found.mode is MtlsMode.STRICT
 
 
 @settings(max_examples=40, deadline=None)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import generators
 from generators import document
-from meshdns.istio import reader, registry, vips
+from meshdns.istio import reader, verbs
 from meshdns.istio.registry import Discovery, Registry
 from meshdns.istio.resources import MtlsMode
 
@@ -19,10 +19,8 @@ WEB = "web.shop.svc.cluster.local"
 HTTP = [{"name": "http", "port": 80}]
 
 
-def build(*documents: generators.Document, ready: dict[str, bool] | None = None) -> Registry:
-    given_ = reader.parse({"mesh.yaml": generators.text(documents)})
-    addresses = vips.assign(vips.Allocation(), vips.wanted(given_), vips.reserved(given_)).addresses
-    return registry.build(given_, addresses, ready)
+def build(*documents: generators.Document) -> Registry:
+    return verbs.build(reader.parse({"mesh.yaml": generators.text(documents)}))
 
 
 def service(name: str = "web", ip: str = "10.96.1.10", **rest: str) -> generators.Document:
@@ -46,21 +44,16 @@ def entry(name: str, host: str, **spec: object) -> generators.Document:
     return document("ServiceEntry", NETWORKING, "shop", name, spec=spec)
 
 
-def test_slices_of_a_service_are_one_set_of_endpoints_and_probes_decide_readiness() -> None:
+def test_slices_of_a_service_are_one_set_of_endpoints() -> None:
     first = {"addresses": ["198.18.0.9"], "conditions": {"ready": True, "terminating": True}, "zone": "a"}
     second = {"addresses": ["198.18.0.10"], "conditions": {"ready": False}, "targetRef": {"kind": "Pod", "name": "p"}}
     pod = document("Pod", "v1", "shop", "p", labels={"app": "web", "security.istio.io/tlsMode": "istio"})
     late = {**first, "conditions": {"ready": False}}  # the same endpoint, in a slice that is behind
     model = build(service(), piece(first), piece(second, late, name="web-y"), pod)
     one, two = model.of(WEB)[0].endpoints
-    assert (one.address, one.ready, one.serving, one.terminating, one.zone) == ("198.18.0.9", True, True, True, "a")
-    assert (two.ready, two.serving, two.sidecar, two.workload) == (False, False, True, "p")
+    assert (one.address, one.ready) == ("198.18.0.9", True)
+    assert (two.ready, two.sidecar, two.workload) == (False, True, "p")
     assert dict(two.labels)["app"] == "web"
-    assert two.identity == "spiffe://cluster.local/ns/shop/sa/default"
-    probed = build(
-        service(), piece(first), piece(second, name="web-y"), pod, ready={"198.18.0.10": True, "198.18.0.9": False}
-    )
-    assert [end.ready for end in probed.of(WEB)[0].endpoints] == [False, True]
 
 
 def test_services_come_by_age_then_by_name_and_namespace() -> None:
@@ -125,13 +118,12 @@ def test_a_subset_overrides_sections_and_a_port_replaces_all() -> None:
     model = build(two, rule("shop", "web", WEB, trafficPolicy=policy, subsets=[subset]))
     whole = model.policy(WEB, 81, "", "shop")
     assert whole.balancer is not None
-    assert (whole.balancer.simple, whole.pool) == ("RANDOM", None)
+    assert (whole.balancer.simple, whole.limits) == ("RANDOM", False)
     of_subset = model.policy(WEB, 81, "v1", "shop")
     assert of_subset.balancer is not None
     assert (of_subset.balancer.simple, of_subset.tls) == ("ROUND_ROBIN", whole.tls)
     of_port = model.policy(WEB, 80, "", "shop")
-    assert of_port.pool is not None
-    assert (of_port.pool.max_connections, of_port.balancer, of_port.tls) == (3, None, None)
+    assert (of_port.limits, of_port.balancer, of_port.tls) == (True, None, None)
 
 
 def test_a_destination_rule_is_looked_for_at_the_client_then_at_the_service_then_at_the_root() -> None:

@@ -447,9 +447,9 @@ def _discovery(one: outbound.Cluster) -> str:
 
 
 def _policy(policy: TrafficPolicy) -> str:
-    parts = [policy.balancer.simple or "default balancing" if not policy.balancer.hash else "consistent hash"
+    parts = [policy.balancer.simple or "default balancing" if not policy.balancer.hashes else "consistent hash"
              ] if policy.balancer else []  # fmt: skip
-    parts += ["connection limits"] if policy.pool else []
+    parts += ["connection limits"] if policy.limits else []
     parts += ["outlier detection"] if policy.outlier else []
     parts += [f"TLS {policy.tls.mode}"] if policy.tls else []
     return f" ({', '.join(parts)})" if parts else ""

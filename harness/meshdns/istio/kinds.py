@@ -163,17 +163,17 @@ def _slice_endpoint(item: Field, family: str) -> SliceEndpoint:
                 field.fault(f"{addresses[-1]} is not an {family} address", "make it agree with addressType")
         with fields.within("conditions") as conditions:
             ready = conditions.boolean("ready", default=True)
-            serving = conditions.boolean("serving", default=ready)
-            terminating = conditions.boolean("terminating")
+            for other in ("serving", "terminating"):
+                conditions.boolean(other)
         with fields.within("targetRef") as target:
             target.ignore("namespace", "uid", "resourceVersion", "fieldPath", "apiVersion")
             target.choice("kind", ("Pod",))
             pod = target.text("name")
-        fields.ignore("nodeName", "hints")
+        fields.ignore("nodeName", "hints", "zone")
         hostname = fields.text("hostname")
         if hostname and not is_label(hostname):
             item.fault(f"the hostname {hostname!r} is not a DNS label", "use lower-case letters, digits and dashes")
-        return SliceEndpoint(tuple(addresses), ready, serving, terminating, hostname, fields.text("zone"), pod)
+        return SliceEndpoint(tuple(addresses), ready, hostname, pod)
 
 
 # ---- Pod
@@ -265,12 +265,12 @@ def _workload(item: Field) -> Workload:
         text = address.text() if address else ""
         if address and text and not is_address(text) and not is_host(text):
             address.fault(f"{text!r} is neither an IP address nor a host name")
+        fields.text("locality")
+        fields.integer("weight", 1, MAX_WEIGHT)
         return Workload(
             address=text,
             ports=tuple(sorted((name, port(field)) for name, field in fields.pairs("ports").items())),
             labels=fields.labels("labels"),
-            locality=fields.text("locality"),
-            weight=fields.integer("weight", 1, MAX_WEIGHT) or 0,
             service_account=_account(fields.get("serviceAccount")),
         )
 

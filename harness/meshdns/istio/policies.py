@@ -10,14 +10,11 @@ from meshdns.istio.kinds import MAX_PORT, exported, once
 from meshdns.istio.resources import (
     Balancer,
     ClientTls,
-    ConsistentHash,
     DestinationRule,
     EnvoyFilter,
     Meta,
     MtlsMode,
-    Outlier,
     PeerAuthentication,
-    Pool,
     Sidecar,
     Subset,
     TrafficPolicy,
@@ -78,8 +75,8 @@ def _policy(field: Field, *, of_port: bool = False) -> TrafficPolicy:
             field.fault("the policy is empty", "give at least one of its fields")
         return TrafficPolicy(
             balancer=_balancer(balancer) if balancer else None,
-            pool=_pool(pool) if pool else None,
-            outlier=_outlier(outlier) if outlier else None,
+            limits=_pool(pool) if pool else False,
+            outlier=_outlier(outlier) if outlier else False,
             tls=_tls(tls) if tls else None,
             ports=tuple(sorted(ports, key=lambda pair: pair[0])),
         )
@@ -102,37 +99,41 @@ def _balancer(field: Field) -> Balancer:
             field.fault("the load balancer is not clear", "give either simple or consistentHash")
         word = simple.choice(_SIMPLE) if simple else ""
         word = {"UNSPECIFIED": "", "LEAST_CONN": "LEAST_REQUEST"}.get(word, word)  # the old name of the same policy
-        return Balancer(word, _hash(hashed) if hashed else None)
+        if hashed:
+            _check_hash(hashed)
+        return Balancer(word, hashes=hashed is not None)
 
 
-def _hash(field: Field) -> ConsistentHash:
+def _check_hash(field: Field) -> None:
     with field.fields() as fields:
         header, cookie, source, query = (fields.get(key) for key in _HASH_KEYS)
         if sum(one is not None for one in (header, cookie, source, query)) != 1:
             field.fault("the hash key is not clear", f"give one of {', '.join(_HASH_KEYS)}")
-        ring, size = _hash_table(fields)
-        if header:
-            return ConsistentHash("header", _named(header, is_header), ring_size=ring, maglev_size=size)
-        if query:
-            return ConsistentHash("query", _named(query, _is_parameter), ring_size=ring, maglev_size=size)
+        _check_table(fields)
+        for one, fits in ((header, is_header), (query, _is_parameter)):
+            if one:
+                _check_name(one, fits)
         if source and not source.boolean() and source.data is False:
             source.fault("nothing is hashed then", "set it to true, or hash something else")
-        if not cookie:
-            return ConsistentHash("source-ip", ring_size=ring, maglev_size=size)
-        with cookie.fields() as parts:
-            name, ttl, path = parts.need("name"), parts.get("ttl"), parts.get("path")
-            text = _named(name, _is_token) if name else ""
-            found = _named(path, _is_path) if path else ""
-            life_ms = ttl.duration_ms(zero=True) if ttl else None
-            return ConsistentHash("cookie", text, life_ms, found, ring, size)
+        if cookie:
+            _check_cookie(cookie)
 
 
-def _named(field: Field, fits: Callable[[str], bool]) -> str:
+def _check_cookie(field: Field) -> None:
+    with field.fields() as parts:
+        name, ttl, path = parts.need("name"), parts.get("ttl"), parts.get("path")
+        for one, fits in ((name, _is_token), (path, _is_path)):
+            if one:
+                _check_name(one, fits)
+        if ttl:
+            ttl.duration_ms(zero=True)
+
+
+def _check_name(field: Field, fits: Callable[[str], bool]) -> None:
     """A name that a request can have; the proxy would refuse an empty one, and never find others."""
     text = field.text()
     if not fits(text) and isinstance(field.data, str):
         field.fault(f"{text!r} is nothing that a request can have here", HEADER_STEP)
-    return text
 
 
 def _is_token(text: str) -> bool:
@@ -147,57 +148,48 @@ def _is_path(text: str) -> bool:
     return re.fullmatch(r"/[^;\x00-\x20\x7f]*", text) is not None
 
 
-def _hash_table(fields: Fields) -> tuple[int, int]:
-    """Least ring size and Maglev table size, 0 where not given."""
+def _check_table(fields: Fields) -> None:
+    """A hash ring's least size, or that of a Maglev table."""
     ring = fields.integer("minimumRingSize", 1, MAX_RING) or 0  # the older place of the same number
     with fields.within("ringHash") as given:
         ring = given.integer("minimumRingSize", 1, MAX_RING) or ring
     maglev = fields.get("maglev")
     if maglev is None:
-        return ring, 0
+        return
     if ring:
         maglev.fault("both a hash ring and Maglev are given", "keep one")
     with maglev.fields() as given:
         size = given.integer("tableSize", 2, MAX_MAGLEV) or 65537  # Envoy's default
         if any(size % divisor == 0 for divisor in range(2, int(size**0.5) + 1)):
             maglev.fault(f"the table size {size} is not a prime number", "give a prime, such as 65537")
-    return 0, size
 
 
-def _pool(field: Field) -> Pool:
+def _pool(field: Field) -> bool:
     with field.fields() as fields:
         if not fields.data:
             field.fault("the connection pool is empty", "give tcp or http")
         with fields.within("tcp") as tcp, fields.within("http") as http:
-            return Pool(
-                max_connections=tcp.integer("maxConnections", 1, MAX_COUNT),
-                connect_timeout_ms=tcp.duration_ms("connectTimeout"),
-                tcp_idle_timeout_ms=tcp.duration_ms("idleTimeout"),
-                max_connection_duration_ms=tcp.duration_ms("maxConnectionDuration"),
-                max_pending_requests=http.integer("http1MaxPendingRequests", 0, MAX_COUNT),
-                max_requests=http.integer("http2MaxRequests", 0, MAX_COUNT),
-                max_requests_per_connection=http.integer("maxRequestsPerConnection", 0, MAX_COUNT),
-                max_retries=http.integer("maxRetries", 0, MAX_COUNT),
-                http_idle_timeout_ms=http.duration_ms("idleTimeout"),
-            )
+            tcp.integer("maxConnections", 1, MAX_COUNT)
+            for each in ("connectTimeout", "idleTimeout", "maxConnectionDuration"):
+                tcp.duration_ms(each)
+            for each in ("http1MaxPendingRequests", "http2MaxRequests", "maxRequestsPerConnection", "maxRetries"):
+                http.integer(each, 0, MAX_COUNT)
+            http.duration_ms("idleTimeout")
+        return True
 
 
-def _outlier(field: Field) -> Outlier:
+def _outlier(field: Field) -> bool:
     with field.fields() as fields:
         split, local = fields.boolean("splitExternalLocalOriginErrors"), fields.get("consecutiveLocalOriginFailures")
-        count = local.integer(0, MAX_COUNT) if local else None
-        if local and count and not split:
+        if local and local.integer(0, MAX_COUNT) and not split:
             local.fault("local failures are not counted apart", "set splitExternalLocalOriginErrors to true")
-        return Outlier(
-            consecutive_5xx=fields.integer("consecutive5xxErrors", 0, MAX_COUNT),
-            consecutive_gateway=fields.integer("consecutiveGatewayErrors", 0, MAX_COUNT),
-            consecutive_local=count,
-            split_local=split,
-            interval_ms=fields.duration_ms("interval"),
-            base_ejection_ms=fields.duration_ms("baseEjectionTime"),
-            max_ejection_percent=fields.integer("maxEjectionPercent", 0, 100),
-            min_health_percent=fields.integer("minHealthPercent", 0, 100),
-        )
+        for each in ("consecutive5xxErrors", "consecutiveGatewayErrors"):
+            fields.integer(each, 0, MAX_COUNT)
+        for each in ("interval", "baseEjectionTime"):
+            fields.duration_ms(each)
+        for each in ("maxEjectionPercent", "minHealthPercent"):
+            fields.integer(each, 0, 100)
+        return True
 
 
 def _tls(field: Field) -> ClientTls:
@@ -207,7 +199,7 @@ def _tls(field: Field) -> ClientTls:
         if sni and text and not _SNI.fullmatch(text):
             shown = text if len(text) <= MAX_SNI else f"{text[:20]}… ({len(text)} characters)"
             sni.fault(f"{shown!r} is not a server name", f"use up to {MAX_SNI} letters, digits, dots and dashes")
-        return ClientTls(mode, text)
+        return ClientTls(mode)
 
 
 def _tls_mode(field: Field | None) -> str:

@@ -24,7 +24,6 @@ _READERS: dict[str, tuple[tuple[str, ...], Callable[[Meta, Fields], Resource]]] 
     "EnvoyFilter": (ISTIO, policies.envoy_filter),
 }
 # What an API server adds to a stored object; it says nothing about the mesh.
-_TTL = "external-dns.alpha.kubernetes.io/ttl"
 # What the injector writes down of itself; every Pod with a sidecar has them.
 _INJECTED = ("sidecar.istio.io/status", "istio.io/rev")
 INJECT, PROXY_CONFIG = "sidecar.istio.io/inject", "proxy.istio.io/config"
@@ -118,27 +117,19 @@ def _meta(kind: str, top: Fields) -> Meta:
         if namespace and where and not schema.is_label(where):
             namespace.fault(f"{where!r} is not a name", "use lower-case letters, digits and dashes")
         meta.ignore(*_SERVER_FIELDS)
-        ttl_s, notes = _annotations(meta, kind)
+        notes = _annotations(meta, kind)
         created = meta.get("creationTimestamp")
         made_s = created.time_s() if created else 0
-        return Meta(kind, where, text, made_s, meta.labels("labels"), ttl_s, notes, top.at.place, top.at.path)
+        return Meta(kind, where, text, made_s, meta.labels("labels"), notes, top.at.place, top.at.path)
 
 
-def _annotations(meta: Fields, kind: str) -> tuple[int, Labels]:
-    """The records' time to live, as external-dns has it said, and Istio's of a Pod; other notes change nothing.
-
-    Those that would steer Istio are not silently dropped.
-    """
+def _annotations(meta: Fields, kind: str) -> Labels:
+    """Istio's of a Pod; others that would steer Istio are not silently dropped, the rest changes nothing."""
     field = meta.get("annotations")
     if field is None:
-        return 0, ()
-    found, honoured = 0, _OF_PODS if kind == "Pod" else ()
+        return ()
+    honoured = _OF_PODS if kind == "Pod" else ()
     for key, child in field.pairs().items():
         if key.partition("/")[0].endswith("istio.io") and key not in (*_INJECTED, *honoured):
             child.fault("Istio's annotations are not supported", "remove it")
-        if key == _TTL:
-            text = child.text()
-            found = int(text) if text.isascii() and text.isdigit() else 0
-            if not 0 < found < 2**31:
-                child.fault(f"{text!r} is not a time to live", "write seconds as text, e.g. '30'")
-    return found, tuple((key, value) for key, value in field.labels() if key in honoured)
+    return tuple((key, value) for key, value in field.labels() if key in honoured)

@@ -5,15 +5,11 @@ Services only: a ServiceEntry's host is the world's. Reverse records are left ou
 
 from __future__ import annotations
 
-import dataclasses
 import ipaddress
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from meshdns.istio.registry import Endpoint, Registry, Service
-from meshdns.istio.resources import DOMAIN
-
-TTL_S = 30  # what Kubernetes' own CoreDNS manifest sets
 
 
 @dataclass(frozen=True, order=True)
@@ -23,21 +19,11 @@ class Record:
     name: str
     rtype: str  # A, AAAA or SRV
     data: str
-    ttl_s: int = TTL_S
 
 
-def build(registry: Registry, ttl_s: int = TTL_S) -> tuple[Record, ...]:
-    """All records, sorted, each once; `ttl_s` where a Service does not say its own."""
-    return tuple(
-        sorted(
-            {
-                dataclasses.replace(one, ttl_s=service.record_ttl_s or ttl_s)
-                for service in registry.services
-                if service.kubernetes
-                for one in _records(service)
-            }
-        )
-    )
+def build(registry: Registry) -> tuple[Record, ...]:
+    """All records, sorted, each once."""
+    return tuple(sorted({one for each in registry.services if each.kubernetes for one in _records(each)}))
 
 
 def _records(service: Service) -> Iterator[Record]:
@@ -71,8 +57,3 @@ def _address(name: str, address: str) -> Record:
 
 def _srv(name: str, port: int, target: str) -> Record:
     return Record(name, "SRV", f"0 100 {port} {target}")  # priority 0, all weights alike
-
-
-def zone() -> str:
-    """The zone of these records, with its final dot."""
-    return f"{DOMAIN}."

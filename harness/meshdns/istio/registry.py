@@ -13,13 +13,11 @@ from dataclasses import dataclass, field, replace
 from meshdns.core.schema import Labels
 from meshdns.istio import resources
 from meshdns.istio.resources import (
-    DOMAIN,
     ROOT_NAMESPACE,
     TLS_MODE,
     DestinationRule,
     MtlsMode,
     PeerAuthentication,
-    Pod,
     Resources,
     Sidecar,
     Subset,
@@ -50,25 +48,16 @@ class Endpoint:
     address: str  # an IP address; for DNS resolution also a name
     ports: tuple[tuple[str, int], ...]  # name of the service's port, number here
     ready: bool = True
-    serving: bool = True
-    terminating: bool = False
-    zone: str = ""
     hostname: str = ""
     namespace: str = ""
     workload: str = ""  # name of the pod
     labels: Labels = ()
     service_account: str = ""
     sidecar: bool = False  # whether it can speak mutual TLS
-    weight: int = 0  # 0: all alike
 
     def port(self, name: str) -> int:
         """The number of a named port; 0 where this endpoint does not have it."""
         return dict(self.ports).get(name, 0)
-
-    @property
-    def identity(self) -> str:
-        """The SPIFFE name in its certificate, as Istio gives them; empty where it has none."""
-        return identity(self.namespace, self.service_account) if self.service_account else ""
 
 
 @dataclass(frozen=True)
@@ -87,7 +76,6 @@ class Service:
     virtual_ip: str = ""  # allocated, known to sidecars with a DNS proxy only
     external: bool = False  # outside the mesh
     publish_not_ready: bool = False
-    record_ttl_s: int = 0  # of its DNS records; 0: the usual
     endpoints: tuple[Endpoint, ...] = ()
 
     @property
@@ -106,7 +94,6 @@ class Registry:
     """Everything known, read-only; equal for the same resources in whatever order they came."""
 
     services: tuple[Service, ...] = ()
-    workloads: tuple[Pod, ...] = ()
     routes: tuple[VirtualService, ...] = ()
     rules: tuple[DestinationRule, ...] = ()
     peers: tuple[PeerAuthentication, ...] = ()
@@ -185,13 +172,9 @@ class Registry:
         return next((one.policy for one in (*chosen, *wide, *mesh)), "ALLOW_ANY")
 
 
-def build(given: Resources, virtual_ips: Mapping[str, str], ready: Mapping[str, bool] | None = None) -> Registry:
-    """The model of the resources.
-
-    `virtual_ips`: by `key` of entry and host (module vips). `ready`: by endpoint address, what probes found; it
-    replaces the condition that the EndpointSlices state.
-    """
-    endpoints = _slice_endpoints(given, ready or {})
+def build(given: Resources, virtual_ips: Mapping[str, str]) -> Registry:
+    """The model of the resources; `virtual_ips` by `key` of entry and host (module vips)."""
+    endpoints = _slice_endpoints(given)
     found = [_kubernetes(service, endpoints) for service in given.services]
     found += [_entry(entry, host, virtual_ips) for entry in given.entries for host in entry.hosts]
     found.sort(key=lambda one: (one.created_s, f"{one.name}.{one.namespace}", one.resource))
@@ -203,7 +186,6 @@ def build(given: Resources, virtual_ips: Mapping[str, str], ready: Mapping[str, 
         rules[rule.host].append(rule)
     return Registry(
         services=tuple(found),
-        workloads=given.pods,
         routes=given.virtual_services,
         rules=given.rules,
         peers=given.peers,
@@ -212,11 +194,6 @@ def build(given: Resources, virtual_ips: Mapping[str, str], ready: Mapping[str, 
         _rules={host: tuple(those) for host, those in rules.items()},
         _routes={host: one for one in reversed(given.virtual_services) for host in one.hosts},
     )
-
-
-def identity(namespace: str, service_account: str) -> str:
-    """The SPIFFE name of a service account."""
-    return f"spiffe://{DOMAIN}/ns/{namespace}/sa/{service_account}"
 
 
 def key(entry: resources.ServiceEntry, host: str) -> str:
@@ -237,7 +214,7 @@ def _merge(base: TrafficPolicy, over: TrafficPolicy, port: int) -> TrafficPolicy
             return replace(of_port, ports=())
     return TrafficPolicy(
         balancer=over.balancer or base.balancer,
-        pool=over.pool or base.pool,
+        limits=over.limits or base.limits,
         outlier=over.outlier or base.outlier,
         tls=over.tls or base.tls,
     )
@@ -256,19 +233,18 @@ def _kubernetes(service: resources.Service, endpoints: Mapping[tuple[str, str], 
         discovery=Discovery.EDS if service.cluster_ips else Discovery.ORIGINAL_DST,
         addresses=service.cluster_ips,
         publish_not_ready=service.publish_not_ready,
-        record_ttl_s=service.meta.record_ttl_s,
         endpoints=_each_once(mine),
     )
 
 
 def _each_once(found: list[Endpoint]) -> tuple[Endpoint, ...]:
     """An endpoint may stand in two slices while it moves from one to the other: it is ready if either says so."""
-    ranked = sorted(found, key=lambda one: (one.ready, one.serving, not one.terminating, one.zone, one.hostname))
+    ranked = sorted(found, key=lambda one: (one.ready, one.hostname))
     once = {(one.address, one.ports): one for one in ranked}
     return tuple(sorted(once.values(), key=lambda one: (_numeric(one.address), one.ports)))
 
 
-def _slice_endpoints(given: Resources, ready: Mapping[str, bool]) -> dict[tuple[str, str], list[Endpoint]]:
+def _slice_endpoints(given: Resources) -> dict[tuple[str, str], list[Endpoint]]:
     """Endpoints by namespace and name of their Service."""
     by_name = {(pod.meta.namespace, pod.meta.name): pod for pod in given.pods}
     by_address = {pod.address: pod for pod in given.pods if pod.address}
@@ -277,15 +253,11 @@ def _slice_endpoints(given: Resources, ready: Mapping[str, bool]) -> dict[tuple[
         for one in piece.endpoints:
             for address in one.addresses:
                 pod = by_name.get((piece.meta.namespace, one.pod)) or by_address.get(address)
-                is_ready = ready.get(address, one.ready)
                 found[piece.meta.namespace, piece.service].append(
                     Endpoint(
                         address=address,
                         ports=piece.ports,
-                        ready=is_ready,
-                        serving=is_ready if address in ready else one.serving,
-                        terminating=one.terminating,
-                        zone=one.zone,
+                        ready=one.ready,
                         hostname=one.hostname,
                         namespace=piece.meta.namespace,
                         workload=pod.meta.name if pod else one.pod,
@@ -323,16 +295,13 @@ def _workload_endpoint(one: Workload, entry: resources.ServiceEntry) -> Endpoint
     numbers = tuple((port.name, own.get(port.name) or int(port.target) or port.number) for port in entry.ports)
     # Istio's rule: a workload that names its service account speaks mutual TLS, unless its label says otherwise.
     sidecar = dict(one.labels).get(TLS_MODE, "istio" if one.service_account else "disabled") == "istio"
-    parts = (*one.locality.split("/"), "", "")
     return Endpoint(
         address=one.address,
         ports=numbers,
-        zone=parts[1],
         namespace=entry.meta.namespace,
         labels=one.labels,
         service_account=one.service_account,
         sidecar=sidecar,
-        weight=one.weight,
     )
 
 

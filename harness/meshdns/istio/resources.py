@@ -88,7 +88,6 @@ class Meta:
     name: str
     created_s: int = 0  # metadata.creationTimestamp in seconds since 1970; 0: not said, older than any
     labels: Labels = ()
-    record_ttl_s: int = 0  # of its DNS records; 0: the usual
     annotations: Labels = ()  # Istio's, of those that are read
     place: Place = field(default=Place(""), compare=False)
     path: str = field(default="", compare=False)  # within its document, as `items[2]` of a List
@@ -135,10 +134,7 @@ class SliceEndpoint:
 
     addresses: tuple[str, ...]
     ready: bool = True
-    serving: bool = True
-    terminating: bool = False
     hostname: str = ""
-    zone: str = ""
     pod: str = ""  # targetRef.name
 
 
@@ -168,8 +164,6 @@ class Workload:
     address: str
     ports: tuple[tuple[str, int], ...] = ()
     labels: Labels = ()
-    locality: str = ""
-    weight: int = 0  # 0: not said, all alike
     service_account: str = ""
 
 
@@ -226,8 +220,6 @@ class Retries:
     """When a failed request is tried again; attempts 0 switches Istio's default retries off."""
 
     attempts: int
-    per_try_timeout_ms: int | None = None
-    retry_on: str = ""  # Envoy's words, comma-separated; empty: Istio's default
 
 
 @dataclass(frozen=True)
@@ -278,52 +270,11 @@ class VirtualService:
 
 
 @dataclass(frozen=True)
-class ConsistentHash:
-    """What is hashed, and how the ring is made."""
-
-    key: str  # header, cookie, source-ip or query
-    name: str = ""  # of the header, cookie or query parameter
-    cookie_ttl_ms: int | None = None  # with one, Envoy sets the cookie; 0: for the session
-    cookie_path: str = ""
-    ring_size: int = 0  # least ring size; 0: Envoy's 1024
-    maglev_size: int = 0  # table size of Maglev; 0: a hash ring is used
-
-
-@dataclass(frozen=True)
 class Balancer:
     """How an endpoint is chosen; Istio's default is LEAST_REQUEST."""
 
     simple: str = ""  # LEAST_REQUEST, ROUND_ROBIN, RANDOM, PASSTHROUGH, or empty: the default
-    hash: ConsistentHash | None = None
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Circuit breaker limits; None: no limit."""
-
-    max_connections: int | None = None
-    connect_timeout_ms: int | None = None  # None: Istio's 10 s
-    tcp_idle_timeout_ms: int | None = None
-    max_connection_duration_ms: int | None = None
-    max_pending_requests: int | None = None
-    max_requests: int | None = None
-    max_requests_per_connection: int | None = None
-    max_retries: int | None = None
-    http_idle_timeout_ms: int | None = None
-
-
-@dataclass(frozen=True)
-class Outlier:
-    """When an endpoint is left out for a while; None: Envoy's default."""
-
-    consecutive_5xx: int | None = None
-    consecutive_gateway: int | None = None
-    consecutive_local: int | None = None
-    split_local: bool = False
-    interval_ms: int | None = None
-    base_ejection_ms: int | None = None
-    max_ejection_percent: int | None = None
-    min_health_percent: int | None = None
+    hashes: bool = False  # by something of the request
 
 
 @dataclass(frozen=True)
@@ -331,7 +282,6 @@ class ClientTls:
     """How the sidecar speaks to the endpoints."""
 
     mode: str  # DISABLE, SIMPLE or ISTIO_MUTUAL
-    sni: str = ""
 
 
 @dataclass(frozen=True)
@@ -339,8 +289,8 @@ class TrafficPolicy:
     """Each section is whole or absent; `ports` replace all four for one port."""
 
     balancer: Balancer | None = None
-    pool: Pool | None = None
-    outlier: Outlier | None = None
+    limits: bool = False  # of connections
+    outlier: bool = False  # failing endpoints are left out for a while
     tls: ClientTls | None = None
     ports: tuple[tuple[int, TrafficPolicy], ...] = ()
 

@@ -127,21 +127,18 @@ def _destination(item: Field, namespace: str, *, alone: bool) -> Destination:
 def _retries(field: Field) -> Retries:
     with field.fields() as fields:
         attempts = fields.need("attempts")
-        return Retries(
-            attempts=attempts.integer(0, MAX_ATTEMPTS) if attempts else 0,
-            per_try_timeout_ms=fields.duration_ms("perTryTimeout"),
-            retry_on=_retry_on(fields.get("retryOn")),
-        )
+        fields.duration_ms("perTryTimeout")
+        _check_conditions(fields.get("retryOn"))
+        return Retries(attempts.integer(0, MAX_ATTEMPTS) if attempts else 0)
 
 
-def _retry_on(field: Field | None) -> str:
+def _check_conditions(field: Field | None) -> None:
     """Conditions of Envoy and statuses; an unknown word would never apply, and nobody would say so."""
     text = field.text() if field else ""
     for word in filter(None, map(str.strip, text.split(","))):
         status = word.isascii() and word.isdecimal() and 100 <= int(word) <= 599
         if field and not status and word not in CONDITIONS:
             field.fault(f"{word!r} is not a condition for a retry", f"supported: {', '.join(CONDITIONS)}, a status")
-    return text
 
 
 def _percent(fields: Fields) -> float:

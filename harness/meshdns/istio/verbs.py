@@ -28,7 +28,7 @@ def validate(options: argparse.Namespace) -> int:
     counts = Counter(one.meta.kind for one in given)
     shown = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     print(f"valid: {shown or 'nothing in it'}")
-    model = build(given, vips.Allocation())
+    model = build(given)
     for mode, dns_proxy in (("mode 1", False), ("mode 2", True)):
         for one in outbound.build(model, outbound.Client("default", dns_proxy=dns_proxy)).conflicts:
             print(f"note: in {mode}, {one.loser} loses listener {one.listener} to {one.winner}: {one.why}")
@@ -63,21 +63,18 @@ def explain_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pod", metavar="[NAMESPACE/]NAME", help="the caller, one of the YAML's Pods")
     parser.add_argument("--namespace", help="the caller's (default: that of the pod, or the only one of the YAML)")
     parser.add_argument("--mesh", type=Path, default=MESH, metavar="FOLDER", help="the YAML (default: the testbed's)")
-    parser.add_argument("--virtual-ips", type=Path, metavar="FILE",
-                        help="those in force: a control plane's /status page, or its virtual-ips.json (default: as a "
-                        "new control plane would give them)")  # fmt: skip
 
 
 def explain_verb(options: argparse.Namespace) -> int:
     """Print which way the name takes."""
     host, port = target(options.target)
-    allocation = vips.load(options.virtual_ips) if options.virtual_ips else vips.Allocation()
     given = reader.read([options.mesh])
-    model = build(given, allocation)
+    model = build(given)
     found = explain.explain(model, host, port, caller(given, options.pod, options.namespace, options.mode))
     print("\n".join([*explain.lines(found), *_patched(given)]))
-    if not options.virtual_ips and {one.virtual_ip for one in model.services} & set(found.lookup.addresses):
-        print("\nthe virtual IP is the one that a new control plane would give; --virtual-ips takes those in force")
+    given_new = {one.virtual_ip for one in model.services} - {*vips.allocated(given).values()}
+    if given_new & set(found.lookup.addresses):
+        print("\nthe virtual IP is the one that a new control plane would give: no status of the entry says another")
     return 0
 
 
@@ -114,8 +111,6 @@ def target(text: str) -> tuple[str, int | None]:
     return host.strip("[]"), int(number)
 
 
-def build(given: Resources, allocation: vips.Allocation) -> Registry:
-    """The model with virtual IPs for all that want one: those in force, those that stand in a status, or new ones."""
-    before = vips.Allocation({**vips.allocated(given), **allocation.addresses}, allocation.last)
-    addresses = vips.assign(before, vips.wanted(given), vips.reserved(given)).addresses
-    return registry.build(given, addresses)
+def build(given: Resources) -> Registry:
+    """The model with virtual IPs for all that want one: those that stand in a status, or new ones."""
+    return registry.build(given, vips.assign(vips.allocated(given), vips.wanted(given), vips.reserved(given)))

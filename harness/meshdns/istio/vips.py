@@ -1,60 +1,42 @@
-"""Virtual IPs for ServiceEntries without an address: given once, kept as long as the entry is there.
+"""Virtual IPs for ServiceEntries without an address: those that Istio has given, and new ones for the others.
 
-The rules for who gets one are those of Istio's IP auto-allocation. Unlike an allocation by hash of all hosts, an entry
-that comes or goes moves no other. A freed address is given out again last, when no client remembers it any more.
+The rules for who gets one are those of Istio's IP auto-allocation.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ipaddress
-import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 
 from meshdns.core import errors
 from meshdns.istio import registry
 from meshdns.istio.resources import Resources
 
 RANGE = "240.240.0.0/16"  # class E, which no network routes; Istio's range
-VERSION = 1
 
 
-@dataclass(frozen=True)
-class Allocation:
-    """Virtual IPs by `registry.key`, and where the search goes on."""
-
-    addresses: Mapping[str, str] = field(default_factory=dict)
-    last: str = ""  # given out most recently
-
-
-def assign(previous: Allocation, wanted: Sequence[str], reserved: Iterable[str] = (), cidr: str = RANGE) -> Allocation:
-    """An address for each key, in order; those that had one keep it unless a user's own address now claims it.
+def assign(
+    before: Mapping[str, str], wanted: Sequence[str], reserved: Iterable[str] = (), cidr: str = RANGE
+) -> dict[str, str]:
+    """An address for each key, in order; those that have one keep it unless a user's own address claims it.
 
     `reserved` holds addresses and CIDR blocks of users. InputError when the range is used up.
     """
     net = ipaddress.IPv4Network(cidr)
     taken = _Taken(reserved, net)
-    kept = {key: previous.addresses[key] for key in wanted if key in previous.addresses}
-    kept = {key: address for key, address in kept.items() if _usable(int(ipaddress.IPv4Address(address)), net, taken)}
-    used = {int(ipaddress.IPv4Address(address)) for address in kept.values()}
-    first = int(net.network_address)
-    last = int(ipaddress.IPv4Address(previous.last)) if previous.last else first
-    given = previous.last
+    known = {key: int(ipaddress.IPv4Address(before[key])) for key in wanted if key in before}
+    kept = {key: address for key, address in known.items() if _usable(address, net, taken)}
+    used = {*kept.values()}
+    free = (at for at in range(int(net[0]), int(net[-1]) + 1) if _usable(at, net, taken) and at not in used)
     found: dict[str, str] = {}
     for key in dict.fromkeys(wanted):
-        if key not in kept:
-            last = _next(last, used, net, taken)
-            if last < 0:
-                raise errors.InputError(f"no virtual IP is left in {cidr} for {key}: {len(used)} are given",
-                                        step="remove entries, or give some their own addresses")  # fmt: skip
-            used.add(last)
-            given = str(ipaddress.IPv4Address(last))
-        found[key] = kept.get(key) or given
-    return Allocation(found, given)
+        address = kept[key] if key in kept else next(free, 0)
+        if not address:
+            raise errors.InputError(f"no virtual IP is left in {cidr} for {key}: {len(found)} are given",
+                                    step="remove entries, or give some their own addresses")  # fmt: skip
+        found[key] = str(ipaddress.IPv4Address(address))
+    return found
 
 
 class _Taken:
@@ -79,16 +61,6 @@ def _usable(address: int, net: ipaddress.IPv4Network, taken: _Taken) -> bool:
     """x.y.z.0 and x.y.z.255 are left out: some programs take them for a network and a broadcast address."""
     first = int(net.network_address)
     return first <= address < first + net.num_addresses and address % 256 not in (0, 255) and address not in taken
-
-
-def _next(last: int, used: set[int], net: ipaddress.IPv4Network, taken: _Taken) -> int:
-    """The next free address after `last`, around the range once; -1 if there is none."""
-    first, size = int(net.network_address), net.num_addresses
-    for step in range(1, size + 1):
-        address = first + (last - first + step) % size
-        if address not in used and _usable(address, net, taken):
-            return address
-    return -1
 
 
 def wanted(given: Resources) -> list[str]:
@@ -121,54 +93,3 @@ def _is_v4(text: str) -> bool:
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(text).version == 4
     return False
-
-
-def load(path: Path) -> Allocation:
-    """The stored allocation, or the one that a control plane's status page shows; none where there is no file.
-
-    DataError if the file is neither.
-    """
-    try:
-        return _decoded(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return Allocation()
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        fact = f"not a table of virtual IPs ({reason})"
-        step = "restore it, or remove it: every entry then gets a new address"
-        raise errors.DataError(fact, place=str(path), step=step) from error
-    except OSError as error:
-        raise errors.StorageError(f"cannot be read: {error.strerror}", place=str(path)) from error
-
-
-def _decoded(data: dict[str, object]) -> Allocation:
-    if "virtual_ips" in data:  # the page says what is given, not where the search goes on
-        data = {"version": VERSION, "addresses": data["virtual_ips"], "last": ""}
-    if data["version"] != VERSION:
-        raise ValueError(f"version {data['version']}, not {VERSION}")
-    table, last = data["addresses"], data["last"]
-    if not isinstance(table, dict) or not isinstance(last, str):
-        raise TypeError("a field has another type")
-    addresses = {str(key): str(ipaddress.IPv4Address(value)) for key, value in table.items()}
-    if len(set(addresses.values())) != len(addresses):
-        raise ValueError("an address is given twice")
-    return Allocation(addresses, str(ipaddress.IPv4Address(last)) if last else "")
-
-
-def save(path: Path, allocation: Allocation) -> None:
-    """Store the allocation whole or not at all; StorageError if the disk refuses."""
-    document = {"version": VERSION, "last": allocation.last, "addresses": dict(sorted(allocation.addresses.items()))}
-    temporary = ""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-            temporary = file.name
-            json.dump(document, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        raise errors.StorageError(f"cannot be written: {error.strerror}", place=str(path),
-                                  step="the virtual IPs stay as they were") from error  # fmt: skip
