@@ -379,6 +379,30 @@ def test_a_group_that_asks_the_api_server_starts_live_and_says_why(
     assert capsys.readouterr().err == ""
 
 
+def test_a_plan_that_calls_what_nobody_has_recorded_starts_live_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    options = argparse.Namespace(live=False)
+    assert cli._groups(options, WORLD, {"shop", "outside"}) == {"shop", "outside", "live"}
+    assert "was not recorded: its own control plane starts" in capsys.readouterr().err
+    assert cli._groups(options, WORLD, {"outside"}) == {"outside"}
+    assert cli._groups(argparse.Namespace(live=True), WORLD, ()) == {"live"}
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("arguments", "left_out"), [(["up"], WORLD.live_groups | {"live"}), (["up", "--live"], set())])
+def test_a_testbed_that_is_left_running_has_live_groups_where_it_is_live(
+    arguments: list[str], left_out: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def made(_: object, groups: frozenset[str]) -> Bed:
+        asked.append(groups)
+        return Bed()
+
+    monkeypatch.setattr(cli, "_bed", made)
+    assert cli.main(arguments) == 0
+    assert asked == [(WORLD.groups | {"live"}) - left_out]
+
+
 def test_a_testbed_that_an_interrupt_finds_half_way_up_is_taken_down(monkeypatch: pytest.MonkeyPatch) -> None:
     bed = Bed(up=KeyboardInterrupt())
     monkeypatch.setattr(cli, "_bed", lambda *_: bed)

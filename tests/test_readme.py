@@ -60,7 +60,7 @@ HELD = {
     "report --plan quick": Held(LONG, "meshdns report --help", "tests/browser/test_sample_report.py"),
     "trace URL --arm mode1": Held(ENGINE, "meshdns trace --help", "tests/testbed/test_paths.py"),
     "meshdns record": Held(ENGINE, "meshdns record --help", "tests/testbed/test_live.py"),
-    "meshdns status": Held(ENGINE, "meshdns status --help", "tests/testbed/test_control_plane.py"),
+    "meshdns status": Held(ENGINE, "meshdns status --help", "tests/testbed/test_live.py"),
     "pip wheel --no-deps .": Held("builds for some seconds", by="tests/test_wheel.py"),
     "pip install meshdns-0.1.0-py3-none-any.whl": Held("changes the environment", by="tests/test_wheel.py"),
     "meshdns report --runs data/sample": Held("takes half a minute", "meshdns report --help", "tests/test_wheel.py"),

@@ -152,9 +152,8 @@ class Plane:
 
     def replicas(self, service: Service) -> list[str]:
         """Those that it tells of."""
-        spare = {pod.pod: READY if pod.ready else "" for pod in self.place.world.pods}
-        known = {**dict.fromkeys(service.replicas, READY), **spare, **self.states}
-        return [pod for pod in service.replicas if known[pod] == READY]
+        known = {**dict.fromkeys(service.replicas, READY), **self.states}
+        return [pod for pod, state in known.items() if state == READY]
 
 
 @dataclass

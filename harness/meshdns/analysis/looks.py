@@ -40,8 +40,6 @@ KNOWN = {
     "tproxy": Look("#742C5B", "X"),
     "ebpf": Look("#3FA0DA", "*"),
 }
-# The same mode, configured by the control plane.
-ALIKE = {"mode1-xds": "mode1", "mode2-xds": "mode2-agent", "mode2-envoy-xds": "mode2-envoy"}
 OTHER = Look("#444444", "o")  # what belongs to no arm
 # Of arms not known by name: no colour is one of the above, and as the numbers of both have no common divisor, none
 # looks like another until there are 35.
@@ -64,9 +62,9 @@ class Looks:
 
     def __getitem__(self, arm: str) -> Look:
         """The arm's look."""
-        if found := KNOWN.get(ALIKE.get(arm, arm)):
+        if found := KNOWN.get(arm):
             return found
-        further = [each for each in self.arms if ALIKE.get(each, each) not in KNOWN]
+        further = [each for each in self.arms if each not in KNOWN]
         if arm not in further:
             return OTHER
         place = further.index(arm)

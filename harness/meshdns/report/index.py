@@ -43,7 +43,6 @@ def document(pages: Sequence[Page], runs: store.Runs, unasked: Sequence[Unasked]
         summary=f"{_count(len(runs.headers), 'run')} of {' to '.join(dict.fromkeys((days[0], days[-1])))}, "
         f"{_count(blocks, 'block')}, {len(runs.samples):,} requests in {_count(len(runs.cells), 'cell')}",
         invalid=int((~runs.cells["valid"].astype(bool)).sum()),
-        imitated=any(each.imitated for each in pages),
         self_test=next((each for each in pages if each.stem.startswith(SELF_TEST)), None),
         cards=sorted(pages, key=lambda each: (each.stem.startswith(SELF_TEST), each.stem.startswith(CLAIMS))),
         unasked=unasked,

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import base64
-import re
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import nbformat
 
@@ -17,8 +15,6 @@ from meshdns.report import markup
 
 HIDDEN = ("parameters", "injected-parameters", "load")  # set up, and say nothing
 ALTERNATIVE_LENGTH = 400  # a screen reader cannot skim: the caption's first sentences are enough
-# Parts that are not what they stand for (templates/imitated.html); whoever measures the originals changes both.
-IMITATED = re.compile(r"-xds\b", re.IGNORECASE)
 PNG, PDF, MARKDOWN = "image/png", "application/pdf", "text/markdown"
 
 
@@ -60,12 +56,6 @@ class Page:
     def figures(self) -> list[Figure]:
         """All of the page, in order."""
         return [figure for part in self.parts for figure in part.figures]
-
-    @cached_property
-    def imitated(self) -> bool:
-        """It tells of parts that are not what they stand for."""
-        content = [self.answer, *(part.content + part.caption for part in self.parts)]
-        return any(IMITATED.search(markup.text(each)) for each in content)
 
 
 def read(notebook: nbformat.NotebookNode, stem: str) -> Page:

@@ -260,7 +260,7 @@ def test_no_root_no_install(docker, machine, monkeypatch):
 
 def test_targets_are_the_marked_stages():
     names = engine.targets(ROOT / "compose/images/Dockerfile")
-    assert {"client", "dns", "web", "observer", "envoy"} <= set(names)
+    assert {"client", "dns", "web", "observer", "sidecar"} <= set(names)
     assert not {"apt", "wheels", "fetch"} & set(names)
 
 
