@@ -82,7 +82,7 @@ OF_SEVERAL = {
     "lab/test_recording_place.py": "the place in memory, which lies in tests/worlds",
     "studies/test_tables.py": "the tables of one made-up world",
 }
-KINDS = ("envoy", "kernel", "traffic", "unit")  # what the other tests of a module need, or do without
+KINDS = ("kernel", "unit")  # what the other tests of a module need, or do without
 
 
 def test_tests_lie_where_the_modules_lie_that_they_try():
