@@ -43,10 +43,8 @@ def test_the_table_has_cluster_ips_own_addresses_and_virtual_ips() -> None:
         WEB: ("10.96.1.10",), "a.example.com": ("240.240.0.1",), "b.example.com": ("10.1.0.1",),
         "*.c.example.com": ("10.1.0.2",),
     }  # fmt: skip
-    assert nametable.to_json(nametable.build(model))["table"][WEB] == {
-        "ips": ["10.96.1.10"], "registry": "Kubernetes", "namespace": "shop", "shortname": "web", "alt_hosts": [],
-    }  # fmt: skip
-    assert nametable.to_json(nametable.build(model))["table"]["a.example.com"]["registry"] == "External"
+    assert nametable.build(model)[WEB] == nametable.Name(("10.96.1.10",), "Kubernetes", "shop", "web")
+    assert nametable.build(model)["a.example.com"].registry == "External"
 
 
 def test_a_headless_service_is_its_ready_pods_and_their_own_names() -> None:

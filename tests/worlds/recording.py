@@ -357,17 +357,13 @@ class Recording:
         if asked.hostname != "127.0.0.1":
             return self._outer(self.pods[asked.hostname or ""], asked)
         sidecar = parts.sidecar(self.world.named(pod))
-        own = {ports.PORT_DNS_METRICS: f"{pod}-dns", ports.PORT_LOADER: f"{pod}-loader"}
-        own |= {ports.PORT_NODE_DNS: f"{pod}-node-dns"}
+        own = {ports.PORT_LOADER: f"{pod}-loader", ports.PORT_NODE_DNS: f"{pod}-node-dns"}
         if not self._runs(own.get(asked.port or 0, sidecar)):
             return None
         if asked.port == ports.PORT_LOADER:
             return json.dumps({"counters": {}})
         if asked.port == ports.PORT_NODE_DNS:
             return f"coredns_dns_requests_total{{}} {self.counted[f'{pod}/node']}"
-        if asked.port == ports.PORT_DNS_METRICS:
-            known, forwarded = self.counted[f"{pod}/dns"], self.counted[f"{pod}/forwarded"]
-            return f"dns_requests_total {known}\ndns_upstream_requests_total {forwarded}\n"
         return self._sidecar(pod, asked)
 
     def _sidecar(self, pod: str, asked: urllib.parse.SplitResult) -> str | None:

@@ -6,9 +6,7 @@ CIDR blocks are no addresses to answer; a headless Service is its ready pods, ea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from meshdns.istio.registry import Registry, Service
 from meshdns.istio.resources import DOMAIN
@@ -24,7 +22,6 @@ class Name:
     registry: str  # Kubernetes or External
     namespace: str = ""  # of a Kubernetes Service: from it and the short name the proxy derives shorter forms
     shortname: str = ""
-    alt_hosts: tuple[str, ...] = ()  # further names, kept for tables that carry them; Istio's are empty by now
 
 
 def build(registry: Registry) -> dict[str, Name]:
@@ -62,20 +59,4 @@ def _pods(service: Service) -> dict[str, Name]:
     return {
         f"{short}.{service.namespace}.svc.{DOMAIN}": Name(tuple(ips), KUBERNETES, service.namespace, short)
         for short, ips in found.items()
-    }
-
-
-def to_json(table: Mapping[str, Name]) -> dict[str, Any]:
-    """The table as the DNS proxy reads it."""
-    return {
-        "table": {
-            host: {
-                "ips": list(name.ips),
-                "registry": name.registry,
-                "namespace": name.namespace,
-                "shortname": name.shortname,
-                "alt_hosts": list(name.alt_hosts),
-            }
-            for host, name in table.items()
-        }
     }

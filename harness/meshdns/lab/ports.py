@@ -1,6 +1,6 @@
 """Ports of a pod of the testbed that are ours; Istio's stand in its conventions."""
 
-PORT_DNS_METRICS, PORT_LOADER = 15054, 15099  # the DNS proxy's own counters, those of the eBPF loader
+PORT_LOADER = 15099  # counters of the eBPF loader
 PORT_DNS_DIRECT = 5353  # the cluster DNS again, where nobody captures, and with a delay where one is asked for
 PORT_COREDNS_METRICS, PORT_COREDNS_READY = 9153, 8181  # as kubeadm has them
 PORT_NODE_DNS = 9253  # what the node's own name server counts, as NodeLocal DNSCache has it

@@ -262,8 +262,8 @@ def _packets(seen: Mapping[str, Mapping[str, bytes]]) -> Iterator[Seen]:
 
 
 # Pages that observers read, name servers' consoles: never part of an application's request.
-_OBSERVERS = {ISTIO.admin_port, ISTIO.stats_port, ISTIO.status_port, ports.PORT_PAGES, ports.PORT_DNS_METRICS,
-              ports.PORT_LOADER, ports.PORT_COREDNS_METRICS, ports.PORT_COREDNS_READY, 5199, 8083}  # fmt: skip
+_OBSERVERS = {ISTIO.admin_port, ISTIO.stats_port, ISTIO.status_port, ports.PORT_PAGES, ports.PORT_LOADER,
+              ports.PORT_COREDNS_METRICS, ports.PORT_COREDNS_READY, 5199, 8083}  # fmt: skip
 
 
 def _said(frame: capture.Frame) -> str:
