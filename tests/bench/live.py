@@ -34,7 +34,7 @@ NETS = {
     LIVE: Nets("198.18.79", "198.19.79", "198.19.179"),
 }
 BAR = 0.05
-BLOCKS = 40
+BLOCKS = 100
 PLAN = """
 name = "live"
 seed = 20261130

@@ -21,8 +21,8 @@ from meshdns.measure.session import Measured, Session
 from shipped import WORLD
 
 # Arms with a sidecar whose trials are judged by every counter; the ANSWERING ones are tried for what goes wrong.
-# Those that our own control plane configures are tried in test_control_plane, other name servers in test_cluster_dns.
-TOLD = [client for client in WORLD.clients if not (client.managed or client.name_server)]
+# Other name servers are tried in test_cluster_dns.
+TOLD = [client for client in WORLD.clients if not client.name_server]
 SIDECARS = [client.arm for client in TOLD if client.sidecar and client.arm not in WORLD.answering]
 PROXIED = [client.arm for client in TOLD if client.dns_proxy]
 NAMED = ["plain", "plain-aa", "mode1", *PROXIED]  # they resolve names
@@ -280,7 +280,7 @@ def test_a_connection_to_the_proxy_port_itself_does_not_loop(bed: Testbed, arm: 
     assert json.loads(reply)["stats"][0]["value"] < 50  # a loop would hold hundreds
 
 
-@pytest.mark.parametrize("server", WORLD.meshed, ids=lambda server: server.pod)
+@pytest.mark.parametrize("server", WORLD.of(WORLD.groups - WORLD.live_groups).meshed, ids=lambda server: server.pod)
 def test_inbound_connections_to_meshed_replicas_pass_their_sidecar(bed: Testbed, server: Pod) -> None:
     host = bed.nets.pod(server.host)
     program = (
@@ -288,7 +288,7 @@ def test_inbound_connections_to_meshed_replicas_pass_their_sidecar(bed: Testbed,
         "c.request('GET', '/'); r = c.getresponse()\n"
         "print(r.getheader('X-Replica'), r.getheader('server'))"
     )
-    assert in_app(bed, "ip", program) == f"{server.pod} {'envoy' if server.managed else 'istio-envoy'}"
+    assert in_app(bed, "ip", program) == f"{server.pod} istio-envoy"
 
 
 def test_nothing_leaves_the_machine(bed: Testbed) -> None:
