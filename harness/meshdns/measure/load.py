@@ -25,7 +25,6 @@ from meshdns.measure.plan import Trial
 AGENT = ("python3", "-m", "agent")
 ANSWER_SLACK_S = 30  # beyond the load's own limit: sending the columns to us
 CHANGE_AT = 0.25  # of a load's duration
-CLOSED_AT_S = 0.5  # of a closed loop's, whose duration nobody knows before
 
 
 class Agents:
@@ -117,8 +116,7 @@ class Loads:
             except errors.MeshdnsError as error:
                 failed.append(error)
 
-        closed = trial.cell.arrival == "closed"
-        timer = threading.Timer(CLOSED_AT_S if closed else trial.seconds(self.place.world) * CHANGE_AT, act)
+        timer = threading.Timer(trial.seconds(self.place.world) * CHANGE_AT, act)
         timer.start()
         try:
             yield changed

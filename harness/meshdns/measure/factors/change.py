@@ -24,8 +24,7 @@ class Change(Factor):
         behind = {*service_of(cell, world).replicas}
         ready = {pod.pod for pod in world.pods if pod.ready}
         yield moved & ready <= behind, f"{cell.change} changes {', '.join(sorted(moved))}, which the backend has not"
-        closed = cell.arrival == "closed"
-        yield not closed or cell.change in ("deny", "none"), "a change but deny happens under a load with a rate"
+        yield cell.change == "none" or cell.arrival != "closed", "a change happens under a load with a rate"
 
     def seconds(self, cell: Cell, before: Cell | None) -> float:
         return RESTORE_S if cell.change != "none" else 0.0
