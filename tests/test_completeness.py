@@ -24,7 +24,7 @@ import yaml
 from meshdns import store
 from meshdns.core import errors
 from meshdns.core.progress import Progress
-from meshdns.core.world import World
+from meshdns.core.world import LIVE, World
 from meshdns.interception import mechanisms
 from meshdns.lab import parts, world
 from meshdns.measure import factors, plan, run
@@ -42,7 +42,6 @@ CAPTURE = 'proxyMetadata:\n  ISTIO_META_DNS_CAPTURE: "{}"\n'
 # Annotation -> what it may be changed to.
 OPTIONS: dict[str, tuple[str, ...]] = {
     "meshdns/mechanism": tuple(mechanisms.ALL),
-    "meshdns/resolver": ("c-ares", "getaddrinfo"),
     "meshdns/loop-guard": ("true", "false"),
     "meshdns/outside": ("true", "false"),
     "meshdns/virtual-ips": ("true", "false"),
@@ -117,8 +116,7 @@ def drawn(seed: int, folder: Path, patch: pytest.MonkeyPatch, arms: int) -> Draw
     added += _service(web, found.backends["meshed"], part)
     found.containers["web-1-app"] = f"pod-{part}-app"
     (folder / "mine.yaml").write_text(yaml.safe_dump_all(added))
-    # Nobody has recorded it, so it would start live.
-    found.world = dataclasses.replace(world.read([world.SHIPPED, folder / "mine.yaml"]), live=True)
+    found.world = world.read([world.SHIPPED, folder / "mine.yaml"])
     found.experiments["lookup"] = found.name("lookup")
     return found
 
@@ -165,7 +163,7 @@ def measured(drawn: Drawn, folder: Path) -> store.Runs:
             if each.name in drawn.experiments and name == PLANS[0]
         ]
         what = dataclasses.replace(what, blocks=2, experiments=(*kept, *own))
-        place = Recording(what.groups(), world=drawn.world)
+        place = Recording(what.groups() | {LIVE}, world=drawn.world)  # nobody has recorded it, so it starts live
         place.up(lambda _: None)
         run.execute(what, place, folder, Progress(1, "test"))
     return store.load(folder)

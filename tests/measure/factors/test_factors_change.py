@@ -29,7 +29,7 @@ def read(more: str) -> plan.Plan:
     [
         'rate_hz = 10\nbackend = "shop"\nchange = "crash"\ndebounce = "1s"',
         'rate_hz = 10\nbackend = "shop-headless"\nchange = ["up", "istiod"]',
-        'arrival = "closed"\nbackend = "shop"\nchange = "deny"',
+        'rate_hz = 10\nbackend = "shop"\nchange = "deny"',
         'arrival = "closed"\nbackend = "shop"\npolicy = "strict"',
     ],
 )
@@ -51,7 +51,7 @@ def test_the_group_of_a_service_is_needed_beside_that_of_its_pods() -> None:
             'rate_hz = 10\nbackend = "meshed"\npolicy = "strict"',
             "a policy is one of a backend that Istio's own control",
         ),
-        ('arrival = "closed"\nbackend = "shop"\nchange = "up"', "a change but deny happens under a load with a rate"),
+        ('arrival = "closed"\nbackend = "shop"\nchange = "up"', "a change happens under a load with a rate"),
         ('rate_hz = 10\nbackend = "shop"\ndebounce = "1s"', "debounce is of trials with a change"),
         ('rate_hz = 10\nbackend = "shop"\nchange = "up"\ndebounce = "2s"', "debounce: '2s' .text. is unknown"),
         ('rate_hz = 10\nbackend = "shop"\ntls = true', "tells of: no tls, lookup wire"),
