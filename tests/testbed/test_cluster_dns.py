@@ -79,7 +79,7 @@ def test_every_record_of_the_specification_is_answered(bed: Testbed) -> None:
         ("absent.shop.svc.cluster.local.", "A", "NXDOMAIN", []),
         ("web.shop.svc.cluster.local.shop.svc.cluster.local.", "A", "NXDOMAIN", []),
         ("absent.shop-headless.shop.svc.cluster.local.", "A", "NXDOMAIN", []),
-        ("api.example.com.", "A", "NOERROR", ["{outside}"]),
+        ("www.example.com.", "A", "NOERROR", ["{outside}"]),
         ("absent.example.com.", "A", "NXDOMAIN", []),
         ("example.org.", "A", "NXDOMAIN", []),
         ("1.2.0.192.in-addr.arpa.", "PTR", "NXDOMAIN", []),
@@ -132,7 +132,7 @@ def test_what_keeps_answers_otherwise_is_counted_as_exactly(session: Session, ar
 
 def test_a_cluster_dns_keeps_answers_as_its_corefile_says(bed: Testbed) -> None:
     """By the TTL, which falls with the time for which an answer was kept."""
-    keeping = {"web.shop.svc.cluster.local.": ["plain-cache"], "api.example.com.": ["plain", "plain-cache"]}
+    keeping = {"web.shop.svc.cluster.local.": ["plain-cache"], "www.example.com.": ["plain", "plain-cache"]}
     for name, kept in keeping.items():
         for arm in ("plain", "plain-cache", "plain-nocache"):
             client, question = WORLD.arms[arm], json.dumps([[name, "A"]])
