@@ -95,10 +95,12 @@ class ControlPlane:
         for path, text in istiod.settings(self.plane.service, debounce).items():
             self.place.put(path, text)
         self.debounce = debounce
+        self._set_ended(self.plane.service)
         self.place.kill(self.plane.service)
         since_s = time.time()
         self.place.start(self.plane.service)
         self._await_istiod(since_s)
+        self._unset_ended(self.plane.service)
 
     def _await_istiod(self, since_s: float) -> None:
         """It runs again and every sidecar has found it, since then."""
