@@ -140,6 +140,45 @@ def test_sidecars_get_configuration_and_certificates_from_istio() -> None:
     assert there.containers() == []
 
 
+ENTRY = """
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: {0}, namespace: shop}}
+spec:
+  hosts: [{0}.example.org]
+  resolution: STATIC
+  endpoints: [{{address: 192.0.2.1}}]
+  ports: [{{number: 80, name: http, protocol: HTTP}}]
+"""
+
+
+def test_an_address_is_given_again_once_istiod_was_away(tmp_path: Path) -> None:
+    """Not before: so who still has the name's answer then reaches another service."""
+    there = bed()
+    with there.plane_alone(lambda _: None) as plane:
+        entries = plane._api._api.resources.get(api_version="networking.istio.io/v1", kind="ServiceEntry")
+
+        def allocated(name: str) -> str:
+            plane.put(ENTRY.format(name), "entry.yaml")
+            found: list[str] = []
+
+            def has_address() -> bool:
+                told = entries.get(name=name, namespace="shop").to_dict().get("status") or {}
+                found[:] = [each["value"] for each in told.get("addresses", ()) if "." in each["value"]]
+                return bool(found)
+
+            assert settled(has_address)
+            plane.remove(ENTRY.format(name), "entry.yaml")
+            return found[0]
+
+        first, second = allocated("first"), allocated("second")
+        assert first != second
+        there.kill(plane.service)
+        there.start(plane.service)
+        assert settled(plane.is_ready)
+        assert allocated("third") == first
+
+
 def granted_s(token: str) -> int:
     """For how long an account's token is good."""
     claims = json.loads(base64.urlsafe_b64decode(f"{token.split('.')[1]}=="))

@@ -89,6 +89,23 @@ def test_requests_are_valid_by_all_counters(session: Session, arm: str, backend:
     assert measured.record.counters["servers/nginx_rq"] == 23
 
 
+@pytest.mark.parametrize(("version", "passed"), [("1.1", 0), ("1.0", 1)])
+def test_http_1_0_is_passed_through(bed: Testbed, session: Session, version: str, passed: int) -> None:
+    """Istio's listeners take it for bytes: it goes to the ClusterIP as it was called, without route or policy."""
+    host = WORLD.backends["plain"].host
+    program = f"""
+import socket
+with socket.create_connection(({host!r}, 80), 5) as there:
+    there.sendall(b"GET / HTTP/{version}\\r\\nHost: {host}\\r\\nConnection: close\\r\\n\\r\\n")
+    print(there.recv(100).split()[1].decode())
+"""
+    asked = request("mode1", "plain").cell
+    (before,) = session.reader.counts(asked)
+    assert in_app(bed, "mode1", program) == "200"
+    (after,) = session.reader.counts(asked)
+    assert after["pod/envoy/passthrough_cx"] - before["pod/envoy/passthrough_cx"] == passed
+
+
 @pytest.mark.parametrize("arm", [arm for arm in SIDECARS if WORLD.arms[arm].group == "core"])
 def test_istiod_was_asked_as_a_pods_agent_asks(bed: Testbed, arm: str) -> None:
     """What a recording is made with is what the agent tells of its pod, but for labels that the injector would add."""

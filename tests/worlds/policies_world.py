@@ -140,7 +140,7 @@ kind = "request"
 arm = ["mode1", "mode2-agent"]
 backend = "shop"
 connection = "keepalive"
-arrival = "closed"
+rate_hz = 100.0
 concurrency = [2, 8, 32]
 change = "deny"
 count = 640
@@ -274,10 +274,9 @@ def _denying(
         after = np.flatnonzero((columns["local_port"] == port) & (start_ns > done_ns))
         refused = after[int(world.late + rng.random()) :]
         columns["outcome"][refused], columns["replica"][refused], columns["status"][refused] = "http_error", "", 403
-    counters = Counter({"pod/envoy/cluster_cx": 2 * open_})  # each is closed with its last answer and opened again
-    change = {"at_ns": at_ns, "done_ns": done_ns, "added": [], "removed": [], "probe_period_s": 0.0}
+    change = {"at_ns": at_ns, "done_ns": done_ns, "added": [], "removed": [], "pooled": open_}
     told = {"change": change} if world.told else {}
-    return columns, _record(world, trial, (index, begin_ns), counters, rng, **told)
+    return columns, _record(world, trial, (index, begin_ns), Counter(), rng, **told)
 
 
 def _columns(

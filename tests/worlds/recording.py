@@ -147,6 +147,10 @@ class Plane:
         at = datetime.fromtimestamp(self.sent_s[kind], UTC)
         return {"sent": str(at), "acked": str(at), "sentTime": at.isoformat()}
 
+    def names(self, pod: Pod) -> dict[str, list[str]]:
+        self.place._require(parts.sidecar(pod))
+        return {each.host: [each.cluster_ip or each.virtual_ip] for each in self.place.world.told}
+
     def is_ready(self) -> bool:
         return self.place._runs(self.service)
 

@@ -7,7 +7,10 @@ after a while, so that what follows is Istio's doing alone.
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 import time
+import urllib.parse
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -196,6 +199,13 @@ class ControlPlane:
         elif not (service.cluster_ip or client.dns_proxy):
             server = self.place.address(self.world.dns_pod(client).pod)
             self._forgotten(service.host, lambda: _answers(server, service.host) == usual, "the cluster DNS")
+
+    def pooled(self, service: Service, observer: Channel) -> int:
+        """Connections to the replicas that a pod's sidecar keeps; 0 where there is none."""
+        wanted = urllib.parse.quote(rf"outbound\|\d+\|\|{re.escape(service.host)};?\.upstream_cx_active", safe="")
+        page = {"url": f"http://127.0.0.1:{ISTIO.admin_port}/stats?format=json&filter={wanted}", "timeout_s": _ASK_S}
+        stats = json.loads(observers.page(observer, page) or '{"stats": []}')["stats"]
+        return sum(int(each["value"]) for each in stats if "value" in each)
 
     def _forgotten(self, host: str, holds: Callable[[], bool], who: str) -> None:
         deadline = time.monotonic() + RESOLVE_TIMEOUT_S

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from meshdns.core import errors
-from meshdns.core.world import LIVE, Nets, World
+from meshdns.core.world import LIVE, Nets, Pod, World
 from meshdns.lab import keys, kubernetes, objects, parts, ports, readiness, recorder
 from meshdns.lab.objects import Object
 from meshdns.lab.parts import apiserver, istiod
@@ -127,6 +127,10 @@ class Plane:
             fact, step = f"does not say who is connected ({error})", f"see `meshdns logs {self.service}`"
             raise errors.TestbedError(fact, place=self.service, step=step) from None
         return {each["proxy"].partition(".")[0]: each.get("resources", {}) for each in found}
+
+    def names(self, pod: Pod) -> dict[str, list[str]]:
+        """See `plane.Plane`."""
+        return recorder.names(self._world, self._nets, pod, f"{self._address}:{ports.PORT_XDS}")
 
     @cached_property
     def _operator(self) -> str:

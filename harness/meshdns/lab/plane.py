@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from meshdns.core.world import Pod
+
 # What becomes of a pod, as its endpoints say it; one that is gone is not listed.
 READY, UNREADY, ENDING, GONE = "ready", "unready", "ending", "gone"
 # Conditions of an endpoint, as the controller of EndpointSlices writes them.
@@ -36,6 +38,9 @@ class Plane(Protocol):
 
     def sidecars(self) -> dict[str, dict[str, Any]]:
         """Of each that is connected, by pod: type URL -> what was sent last, when, and what was accepted."""
+
+    def names(self, pod: Pod) -> dict[str, list[str]]:
+        """What it tells the agent of a pod of names: host -> addresses."""
 
     def is_ready(self) -> bool:
         """Whether istiod says that it knows everything."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import queue
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any, TypeVar
 
 import grpc
 from envoy.config.core.v3 import base_pb2
@@ -22,24 +23,31 @@ from meshdns.lab.recording import Recording
 
 TIMEOUT_S = 20
 _META = "ISTIO_META_"  # what begins so in its environment, an agent says of its pod
+Answer = TypeVar("Answer")
 _PACKED = re.compile(rb"type\.googleapis\.com/([\w.]+)")
 
 
 def record(world: World, nets: Nets, istiod: str, version: str) -> Recording:
     """What every injected pod is told by the istiod at this address, of this version. Raises TestbedError."""
     nodes = {pod.pod: node(world, nets, pod) for pod in world.injected}
-    told: dict[str, dict[str, list[Resource]]] = {}
-    options = [("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 0)]
-    with grpc.insecure_channel(istiod, options=options) as channel:
-        for pod, known in nodes.items():
-            try:
-                told[pod] = _ask(channel, known)
-            except grpc.RpcError as error:
-                step = "see `meshdns logs istiod`"
-                raise errors.TestbedError(
-                    f"does not answer for {pod} ({error.code()})", place=istiod, step=step
-                ) from None
+    told = {pod: _asked(istiod, pod, partial(_ask, known=known)) for pod, known in nodes.items()}
     return recording.of(world, version, nodes, told, nets)
+
+
+def names(world: World, nets: Nets, pod: Pod, istiod: str) -> dict[str, list[str]]:
+    """What a pod's agent is told of names: host -> addresses. Raises TestbedError."""
+    tables = _asked(istiod, pod.pod, lambda channel: _Stream(channel, node(world, nets, pod)).ask(NDS))
+    return {host: list(entry.get("ips", ())) for each in tables for host, entry in each.get("table", {}).items()}
+
+
+def _asked(istiod: str, pod: str, ask: Callable[[grpc.Channel], Answer]) -> Answer:
+    options = [("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 0)]
+    try:
+        with grpc.insecure_channel(istiod, options=options) as channel:
+            return ask(channel)
+    except grpc.RpcError as error:
+        fact, step = f"does not answer for {pod} ({error.code()})", "see `meshdns logs istiod`"
+        raise errors.TestbedError(fact, place=istiod, step=step) from None
 
 
 def node(world: World, nets: Nets, pod: Pod) -> Resource:

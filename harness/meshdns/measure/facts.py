@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from meshdns import __version__
+from meshdns.ads.types import NDS
 from meshdns.core import paths
 from meshdns.core.world import Pod
 from meshdns.interception import mechanisms
@@ -46,6 +47,7 @@ def gather(what: Plan, opened: Session) -> dict[str, Any]:
         "rules": {pod: each.ask({"op": "loaded"}, ASK_TIMEOUT_S)[0]["text"] for pod, each in opened.observers.items()},
         "envoy": _config_dumps(opened, arms | _MODES),
         "envoy_servers": _server_sidecar(place),
+        "names": _names(place, arms | _MODES),
         "dns": _name_servers(place),
     }
     known["versions"] = _versions(place) | known["versions"]
@@ -173,6 +175,19 @@ def _text(path: str) -> str:
         return Path(path).read_text().strip()
     except OSError:
         return ""
+
+
+def _names(place: Place, arms: Collection[str]) -> dict[str, dict[str, list[str]]]:
+    """What agents that answer names are told of them: pod -> host -> addresses."""
+    asked = [client for client in observers.clients(place) if client.arm in arms and client.dns == "agent"]
+    if place.world.live:
+        plane = place.plane()
+        return {client.pod: plane.names(client) for client in asked}
+    told = {client.pod: json.loads(place.read(f"recorded/{client.pod}.json")) for client in asked}
+    return {
+        pod: {host: entry.get("ips", []) for each in known[NDS] for host, entry in each.get("table", {}).items()}
+        for pod, known in told.items()
+    }
 
 
 def _server_sidecar(place: Place) -> dict[str, Any]:

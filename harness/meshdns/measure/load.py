@@ -12,7 +12,6 @@ from typing import Any, Self
 import pyarrow as pa
 
 from meshdns.core import errors
-from meshdns.lab import controlplane
 from meshdns.lab.channel import Channel
 from meshdns.lab.observers import Observers
 from meshdns.lab.place import Place
@@ -24,7 +23,8 @@ from meshdns.measure.plan import Trial
 
 AGENT = ("python3", "-m", "agent")
 ANSWER_SLACK_S = 30  # beyond the load's own limit: sending the columns to us
-CHANGE_AT = 0.25  # of a load's duration
+# When a change comes: a quarter into a load, and soon in a long one, while what it has looked up first is new.
+CHANGE_AT, CHANGE_AT_S = 0.25, 2.0
 
 
 class Agents:
@@ -107,16 +107,18 @@ class Loads:
         if kind == "none" or self.conditions.controlplane is None:
             yield changed
             return
-        changing = self.conditions.controlplane
-        self._await_usual(trial.cell, changing)
+        changing, service = self.conditions.controlplane, self.place.world.backends[trial.cell.backend]
+        client = self.place.world.named(self._client(trial.cell))
+        observer = self.observers[client.pod]
+        changing.await_usual(service, client, observer)
 
         def act() -> None:
             try:
-                changed["change"] = changing.change(kind)
+                changed["change"] = {"pooled": changing.pooled(service, observer), **changing.change(kind)}
             except errors.MeshdnsError as error:
                 failed.append(error)
 
-        timer = threading.Timer(trial.seconds(self.place.world) * CHANGE_AT, act)
+        timer = threading.Timer(min(trial.seconds(self.place.world) * CHANGE_AT, CHANGE_AT_S), act)
         timer.start()
         try:
             yield changed
@@ -125,11 +127,6 @@ class Loads:
             changing.restore(kind)
         if failed:
             raise failed[0]
-
-    def _await_usual(self, cell: Cell, changing: controlplane.ControlPlane) -> None:
-        """What an earlier trial changed is forgotten."""
-        client = self.place.world.named(self._client(cell))
-        changing.await_usual(self.place.world.backends[cell.backend], client, self.observers[client.pod])
 
     def _client(self, cell: Cell) -> str:
         """The pod that asks: for the calibration target the plain one."""

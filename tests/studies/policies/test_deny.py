@@ -17,7 +17,7 @@ from meshdns.studies.policies import answer, deny
 from policies_world import MODES, World
 
 OPEN = (2, 8, 32)
-CHANGE = Change.of({"change": {"at_ns": 100, "done_ns": 200, "added": [], "removed": [], "probe_period_s": 0.0}})
+CHANGE = Change.of({"change": {"at_ns": 100, "done_ns": 200, "added": [], "removed": [], "pooled": 2}})
 
 
 def row(table: pd.DataFrame, arm: str, connections: int) -> dict[Any, Any]:
@@ -37,7 +37,8 @@ def test_late_is_what_starts_after_every_sidecar_has_accepted_the_policy_and_is_
     assert CHANGE is not None
     requests = (90, 95, 403), (100, 110, 200), (190, 205, 200), (206, 220, 403), (207, 221, 200), (222, 223, 200)
     assert deny.seen(load(*requests, (230, 240, 503), (231, 241, 0)), CHANGE) == {
-        "late": 2, "since_refusal": 1, "accepted": 100.0, "first_refused": 120.0, "last_served": 123.0, "refused": 1,
+        "pooled": 2, "late": 2, "since_refusal": 1, "accepted": 100.0, "first_refused": 120.0, "last_served": 123.0,
+        "refused": 1,
     }  # fmt: skip
 
 
@@ -56,7 +57,7 @@ def test_one_request_a_connection_is_found_where_the_world_is_so(usual: store.Ru
         assert (found["late"].estimate, found["late_p50"], found["per_connection"].estimate) == (n, n, 1)
         assert (found["reading"], found["blocks"], found["blocks_refused"]) == (deny.ONE_EACH, 8, 8)
         assert found["refused"] > 0
-        assert found["opened_upstream"].estimate == 2 * n
+        assert found["pooled"].estimate == n
         assert found["accepted"].estimate < found["first_refused"].estimate
     said = answer.deny_answer(table)
     assert "in mode1 2.00 ± 0.00 on 2, 8.00 ± 0.00 on 8 and 32.00 ± 0.00 on 32; in mode2-agent 2.00" in said

@@ -14,6 +14,7 @@ import platform
 import re
 import shutil
 import tempfile
+import time
 import urllib.parse
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ _READY_TIMEOUT_S = 3.0  # one that has just started answers in 0.1 s
 _REGISTRY_SILENCE_S = 8.0  # a registry that is there answers in 1 s; who has none should not wait
 _PULL_TIMEOUT_S = 300.0  # 30 MB on a slow line
 _BUILD_TIMEOUT_S = 3600.0  # eight minutes on two cores: of those that compile Go one waits for the other
+_GO, _SWEEP, _SWEEP_TIMEOUT_S = "go", "swept", 120.0  # stages: what programs are built by, and what is left by that
+_BUILDX = ("buildx", "build", "--builder", "default")  # another one does not see the engine's own base image
 _BUILDS_AT_ONCE = 2  # the builds wait for the network; more than two cores would gain little
 
 _CA_BUNDLES = (
@@ -384,7 +387,18 @@ def build_images(announce: process.Announce, wanted: Collection[str]) -> dict[st
         return tags
     announce(f"building images: {' '.join(missing)}")
     _build({name: tags[name] for name in missing}, {DOCKERFILE.name: DOCKERFILE.read_bytes(), **made.files})
+    if any(made.uses(name, _GO) for name in missing):
+        _sweep()
     return tags
+
+
+def _sweep() -> None:
+    """Nearly two gigabytes of Go modules are gone, which the next build of a Go program fetches again."""
+    with tempfile.TemporaryDirectory(prefix="images-", dir=paths.WORK) as folder:
+        context = Path(folder)
+        (context / DOCKERFILE.name).write_bytes(DOCKERFILE.read_bytes())
+        command = ("--target", _SWEEP, "--output", "type=cacheonly", "--build-arg", f"WHEN={time.time_ns()}")
+        dockercli.run(*_BUILDX, *_dockerfile(context), *command, str(context), timeout_s=_SWEEP_TIMEOUT_S)
 
 
 def build_variant(announce: process.Announce, name: str, tag: str, change: Callable[[str, bytes], bytes]) -> str:
@@ -471,15 +485,18 @@ def ca_bundle() -> Path | None:
 def _build_argv(name: str, tag: str, context: Path) -> tuple[str, ...]:
     bundle = ca_bundle()
     return (
-        *dockercli.argv("buildx", "build", "--load", "--progress", "plain"),
-        *("--builder", "default"),  # another one a user has chosen does not see the engine's own base image
-        *("--file", str(context / DOCKERFILE.name), "--target", name, "--build-arg", f"BASE={BASE_TAG}"),
+        *dockercli.argv(*_BUILDX),
+        *("--load", "--progress", "plain", *_dockerfile(context), "--target", name),
         *(word for name, image in _official().items() for word in ("--build-arg", f"{name}={image}")),
         *(["--secret", f"id=ca,src={bundle}"] if bundle else []),
         # Without a value docker takes the variable's: a proxy's password stays out of the process list.
         *(word for variable in _PROXY_VARIABLES if variable in os.environ for word in ("--build-arg", variable)),
         *("--tag", tag, str(context)),
     )
+
+
+def _dockerfile(context: Path) -> tuple[str, ...]:
+    return "--file", str(context / DOCKERFILE.name), "--build-arg", f"BASE={BASE_TAG}"
 
 
 def _image_ids() -> dict[str, str]:

@@ -31,6 +31,13 @@ class Recipe:
         """12 hex digits that change with anything the stage is made of, `base` among it: what the argument BASE is."""
         return self._digest(name, base)[:12]
 
+    def uses(self, name: str, stage: str) -> bool:
+        """Whether one stage is made of another, however far away."""
+        return name == stage or any(self.uses(other, stage) for other in self._others(name))
+
+    def _others(self, name: str) -> tuple[str, ...]:
+        return self.stages[name].others if name in self.stages else ()
+
     def _digest(self, name: str, base: str) -> str:
         stage = self.stages.get(name)
         if stage is None:  # an image by name

@@ -53,6 +53,7 @@ class Change:
     done_ns: int  # when making it had ended
     added: tuple[str, ...]
     removed: tuple[str, ...]
+    pooled: int = 0  # connections to replicas that the client's sidecar kept right before
 
     @classmethod
     def of(cls, agent: dict[str, Any]) -> Self | None:
@@ -61,7 +62,7 @@ class Change:
         if not isinstance(change, dict):
             return None
         instants = int(change["at_ns"]), int(change["done_ns"])
-        return cls(*instants, tuple(change["added"]), tuple(change["removed"]))
+        return cls(*instants, tuple(change["added"]), tuple(change["removed"]), int(change.get("pooled", 0)))
 
     def within(self, load: Load) -> bool:
         """Whether the load was there before it and after it."""

@@ -28,13 +28,14 @@ WORDS = text.Words(
         "in_sidecar": "in the sidecar",
         "late": "served late",
         "late_p50": "served late, p50",
-        "per_connection": "late per connection",
+        "connections": "callers",
+        "per_connection": "late per kept connection",
         "accepted": "accepted after",
         "first_refused": "first refused after",
         "last_served": "last served after",
         "since_refusal": "served since the first refusal",
         "blocks_refused": "blocks with refusals",
-        "opened_upstream": "connections that the sidecar opened",
+        "pooled": "kept between sidecars",
     },
     values={
         "fault": {NONE: "no fault", "fail30": "503s", "slow": "slow replica", "dead": "dead address"},
@@ -49,8 +50,8 @@ OUTCOMES = [
 ]  # fmt: skip
 LATENCIES = ["fault", "policy", "arm", "served", "p50", "p90", "p99", "p90_against_plain"]
 DENIED = [
-    "arm", "connections", "blocks", "late", "late_p50", "per_connection", "reading", "accepted", "first_refused",
-    "last_served", "since_refusal", "refused", "blocks_refused", "opened_upstream",
+    "arm", "connections", "pooled", "blocks", "late", "late_p50", "per_connection", "reading", "accepted",
+    "first_refused", "last_served", "since_refusal", "refused", "blocks_refused",
 ]  # fmt: skip
 EXTERNAL = [
     "backend", "arm", "blocks", "connections", "answered", "addresses", "right", "wrong", "none", "right_share",
@@ -246,11 +247,10 @@ def deny_answer(found: pd.DataFrame) -> str:
         return (
             "" if absent.known(found) else "No load went on after a policy that denies was accepted by every sidecar."
         )
-    rows = found.to_dict("records")
+    rows = [{**row, "kept": units.number(row["pooled"].estimate)} for row in found.to_dict("records")]
     opening = "Of requests that started after every sidecar had accepted a policy that denies, so many were served"
-    return (
-        f"{opening}: {_by_arm(rows, '{late} on {connections}')} connections. {_as_expected(rows)}. {_refusals(found)}"
-    )
+    late = f"{opening}: {_by_arm(rows, '{late} on {kept}')} connections kept between sidecars."
+    return f"{late} {_as_expected(rows)}. {_refusals(found)}"
 
 
 def _by_arm(rows: Rows, said: str) -> str:
@@ -266,7 +266,7 @@ def _as_expected(rows: Rows) -> str:
     by_reading: dict[str, Rows] = {}
     for row in rows:
         by_reading.setdefault(row["reading"], []).append(row)
-    said = (f"{_LATE[reading]} ({_by_arm(mine, '{connections}')})" for reading, mine in by_reading.items())
+    said = (f"{_LATE[reading]} ({_by_arm(mine, '{kept}')})" for reading, mine in by_reading.items())
     return f"That is {text.listed(said)}"
 
 

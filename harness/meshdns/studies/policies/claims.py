@@ -1,4 +1,4 @@
-"""C11, C12 and C17: what sidecars do for external names, mutual TLS and policies."""
+"""C11, C12, C15 and C17: what sidecars do for external names, mutual TLS and policies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 
 from meshdns import store
 from meshdns.analysis import stats, text
-from meshdns.studies.policies import answer, external, mtls, tables
+from meshdns.studies.policies import answer, external, mtls, tables, told
 from meshdns.studies.policies.answer import PLAN
 from meshdns.studies.policies.tables import HTTP, INSIDE, NONE, OUTSIDE, PLAIN, SPLIT, TCP, Row, Rows, meshed, modes
 from meshdns.studies.verdict import BUYS, DEPENDS, REFUTED, SUPPORTED, UNDECIDED, Verdict, unmeasured
@@ -19,9 +19,10 @@ EVEN = 0.5  # replicas whose shares differ by less than this factor share the lo
 
 
 def verdicts(runs: store.Runs) -> Iterator[Verdict]:
-    """Of the three."""
+    """Of the four."""
     yield external_name(external.table(runs))
     yield strict_mtls(mtls.table(runs))
+    yield one_plane(told.table(runs))
     yield passing(tables.faults(runs), tables.replicas(runs), tables.split(runs))
 
 
@@ -49,6 +50,21 @@ def external_name(found: pd.DataFrame) -> Verdict:
         return Verdict("C11", DEPENDS, because + text.listed(wrong), numbers, BUYS)
     both = " and so do TCP services on one port" if streams else "; TCP services are not measured"
     return Verdict("C11", SUPPORTED, f"every request takes the sidecar's own route{both}", numbers, BUYS)
+
+
+def one_plane(found: pd.DataFrame) -> Verdict:
+    """C15: whether the names that an agent was told lead somewhere in the same sidecar."""
+    if found.empty:
+        return unmeasured("C15", "needs a sidecar whose agent answers names, and its configuration")
+    names, wrong = found["name"].nunique(), found[~found["agree"].astype(bool)]
+    numbers = f"{names - wrong['name'].nunique()} of {names} names that the agent answers have a cluster and, at each "
+    numbers += f"address, a listener ({text.listed(sorted(set(found['pod'])))})"
+    if len(wrong):
+        first = wrong.iloc[0]
+        because = f"names and policy do not fit: {first['name']} in {first['pod']} ({'; '.join(first['lacking'])})"
+        return Verdict("C15", REFUTED, because, numbers, BUYS)
+    because = "each name that istiod tells an agent has what traffic to its addresses needs, from the same istiod"
+    return Verdict("C15", SUPPORTED, because, numbers, BUYS)
 
 
 def strict_mtls(found: pd.DataFrame) -> Verdict:

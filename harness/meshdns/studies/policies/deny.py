@@ -1,8 +1,9 @@
 """From when on a caller is refused whom a policy denies, and what is answered with success after that.
 
-The policy comes while callers ask again and again on connections that they keep. Every sidecar has accepted it when
-istiod says so (`done_ns`); a request that starts later and is served is late. What is tested is that each connection
-serves one late request. Without istiod's word: what starts after the first refusal has come and is served all the same.
+The policy comes while one request after the other is made, on connections between the sidecars that an earlier load has
+left. Every sidecar has accepted it when istiod says so (`done_ns`); a request that starts later and is served is late.
+What is tested is that each of those connections serves one late request. Without istiod's word: what starts after the
+first refusal has come and is served all the same.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from meshdns.studies.change.load import Change, Load
 from meshdns.studies.policies.tables import DENY, Row, Times
 
 FORBIDDEN = 403  # how a sidecar refuses
-EACH = 1.0  # late requests on a connection, as is expected
+EACH = 1.0  # late requests on a kept connection, as is expected
 ONE_EACH, FEWER, MORE, ONE_BLOCK = "one each", "fewer", "more", "one block: no interval"
 
 
@@ -46,18 +47,17 @@ def table(runs: store.Runs) -> pd.DataFrame:
     return absent.of(pd.DataFrame(rows, columns=_TABLE), runs, DENY)
 
 
-_TIMES = ("late", "since_refusal", "opened_upstream")
+_TIMES = ("late", "since_refusal", "pooled")
 _WAITS = ("accepted", "first_refused", "last_served")
 _TABLE = [
     "arm", "connections", "blocks", "late", "late_p50", "per_connection", "reading", *_WAITS, "since_refusal",
-    "refused", "blocks_refused", "opened_upstream", "late_values",
+    "refused", "blocks_refused", "pooled", "late_values",
 ]  # fmt: skip
 
 
 def _loads(runs: store.Runs) -> Iterator[tuple[Row, Load, Change]]:
     """The cells whose load went on after every sidecar had accepted the policy, with their requests."""
     chosen = cells.select(runs, DENY)
-    chosen = chosen.assign(opened_upstream=cells.counter(chosen, "pod/envoy/cluster_cx"))
     requests, position = cells.requests_of(runs, chosen, failed=None)
     for n, row in enumerate(chosen.to_dict("records")):
         mine = requests[position == n].sort_values("start_ns")
@@ -73,6 +73,7 @@ def seen(load: Load, change: Change) -> Row:
     first_ns = load.end_ns[refused].min(initial=np.iinfo(np.int64).max)
     ended_ns = load.end_ns[load.ok].max(initial=change.at_ns)
     return {
+        "pooled": change.pooled,
         "late": int((load.ok & (load.start_ns > change.done_ns)).sum()),
         "since_refusal": int((load.ok & (load.start_ns > first_ns)).sum()),
         "accepted": float(change.done_ns - change.at_ns),
@@ -86,7 +87,8 @@ def _row(mine: pd.DataFrame) -> Row:
     arm, connections = str(mine["arm"].iloc[0]), int(mine["concurrency"].iloc[0])
     by_block = mine.groupby(cells.BLOCK, observed=True)[[*_TIMES, *_WAITS]].mean()
     late = by_block["late"].to_numpy(dtype=float)
-    per_connection = Times(*dataclasses.astuple(stats.interval(late / connections)))
+    each = late / np.maximum(by_block["pooled"].to_numpy(dtype=float), 1)
+    per_connection = Times(*dataclasses.astuple(stats.interval(each)))
     found: Row = {name: Times(*dataclasses.astuple(stats.interval(by_block[name]))) for name in _TIMES}
     found |= {name: Wait(*dataclasses.astuple(stats.interval(by_block[name].dropna()))) for name in _WAITS}
     return found | {

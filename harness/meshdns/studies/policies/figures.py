@@ -65,15 +65,14 @@ def late(table: pd.DataFrame) -> Axes:
         if table.empty:
             drawing.unmeasured(ax, absent.known(table))
             return ax
-        far = 1.1 * float(table["connections"].max())
+        far = 1.1 * max(float(each.estimate) for each in table["pooled"])
         ax.axline((0, 0), slope=deny.EACH, color="#888888", linestyle="--", linewidth=1.2, label="one per connection")
         for row in table.to_dict("records"):
-            x = row["connections"] + _ASIDE * far * (arms.index(row["arm"]) - (len(arms) - 1) / 2)
+            x = float(row["pooled"].estimate) + _ASIDE * far * (arms.index(row["arm"]) - (len(arms) - 1) / 2)
             _late(ax, x, row, seen[row["arm"]])
         ax.set_xlim(0, far)
         ax.set_ylim(0, 1.1 * max(far, *(float(each.estimate) for each in table["late"])))
-        ax.set_xticks(sorted(set(table["connections"])))
-        ax.set_xlabel("connections that callers keep")
+        ax.set_xlabel("connections kept between sidecars")
         ax.set_ylabel("requests served late")
         handles = [*drawing.arm_handles(seen, arms), *ax.get_legend_handles_labels()[0]]
         ax.figure.legend(
