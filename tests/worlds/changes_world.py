@@ -19,6 +19,7 @@ from measured import block_of
 from meshdns import store
 from meshdns.measure import plan
 from meshdns.measure.cell import Cell
+from meshdns.measure.load import CHANGE_AT_S
 from meshdns.store import samples
 from shipped import WORLD
 
@@ -153,7 +154,7 @@ def _cell(
     world: World, trial: tuple[Cell, int], index: int, begin_ns: int, rng: np.random.Generator
 ) -> tuple[dict[str, Any], samples.CellRecord]:
     cell, n = trial
-    at_ns = begin_ns + round(AT * n / cell.rate_hz * 1e9)
+    at_ns = begin_ns + round(min(AT * n / cell.rate_hz, CHANGE_AT_S) * 1e9)
     due = begin_ns + (np.arange(n) / cell.rate_hz * 1e9).astype(np.int64)
     start = due + rng.integers(1_000, 5_000, n)
     added, removed, _ = CHANGES[cell.change]

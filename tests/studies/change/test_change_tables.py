@@ -179,9 +179,9 @@ def test_a_minute_without_a_failure_meets_the_bar(minutes: store.Runs) -> None:
     assert list(dict.fromkeys(table["arm"])) == list(changes_world.MODES)
     assert set(table["change"]) == {"unrelated", "istiod"}
     assert set(table["verdict"]) == {"met"}
-    assert set(table["watched_s"]) == {61}
+    assert set(table["watched_s"]) == {62}
     said = answer.unnoticed_answer(table)
-    assert "0 of 30750 requests in mode1 and 0 of 30750 requests in mode2-agent fail while istiod is away; " in said
+    assert "0 of 31000 requests in mode1 and 0 of 31000 requests in mode2-agent fail while istiod is away; " in said
 
 
 def test_what_was_not_watched_long_enough_is_not_judged(minutes: store.Runs) -> None:

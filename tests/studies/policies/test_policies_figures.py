@@ -65,7 +65,6 @@ def test_late_requests_stand_against_connections_beside_the_line_of_one_each(usu
     assert [mark.get_ydata()[0] for mark in marks] == [each.estimate for each in table["late"]]
     assert np.allclose([mark.get_xdata()[0] for mark in marks], table["connections"], atol=0.5)
     assert line.get_slope() == 1
-    assert [each.get_text() for each in ax.get_xticklabels()] == ["2", "8", "32"]
     assert [each.get_text() for each in ax.figure.legends[0].get_texts()] == [
         *policies_world.MODES,
         "one per connection",

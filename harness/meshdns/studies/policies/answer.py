@@ -247,7 +247,7 @@ def deny_answer(found: pd.DataFrame) -> str:
         return (
             "" if absent.known(found) else "No load went on after a policy that denies was accepted by every sidecar."
         )
-    rows = [{**row, "kept": units.number(row["pooled"].estimate)} for row in found.to_dict("records")]
+    rows = [{**row, "kept": f"{row['pooled'].estimate:.3g}"} for row in found.to_dict("records")]
     opening = "Of requests that started after every sidecar had accepted a policy that denies, so many were served"
     late = f"{opening}: {_by_arm(rows, '{late} on {kept}')} connections kept between sidecars."
     return f"{late} {_as_expected(rows)}. {_refusals(found)}"
