@@ -115,3 +115,14 @@ def test_sums_travel_with_their_modules(folder: str) -> None:
     there = {path.name for path in (paths.COMPOSE / "images" / folder).iterdir()}
     assert {"go.mod", "go.sum"} < there
     assert {path.removeprefix(f"{folder}/") for path in engine._recipe().files if path.startswith(folder)} == there
+
+
+def test_what_an_image_is_made_of_is_known_however_far_away(root: Path) -> None:
+    made = recipe.read(root / "images/Dockerfile", root / "meshdns", {})
+    assert made.uses("proxy", "go-built")
+    assert not made.uses("agent", "go-built")
+    shipped = engine._recipe()
+    assert [name for name in ("client", "coredns", "sidecar") if shipped.uses(name, engine._GO)] == [
+        "coredns",
+        "sidecar",
+    ]

@@ -170,7 +170,7 @@ def _resolving(world: World) -> dict[str, str]:
 
 
 def _environment(at: At) -> Iterator[tuple[str, str]]:
-    """As the injector and the node give it; `resolver` and `virtual_ips` are wishes of ours."""
+    """As the injector and the node give it."""
     pod, address = at.pod, at.address
     config = {
         **_plane(at),
