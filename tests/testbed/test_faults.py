@@ -39,14 +39,14 @@ rate_hz = 100.0
 count = 200
 """
 
-MANAGED = """
+CALLING = """
 name = "faults"
 seed = 1
 blocks = 3
 [[experiment]]
 name = "faults"
 kind = "request"
-arm = "mode1-xds"
+arm = "mode1"
 backend = "shop"
 connection = "new"
 body_bytes = 1024
@@ -363,16 +363,16 @@ def state_of(small: Testbed, service: str) -> str:
 def test_a_control_plane_and_a_server_that_end_are_told_by_a_run_that_goes_on_without_them(
     small: Testbed, plan_file: Path
 ) -> None:
-    plan_file.write_text(MANAGED)
+    plan_file.write_text(CALLING)
     runs = small.state.parent / "runs"
     running = start_elsewhere(small, "run", "--plan", str(plan_file))
     wait_until(running, lambda: blocks_in(runs), "no block")
-    small.kill("control-plane", signal="SIGTERM")
-    wait_until(running, lambda: state_of(small, "control-plane") == "exited", "the control plane runs")
+    small.kill("plane-istiod", signal="SIGTERM")
+    wait_until(running, lambda: state_of(small, "plane-istiod") == "exited", "istiod runs")
     small.kill("legacy-1")
     code, last = ended(running)
     assert code == errors.LostPartError.exit_code, last
-    assert last.startswith("meshdns: control-plane: the container ended with exit code ")
+    assert last.startswith("meshdns: plane-istiod: the container ended with exit code ")
     assert "lost too: legacy-1; " in last
 
 

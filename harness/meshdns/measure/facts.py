@@ -179,7 +179,8 @@ def _text(path: str) -> str:
 
 def _names(place: Place, arms: Collection[str]) -> dict[str, dict[str, list[str]]]:
     """What agents that answer names are told of them: pod -> host -> addresses."""
-    asked = [client for client in observers.clients(place) if client.arm in arms and client.dns == "agent"]
+    every = (client for client in observers.clients(place) if client.sidecar and client.dns == "agent")
+    asked = [client for client in every if client.arm in arms]
     if place.world.live:
         plane = place.plane()
         return {client.pod: plane.names(client) for client in asked}

@@ -65,7 +65,7 @@ def late(table: pd.DataFrame) -> Axes:
         if table.empty:
             drawing.unmeasured(ax, absent.known(table))
             return ax
-        far = 1.1 * max(float(each.estimate) for each in table["pooled"])
+        far = 1.1 * max(1.0, *(float(each.estimate) for each in table["pooled"]))
         ax.axline((0, 0), slope=deny.EACH, color="#888888", linestyle="--", linewidth=1.2, label="one per connection")
         for row in table.to_dict("records"):
             x = float(row["pooled"].estimate) + _ASIDE * far * (arms.index(row["arm"]) - (len(arms) - 1) / 2)
