@@ -116,10 +116,12 @@ def test_nobody_notices_that_istiod_is_away(session: Session, control: ControlPl
 
 
 def test_a_policy_that_denies_comes_while_requests_are_made(session: Session) -> None:
-    found = measured(session, "mode1", change="deny", connection="keepalive", concurrency=2)
+    found = measured(session, "mode1", policy="pooled", change="deny", connection="keepalive", concurrency=2)
     status = np.array(found.table.column("status").to_pylist())
     started = found.table.column("start_ns").to_numpy()
     change = found.record.agent["change"]
     assert set(status[started < change["at_ns"]]) == {200}
     assert status[started.argmax()] == 403
+    # Connections of the policy alone: those that were kept before the next one refuse once more.
+    assert found.record.agent["change"]["pooled"] > 0
     assert set(measured(session, "mode1").table.column("status").to_pylist()) == {200}
