@@ -63,6 +63,8 @@ def test_one_policy_takes_anothers_place(place: Recording, plane: ControlPlane) 
     for policy, there in (("strict", ["strict.yaml"]), ("retries", ["retries.yaml"]), ("none", [])):
         plane.enforce(policy)
         assert list(place.plane().there) == there
+        service = place.plane().service
+        assert (place.files[f"{service}/in-force"] == istiod.in_force(service)[f"{service}/in-force"]) == (not there)
         asked = len(place.asked)
         plane.enforce(policy)
         assert len(place.asked) == asked  # it is in force already
@@ -72,8 +74,10 @@ def test_one_policy_takes_anothers_place(place: Recording, plane: ControlPlane) 
 def test_a_change_is_taken_back_whole(kind: str, place: Recording, plane: ControlPlane) -> None:
     before = {part.service: part.state for part in place.parts()}
     usual = place.plane().replicas(WORLD.backends["shop"])
+    mark, unmarked = f"{plane.plane.service}/in-force", istiod.in_force(plane.plane.service)
     at_ns = time.monotonic_ns()
     happened = plane.change(kind)
+    assert place.files[mark] != unmarked[mark]  # what a killed run leaves so is not as it was started
     during = place.plane().replicas(WORLD.backends["shop"])
     added, removed = controlplane.EFFECTS[kind]
     assert at_ns <= happened["at_ns"] <= happened["done_ns"]
@@ -87,6 +91,7 @@ def test_a_change_is_taken_back_whole(kind: str, place: Recording, plane: Contro
     assert place.plane().replicas(WORLD.backends["shop"]) == usual
     assert not place.plane().there
     assert not plane.ended.now
+    assert place.files[mark] == unmarked[mark]
 
 
 def test_a_setting_of_istiod_is_read_by_one_that_starts_anew(place: Recording, plane: ControlPlane) -> None:
@@ -103,6 +108,19 @@ def test_a_sidecar_that_never_accepts_is_told(
     monkeypatch.setattr(controlplane, "SETTLE_TIMEOUT_S", 0)
     place.plane().tell = lambda *_: None  # type: ignore[method-assign]
     with pytest.raises(errors.TestbedError, match=r"^plane-istiod: client-.* was not sent Listener"):
+        plane.enforce("strict")
+
+
+def test_an_istiod_that_no_longer_answers_is_told(
+    place: Recording, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controlplane, "SETTLE_TIMEOUT_S", 0)
+
+    def gone() -> dict[str, dict[str, Any]]:
+        raise errors.TestbedError("does not say who is connected", place="plane-istiod")
+
+    place.plane().sidecars = gone  # type: ignore[method-assign]
+    with pytest.raises(errors.TestbedError, match=r"^plane-istiod: istiod does not answer"):
         plane.enforce("strict")
 
 

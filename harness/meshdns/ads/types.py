@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 URL = "type.googleapis.com/"
@@ -13,6 +14,11 @@ CDS, EDS, LDS, RDS = (
 NDS = f"{URL}istio.networking.nds.v1.NameTable"
 TYPES = (CDS, EDS, LDS, RDS, NDS)
 Resource = dict[str, Any]  # in protobuf's JSON mapping
+
+
+def hosts(tables: Iterable[Resource]) -> dict[str, list[str]]:
+    """What name tables say: host -> addresses."""
+    return {host: list(entry.get("ips", ())) for each in tables for host, entry in each.get("table", {}).items()}
 
 
 def name_of(resource: Resource) -> str:

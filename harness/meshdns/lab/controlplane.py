@@ -84,6 +84,7 @@ class ControlPlane:
         if policy == self.policy:
             return
         since_s = time.time()
+        self._mark(policy, NONE)
         if self.policy != NONE:
             self.plane.remove(*_manifests(self.policy))
         if policy != NONE:
@@ -118,7 +119,7 @@ class ControlPlane:
             waiting[:] = unsettled(self.plane.sidecars(), self._sidecars(), since_s, types)
             return not waiting
 
-        self._await(settled, lambda: waiting[0])
+        self._await(settled, lambda: next(iter(waiting), "istiod does not answer"))
 
     def _sidecars(self) -> list[Pod]:
         return [pod for pod in self.world.up(self.place.groups) if pod.sidecar]
@@ -140,39 +141,37 @@ class ControlPlane:
 
     def change(self, kind: str) -> dict[str, Any]:
         """Bring a change about; when it happened (CLOCK_MONOTONIC) and whom it concerns. Raises TestbedError."""
+        self._mark(self.policy, kind)
         at_ns = self._act(kind)
         added, removed = EFFECTS[kind]
         return {"at_ns": at_ns, "done_ns": time.monotonic_ns(), "added": list(added), "removed": list(removed)}
 
     def _act(self, kind: str) -> int:
         """The instant of the change."""
-        if kind in _ENDED and kind != "down":
-            at_ns = self._kill(_FAILING)
-            self.plane.report(dict.fromkeys(EFFECTS[kind][0], READY) | {_FAILING: UNREADY})
-            return at_ns
-        if kind == "up":
-            return self.plane.report({_SPARE: READY})
-        if kind == "unready":
-            return self.plane.report({_FAILING: UNREADY})
-        at_ns = time.monotonic_ns()
-        if kind == "down":
-            self.plane.report({_FAILING: ENDING})
-            time.sleep(GRACE_S)
-            self._kill(_FAILING)
-            self.plane.report({_FAILING: GONE})
-        elif kind == "unrelated":
-            self.plane.put(_OTHER, "other.yaml")
-            time.sleep(STAY_S)
-            self.plane.remove(_OTHER, "other.yaml")
-        elif kind == "istiod":
-            self._set_ended(self.plane.service)
-            at_ns = self.place.kill(self.plane.service)
-            time.sleep(STAY_S)
-            self.place.start(self.plane.service)
-        else:
-            since_s = time.time()
-            self.plane.put(*_manifests(kind))
-            self._settle(since_s, LDS)
+        at_ns, since_s = time.monotonic_ns(), time.time()
+        match kind:
+            case "up" | "unready":
+                return self.plane.report({_SPARE: READY} if kind == "up" else {_FAILING: UNREADY})
+            case "crash" | "replace":
+                at_ns = self._kill(_FAILING)
+                self.plane.report(dict.fromkeys(EFFECTS[kind][0], READY) | {_FAILING: UNREADY})
+            case "down":
+                at_ns = self.plane.report({_FAILING: ENDING})
+                time.sleep(GRACE_S)
+                self._kill(_FAILING)
+                self.plane.report({_FAILING: GONE})
+            case "unrelated":
+                self.plane.put(_OTHER, "other.yaml")
+                time.sleep(STAY_S)
+                self.plane.remove(_OTHER, "other.yaml")
+            case "istiod":
+                self._set_ended(self.plane.service)
+                at_ns = self.place.kill(self.plane.service)
+                time.sleep(STAY_S)
+                self.place.start(self.plane.service)
+            case "deny":
+                self.plane.put(*_manifests(kind))
+                self._settle(since_s, LDS)
         return at_ns
 
     def restore(self, kind: str) -> None:
@@ -190,6 +189,12 @@ class ControlPlane:
         elif kind == "deny":
             self.plane.remove(*_manifests(kind))
             self._settle(since_s, LDS)
+        self._mark(self.policy, NONE)
+
+    def _mark(self, policy: str, change: str) -> None:
+        """A testbed in which a killed run has left these is not taken for one as it was started."""
+        for path, text in istiod.in_force(self.plane.service, policy, change).items():
+            self.place.put(path, text)
 
     def await_usual(self, service: Service, client: Pod, observer: Channel) -> None:
         """What an earlier change did is forgotten by who resolves the name for this client. Raises TestbedError."""

@@ -14,7 +14,7 @@ from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 from google.protobuf import json_format
 
 from meshdns.ads import answers
-from meshdns.ads.types import CDS, EDS, LDS, NDS, RDS, Resource
+from meshdns.ads.types import CDS, EDS, LDS, NDS, RDS, Resource, hosts
 from meshdns.core import errors
 from meshdns.core.world import Nets, Pod, World
 from meshdns.interception.conventions import ISTIO
@@ -36,8 +36,7 @@ def record(world: World, nets: Nets, istiod: str, version: str) -> Recording:
 
 def names(world: World, nets: Nets, pod: Pod, istiod: str) -> dict[str, list[str]]:
     """What a pod's agent is told of names: host -> addresses. Raises TestbedError."""
-    tables = _asked(istiod, pod.pod, lambda channel: _Stream(channel, node(world, nets, pod)).ask(NDS))
-    return {host: list(entry.get("ips", ())) for each in tables for host, entry in each.get("table", {}).items()}
+    return hosts(_asked(istiod, pod.pod, lambda channel: _Stream(channel, node(world, nets, pod)).ask(NDS)))
 
 
 def _asked(istiod: str, pod: str, ask: Callable[[grpc.Channel], Answer]) -> Answer:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from meshdns import __version__
-from meshdns.ads.types import NDS
+from meshdns.ads.types import NDS, hosts
 from meshdns.core import paths
 from meshdns.core.world import Pod
 from meshdns.interception import mechanisms
@@ -184,11 +184,7 @@ def _names(place: Place, arms: Collection[str]) -> dict[str, dict[str, list[str]
     if place.world.live:
         plane = place.plane()
         return {client.pod: plane.names(client) for client in asked}
-    told = {client.pod: json.loads(place.read(f"recorded/{client.pod}.json")) for client in asked}
-    return {
-        pod: {host: entry.get("ips", []) for each in known[NDS] for host, entry in each.get("table", {}).items()}
-        for pod, known in told.items()
-    }
+    return {client.pod: hosts(json.loads(place.read(f"recorded/{client.pod}.json"))[NDS]) for client in asked}
 
 
 def _server_sidecar(place: Place) -> dict[str, Any]:

@@ -62,7 +62,17 @@ class Istiod(Component):
         if not at.keys.plane:
             return {}
         config = keys.kubeconfig(at.keys.plane, apiserver.url(at.world, at.nets))
-        return {f"{at.service}/{_CONFIG}": config, f"{at.service}/mesh": "{}\n", **settings(at.service, USUAL)}
+        return {
+            f"{at.service}/{_CONFIG}": config,
+            f"{at.service}/mesh": "{}\n",
+            **settings(at.service, USUAL),
+            **in_force(at.service),
+        }
+
+
+def in_force(service: str, policy: str = "none", change: str = "none") -> dict[str, str]:
+    """Rendered files -> content: what a run has put in force and not taken back; istiod itself does not read it."""
+    return {f"{service}/in-force": f"{policy} {change}\n"}
 
 
 def settings(service: str, debounce: str) -> dict[str, str]:
