@@ -102,9 +102,10 @@ def envoy(where: conformance.World) -> Iterator[str]:
     from meshdns.lab.compose import engine
 
     engine.ensure(lambda _: None)
-    images = engine.images(lambda _: None, ["envoy"]).tags
+    images = engine.images(lambda _: None, ["sidecar"]).tags
     text = json.dumps(dns_filter(where, 5300))
-    run = ["docker", "run", "--detach", "--rm", "--network", "none", images["envoy"], "--config-yaml", text]
+    alone = ["docker", "run", "--detach", "--rm", "--network", "none", "--entrypoint", "envoy"]
+    run = [*alone, images["sidecar"], "--config-yaml", text]
     name = subprocess.run(run, check=True, capture_output=True, text=True).stdout.strip()
     try:
         yield name

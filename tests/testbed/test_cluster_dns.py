@@ -9,7 +9,7 @@ import pytest
 from test_paths import measured_as_in_a_run, trial, wrong
 
 from meshdns.core.world import Nets
-from meshdns.istio import reader, records, verbs, vips
+from meshdns.istio import reader, records, verbs
 from meshdns.lab import observers, parts
 from meshdns.lab.compose.testbed import Testbed
 from meshdns.lab.parts import dnsdist
@@ -53,7 +53,7 @@ def unweighted(data: str) -> str:
 def test_every_record_of_the_specification_is_answered(bed: Testbed) -> None:
     """As the model of `explain` has them, which is not what the zones are rendered from."""
     text = "".join(f"---\n{json.dumps(each.document)}\n" for each in bed.world.manifests)
-    mesh = verbs.build(reader.parse({"world.yaml": text}), vips.Allocation())
+    mesh = verbs.build(reader.parse({"world.yaml": text}))
     wanted: dict[tuple[str, str], list[str]] = {}
     for one in records.build(mesh):
         wanted.setdefault((here(bed, one.name), one.rtype), []).append(here(bed, one.data))
