@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conformance import binary, dnsproxies, proxies
+from tests.conformance import dnsproxies, proxies
 
-from meshdns.core import errors
 from meshdns.dnsproxy import differences
 
 # The first one builds the image, if need be.
 pytestmark = [pytest.mark.testbed, pytest.mark.timeout(1200)]
-
-
-@pytest.fixture(scope="module")
-def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if lacks := dnsproxies.lacking():
-        pytest.skip(lacks)
-    try:
-        return binary.find(tmp_path_factory.mktemp("agent"), print)
-    except errors.EnvironmentProblem as problem:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(f"no image to take Istio's agent from, and {binary.GIVEN} names none: {problem}")
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,8 @@ Data dictionary of CellRecord.counters (differences after minus before; 0 where 
     pod/envoy/listener_cx       connections that Envoy's outbound listener accepted
     pod/envoy/cluster_rq        requests that Envoy sent to upstream clusters
     pod/conntrack/entries       connection-tracking entries added
-    dnsdist/from_pod            queries that dnsdist received from this pod
-    bind/queries                all queries that BIND received
-    bind/from_other             those not caused by this cell: dnsdist's total minus from_pod
+    dnsdist/from_pod            queries of this pod that reached the cluster DNS
+    coredns/queries             all queries that CoreDNS received
     servers/envoy_rq            requests that the server pods' Envoys received
     servers/nginx_rq            requests that the nginx replicas answered
 """
@@ -49,7 +48,7 @@ SEARCH_DOMAINS = 3
 COUNTERS = (
     *(f"pod/rule/{rule}" for rule in ("dns_client", "dns_proxy", "redirect_tcp", "redirect_dns_udp", "clusterip")),
     *(f"pod/envoy/{counter}" for counter in ("dns_rx", "dns_external", "listener_cx", "cluster_rq")),
-    *("pod/conntrack/entries", "dnsdist/from_pod", "bind/queries", "bind/from_other"),
+    *("pod/conntrack/entries", "dnsdist/from_pod", "coredns/queries"),
     *("servers/envoy_rq", "servers/nginx_rq"),
 )
 
@@ -237,7 +236,7 @@ def _record(
     cell: SyntheticCell, index: int, n: int, begin_ns: int, *, wall_ns: int, rng: np.random.Generator
 ) -> samples.CellRecord:
     meshed_us = 260.0 if cell.kind == "request" else 25.0
-    cpu_us = {"client": 90.0 * n, "dnsdist": 12.0 * n * _forwarded(cell), "bind": 20.0 * n * _forwarded(cell)}
+    cpu_us = {"client": 90.0 * n, "coredns": 32.0 * n * _forwarded(cell)}
     cpu_us |= {"envoy": meshed_us * n} if cell.arm in MESHED else {}
     tool = (
         {}
@@ -276,8 +275,7 @@ def _counters(cell: SyntheticCell, n: int, from_other: int) -> dict[str, int | f
         "pod/envoy/cluster_rq": requests * meshed,
         "pod/conntrack/entries": lookups + connections,
         "dnsdist/from_pod": forwarded,
-        "bind/queries": forwarded + from_other,
-        "bind/from_other": from_other,
+        "coredns/queries": forwarded + from_other,
         "servers/envoy_rq": requests * (cell.backend in ("meshed", "resolved")),
         "servers/nginx_rq": requests,
     }
@@ -286,7 +284,7 @@ def _counters(cell: SyntheticCell, n: int, from_other: int) -> dict[str, int | f
 
 def _facts() -> dict[str, Any]:
     return {
-        "versions": {"meshdns": "0.1.0", "envoy": "1.40.0", "bind": "9.18"},
+        "versions": {"meshdns": "0.1.0", "envoy": "1.40.0", "coredns": "1.14.3"},
         "host": {"kernel": "6.1.0", "cpu": "synthetic", "cpus": 2},
         "commit": "synthetic",
     }

@@ -6,7 +6,6 @@ crosses the network is seen in both namespaces, one on loopback once.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,17 +18,8 @@ from shipped import WORLD
 
 WEB, LEGACY = "198.18.0.21:8080", "198.18.0.31:8080"
 NAME = "web.shop.svc.cluster.local."
-RESOLVER, SERVER, BIND = "10.96.0.10:53", "198.18.0.10:53", "127.0.0.1:5300"
+RESOLVER, SERVER = "10.96.0.10:53", "198.18.0.10:53"
 REQUEST, RESPONSE = "GET / HTTP/1.1", "HTTP/1.1 200 OK"
-
-# A world of older runs.
-OLDER = dataclasses.replace(
-    WORLD,
-    pods=tuple(
-        dataclasses.replace(each, part="bind", parts=("bind", "dnsdist")) if each.pod == "dns" else each
-        for each in WORLD.pods
-    ),
-)
 
 # What the search list makes of the name, and nobody has.
 ABSENT = ("web.shop.svc.cluster.local.shop.svc.cluster.local.", "web.shop.svc.cluster.local.svc.cluster.local.",
@@ -42,7 +32,6 @@ class Wire:
 
     arm: str
     url: str = "http://web.shop.svc.cluster.local./"
-    two_servers: bool = False  # as in older runs
     packets: list[dict[str, Any]] = field(default_factory=list)
     tracked: dict[str, list[str]] = field(default_factory=dict)
     rules: dict[str, float] = field(default_factory=dict)
@@ -122,12 +111,9 @@ class Wire:
 
 
 def _cluster_dns(wire: Wire, answer: str, port: int, name: str = NAME) -> None:
-    """Both ends of the pod network see the exchange; another behind it where dnsdist asks BIND."""
+    """Both ends of the pod network see the exchange."""
     places, source = (f"{wire.client.pod}/eth0", "dns/eth0"), f"{wire.address}:{port}"
     wire.ask(places, (source, SERVER), name)
-    if wire.two_servers:
-        wire.ask(("dns/lo",), ("127.0.0.1:9000", BIND), name)
-        wire.tell(("dns/lo",), (BIND, "127.0.0.1:9000"), answer, name)
     wire.tell(places, (SERVER, source), answer, name)
     wire.translate("udp", source, RESOLVER, SERVER)
 
@@ -165,12 +151,10 @@ def _request(wire: Wire, asked: str, *, says: tuple[str, str] = (REQUEST, RESPON
     }  # fmt: skip
 
 
-def mode1(
-    *absent: str, says: tuple[str, str] = (REQUEST, RESPONSE), kept: bool = False, two_servers: bool = False
-) -> dict[str, Any]:
+def mode1(*absent: str, says: tuple[str, str] = (REQUEST, RESPONSE), kept: bool = False) -> dict[str, Any]:
     """Served in mode 1; these names are tried before and do not exist."""
     url = "http://web.shop.svc.cluster.local/" if absent else "http://web.shop.svc.cluster.local./"
-    wire = Wire("mode1", url, two_servers)
+    wire = Wire("mode1", url)
     for name in absent:
         _cluster_dns(wire, "NXDOMAIN", 3000, name)
     if kept:  # an old connection's last words
@@ -259,13 +243,6 @@ def mute() -> dict[str, Any]:
     for _ in range(2):
         wire.ask((f"{wire.client.pod}/eth0", "dns/eth0"), (f"{wire.address}:3000", SERVER))
     return wire.json("timeout")
-
-
-def older(trace: dict[str, Any]) -> dict[str, Any]:
-    """The same as it was stored before servers' pods and filter chains were recorded."""
-    client = WORLD.arms[trace["arm"]].pod
-    kept = {name: part for name, part in trace.items() if name not in ("tracked", "chains")}
-    return kept | {"translations": trace["tracked"][client], "rules": trace["rules"][client]}
 
 
 def traced(*found: dict[str, Any], earlier: tuple[dict[str, Any], ...] = ()) -> store.Runs:

@@ -17,9 +17,7 @@ import pyarrow.compute as pc
 
 from meshdns.core import errors
 
-# History of the stored format (run.json, NNNN.json and NNNN.parquet share one number):
-#   1  first version
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 1  # of run.json, NNNN.json and NNNN.parquet together
 
 # Instants of one CLOCK_MONOTONIC in the order in which they pass. Each is the end of its phase; a phase that did not
 # happen has no length. `due_ns` is apart: it is when the plan wanted the request to start.

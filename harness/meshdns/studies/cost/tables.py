@@ -251,7 +251,6 @@ def role(step: Level, service: str, world: World) -> str:
     roles = {f"{client.pod}{ending}": name for ending, name in _OF_CLIENT.items()}
     roles |= {f"{server}{ending}": name for server in servers for ending, name in _OF_SERVER.items()}
     roles |= {f"{pod.pod}-{part}": "server" for pod in world.pods if pod.pod in servers for part in pod.parts}
-    roles |= {name_server.pod: name_server.part}  # of older runs, where it was alone
     roles |= {f"{name_server.pod}-{part}": part for part in name_server.parts or (name_server.part,)}
     return roles.get(service, "")
 

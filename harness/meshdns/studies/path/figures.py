@@ -18,8 +18,7 @@ from meshdns.studies.path.flows import Message
 
 # The order in which a request meets them.
 _LIFELINES = (
-    hops.APPLICATION, hops.DNS_PROXY, hops.DNSDIST, hops.COREDNS, hops.BIND, hops.SIDECAR, hops.SERVER_SIDECAR,
-    hops.SERVER,
+    hops.APPLICATION, hops.DNS_PROXY, hops.COREDNS, hops.SIDECAR, hops.SERVER_SIDECAR, hops.SERVER,
 )  # fmt: skip
 _BEGIN = 0.6  # rows above the first message
 _ROW = 0.31  # inches

@@ -14,7 +14,7 @@ from meshdns.interception.conventions import ISTIO
 
 Packet = Mapping[str, Any]  # one of a trace's `packets`
 Kind = Literal["DNS", "TCP"]
-DNS_PORTS = (53, 5353, 5300, ISTIO.dns_port)  # the cluster DNS, dnsdist before it, BIND behind it, the DNS proxy
+DNS_PORTS = (53, 5353, ISTIO.dns_port)  # the cluster DNS, dnsdist before it, the DNS proxy
 
 
 @dataclass(frozen=True)

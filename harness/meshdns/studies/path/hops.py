@@ -23,9 +23,8 @@ from meshdns.studies.path.flows import Flow, Kind, Message, flows, host, port
 from meshdns.studies.path.pods import Pod, entries, taken
 
 APPLICATION, SIDECAR, DNS_PROXY = "application", "sidecar", "DNS proxy"
-COREDNS, DNSDIST, BIND = "CoreDNS", "dnsdist", "BIND"  # older runs have the latter two
+COREDNS = "CoreDNS"
 SERVER_SIDECAR, SERVER, ITSELF = "server sidecar", "server", "the pod itself"
-_USUAL = {"dnsdist", "dns"}  # of the cluster DNS; the latter in worlds that name no part apart
 _CAPTURING = (ISTIO.outbound_port, ISTIO.inbound_port)
 
 
@@ -158,10 +157,7 @@ class _Reader:
         self.client = world.arms.get(arm) or WorldPod(f"client-{arm}", 0, "client", arm=arm)
         self.dns = world.cluster_dns.get(world.dns_address(self.client), "dns")
         parts = {part for pod in world.pods if pod.pod == self.dns for part in (pod.part, *pod.parts)}
-        # Who asks is answered by CoreDNS; in older runs by dnsdist, which asks BIND behind it; else by what is there.
-        others = sorted(parts - _USUAL - {"bind", "coredns"})
-        self.behind = COREDNS if "coredns" in parts else others[0] if others else BIND
-        self.facing = DNSDIST if "coredns" not in parts and (parts & _USUAL or not parts) else self.behind
+        self.server = COREDNS if "coredns" in parts else min(parts, default=COREDNS)
         self.pods: dict[str, str] = {address: pod for pod, address in trace["pods"].items()}
         url = urlsplit(trace["url"])
         self.port = url.port or {"http": 80, "https": 443}.get(url.scheme, 0)
@@ -170,16 +166,9 @@ class _Reader:
         self.translations = [each for each in self.known[self.client.pod].entries or () if each.rewritten]
 
     def _pod(self, pod: str) -> Pod:
-        tracked, rules = self._recorded("tracked", pod), self._recorded("rules", pod)
-        chains = self.trace["chains"].get(pod, {}) if "chains" in self.trace else None
-        moved = taken(self.trace["proxies"].get(pod, {}), chains)
+        rules, tracked = self.trace["rules"].get(pod), self.trace["tracked"].get(pod)
+        moved = taken(self.trace["proxies"].get(pod, {}), self.trace["chains"].get(pod, {}))
         return Pod(rules, None if tracked is None else entries(tracked), moved)
-
-    def _recorded(self, what: str, pod: str) -> Any:
-        """Of a pod; older traces have `rules` and `translations` of the client's alone."""
-        if "tracked" in self.trace:
-            return self.trace[what].get(pod)
-        return self.trace[{"tracked": "translations"}.get(what, what)] if pod == self.client.pod else None
 
     def path(self) -> Path:
         hops: list[tuple[Flow, Hop]] = []
@@ -226,8 +215,8 @@ class _Reader:
     def _source(self, flow: Flow, pod: str, before: Sequence[tuple[Flow, Hop]]) -> tuple[str, bool]:
         """Who asks, and whether on its own account; "" if not for this request."""
         if pod == self.dns:
-            outer = next((hop for other, hop in before if _within(flow, other) and hop.target == self.facing), None)
-            return (self.facing if flow.place else self.behind, outer.own) if outer else ("", False)
+            outer = next((hop for other, hop in before if _within(flow, other) and hop.target == self.server), None)
+            return (self.server, outer.own) if outer else ("", False)
         if pod != self.client.pod:
             return SERVER_SIDECAR if pod in self.trace["proxies"] else SERVER, False
         mine = [hop for _, hop in before if hop.pod == pod and hop.kind == flow.kind]
@@ -256,7 +245,7 @@ class _Reader:
     def _target(self, flow: Flow, pod: str, reached: str) -> str:
         """Who is reached."""
         if pod == self.dns:
-            return self.behind if flow.place else self.facing
+            return self.server
         if pod == self.client.pod:
             if flow.kind == "DNS":
                 return DNS_PROXY

@@ -47,7 +47,7 @@ class Taken:
 
 @dataclass(frozen=True)
 class Pod:
-    """What was counted and remembered in one pod; None: this run's version did not record it there."""
+    """What was counted and remembered in one pod; None: nobody watched there."""
 
     rules: Mapping[str, float] | None
     entries: tuple[Entry, ...] | None
@@ -96,16 +96,12 @@ _FILTER = re.compile(r"(?:http|tcp)\.(?!admin|stats)([\w-]+)\.downstream_[cr][xq
 _CLUSTER = re.compile(r"cluster\.(?!admin)([\w-]+)\.upstream_[cr][xq]_total")
 
 
-def taken(moved: Mapping[str, float], chains: Mapping[str, Mapping[str, Sequence[str]]] | None) -> Taken:
+def taken(moved: Mapping[str, float], chains: Mapping[str, Mapping[str, Sequence[str]]]) -> Taken:
     """What the statistics tell; the chain is the one that counts under a moved filter's name in a moved listener."""
     listeners, filters, clusters = (
         list(dict.fromkeys(match[1] for name in sorted(moved) if (match := pattern.fullmatch(name))))
         for pattern in (_LISTENER, _FILTER, _CLUSTER)
     )
-    matched = [
-        " or ".join((chains or {}).get(listener, {}).get(name, ())) for listener in listeners for name in filters
-    ]
+    matched = [" or ".join(chains.get(listener, {}).get(name, ())) for listener in listeners for name in filters]
     chain = " + ".join(dict.fromkeys(filter(None, matched)))
-    if chains is None and listeners:
-        chain = NOT_RECORDED
     return Taken(" + ".join(listeners), chain, " + ".join(filters), " + ".join(clusters))
