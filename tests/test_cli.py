@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import dataclasses
 import errno
 import importlib.metadata
 import io
@@ -385,6 +386,7 @@ def test_a_plan_that_calls_what_nobody_has_recorded_starts_live_and_says_so(caps
     assert "was not recorded: its own control plane starts" in capsys.readouterr().err
     assert cli._groups(options, WORLD, {"outside"}) == {"outside"}
     assert cli._groups(argparse.Namespace(live=True), WORLD, ()) == {"live"}
+    assert cli._groups(options, dataclasses.replace(WORLD, live=True), ()) == {"live"}  # as an unfinished run's was
     assert capsys.readouterr().err == ""
 
 

@@ -225,7 +225,7 @@ def _groups(options: argparse.Namespace, world: World, groups: Collection[str]) 
     from meshdns.core.world import LIVE
     from meshdns.lab import recording
 
-    if options.live or LIVE in groups:
+    if options.live or world.live or LIVE in groups:  # a world is live that an unfinished run was
         return frozenset({*groups, LIVE})
     if why := next((f"{pod.pod}: {pod.needs_live}" for pod in world.up(groups) if pod.needs_live), ""):
         say(f"{why}, so Istio's own control plane starts")

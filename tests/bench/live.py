@@ -34,7 +34,7 @@ NETS = {
     LIVE: Nets("198.18.79", "198.19.79", "198.19.179"),
 }
 BAR = 0.05
-BLOCKS = 100
+BLOCKS = 300  # a quarter of an hour; with 100 an interval is 3 % wide to either side
 PLAN = """
 name = "live"
 seed = 20261130

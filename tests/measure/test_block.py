@@ -46,6 +46,7 @@ def test_a_whole_plan_is_measured_and_every_cell_is_valid(name: str, tmp_path: P
     assert said == set()
     assert len(stored.cells) == len(expected)  # each at its first attempt
     assert len(stored.samples) == sum(trial.count for trial in expected)
+    assert store.world(folder).live == place.world.live == (name in ("policies", "change"))
 
 
 def test_a_block_is_measured_by_one_call_and_the_place_is_afterwards_as_it_was() -> None:

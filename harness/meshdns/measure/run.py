@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -26,7 +27,8 @@ def execute(what: Plan, place: Place, root: Path, progress: Progress, resume: Pa
         require_some(what, opened.refused)
         with opened.during("before the first block"):
             known = facts.gather(what, opened)
-        writer = _resumed(resume, what, known) if resume else store.create(root, _header(what, known), what.world)
+        made_of = dataclasses.replace(what.world, live=place.world.live)
+        writer = _resumed(resume, what, known) if resume else store.create(root, _header(what, known), made_of)
         for number in writer.missing():
             _keep(writer, measure_block(what, number, place, opened))
         with opened.during("after the last block"):

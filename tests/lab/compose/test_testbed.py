@@ -156,6 +156,12 @@ def test_a_name_that_no_container_has_is_told_by_what_is_there(monkeypatch, ther
         Testbed({}).require("dns-bin")
 
 
+def test_a_group_that_needs_istio_itself_is_not_started_without_it(tmp_path):
+    bed = Testbed({}, state=tmp_path, groups=frozenset({"shop", "outside"}))
+    with pytest.raises(errors.InputError, match=r"groups: shop need.*add live"):
+        bed.up(print)
+
+
 def test_what_compose_cannot_do_is_told_with_a_next_step(tmp_path, monkeypatch):
     failed = process.Finished(("docker",), 1, "", "Error response from daemon: No such container: 0123")
     monkeypatch.setattr(process, "run", lambda *_, **__: failed)

@@ -331,11 +331,14 @@ class Testbed:
         return (self.state / READY).exists() and all(part.is_as_it_must_be for part in found)
 
     def up(self, announce: process.Announce) -> None:
-        """Every pod is up and every proxy and name server answers. Raises EnvironmentProblem or TestbedError.
+        """Every pod is up and every proxy and name server answers. Raises InputError, EnvironmentProblem, TestbedError.
 
         What an earlier run left half-way is removed first; on failure nothing is left running.
         """
         require_nets(self.nets)
+        if not self.world.live and (alone := self.world.live_groups & self.groups):
+            fact = f"{', '.join(sorted(alone))} need Istio's own control plane"
+            raise errors.InputError(fact, place="groups", step=f"add {LIVE}")
         with self.exclusive():
             if not self.is_up():
                 self._start(announce)
