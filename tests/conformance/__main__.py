@@ -11,10 +11,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.conformance import binary, dnsproxies
+from tests.conformance import binary, dnsproxies, rules
 from tests.conformance.section import Section
 
-DIFFERENTIALS: tuple[Callable[[Path], Section], ...] = (dnsproxies.section,)  # each is given the agent
+DIFFERENTIALS: tuple[Callable[[Path], Section], ...] = (dnsproxies.section, rules.section)  # each is given the agent
 PAGE = dnsproxies.ROOT / "docs" / "conformance.md"
 HEAD = """# What this project says of Istio, asked of Istio
 

@@ -1,4 +1,4 @@
-"""Istio's own agent against this project's DNS proxy: the stated differences are all, and show where they say."""
+"""Istio's own agent against this project's DNS proxy and rules: the stated differences are all, and show."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conformance import dnsproxies, proxies
+from tests.conformance import dnsproxies, proxies, rules
 
 from meshdns.dnsproxy import differences
 
@@ -54,3 +54,23 @@ def test_the_cases_state_what_the_agent_does(found: dict[str, Any]) -> None:
 def test_a_difference_that_is_not_stated_is_found(agent: Path, forgotten: str) -> None:
     found = dnsproxies.run(agent, "--part", "messages", "--forget", forgotten)
     assert found["unexplained"]
+
+
+SOME = range(10, 22)  # sets of options, among them those that show each difference
+
+
+def test_the_agents_rules_do_what_ours_do_to_every_packet(agent: Path) -> None:
+    found = rules.run(agent, SOME)
+    assert found.packets >= 1_000
+    assert not found.wrong
+    assert list(rules.unseen(found)) == []
+
+
+@pytest.mark.parametrize("forgotten", ["-o", "--redirect-dns"])
+def test_an_option_that_the_agent_is_not_told_is_found(
+    agent: Path, forgotten: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("FLAGS", "SWITCHES"):
+        told = {ours: flag for ours, flag in getattr(rules, name).items() if flag != forgotten}
+        monkeypatch.setattr(rules, name, told)
+    assert rules.run(agent, SOME).wrong
