@@ -180,11 +180,11 @@ def _slice_endpoint(item: Field, family: str) -> SliceEndpoint:
 
 
 def pod(meta: Meta, top: Fields) -> Pod:
-    """Labels, address and service account; the rest of a Pod concerns the kubelet, not the mesh."""
+    """Labels and address; the rest of a Pod concerns the kubelet, not the mesh."""
     spec, status = top.within("spec"), top.within("status")
     address = status.get("podIP")
-    account = spec.get("serviceAccountName")
-    return Pod(meta, address.address() if address else "", _account(account) or "default")
+    _account(spec.get("serviceAccountName"))
+    return Pod(meta, address.address() if address else "")
 
 
 def _account(field: Field | None) -> str:

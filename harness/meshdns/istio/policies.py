@@ -8,8 +8,6 @@ from collections.abc import Callable
 from meshdns.core.schema import HEADER_STEP, Field, Fields, is_header, is_label
 from meshdns.istio.kinds import MAX_PORT, exported, once
 from meshdns.istio.resources import (
-    Balancer,
-    ClientTls,
     DestinationRule,
     EnvoyFilter,
     Meta,
@@ -74,10 +72,10 @@ def _policy(field: Field, *, of_port: bool = False) -> TrafficPolicy:
         if not (balancer or pool or outlier or tls or ports):
             field.fault("the policy is empty", "give at least one of its fields")
         return TrafficPolicy(
-            balancer=_balancer(balancer) if balancer else None,
+            balancer=_balancer(balancer) if balancer else "",
             limits=_pool(pool) if pool else False,
             outlier=_outlier(outlier) if outlier else False,
-            tls=_tls(tls) if tls else None,
+            tls=_tls(tls) if tls else "",
             ports=tuple(sorted(ports, key=lambda pair: pair[0])),
         )
 
@@ -92,7 +90,7 @@ def _port(item: Field) -> int:
         return number.integer(1, MAX_PORT) if number else 1
 
 
-def _balancer(field: Field) -> Balancer:
+def _balancer(field: Field) -> str:
     with field.fields() as fields:
         simple, hashed = fields.get("simple"), fields.get("consistentHash")
         if (simple is None) == (hashed is None):
@@ -101,7 +99,7 @@ def _balancer(field: Field) -> Balancer:
         word = {"UNSPECIFIED": "", "LEAST_CONN": "LEAST_REQUEST"}.get(word, word)  # the old name of the same policy
         if hashed:
             _check_hash(hashed)
-        return Balancer(word, hashes=hashed is not None)
+        return "consistent hash" if hashed else word or "default balancing"
 
 
 def _check_hash(field: Field) -> None:
@@ -192,14 +190,14 @@ def _outlier(field: Field) -> bool:
         return True
 
 
-def _tls(field: Field) -> ClientTls:
+def _tls(field: Field) -> str:
     with field.fields() as fields:
         mode, sni = _tls_mode(fields.get("mode")), fields.get("sni")
         text = sni.text() if sni else ""
         if sni and text and not _SNI.fullmatch(text):
             shown = text if len(text) <= MAX_SNI else f"{text[:20]}… ({len(text)} characters)"
             sni.fault(f"{shown!r} is not a server name", f"use up to {MAX_SNI} letters, digits, dots and dashes")
-        return ClientTls(mode)
+        return mode
 
 
 def _tls_mode(field: Field | None) -> str:
@@ -219,14 +217,16 @@ def peer_authentication(meta: Meta, top: Fields) -> PeerAuthentication:
     with top.within("spec") as spec:
         with spec.within("selector") as selector:
             labels = selector.labels("matchLabels")
-        mode, ports = _mode(spec), spec.get("portLevelMtls")
+        with spec.within("mtls") as mtls:
+            mode = _mode(mtls)
+        ports = spec.get("portLevelMtls")
         found: list[tuple[int, MtlsMode]] = []
         for key, field in ports.pairs().items() if ports else ():
             number = int(key) if _PORT.fullmatch(key) else 0
             if not 1 <= number <= MAX_PORT:
                 field.fault(f"{key} is not a port", f"give 1 to {MAX_PORT}")
             with field.fields() as one:
-                found.append((number, _word(one)))
+                found.append((number, _mode(one)))
         if ports and not labels:
             ports.fault("a mode per port needs a selector", "give selector.matchLabels")
         return PeerAuthentication(meta, labels, mode, tuple(sorted(found)))
@@ -238,12 +238,7 @@ def envoy_filter(meta: Meta, top: Fields) -> EnvoyFilter:
     return EnvoyFilter(meta)
 
 
-def _mode(spec: Fields) -> MtlsMode:
-    with spec.within("mtls") as mtls:
-        return _word(mtls)
-
-
-def _word(fields: Fields) -> MtlsMode:
+def _mode(fields: Fields) -> MtlsMode:
     return MtlsMode(fields.choice("mode", tuple(MtlsMode)))
 
 

@@ -52,7 +52,6 @@ class Endpoint:
     namespace: str = ""
     workload: str = ""  # name of the pod
     labels: Labels = ()
-    service_account: str = ""
     sidecar: bool = False  # whether it can speak mutual TLS
 
     def port(self, name: str) -> int:
@@ -262,7 +261,6 @@ def _slice_endpoints(given: Resources) -> dict[tuple[str, str], list[Endpoint]]:
                         namespace=piece.meta.namespace,
                         workload=pod.meta.name if pod else one.pod,
                         labels=pod.meta.labels if pod else (),
-                        service_account=pod.service_account if pod else "",
                         sidecar=bool(pod) and (TLS_MODE, "istio") in (pod.meta.labels if pod else ()),
                     )
                 )
@@ -300,7 +298,6 @@ def _workload_endpoint(one: Workload, entry: resources.ServiceEntry) -> Endpoint
         ports=numbers,
         namespace=entry.meta.namespace,
         labels=one.labels,
-        service_account=one.service_account,
         sidecar=sidecar,
     )
 

@@ -154,7 +154,6 @@ class Pod:
 
     meta: Meta
     address: str = ""  # status.podIP
-    service_account: str = "default"
 
 
 @dataclass(frozen=True)
@@ -216,13 +215,6 @@ class Destination:
 
 
 @dataclass(frozen=True)
-class Retries:
-    """When a failed request is tried again; attempts 0 switches Istio's default retries off."""
-
-    attempts: int
-
-
-@dataclass(frozen=True)
 class Delay:
     """A share of requests that waits before it is forwarded."""
 
@@ -246,7 +238,7 @@ class HttpRoute:
     matches: tuple[HttpMatch, ...]
     destinations: tuple[Destination, ...]
     timeout_ms: int | None = None  # none is Istio's default; 0 says so
-    retries: Retries | None = None
+    retries: int | None = None  # none is Istio's default; 0 switches it off
     delay: Delay | None = None
     abort: Abort | None = None
 
@@ -270,28 +262,13 @@ class VirtualService:
 
 
 @dataclass(frozen=True)
-class Balancer:
-    """How an endpoint is chosen; Istio's default is LEAST_REQUEST."""
-
-    simple: str = ""  # LEAST_REQUEST, ROUND_ROBIN, RANDOM, PASSTHROUGH, or empty: the default
-    hashes: bool = False  # by something of the request
-
-
-@dataclass(frozen=True)
-class ClientTls:
-    """How the sidecar speaks to the endpoints."""
-
-    mode: str  # DISABLE, SIMPLE or ISTIO_MUTUAL
-
-
-@dataclass(frozen=True)
 class TrafficPolicy:
-    """Each section is whole or absent; `ports` replace all four for one port."""
+    """Each section is whole or absent, which is empty; `ports` replace all four for one port."""
 
-    balancer: Balancer | None = None
+    balancer: str = ""  # how an endpoint is chosen, as `explain` says it
     limits: bool = False  # of connections
     outlier: bool = False  # failing endpoints are left out for a while
-    tls: ClientTls | None = None
+    tls: str = ""  # how the sidecar speaks to the endpoints: DISABLE, SIMPLE or ISTIO_MUTUAL
     ports: tuple[tuple[int, TrafficPolicy], ...] = ()
 
 
