@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from meshdns.core.schema import HEADER_STEP, Field, Fields, is_header, is_label
-from meshdns.istio.kinds import MAX_PORT, exported, once
+from meshdns.core.schema import HEADER_STEP, Field, Fields, is_header
+from meshdns.istio.kinds import MAX_PORT, exported, named, once
 from meshdns.istio.resources import (
     DestinationRule,
     EnvoyFilter,
@@ -51,11 +51,8 @@ def destination_rule(meta: Meta, top: Fields) -> DestinationRule:
 
 def _subset(item: Field) -> Subset:
     with item.fields() as fields:
-        name, policy = fields.need("name"), fields.get("trafficPolicy")
-        text = name.text() if name else ""
-        if name and text and not is_label(text):
-            name.fault(f"{text!r} is not a subset name", "use lower-case letters, digits and dashes")
-        return Subset(text, fields.labels("labels"), _policy(policy) if policy else TrafficPolicy())
+        name, policy = named(fields.need("name"), "a subset name"), fields.get("trafficPolicy")
+        return Subset(name, fields.labels("labels"), _policy(policy) if policy else TrafficPolicy())
 
 
 def _policy(field: Field, *, of_port: bool = False) -> TrafficPolicy:
