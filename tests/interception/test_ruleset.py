@@ -15,7 +15,7 @@ from meshdns.interception import faults, iptables, nftables, routing, ruleset, v
 from meshdns.interception.conventions import ISTIO
 from meshdns.interception.options import Options
 from meshdns.interception.refusal import Refusal
-from meshdns.interception.ruleset import FAMILIES, Jump
+from meshdns.interception.ruleset import FAMILIES, Act
 from meshdns.interception.verdict import Packet
 
 INJECTED: dict[str, Any] = {
@@ -366,7 +366,7 @@ def test_both_renderers_spell_every_rule(tproxy: bool) -> None:
         for t in rules.tables.values()
         for c in t.values()
         for rule in c
-        if isinstance(rule.verdict, Jump)
+        if rule.verdict.act is Act.JUMP
     }
     assert targets <= set(ruleset.OUR_CHAINS)
 

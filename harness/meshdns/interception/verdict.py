@@ -15,24 +15,7 @@ from typing import Literal
 
 from .loaded import group_id
 from .options import Family
-from .ruleset import (
-    Accept,
-    Drop,
-    Field,
-    Jump,
-    Match,
-    Redirect,
-    RestoreMark,
-    Return,
-    Rule,
-    RuleSet,
-    SaveMark,
-    SetConnectionMark,
-    SetMark,
-    Tproxy,
-    Verdict,
-    Zone,
-)
+from .ruleset import Act, Field, Match, Rule, RuleSet, Verdict
 
 _LOOPBACK = {4: "127.0.0.1", 6: "::1"}  # where REDIRECT in OUTPUT sends
 _HOOK_ORDER = ("raw", "mangle", "nat")
@@ -140,9 +123,9 @@ class _Walk:
             if self.family not in step.families or not self._matches(rule):
                 continue
             self.hits[table, chain, index] += 1
-            if isinstance(rule.verdict, Return):
+            if rule.verdict.act is Act.RETURN:
                 return False
-            if isinstance(rule.verdict, Jump):
+            if rule.verdict.act is Act.JUMP:
                 if self._chain(table, rule.verdict.chain):
                     return True
             elif self._act(rule.verdict):
@@ -151,28 +134,28 @@ class _Walk:
 
     def _act(self, verdict: Verdict) -> bool:
         """Do what a rule says; whether that decides the table."""
-        match verdict:
-            case Redirect(port):
-                self.port = self.port or port
+        match verdict.act:
+            case Act.REDIRECT:
+                self.port = self.port or verdict.port
                 address = self.packet.destination
                 if self.packet.path == "out":
                     address = _LOOPBACK[ipaddress.ip_address(address).version]
-                self.packet = replace(self.packet, destination=address, destination_port=port)
-            case Tproxy(port, mark):
-                self.port, self.tproxied, self.mark = port, True, mark
-            case Drop():
+                self.packet = replace(self.packet, destination=address, destination_port=verdict.port)
+            case Act.TPROXY:
+                self.port, self.tproxied, self.mark = verdict.port, True, verdict.mark
+            case Act.DROP:
                 self.dropped = True
-            case SetMark(mark):
-                self.mark = mark
-            case SetConnectionMark(mark):
-                self.connection_mark = mark
-            case SaveMark():
+            case Act.SET_MARK:
+                self.mark = verdict.mark
+            case Act.SET_CONNECTION_MARK:
+                self.connection_mark = verdict.mark
+            case Act.SAVE_MARK:
                 self.connection_mark = self.mark
-            case RestoreMark():
+            case Act.RESTORE_MARK:
                 self.mark = self.connection_mark
-            case Zone(zone) if not self.known:
-                self.zone = self.zone or zone
-        return isinstance(verdict, Accept | Drop | Redirect | Tproxy)
+            case Act.ZONE if not self.known:
+                self.zone = self.zone or verdict.zone
+        return verdict.act in (Act.ACCEPT, Act.DROP, Act.REDIRECT, Act.TPROXY)
 
     def _matches(self, rule: Rule) -> bool:
         return all(self._holds(match) != match.negated for match in rule.matches)
