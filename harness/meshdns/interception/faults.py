@@ -66,14 +66,14 @@ FAULTS = (
         'with several proxy_uid ("3,4") the loopback exemption of the first ("not uid 3") stands before the self-call '
         "rule of the second: what uid 4 sends to its own pod is returned instead of going to inbound_capture_port",
         "nat ISTIO_OUTPUT",
-        lambda options: len(set(options.uids)) > 1 and not options.loopback_included,
+        lambda options: len(set(options.uids)) > 1 and not options.loopback_families,
     ),
     Fault(
         "gid-self-call-dead",
         "without DNS capture the self-call rule of proxy_gid is never reached by another uid than the proxy's: the "
         "loopback exemption of proxy_uid returns it first",
         "nat ISTIO_OUTPUT",
-        lambda options: not options.captures_dns and not options.loopback_included and options.gids != options.uids,
+        lambda options: not options.captures_dns and not options.loopback_families and options.gids != options.uids,
     ),
     Fault(
         "gid-self-call-dns",

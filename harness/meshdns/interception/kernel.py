@@ -32,6 +32,10 @@ _PACKAGES = {"nft": "nftables", "ip": "iproute2"}
 _NEEDS = "NET_ADMIN in the network namespace, and a kernel with nat, conntrack and owner matches"
 _NEEDS_OF_IP = "NET_ADMIN in the network namespace, and policy routing; with enable_ipv6 also IPv6 on lo"
 _STEP = "give --replace to exchange them, or remove them first"
+_OTHERS = (
+    "{tool}: the rules loaded are not these ({names}); give the options they were loaded with, "
+    "or --replace to remove them all the same"
+)
 
 
 @dataclass(frozen=True)
@@ -46,47 +50,41 @@ class Loader:
         """The rules are loaded; says what was done. Raises Refusal, Unavailable."""
         loaded.check_groups(rules)
         with _alone():
-            return self._apply(rules, replace)
-
-    def _apply(self, rules: RuleSet, replace: bool) -> str:
-        needed = _missing_routes(rules)
-        if self.mechanism == "nftables":
-            plan = self._nft_plan(rules, replace)
-            changed = [plan] if plan else []
-        else:
-            changed = [text for family in rules.families if (text := self._iptables_plan(rules, family, replace))]
-        if not changed and not any(needed.values()):
-            return "the rules are loaded already: nothing changed"
-        stale = {family: self._stale_routes(rules, family) for family in rules.families}
-        try:
-            _batch(needed)
-            self._load(rules, changed)
-        except Refusal:
-            _batch({f: _inverse([line for line in lines if _there(line, f)]) for f, lines in needed.items()})
-            raise
-        _batch(stale)
-        return f"rules loaded: {self.mechanism}, {', '.join(rules.families)}"
+            needed = _routes(rules, there=False)
+            if self.mechanism == "nftables":
+                plan = self._nft_plan(rules, replace)
+                changed = [plan] if plan else []
+            else:
+                changed = [text for family in rules.families if (text := self._iptables_plan(rules, family, replace))]
+            if not changed and not any(needed.values()):
+                return "the rules are loaded already: nothing changed"
+            stale = {family: self._stale_routes(rules, family) for family in rules.families}
+            try:
+                _batch(needed)
+                self._load(rules, changed)
+            except Refusal:
+                _batch({f: _inverse([line for line in lines if _there(line, f)]) for f, lines in needed.items()})
+                raise
+            _batch(stale)
+            return f"rules loaded: {self.mechanism}, {', '.join(rules.families)}"
 
     def remove(self, rules: RuleSet, *, replace: bool = False) -> str:
         """The rules are gone, and nothing else; says what was done. Raises Refusal, Unavailable."""
         with _alone():
-            return self._remove(rules, replace)
-
-    def _remove(self, rules: RuleSet, replace: bool) -> str:
-        present = _present_routes(rules)
-        nothing = RuleSet(rules.families, ())
-        if self.mechanism == "nftables":
-            plan = self._nft_removal(rules, replace)
-            changed = [plan] if plan else []
-        else:
-            changed = [text for f in rules.families if (text := self._iptables_removal(rules, f, replace))]
-        self._load(nothing, changed)
-        if self.mechanism == "iptables":
-            for family in rules.families:  # also what a removal that was killed has emptied
-                _sweep(family, nothing)
-        _batch({family: _inverse(lines) for family, lines in present.items()})
-        done = changed or any(present.values())
-        return f"rules removed: {self.mechanism}, {', '.join(rules.families)}" if done else "nothing to remove"
+            present = _routes(rules, there=True)
+            nothing = RuleSet(rules.families, ())
+            if self.mechanism == "nftables":
+                plan = self._nft_removal(rules, replace)
+                changed = [plan] if plan else []
+            else:
+                changed = [text for f in rules.families if (text := self._iptables_removal(rules, f, replace))]
+            self._load(nothing, changed)
+            if self.mechanism == "iptables":
+                for family in rules.families:  # also what a removal that was killed has emptied
+                    _sweep(family, nothing)
+            _batch({family: _inverse(lines) for family, lines in present.items()})
+            done = changed or any(present.values())
+            return f"rules removed: {self.mechanism}, {', '.join(rules.families)}" if done else "nothing to remove"
 
     def _load(self, rules: RuleSet, texts: list[str]) -> None:
         if self.mechanism == "nftables":
@@ -144,8 +142,7 @@ class Loader:
         elif replace:
             old = loaded.left_over(tables, mine, named=self.named)
         else:
-            place = f"{_IPTABLES[family]}: the rules loaded are not these ({', '.join(strangers)})"
-            raise Refusal(f"{place}; give the options they were loaded with, or --replace to remove them all the same")
+            raise Refusal(_OTHERS.format(tool=_IPTABLES[family], names=", ".join(strangers)))
         return self._exchange(tables, RuleSet(rules.families, ()), family, old)
 
     def _exchange(
@@ -182,11 +179,7 @@ class Loader:
     def _nft_removal(self, rules: RuleSet, replace: bool) -> str:
         have = _nft_tables(rules)
         if have and not self._nft_holds(rules, have) and not replace:
-            names = ", ".join(f"inet {name}" for name in have)
-            raise Refusal(
-                f"nftables: the rules loaded are not these ({names}); give the options they were loaded with, "
-                "or --replace to remove them all the same"
-            )
+            raise Refusal(_OTHERS.format(tool="nftables", names=", ".join(f"inet {name}" for name in have)))
         return "".join(f"delete table inet {name}\n" for name in have)
 
     def _nft_holds(self, rules: RuleSet, have: dict[str, str]) -> bool:
@@ -272,27 +265,13 @@ def _sweep(family: Family, rules: RuleSet) -> None:
         listed = _called(["nft", "list", "table", *place.split()])
         if listed.returncode:
             continue
-        chains = _chains(listed.stdout)
+        chains = loaded.nft_chains(listed.stdout)
         empty = [c for c, lines in chains.items() if c in ("PREROUTING", "OUTPUT") and _is_empty_base(lines)]
         gone = [f"delete chain {place} {chain}" for chain in empty]
         if len(empty) == len(chains) and "set " not in listed.stdout:
             gone = [f"delete table {place}"]
         if gone:
             _run("nft", "-f", "-", given="\n".join(gone) + "\n")
-
-
-def _chains(listing: str) -> dict[str, list[str]]:
-    chains: dict[str, list[str]] = {}
-    name = ""
-    for line in map(str.strip, listing.split("\n")):
-        if line.startswith("chain "):
-            name = line.split()[1]
-            chains[name] = []
-        elif line == "}":
-            name = ""
-        elif name and line:
-            chains[name].append(line)
-    return chains
 
 
 def _is_empty_base(lines: list[str]) -> bool:
@@ -306,13 +285,9 @@ def _nft_tables(rules: RuleSet) -> dict[str, str]:
     return {name: _run("nft", "list", "table", "inet", name) for name in have}
 
 
-def _present_routes(rules: RuleSet) -> dict[Family, list[str]]:
-    return {family: [line for line in routing.commands(rules, "add", family) if _there(line, family)]
-            for family in rules.families}  # fmt: skip
-
-
-def _missing_routes(rules: RuleSet) -> dict[Family, list[str]]:
-    return {family: [line for line in routing.commands(rules, "add", family) if not _there(line, family)]
+def _routes(rules: RuleSet, *, there: bool) -> dict[Family, list[str]]:
+    """What adds those that are there, or those that are missing."""
+    return {family: [line for line in routing.commands(rules, "add", family) if _there(line, family) == there]
             for family in rules.families}  # fmt: skip
 
 

@@ -269,17 +269,22 @@ def nft_tproxy_marks(text: str) -> set[int]:
 
 def nft_saved(text: str) -> set[tuple[str, tuple[str, ...]]]:
     """What `nft list table` printed, as (chain, its lines)."""
-    found: list[tuple[str, tuple[str, ...]]] = []
-    chain, lines = "", list[str]()
+    return {(chain, tuple(map(nft_canonical, lines))) for chain, lines in nft_chains(text).items()}
+
+
+def nft_chains(text: str) -> dict[str, list[str]]:
+    """The same, as it was printed."""
+    chains: dict[str, list[str]] = {}
+    name = ""
     for line in map(str.strip, text.split("\n")):
         if line.startswith("chain "):
-            chain, lines = line.split()[1], []
-        elif line == "}" and chain:
-            found.append((chain, tuple(lines)))
-            chain = ""
-        elif chain and line:
-            lines.append(nft_canonical(line))
-    return set(found)
+            name = line.split()[1]
+            chains[name] = []
+        elif line == "}":
+            name = ""
+        elif name and line:
+            chains[name].append(line)
+    return chains
 
 
 def nft_wanted(rules: RuleSet, table: str, *, first: bool, named: bool) -> set[tuple[str, tuple[str, ...]]]:

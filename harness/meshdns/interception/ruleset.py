@@ -345,7 +345,7 @@ class _Builder:
             for family, network in self.loopback.items():
                 matches = [BY_LO, _to(network, negated=True), TCP, *spared, _owner(field, owner)]
                 self.add("nat", self.chains.output, matches, _jump(self.chains.in_redirect), only=family)
-        if self.mesh.self_calls and not self.options.loopback_included:
+        if self.mesh.self_calls and not self.options.loopback_families:
             others = _owner(field, owner, negated=True)
             # With DNS captured, TCP to port 53 of a local server must reach the DNS rules below.
             dns = [TCP, _to_port(53, negated=True)] if self.dns_later else []
