@@ -23,7 +23,7 @@ from .options import DESCRIPTION, LISTEN, add_arguments
 from .proxy import Proxy
 from .reactor import Reactor
 from .tablefile import PERIOD_S, TableFile
-from .upstream import Forwarder, Measures, Server
+from .upstream import Forwarder, Server
 
 NAME = "dns-proxy"
 MOST_TIMEOUT_MS = 600_000
@@ -89,8 +89,7 @@ def _serve(options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
     own = [_own(datagrams) for datagrams, _ in bound]
     servers, said = _others(options, named, useless, own)
     metrics = Metrics(page is not None)
-    measures = Measures(metrics.asked, metrics.failed, metrics.took)
-    forwarder = Forwarder(reactor, servers, timeout_s, _pending(), measures, parallel=options.parallel)
+    forwarder = Forwarder(reactor, servers, timeout_s, _pending(), metrics, parallel=options.parallel)
     stack.callback(forwarder.close)
     proxy = Proxy(reactor, forwarder, metrics, style, cache.Cache(stale_s) if options.cache else None)
     stack.enter_context(_signals(reactor.stop))

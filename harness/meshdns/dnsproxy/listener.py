@@ -61,16 +61,7 @@ class Udp:
 
     def _answer(self, message: bytes, client: Any) -> None:
         if not self._proxy.came_back(message, False, client):
-            self._proxy.answer(message, False, self._sender(client))
-
-    def _sender(self, client: Any) -> Callable[[bytes], None]:
-        def send(reply: bytes) -> None:
-            try:
-                self._socket.sendto(reply, client)
-            except OSError:  # as above; or closed in the meantime
-                return
-
-        return send
+            self._proxy.answer(message, False, self._sender(client, []))
 
     def _take_addressed(self, _: int) -> None:
         """On a wildcard address: the answer must leave from the address that was asked, or the client refuses it."""
@@ -79,18 +70,18 @@ class Udp:
                 message, ancillary, _, client = self._socket.recvmsg(DATAGRAM, 128)
             except BlockingIOError:
                 return
-            send = self._sender_from(client, _source(ancillary))
+            send = self._sender(client, _source(ancillary))
             if prepared := self._proxy.ready.get(message[2:]):
                 prepared.tally.hits += 1
                 send(message[:2] + (prepared.rest or prepared.shuffled()))
             elif not self._proxy.came_back(message, False, client):
                 self._proxy.answer(message, False, send)
 
-    def _sender_from(self, client: Any, source: list[tuple[int, int, bytes]]) -> Callable[[bytes], None]:
+    def _sender(self, client: Any, source: list[tuple[int, int, bytes]]) -> Callable[[bytes], None]:
         def send(reply: bytes) -> None:
             try:
                 self._socket.sendmsg([reply], source, 0, client)
-            except OSError:
+            except OSError:  # as above; or closed in the meantime
                 return
 
         return send
@@ -128,10 +119,6 @@ class Tcp:
     def close(self) -> None:
         """No more queries; what was not answered will not be."""
         self._acceptor.close()
-
-    def open(self) -> int:
-        """Connections there are."""
-        return self._acceptor.open()
 
     def _serve(self, stream: Stream) -> None:
         """Hands over the queries that came whole, as many as the client may have open."""

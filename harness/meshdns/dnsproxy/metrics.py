@@ -41,8 +41,8 @@ class Metrics:
 
     def __init__(self, enabled: bool) -> None:
         self.enabled = enabled
-        self.upstream_requests = 0
-        self.upstream_failures = 0
+        self.upstream_requests = 0  # questions put to the servers
+        self.upstream_failures = 0  # that all of them failed
         self.upstream_s = 0.0
         self.cache_hits = {"fresh": 0, "stale": 0}
         self.table_loads = {"good": 0, "wrong": 0}
@@ -69,14 +69,6 @@ class Metrics:
             source,
         )
         return self._tallies.setdefault(label, Tally())
-
-    def asked(self) -> None:
-        """A question was put to the servers."""
-        self.upstream_requests += 1
-
-    def failed(self) -> None:
-        """All of them failed."""
-        self.upstream_failures += 1
 
     def took(self, seconds: float) -> None:
         """From the question to the answer or to the end of hope."""

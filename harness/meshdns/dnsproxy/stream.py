@@ -163,10 +163,6 @@ class Acceptor:
         self._streams: dict[Stream, None] = {}
         reactor.watch(sock.fileno(), READ, self._accept)
 
-    def open(self) -> int:
-        """Streams there are."""
-        return len(self._streams)
-
     def alive(self, stream: Stream) -> None:
         """Something whole was exchanged: the idle time begins anew."""
         if stream in self._streams:
