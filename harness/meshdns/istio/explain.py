@@ -68,13 +68,13 @@ def explain(registry: Registry, host: str, port: int | None, caller: Caller) -> 
     plain = host.removesuffix(".").lower()
     if not is_address(plain) and not is_host(plain):
         raise errors.InputError(f"{host!r} is neither a host name nor an IP address", step="try web.shop or 10.96.1.10")
-    client = Client(caller.namespace, caller.labels, dns_proxy=caller.dns_proxy)
-    lookup = _lookup(registry, host.lower(), caller, client)
+    lookup = _lookup(registry, host.lower(), caller)
     known = _meant(registry, lookup, plain, caller.search[0])
     numbers = [port] if port else sorted({one.number for service in known for one in service.ports})
     if not numbers:
         fact = f"{host} is no known service, so its ports are not known"
         raise errors.InputError(fact, step=f"name one: {_at(host, 80)}")
+    client = Client(caller.namespace, caller.labels, dns_proxy=caller.dns_proxy)
     out = outbound.build(registry, client) if caller.sidecar else None
     call = _Call(registry, caller, out, lookup, known, plain)
     lines = [f"from {caller.name}: {_caller_in_words(caller)}", *lookup.lines]
@@ -107,7 +107,7 @@ def _caller_in_words(caller: Caller) -> str:
 # ---- the name
 
 
-def _lookup(registry: Registry, host: str, caller: Caller, client: Client) -> Lookup:
+def _lookup(registry: Registry, host: str, caller: Caller) -> Lookup:
     if is_address(host):
         return Lookup("", (host,), lines=(f"{host} is an address, so nothing is looked up",))
     zone = _zone(registry)
@@ -115,7 +115,7 @@ def _lookup(registry: Registry, host: str, caller: Caller, client: Client) -> Lo
     told: list[str] = []
     for candidate in resolver.candidates(host, NDOTS, caller.search):
         name = candidate.removesuffix(".")
-        if found := _proxied(table, name, caller, client):
+        if found := _proxied(table, name, caller):
             alias, addresses = found
             via = f"CNAME {alias}., " if alias else ""
             said = f"{candidate} is answered by the sidecar's DNS proxy: {via}{_list(addresses)}"
@@ -139,7 +139,7 @@ def _zone(registry: Registry) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _proxied(table: Table, name: str, caller: Caller, client: Client) -> tuple[str, tuple[str, ...]] | None:
+def _proxied(table: Table, name: str, caller: Caller) -> tuple[str, tuple[str, ...]] | None:
     """The addresses that the DNS proxy answers, and the alias (CNAME) through which it does; empty: none.
 
     Istio's agent knows shorter forms of Kubernetes' names, and every name of its own under the first search domain, as
@@ -149,7 +149,9 @@ def _proxied(table: Table, name: str, caller: Caller, client: Client) -> tuple[s
     own = f".{caller.search[0]}"
     short = name.removesuffix(own)
     if caller.dns == "agent":
-        known |= {form: table[host].ips for form, host in _alternates(table, client).items() if form not in table}
+        known |= {
+            form: table[host].ips for form, host in _alternates(table, caller.namespace).items() if form not in table
+        }
     for alias in ("", short) if caller.dns == "agent" and short != name else ("",):
         for one in (alias or name, *_wildcards(alias or name)):
             if one in known:
@@ -157,13 +159,13 @@ def _proxied(table: Table, name: str, caller: Caller, client: Client) -> tuple[s
     return None
 
 
-def _alternates(table: Table, client: Client) -> dict[str, str]:
+def _alternates(table: Table, namespace: str) -> dict[str, str]:
     """Shorter forms that the agent answers for Kubernetes' hosts."""
     found: dict[str, str] = {}
     for host, name in table.items():
         if name.shortname:
             forms = [f"{name.shortname}.{name.namespace}", f"{name.shortname}.{name.namespace}.svc"]
-            forms += [name.shortname] if name.namespace == client.namespace else []
+            forms += [name.shortname] if name.namespace == namespace else []
             found |= dict.fromkeys(forms, host)
     return found
 

@@ -286,34 +286,28 @@ def _clusters(registry: Registry, client: Client) -> Iterator[Cluster]:
 
 
 def _cluster(registry: Registry, services: tuple[Service, ...], number: int, subset: str, client: Client) -> Cluster:
-    service = next(one for one in services if _tcp_port(one, number))
-    port = _tcp_port(service, number)
-    assert port is not None  # noqa: S101  for the type checker: the line above found it
+    ports = ((one, one.port(number)) for one in services)
+    carriers = [(one, port) for one, port in ports if port and port.protocol.family != "udp"]
+    service, port = carriers[0]
     found = registry.subsets(service.host, client.namespace)
     labels = next((one.labels for one in found if one.name == subset), ())
-    same = [one for one in services if one.discovery is service.discovery]
+    same = [(one, port) for one, port in carriers if one.discovery is service.discovery]
     target = port.target if isinstance(port.target, int) and port.target != number else 0
     original = service.discovery is Discovery.ORIGINAL_DST
     return Cluster(
         name=name(service.host, number, subset),
         discovery=service.discovery,
         policy=registry.policy(service.host, number, subset, client.namespace),
-        endpoints=() if original else tuple(_members(same, number, labels)),
+        endpoints=() if original else tuple(_members(same, labels)),
         external=service.external,
         port_override=target if original else 0,
     )
 
 
-def _tcp_port(service: Service, number: int) -> ServicePort | None:
-    port = service.port(number)
-    return port if port and port.protocol.family != "udp" else None
-
-
-def _members(services: list[Service], number: int, labels: Labels) -> Iterator[tuple[Endpoint, int]]:
-    for service in services:
-        port = _tcp_port(service, number)
-        for one in service.endpoints if port else ():
-            at = one.port(port.name) if port else 0
+def _members(carriers: list[tuple[Service, ServicePort]], labels: Labels) -> Iterator[tuple[Endpoint, int]]:
+    for service, port in carriers:
+        for one in service.endpoints:
+            at = one.port(port.name)
             if at and (one.ready or service.publish_not_ready) and selects(labels, one.labels):
                 yield one, at
 

@@ -27,6 +27,8 @@ _TLS_MODES = ("DISABLE", "SIMPLE", "ISTIO_MUTUAL")
 _SIMPLE = ("UNSPECIFIED", "LEAST_REQUEST", "LEAST_CONN", "ROUND_ROBIN", "RANDOM", "PASSTHROUGH")
 _SNI = re.compile(rf"[!-~]{{1,{MAX_SNI}}}")
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
+_PARAMETER = re.compile(r"[^\s\x00-\x20&=#\x7f]+")
+_PATH = re.compile(r"/[^;\x00-\x20\x7f]*")
 _HASH_KEYS = ("httpHeaderName", "httpCookie", "useSourceIp", "httpQueryParameterName")
 
 
@@ -105,9 +107,8 @@ def _check_hash(field: Field) -> None:
         if sum(one is not None for one in (header, cookie, source, query)) != 1:
             field.fault("the hash key is not clear", f"give one of {', '.join(_HASH_KEYS)}")
         _check_table(fields)
-        for one, fits in ((header, is_header), (query, _is_parameter)):
-            if one:
-                _check_name(one, fits)
+        _check_name(header, is_header)
+        _check_name(query, _PARAMETER.fullmatch)
         if source and not source.boolean() and source.data is False:
             source.fault("nothing is hashed then", "set it to true, or hash something else")
         if cookie:
@@ -117,30 +118,21 @@ def _check_hash(field: Field) -> None:
 def _check_cookie(field: Field) -> None:
     with field.fields() as parts:
         name, ttl, path = parts.need("name"), parts.get("ttl"), parts.get("path")
-        for one, fits in ((name, _is_token), (path, _is_path)):
-            if one:
-                _check_name(one, fits)
+        _check_name(name, _is_token)
+        _check_name(path, _PATH.fullmatch)
         if ttl:
             ttl.duration_ms(zero=True)
 
 
-def _check_name(field: Field, fits: Callable[[str], bool]) -> None:
+def _check_name(field: Field | None, fits: Callable[[str], object]) -> None:
     """A name that a request can have; the proxy would refuse an empty one, and never find others."""
-    text = field.text()
-    if not fits(text) and isinstance(field.data, str):
+    text = field.text() if field else ""
+    if field and not fits(text) and isinstance(field.data, str):
         field.fault(f"{text!r} is nothing that a request can have here", HEADER_STEP)
 
 
 def _is_token(text: str) -> bool:
     return is_header(text) and not text.startswith(":")
-
-
-def _is_parameter(text: str) -> bool:
-    return re.fullmatch(r"[^\s\x00-\x20&=#\x7f]+", text) is not None
-
-
-def _is_path(text: str) -> bool:
-    return re.fullmatch(r"/[^;\x00-\x20\x7f]*", text) is not None
 
 
 def _check_table(fields: Fields) -> None:

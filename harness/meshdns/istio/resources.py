@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from typing import get_args
 
 from meshdns.core.schema import Labels, Place
 
@@ -317,7 +318,7 @@ class EnvoyFilter:
     meta: Meta
 
 
-Resource = (
+Resource = (  # in the order in which they stand below
     Service
     | EndpointSlice
     | Pod
@@ -349,20 +350,10 @@ class Resources:
             yield from getattr(self, one.name)
 
 
-_PLACES = {
-    Service: "services", EndpointSlice: "slices", Pod: "pods", ServiceEntry: "entries",
-    VirtualService: "virtual_services", DestinationRule: "rules", PeerAuthentication: "peers", Sidecar: "sidecars",
-    EnvoyFilter: "filters",
-}  # fmt: skip
-
-
 def collect(found: list[Resource]) -> Resources:
     """The set of these resources."""
-    kinds: dict[str, list[Resource]] = {place: [] for place in _PLACES.values()}
-    for one in found:
-        kinds[_PLACES[type(one)]].append(one)
-    ordered = {place: tuple(sorted(those, key=lambda one: one.meta.age)) for place, those in kinds.items()}
-    return Resources(**ordered)  # type: ignore[arg-type]  # each place holds its own kind
+    ordered = sorted(found, key=lambda one: one.meta.age)
+    return Resources(*(tuple(one for one in ordered if type(one) is kind) for kind in get_args(Resource)))  # type: ignore[arg-type]
 
 
 def fqdn(host: str, namespace: str) -> str:
