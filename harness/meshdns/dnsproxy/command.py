@@ -14,7 +14,6 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 from . import answer, cache, listener, nametable, wire
@@ -39,9 +38,13 @@ _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  compared, not b
 class ArgumentError(Exception):
     """An argument that cannot be used; the message says which, why and what would do."""
 
+    exit_code = BAD_ARGUMENT
 
-class PortError(Exception):
+
+class PortError(ArgumentError):
     """An address that is taken or not allowed."""
+
+    exit_code = NO_PORT
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,10 +68,7 @@ def serve(options: argparse.Namespace) -> int:
             _serve(options, stack)
     except ArgumentError as error:
         print(f"{NAME}: {error}", file=sys.stderr)
-        return BAD_ARGUMENT
-    except PortError as error:
-        print(f"{NAME}: {error}", file=sys.stderr)
-        return NO_PORT
+        return error.exit_code
     return 0
 
 
@@ -147,11 +147,7 @@ def _watch_table(path: Path, scope: nametable.Scope, reactor: Reactor, proxy: Pr
 @contextlib.contextmanager
 def _signals(stop: Callable[[], None]) -> Iterator[None]:
     """SIGTERM and SIGINT end the service cleanly; afterwards they mean what they meant."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        stop()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, lambda *_: stop()) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:

@@ -147,10 +147,6 @@ def _two_opts(x: Situation) -> bool:
     )
 
 
-def _options(x: Situation) -> bool:
-    return x.query is not None and x.taken_by_agent and situations.refused_options(x.message)
-
-
 def _odd_query(x: Situation) -> bool:
     return x.query is None and x.taken_by_agent and x.opcode == 0 and (
         situations.points_forward(x.message) or situations.holds_empty(x.message)
@@ -211,12 +207,8 @@ def _mended(x: Situation) -> bool:
     )
 
 
-def _signed(x: Situation) -> bool:
-    return x.first is not None and x.taken is x.first and TSIG in situations.kinds(x.first)
-
-
-def _unread_options(x: Situation) -> bool:
-    return x.first is not None and x.taken is x.first and situations.refused_options(x.first)
+def _taken_first(test: Callable[[bytes], bool]) -> Callable[[Situation], bool]:
+    return lambda x: x.first is not None and x.taken is x.first and test(x.first)
 
 
 def _repacked(x: Situation) -> bool:
@@ -341,8 +333,8 @@ DIFFERENCES: tuple[Difference, ...] = (
     D("two-opts", "queries", "a query with two OPT records is answered", "FORMERR", "RFC 6891 6.1.1", _two_opts,
       Whole(_answered)),
     D("query-options", "queries", "FORMERR for options that its library cannot read, as a client subnet of one byte",
-      "options are not looked into: answered, and forwarded as they are", "they concern the server behind", _options,
-      Whole(_formerr)),
+      "options are not looked into: answered, and forwarded as they are", "they concern the server behind",
+      lambda x: x.query is not None and x.taken_by_agent and situations.refused_options(x.message), Whole(_formerr)),
     D("tcp-silence", "queries", "after a response, or less than a header, over TCP the connection stays open, without "
       "a word", "it is closed", "nothing more can be expected of such a client", lambda x: x.tcp and x.silent,
       _each(lambda s: replace(s, closed=False))),
@@ -372,10 +364,10 @@ DIFFERENCES: tuple[Difference, ...] = (
       "RFC 1035 4.1.4: a pointer is to a prior occurrence",
       _first_is(lambda r: situations.points_forward(r) or situations.holds_empty(r)), Whole(_took)),
     D("upstream-options", "forwarding", "an answer with options that its library cannot read fails the server",
-      "passed on as it is", "they concern the client", _unread_options,
-      Whole(_gave_up)),
+      "passed on as it is", "they concern the client",
+      _taken_first(situations.refused_options), Whole(_gave_up)),
     D("upstream-signed", "forwarding", "an answer with a TSIG record fails the server", "passed on as it is",
-      "it is for the client to check", _signed, Whole(_gave_up)),
+      "it is for the client to check", _taken_first(lambda r: TSIG in situations.kinds(r)), Whole(_gave_up)),
     D("pending", "forwarding", "any number of questions under way", "bounded; beyond, SERVFAIL at once",
       "a flood must not take the descriptors of all", lambda x: x.forwards and x.around.under_way > PENDING,
       Whole(lambda _, agent, ours: ours.rcode == wire.SERVFAIL and not ours.forwarded)),

@@ -126,7 +126,7 @@ class Tcp:
             return
         self._serving = stream
         try:
-            while self._may_ask(stream) and (message := _message(stream)) is not None:
+            while self._may_ask(stream) and (message := stream.message()) is not None:
                 bad = len(message) < wire.HEADER or message[2] & 0x80  # no answer is possible, so nothing is owed
                 if bad or self._proxy.came_back(message, True, stream.peer):
                     stream.close()
@@ -153,17 +153,6 @@ class Tcp:
 
     def _may_ask(self, stream: Stream) -> bool:
         return not stream.closed and stream.unsent < UNSENT_BYTES and self._unanswered.get(stream, 0) < PIPELINED
-
-
-def _message(stream: Stream) -> bytes | None:
-    """The next whole message, taken from what came; None if there is none yet."""
-    incoming = stream.incoming
-    end = 2 + int.from_bytes(incoming[:2], "big")
-    if len(incoming) < max(end, 2):
-        return None
-    message = bytes(incoming[2:end])
-    del incoming[:end]
-    return message
 
 
 def bind(family: socket.AddressFamily, address: str, port: int) -> tuple[socket.socket, socket.socket]:

@@ -87,19 +87,13 @@ class Metrics:
             requests[kind] = requests.get(kind, 0) + tally.hits
             by_name[label.name] = by_name.get(label.name, 0) + tally.hits
         yield from _family("dns_requests_total", "counter", "DNS requests answered.", requests)
-        yield from _family(
-            "dns_upstream_requests_total", "counter", "Requests forwarded.", {"": self.upstream_requests}
-        )
-        yield from _family(
-            "dns_upstream_failures_total", "counter", "Requests that every server failed.", {"": self.upstream_failures}
-        )
+        asked, failed = {"": self.upstream_requests}, {"": self.upstream_failures}
+        yield from _family("dns_upstream_requests_total", "counter", "Requests forwarded.", asked)
+        yield from _family("dns_upstream_failures_total", "counter", "Requests that every server failed.", failed)
         yield from self._histogram()
-        yield from _family(
-            "dns_name_requests_total",
-            "counter",
-            f"DNS requests per name; the first {NAMES} names.",
-            {f'name="{_escaped(name)}"': count for name, count in by_name.items()},
-        )
+        per_name = {f'name="{_escaped(name)}"': count for name, count in by_name.items()}
+        what = f"DNS requests per name; the first {NAMES} names."
+        yield from _family("dns_name_requests_total", "counter", what, per_name)
         hits = {f'kind="{kind}"': count for kind, count in self.cache_hits.items()}
         yield from _family("dns_cache_hits_total", "counter", "Requests answered from the cache.", hits)
         yield from _family("dns_cache_entries", "gauge", "Answers in the cache.", {"": cached})

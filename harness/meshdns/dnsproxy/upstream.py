@@ -285,13 +285,11 @@ class TcpAttempt(Attempt):
         self._stream.write(len(self.message).to_bytes(2, "big") + self.message)
 
     def _received(self, stream: Stream) -> None:
-        end = 2 + int.from_bytes(stream.incoming[:2], "big")
-        if len(stream.incoming) < max(end, 2):
+        answer = stream.message()
+        if answer is None:
             if stream.ended:
                 stream.close()
-            return
-        answer = bytes(stream.incoming[2:end])
-        if self.judge(answer) is Verdict.ANSWER:
+        elif self.judge(answer) is Verdict.ANSWER:
             self.accept(answer)
         else:  # nobody forges what comes over a connection
             self.fail()
