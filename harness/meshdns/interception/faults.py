@@ -29,10 +29,6 @@ def brought_about(options: Options) -> Iterator[Fault]:
     return (fault for fault in FAULTS if options.mesh is ISTIO and fault.brought_about(options))
 
 
-def _inbound_list(options: Options) -> bool:
-    return options.inbound_ports_include not in ("", "*") and bool(options.inbound_ports_exclude)
-
-
 def _excluded_server(options: Options) -> bool:
     """A server whose queries are captured stands in an excluded range."""
     families = FAMILIES if options.enable_ipv6 else FAMILIES[:1]
@@ -87,7 +83,7 @@ FAULTS = (
         "inbound-exclude-ignored",
         "a list in inbound_ports_include silences inbound_ports_exclude: it has no effect",
         "nat or mangle ISTIO_INBOUND",
-        _inbound_list,
+        lambda options: options.inbound_ports_include not in ("", "*") and bool(options.inbound_ports_exclude),
     ),
     Fault(
         "dns-capture-off-silently",

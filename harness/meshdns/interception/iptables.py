@@ -80,7 +80,7 @@ def render_removal(rules: RuleSet, *, named: bool = False) -> str:
 
 def own_chains(rules: RuleSet, table: str) -> list[str]:
     """The chains of a table that are ours alone."""
-    return [chain for chain in rules.tables.get(table, {}) if chain not in BASE_CHAINS]
+    return [chain for chain in rules.ordered.get(table, {}) if chain not in BASE_CHAINS]
 
 
 def spelled(steps: list[Step], *, first: bool, named: bool) -> Iterator[str]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from . import iptables, loaded, nftables, routing
 from .options import Family
 from .refusal import Refusal, Unavailable
-from .ruleset import TABLES, RuleSet, Step
+from .ruleset import TABLES, RuleSet
 
 _TIMEOUT_S = 30  # a loader that takes longer waits for a lock that nobody gives back
 _PAUSE_S = 0.02  # between two looks at whether another loader has ended
@@ -119,18 +119,19 @@ class Loader:
 
     def _iptables_plan(self, rules: RuleSet, family: Family, replace: bool) -> str:
         """The text that leads from what is loaded to the rules of one family; empty if that is the same."""
-        mine = _of_family(rules, family)
+        mine = rules.of(family)
         tables = loaded.saved(_run(f"{_IPTABLES[family]}-save"))
         missing = loaded.missing(tables, mine, named=self.named)
         if missing is not None:
-            return self._exchange({}, _of_tables(mine, missing), family, {}) if missing else ""
+            lacking = RuleSet(mine.families, tuple(step for step in mine.steps if step.table in missing))
+            return self._exchange({}, lacking, family, {}) if missing else ""
         if not replace:
             strangers = ", ".join(loaded.foreign_chains(tables))
             raise Refusal(f"{_IPTABLES[family]}: other rules have our names ({strangers}); {_STEP}")
         return self._exchange(tables, mine, family, loaded.left_over(tables, mine, named=self.named))
 
     def _iptables_removal(self, rules: RuleSet, family: Family, replace: bool) -> str:
-        mine = _of_family(rules, family)
+        mine = rules.of(family)
         tables = loaded.saved(_run(f"{_IPTABLES[family]}-save"))
         strangers = list(loaded.foreign_chains(tables))
         if not strangers:
@@ -150,7 +151,7 @@ class Loader:
     ) -> str:
         """One text, one transaction per table: our chains and the `old` rules that lead there out, the new ones in."""
         lines = [f"# {family}"]
-        before_nat = [table for table in ("raw", "mangle") if table in new.tables]
+        before_nat = [table for table in ("raw", "mangle") if table in new.ordered]
         for table in dict.fromkeys([*before_nat, "nat", *TABLES]):
             had = tables[table].ours() if table in tables else []
             want = iptables.own_chains(new, table)
@@ -172,7 +173,7 @@ class Loader:
             names = ", ".join(f"inet {name}" for name in have)
             raise Refusal(f"nftables: other rules have our names ({names}); {_STEP}")
         names_of = nftables.table_names(rules)
-        wanted = {names_of[table] for table in rules.tables}
+        wanted = {names_of[table] for table in rules.ordered}
         gone = [f"delete table inet {name}\n" for name in have if name not in wanted]
         return "".join(gone) + nftables.render(rules, first=self.first, named=self.named)
 
@@ -183,7 +184,7 @@ class Loader:
         return "".join(f"delete table inet {name}\n" for name in have)
 
     def _nft_holds(self, rules: RuleSet, have: dict[str, str]) -> bool:
-        wanted = {nftables.table_names(rules)[table]: table for table in rules.tables}
+        wanted = {nftables.table_names(rules)[table]: table for table in rules.ordered}
         return set(have) == set(wanted) and all(
             loaded.nft_saved(text) == loaded.nft_wanted(rules, wanted[name], first=self.first, named=self.named)
             for name, text in have.items()
@@ -233,15 +234,6 @@ def _called(argv: Sequence[str], given: str = "") -> subprocess.CompletedProcess
                           encoding="utf-8", errors="surrogateescape")  # fmt: skip
 
 
-def _of_family(rules: RuleSet, family: Family) -> RuleSet:
-    steps = (step for step in rules.steps if family in step.families)
-    return RuleSet((family,), tuple(Step(s.table, s.chain, s.rule, s.position, (family,)) for s in steps))
-
-
-def _of_tables(rules: RuleSet, tables: set[str]) -> RuleSet:
-    return RuleSet(rules.families, tuple(step for step in rules.steps if step.table in tables))
-
-
 def _restore(family: Family, state: str) -> None:
     """Tables that are no longer what `iptables-save -c` said are that again, or gone if they were not there."""
     had, now = loaded.saved(state), loaded.saved(_run(f"{_IPTABLES[family]}-save", "-c"))
@@ -260,7 +252,7 @@ def _sweep(family: Family, rules: RuleSet) -> None:
     """
     if shutil.which("nft") is None or "nf_tables" not in _run(_IPTABLES[family], "-V"):
         return
-    for table in (table for table in TABLES if table not in rules.tables):
+    for table in (table for table in TABLES if table not in rules.ordered):
         place = f"{_NFT_FAMILY[family]} {table}"
         listed = _called(["nft", "list", "table", *place.split()])
         if listed.returncode:

@@ -59,7 +59,7 @@ def render(rules: RuleSet, *, first: bool = False, named: bool = False) -> str:
     lines = routing.comments(rules, "add", "first")
     lines.append("# nft -f")
     for table, name in table_names(rules).items():
-        if table in rules.tables:
+        if table in rules.ordered:
             lines += [f"add table inet {name}", f"delete table inet {name}", f"add table inet {name}"]
             lines += _table(rules, table, first=first, named=named)
     return "\n".join(lines) + "\n"
@@ -69,7 +69,7 @@ def render_removal(rules: RuleSet) -> str:
     """The text that removes the tables, whether they are there or not."""
     lines = ["# nft -f"]
     for table, name in table_names(rules).items():
-        if table in rules.tables:
+        if table in rules.ordered:
             lines += [f"add table inet {name}", f"delete table inet {name}"]
     return "\n".join(lines + routing.comments(rules, "delete", "afterwards")) + "\n"
 
@@ -93,7 +93,7 @@ def chain_name(chain: str) -> str:
 
 
 def _table(rules: RuleSet, table: str, *, first: bool, named: bool) -> Iterator[str]:
-    chains = rules.tables[table]
+    chains = rules.ordered[table]
     place = f"inet {table_names(rules)[table]}"
     for chain in chains:
         if chain in BASE_CHAINS:

@@ -287,7 +287,8 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
     mesh = ALL[values["conventions"]] if _is_name(values["conventions"]) else ISTIO
     defaults = _defaults(mesh.name)
     alone = []
-    for key, (right, allowed) in _checks(mesh).items():
+    for key, check in _CHECKS.items():
+        right, allowed = _RANGES if mesh.port_ranges and check is _PORTS else check
         value, default = values[key], defaults[key]
         same = value == default and type(value) is type(default)
         if not (same or (value == "" and key in mesh.may_be_empty) or right(value)):
@@ -298,10 +299,6 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
     yield from alone
     if not alone:
         yield from _contradictions(values, mesh)
-
-
-def _checks(mesh: Conventions) -> Mapping[str, tuple[Callable[[Any], bool], str]]:
-    return {key: _RANGES if mesh.port_ranges and check is _PORTS else check for key, check in _CHECKS.items()}
 
 
 def shown(value: object) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ipaddress
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from functools import cached_property
 
@@ -130,17 +130,15 @@ class RuleSet:
             chain.insert(_index(chain, step), step)
         return {table: {c: tuple(found[table][c]) for c in found[table]} for table in TABLES if table in found}
 
+    def of(self, *families: Family) -> RuleSet:
+        """Its rules of these families alone."""
+        wanted = tuple(family for family in self.families if family in families)
+        steps = (replace(s, families=tuple(f for f in wanted if f in s.families)) for s in self.steps)
+        return replace(self, families=wanted, steps=tuple(step for step in steps if step.families))
+
     def routes_home(self, mark: int, family: Family) -> bool:
         """A packet with this mark is delivered to this machine, wherever it is addressed."""
         return family in self.families and mark in (marked for marked, _ in self.mark_routes)
-
-    @cached_property
-    def tables(self) -> dict[str, dict[str, tuple[Rule, ...]]]:
-        """Table -> chain -> rules in the kernel's order."""
-        return {
-            table: {chain: tuple(step.rule for step in steps) for chain, steps in chains.items()}
-            for table, chains in self.ordered.items()
-        }
 
 
 def _index(chain: list[Step], step: Step) -> int:
@@ -167,16 +165,12 @@ def build(options: Options, *families: Family, outbound_tproxy: bool = False) ->
     builder.capture()
     if outbound_tproxy:
         builder.outbound_tproxy()
-    steps = tuple(
-        Step(step.table, step.chain, step.rule, step.position, tuple(f for f in wanted if f in step.families))
-        for step in builder.steps
-        if set(wanted) & set(step.families)
-    )
     table = int(options.inbound_tproxy_route_table)
     marks = [int(options.inbound_tproxy_mark)] if options.tproxy and options.inbound_ports_include else []
     marks += [mesh.output_mark] if outbound_tproxy else []
     routes = tuple((mark, table) for mark in marks) if wanted else ()
-    return RuleSet(wanted, steps, routes, apart=options.enable_ipv6 and len(wanted) == 1, mesh=mesh)
+    apart = options.enable_ipv6 and len(wanted) == 1
+    return RuleSet(FAMILIES, tuple(builder.steps), routes, apart=apart, mesh=mesh).of(*wanted)
 
 
 TCP, UDP = Match(Field.PROTOCOL, ("tcp",)), Match(Field.PROTOCOL, ("udp",))

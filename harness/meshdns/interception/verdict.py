@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from .loaded import group_id
-from .options import Family
-from .ruleset import Act, Field, Match, Rule, RuleSet, Verdict
+from .options import Family, Network
+from .ruleset import Act, Field, Match, RuleSet, Verdict
 
 _LOOPBACK = {4: "127.0.0.1", 6: "::1"}  # where REDIRECT in OUTPUT sends
 _HOOK_ORDER = ("raw", "mangle", "nat")
@@ -120,7 +120,7 @@ class _Walk:
         """Walk a chain; whether the table has decided (as against: go on behind the jump)."""
         for index, step in enumerate(self.rules.ordered.get(table, {}).get(chain, ())):
             rule = step.rule
-            if self.family not in step.families or not self._matches(rule):
+            if self.family not in step.families or not all(self._holds(one) != one.negated for one in rule.matches):
                 continue
             self.hits[table, chain, index] += 1
             if rule.verdict.act is Act.RETURN:
@@ -157,9 +157,6 @@ class _Walk:
                 self.zone = self.zone or verdict.zone
         return verdict.act in (Act.ACCEPT, Act.DROP, Act.REDIRECT, Act.TPROXY)
 
-    def _matches(self, rule: Rule) -> bool:
-        return all(self._holds(match) != match.negated for match in rule.matches)
-
     def _holds(self, match: Match) -> bool:
         packet = self.packet
         if match.field in (Field.IN_INTERFACE, Field.OUT_INTERFACE):
@@ -167,7 +164,7 @@ class _Walk:
             return right_way and any(_is_interface(packet.interface, str(value)) for value in match.values)
         if match.field in (Field.SOURCE, Field.DESTINATION):
             address = packet.source if match.field is Field.SOURCE else packet.destination
-            networks = (value for value in match.values if isinstance(value, _NETWORKS))
+            networks = (value for value in match.values if isinstance(value, Network))
             return any(ipaddress.ip_address(address) in network for network in networks)
         if match.field is Field.GID:
             return packet.gid in [group_id(str(value)) for value in match.values]
@@ -175,7 +172,6 @@ class _Walk:
         return any(found in value if isinstance(value, range) else found == value for value in match.values)
 
 
-_NETWORKS = (ipaddress.IPv4Network, ipaddress.IPv6Network)
 _VALUES: Mapping[Field, Callable[[_Walk], int | str | None]] = {
     Field.PROTOCOL: lambda walk: walk.packet.protocol,
     Field.SOURCE_PORT: lambda walk: walk.packet.source_port,
