@@ -71,7 +71,7 @@ def judge(rules: RuleSet, packet: Packet) -> Outcome:
     walk.hook("OUTPUT")
     # What is redirected goes to a loopback address; what is marked for a local route goes where that leads.
     if not walk.dropped and (packet.interface == "lo" or walk.port or rules.routes_home(walk.mark, walk.family)):
-        walk.turn_round()
+        walk.packet = replace(walk.packet, path="in", interface="lo")
         walk.hook("PREROUTING")
     return walk.outcome()
 
@@ -98,10 +98,6 @@ class _Walk:
             if not self.dropped:
                 self._chain(table, chain)
         self.known = True
-
-    def turn_round(self) -> None:
-        """Out by lo, in by lo."""
-        self.packet = replace(self.packet, path="in", interface="lo")
 
     def outcome(self) -> Outcome:
         """Where it got to."""

@@ -15,7 +15,7 @@ from meshdns.core.schema import Labels, is_address, is_host
 from meshdns.interception.conventions import ISTIO
 from meshdns.istio import nametable, outbound, records
 from meshdns.istio.outbound import Chain, Client, Listener, Outbound, RouteTable, VirtualHost, Weighted
-from meshdns.istio.registry import Discovery, Endpoint, Registry, Service
+from meshdns.istio.registry import Discovery, Endpoint, Registry, Service, names
 from meshdns.istio.resources import DOMAIN, HttpMatch, HttpRoute, StringMatch, TrafficPolicy
 
 NDOTS = 5  # Kubernetes' resolv.conf
@@ -149,11 +149,10 @@ def _proxied(table: Table, name: str, caller: Caller) -> tuple[str, tuple[str, .
     own = f".{caller.search[0]}"
     short = name.removesuffix(own)
     if caller.dns == "agent":
-        known |= {
-            form: table[host].ips for form, host in _alternates(table, caller.namespace).items() if form not in table
-        }
+        forms = _alternates(table, caller.namespace)
+        known |= {form: table[host].ips for form, host in forms.items() if form not in table}
     for alias in ("", short) if caller.dns == "agent" and short != name else ("",):
-        for one in (alias or name, *_wildcards(alias or name)):
+        for one in names(alias or name):
             if one in known:
                 return (one if alias else ""), known[one]
     return None
@@ -171,12 +170,7 @@ def _alternates(table: Table, namespace: str) -> dict[str, str]:
 
 
 def _at(host: str, port: int) -> str:
-    return f"{_bracketed(host)}:{port}"
-
-
-def _bracketed(host: str) -> str:
-    """As it stands before a port."""
-    return f"[{host}]" if ":" in host else host
+    return f"{outbound.bracketed(host)}:{port}"
 
 
 def _list(addresses: tuple[str, ...]) -> str:
@@ -189,22 +183,13 @@ def _list(addresses: tuple[str, ...]) -> str:
 def _meant(registry: Registry, lookup: Lookup, host: str, own: str) -> list[Service]:
     """Services that the name, or else the address, belongs to."""
     for name in (lookup.asked.removesuffix("."), host, host.removesuffix(f".{own}")):
-        if found := registry.of(name):
-            return list(found)
-        for one in _wildcards(name):
+        for one in names(name):
             if found := registry.of(one):
                 return list(found)
     wanted = set(lookup.addresses)
     called = [one for one in registry.services if wanted & set(_addresses(one))]
     owner = lookup.asked.removesuffix(".").partition(".")[2]  # pod.service.namespace.svc.domain
     return [one for one in called if one.headless and one.host == owner] or called
-
-
-def _wildcards(name: str) -> Iterator[str]:
-    """Wildcards above a name, the longest first."""
-    labels = name.split(".")
-    for n in range(1, len(labels)):
-        yield f"*.{'.'.join(labels[n:])}"
 
 
 def _addresses(service: Service) -> Iterator[str]:
@@ -356,7 +341,7 @@ def _through(call: _Call, out: Outbound, chain: Chain) -> list[str]:
         how = f"the TCP route of {virtual.meta}" if virtual and virtual.tcp else f"all bytes go to {chain.host}"
         return [how, *_clusters(registry, out, chain.clusters)]
     table = next(one for one in out.tables if one.name == chain.route)
-    vhost = _virtual_host(table, _bracketed(call.host))
+    vhost = _virtual_host(table, outbound.bracketed(call.host))
     if vhost is None:
         missing = f"route table {table.name} has no virtual host for {call.host}"
         return [f"{missing}, so it goes to {out.fallback}: {_fallback(out)}"]
@@ -372,7 +357,7 @@ def _through(call: _Call, out: Outbound, chain: Chain) -> list[str]:
 def _virtual_host(table: RouteTable, name: str) -> VirtualHost | None:
     """The one of the most exact domain, as the proxy chooses."""
     domains = {domain: host for host in table.hosts for domain in host.domains}
-    return next((domains[one] for one in (name, *_wildcards(name), "*") if one in domains), None)
+    return next((domains[one] for one in (*names(name), "*") if one in domains), None)
 
 
 def _match(match: HttpMatch) -> str:

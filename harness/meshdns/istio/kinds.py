@@ -98,14 +98,17 @@ def _cluster_ips(spec: Fields) -> tuple[str, ...]:
 
 
 def _service_ports(items: Sequence[Field]) -> tuple[ServicePort, ...]:
-    found = [_service_port(item) for item in items]
-    if len(found) > 1:
-        for one, item in zip(found, items, strict=True):
-            if not one.name:
-                item.fault("the port has no name, and the Service has several ports", "name every port")
+    found = tuple(_service_port(item) for item in items)
+    for one, item in zip(found, items, strict=True) if len(found) > 1 else ():
+        if not one.name:
+            item.fault("the port has no name, and the Service has several ports", "name every port")
+    _once_each(found, items, [f"{one.number}/{one.transport}" for one in found])
+    return found
+
+
+def _once_each(found: Sequence[ServicePort], items: Sequence[Field], numbers: Iterable[object]) -> None:
     once(((one.name, item) for one, item in zip(found, items, strict=True) if one.name), "the port name")
-    once(((f"{one.number}/{one.transport}", item) for one, item in zip(found, items, strict=True)), "the port")
-    return tuple(found)
+    once(zip(numbers, items, strict=True), "the port")
 
 
 def _service_port(item: Field) -> ServicePort:
@@ -207,12 +210,13 @@ def service_entry(meta: Meta, top: Fields) -> ServiceEntry:
             meta,
             hosts=tuple(field.host() for field in hosts),
             addresses=tuple(field.network() for field in addresses),
-            ports=_entry_ports(ports),
+            ports=tuple(_entry_port(item) for item in ports),
             location=location,
             resolution=resolution,
             endpoints=tuple(_workload(field) for field in endpoints),
             allocated=tuple(_allocated(top.within("status"))),
         )
+    _once_each(entry.ports, ports, [one.number for one in entry.ports])
     once(zip(entry.hosts, hosts, strict=True), "the host")
     once(zip(entry.addresses, addresses, strict=True), "the address")
     _resolvable(entry, spec.at, endpoints)
@@ -234,13 +238,6 @@ def exported(spec: Fields) -> None:
     """Only what is visible everywhere is supported."""
     for field in spec.each("exportTo"):
         field.choice(("*",))
-
-
-def _entry_ports(items: Sequence[Field]) -> tuple[ServicePort, ...]:
-    found = [_entry_port(item) for item in items]
-    once(((one.name, item) for one, item in zip(found, items, strict=True) if one.name), "the port name")
-    once(((one.number, item) for one, item in zip(found, items, strict=True)), "the port")
-    return tuple(found)
 
 
 def _entry_port(item: Field) -> ServicePort:

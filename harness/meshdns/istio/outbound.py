@@ -408,9 +408,13 @@ def domains(service: Service, port: int, client: Client) -> Iterator[str]:
     forms += [service.virtual_ip] if client.dns_proxy and service.virtual_ip and not service.addresses else []
     # A headless Service is called by the names of its pods too.
     forms += [f"*.{form}" for form in forms] if service.headless else []
-    for form in forms:
-        shown = f"[{form}]" if ":" in form else form
-        yield from (shown, f"{shown}:{port}")
+    for form in map(bracketed, forms):
+        yield from (form, f"{form}:{port}")
+
+
+def bracketed(host: str) -> str:
+    """As it stands before a port."""
+    return f"[{host}]" if ":" in host else host
 
 
 def _routes(registry: Registry, host: str, port: int) -> tuple[Route, ...]:
