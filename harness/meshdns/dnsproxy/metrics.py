@@ -61,13 +61,8 @@ class Metrics:
                 self._names.add(name)
             else:
                 name = OTHER
-        label = Label(
-            name,
-            "tcp" if tcp else "udp",
-            _RCODES.get(rcode, OTHER),
-            _TYPES.get(query.qtype, OTHER) if query else OTHER,
-            source,
-        )
+        qtype = _TYPES.get(query.qtype, OTHER) if query else OTHER
+        label = Label(name, "tcp" if tcp else "udp", _RCODES.get(rcode, OTHER), qtype, source)
         return self._tallies.setdefault(label, Tally())
 
     def took(self, seconds: float) -> None:

@@ -75,14 +75,7 @@ class Forwarder:
     """Questions under way; at most `most` attempts at a time, beyond that a question fails at once."""
 
     def __init__(
-        self,
-        reactor: Reactor,
-        servers: list[Server],
-        timeout_s: float,
-        most: int,
-        metrics: Metrics,
-        *,
-        parallel: bool,
+        self, reactor: Reactor, servers: list[Server], timeout_s: float, most: int, metrics: Metrics, *, parallel: bool
     ) -> None:
         self.reactor, self.most, self.metrics = reactor, most, metrics
         self._servers, self._parallel = servers, parallel

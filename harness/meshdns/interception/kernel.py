@@ -196,26 +196,20 @@ def _alone() -> Iterator[None]:
     """No other loader is at work in this namespace. The kernel gives the lock back when its holder ends, however."""
     with Path("/proc/thread-self/ns/net").open("rb") as namespace:
         deadline = time.monotonic() + _TIMEOUT_S
-        while not _locked(namespace.fileno()):
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(namespace, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
             if time.monotonic() > deadline:
                 raise Unavailable(f"another loader has been at work here for {_TIMEOUT_S} s; wait for it or end it")
             time.sleep(_PAUSE_S)
         yield
 
 
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _run(*argv: str, given: str = "") -> str:
     """What a program printed. Raises Unavailable with the program's own words."""
     if shutil.which(argv[0]) is None:
-        package = next((p for tool, p in _PACKAGES.items() if tool == argv[0]), "iptables")
-        raise Unavailable(f"{argv[0]}: no such program; install the package {package}")
+        raise Unavailable(f"{argv[0]}: no such program; install the package {_PACKAGES.get(argv[0], 'iptables')}")
     try:
         done = _called(argv, given)
     except subprocess.TimeoutExpired as late:

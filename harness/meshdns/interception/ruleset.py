@@ -240,13 +240,7 @@ class _Builder:
         if self.options.inbound_tunnel_port:
             self.add("nat", self.chains.inbound, [TCP, _to_port(self.options.inbound_tunnel_port)], RETURN)
         if self.chains.redirect:
-            self.add(
-                "nat",
-                self.chains.redirect,
-                [TCP],
-                _redirect(self.options.proxy_port),
-                name="redirect_tcp",
-            )
+            self.add("nat", self.chains.redirect, [TCP], _redirect(self.options.proxy_port), name="redirect_tcp")
         if self.chains.in_redirect:
             self.add("nat", self.chains.in_redirect, [TCP], _redirect(self.options.inbound_capture_port))
         self._inbound()

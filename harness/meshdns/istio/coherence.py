@@ -35,11 +35,10 @@ def names(found: Sequence[Resource], faults: list[Fault]) -> None:
     """No two resources of one kind have the same name in the same namespace."""
     seen: dict[tuple[str, str, str], Meta] = {}
     for meta in (one.meta for one in found):
-        key = (meta.kind, meta.namespace, meta.name)
-        if meta.name and key in seen:
-            fact = f"{meta} is there twice, first at {seen[key].place}"
+        first = seen.setdefault((meta.kind, meta.namespace, meta.name), meta)
+        if meta.name and first is not meta:
+            fact = f"{meta} is there twice, first at {first.place}"
             _add(faults, meta, "metadata.name", fact, "remove one of them or give it another name")
-        seen.setdefault(key, meta)
 
 
 def check(everything: Resources, faults: list[Fault]) -> None:
@@ -133,11 +132,10 @@ def _slices(everything: Resources, faults: list[Fault]) -> None:
 def _pods(everything: Resources, faults: list[Fault]) -> None:
     seen: dict[str, Meta] = {}
     for pod in everything.pods:
-        if pod.address in seen:
-            fact = f"{pod.address} is also the address of {seen[pod.address]}"
+        first = seen.setdefault(pod.address, pod.meta)
+        if pod.address and first is not pod.meta:
+            fact = f"{pod.address} is also the address of {first}"
             _add(faults, pod.meta, "status.podIP", fact, "give each Pod its own")
-        elif pod.address:
-            seen[pod.address] = pod.meta
 
 
 # ---- addresses

@@ -292,13 +292,7 @@ def _workload_endpoint(one: Workload, entry: resources.ServiceEntry) -> Endpoint
     numbers = tuple((port.name, own.get(port.name) or int(port.target) or port.number) for port in entry.ports)
     # Istio's rule: a workload that names its service account speaks mutual TLS, unless its label says otherwise.
     sidecar = dict(one.labels).get(TLS_MODE, "istio" if one.service_account else "disabled") == "istio"
-    return Endpoint(
-        address=one.address,
-        ports=numbers,
-        namespace=entry.meta.namespace,
-        labels=one.labels,
-        sidecar=sidecar,
-    )
+    return Endpoint(one.address, numbers, namespace=entry.meta.namespace, labels=one.labels, sidecar=sidecar)
 
 
 def _numeric(address: str) -> tuple[int, ...]:
