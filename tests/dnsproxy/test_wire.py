@@ -25,7 +25,7 @@ from meshdns.dnsproxy.metrics import Metrics
 from meshdns.dnsproxy.proxy import Proxy
 from meshdns.dnsproxy.reactor import Reactor
 from meshdns.dnsproxy.stream import Stream
-from meshdns.dnsproxy.upstream import Forwarder, Measures
+from meshdns.dnsproxy.upstream import Forwarder
 
 QUESTION = b"\3api\7example\3com\0\0\1\0\1"
 MIXED = st.sampled_from(
@@ -55,9 +55,7 @@ def work(table: object) -> nametable.NameTable:
 def proxy(request: pytest.FixtureRequest) -> Proxy:
     reactor = Reactor()
     metrics = Metrics(request.param)
-    forwarder = Forwarder(
-        reactor, [], 1.0, 16, Measures(metrics.asked, metrics.failed, metrics.took), parallel=request.param
-    )
+    forwarder = Forwarder(reactor, [], 1.0, 16, metrics, parallel=request.param)
     kept = cache.Cache(60) if request.param else None
     made = Proxy(reactor, forwarder, metrics, answer.Style(soa=request.param), kept)
     made.swap(

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from meshdns.core.world import Nets
 from meshdns.interception.ebpf import __main__ as command
-from meshdns.interception.ebpf import cgroups, libbpf, loader, settings
+from meshdns.interception.ebpf import libbpf, loader, settings
 from meshdns.interception.options import Options, from_json
 from meshdns.interception.refusal import Refusal
 from meshdns.lab import rules
@@ -188,7 +188,7 @@ def test_meshes_whose_rules_the_programs_do_not_follow_are_refused(
 
 def test_a_mesh_without_a_group_captures_every_group() -> None:
     told = settings.from_options(Options.of("kuma"))
-    assert (told.document()["proxy_gids"], told.proxy_uids) == ([], (5678,))
+    assert (told.document()["proxy_gids"], told.proxy_uids) == ((), (5678,))
     assert struct.unpack_from("=8I", told.packed(1, []), 8 + 32) == (2**32 - 1,) * 8
 
 
@@ -292,10 +292,10 @@ def test_the_cgroup_above_the_process_is_found(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir(exist_ok=True)
         (tmp_path / folder / "cgroup.procs").write_text("".join(f"{pid}\n" for pid in pids))
     (tmp_path / "cgroup.controllers").touch()
-    assert cgroups.pod_parent(tmp_path) == tmp_path / "docker"
+    assert loader.pod_parent(tmp_path) == tmp_path / "docker"
     (tmp_path / "docker/b/cgroup.procs").write_text("")
     with pytest.raises(libbpf.Refused, match="own cgroup is not in"):
-        cgroups.pod_parent(tmp_path)
+        loader.pod_parent(tmp_path)
 
 
 def test_waiting_for_a_loader_that_never_comes_ends(capsys: pytest.CaptureFixture[str]) -> None:

@@ -140,14 +140,14 @@ def test_mixed_lists_are_split_by_family() -> None:
     mixed = Options(outbound_ip_ranges_include="10.1.2.3/8,fd00::/16")
     assert [str(n) for n in mixed.ranges("outbound_ip_ranges_include", "ipv4")] == ["10.0.0.0/8"]
     assert [str(n) for n in mixed.ranges("outbound_ip_ranges_include", "ipv6")] == ["fd00::/16"]
-    assert not mixed.loopback_included
-    assert Options(outbound_ip_ranges_include="::1/128").loopback_included
-    assert not Options(outbound_ip_ranges_include="0.0.0.0/0").loopback_included
+    assert not mixed.loopback_families
+    assert Options(outbound_ip_ranges_include="::1/128").loopback_families
+    assert not Options(outbound_ip_ranges_include="0.0.0.0/0").loopback_families
 
 
 @pytest.mark.parametrize("ranges", ["127.0.0.1/1", "::1/64", "10.0.0.0/8,::1/0"])
 def test_a_range_written_with_a_loopback_address_counts_as_loopback(ranges: str) -> None:
-    assert Options(outbound_ip_ranges_include=ranges).loopback_included
+    assert Options(outbound_ip_ranges_include=ranges).loopback_families
 
 
 def test_a_list_may_be_closed_by_a_comma() -> None:

@@ -32,7 +32,7 @@ from meshdns.interception.conventions import ALL
 from meshdns.interception.kernel import Loader
 from meshdns.interception.options import Options, from_json
 from meshdns.interception.refusal import Refusal, Unavailable
-from meshdns.interception.ruleset import FAMILIES, Redirect, Rule, RuleSet, Step
+from meshdns.interception.ruleset import FAMILIES, Act, Rule, RuleSet, Step, Verdict
 from meshdns.interception.verdict import Packet
 
 SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h
@@ -240,7 +240,7 @@ def test_no_text_is_too_strange_to_be_another_rule(given_: str | list[str]) -> N
     assume("ISTIO" not in text)
     table = loaded.saved(f"*nat\n:OUTPUT ACCEPT [0:0]\n-A OUTPUT {text}\nCOMMIT\n")["nat"]
     rules = ruleset.build(Options(**INJECTED), "ipv4")
-    assert loaded.missing({"nat": table}, rules, named=False) == set(rules.tables)
+    assert loaded.missing({"nat": table}, rules, named=False) == set(rules.ordered)
     assert loaded.left_over({"nat": table}, rules, named=False) == {}
     loaded.nft_canonical(text)
 
@@ -531,7 +531,7 @@ def test_what_is_refused_leaves_the_state_as_it_was(mechanism: str) -> None:
     before = state()
     rich = build({**RICH, "enable_ipv6": False})
     # nat is the second table: what mangle has been given by then must go again.
-    broken = Step("nat", "ISTIO_REDIRECT", Rule((), Redirect(70000)), families=rich.families)
+    broken = Step("nat", "ISTIO_REDIRECT", Rule((), Verdict(Act.REDIRECT, port=70000)), families=rich.families)
     with pytest.raises(Unavailable, match="nothing was changed") as one:
         loader.apply(RuleSet(rich.families, (*rich.steps, broken), rich.mark_routes), replace=True)
     assert one.value.exit_code == 3

@@ -15,7 +15,7 @@ from meshdns.interception import faults, iptables, nftables, routing, ruleset, v
 from meshdns.interception.conventions import ISTIO
 from meshdns.interception.options import Options
 from meshdns.interception.refusal import Refusal
-from meshdns.interception.ruleset import FAMILIES, Jump
+from meshdns.interception.ruleset import FAMILIES, Act
 from meshdns.interception.verdict import Packet
 
 INJECTED: dict[str, Any] = {
@@ -358,15 +358,15 @@ def test_ours_first_keep_their_order() -> None:
 def test_both_renderers_spell_every_rule(tproxy: bool) -> None:
     values = {**DNS, "drop_invalid": True, "exclude_interfaces": "net1", "reroute_virtual_interfaces": "eth1"}
     rules = ruleset.build(Options(**values), "ipv4", outbound_tproxy=tproxy)
-    count = sum(len(chain) for table in rules.tables.values() for chain in table.values())
+    count = sum(len(chain) for table in rules.ordered.values() for chain in table.values())
     assert len(re.findall("^-[AI] ", iptables.render(rules), re.MULTILINE)) == count
     assert len(re.findall("^add rule ", nftables.render(rules), re.MULTILINE)) == count
     targets = {
-        rule.verdict.chain
-        for t in rules.tables.values()
+        step.rule.verdict.chain
+        for t in rules.ordered.values()
         for c in t.values()
-        for rule in c
-        if isinstance(rule.verdict, Jump)
+        for step in c
+        if step.rule.verdict.act is Act.JUMP
     }
     assert targets <= set(ruleset.OUR_CHAINS)
 

@@ -20,18 +20,7 @@ from typing import Any
 
 from meshdns.interception import ruleset, verdict
 from meshdns.interception.options import Family, Options, Port, from_json
-from meshdns.interception.ruleset import (
-    Drop,
-    Field,
-    Jump,
-    Match,
-    Redirect,
-    Return,
-    Rule,
-    RuleSet,
-    Step,
-    Zone,
-)
+from meshdns.interception.ruleset import RETURN, Act, Field, Match, Rule, RuleSet, Step, Verdict
 from meshdns.interception.verdict import Outcome, Packet
 
 FOLDER = Path(__file__).with_name("fixtures")
@@ -147,20 +136,20 @@ def _values(of: Field, text: str) -> Iterator[Port | str | ruleset.Network]:
             yield range(int(low), int(high[0]) + 1) if high else int(low)
 
 
-def _verdict(target: str, argument: str) -> ruleset.Verdict:
+def _verdict(target: str, argument: str) -> Verdict:
     match target:
         case "RETURN":
-            return Return()
+            return RETURN
         case "DROP":
-            return Drop()
+            return Verdict(Act.DROP)
         case "REDIRECT":
-            return Redirect(int(argument))
+            return Verdict(Act.REDIRECT, port=int(argument))
         case "CT":
-            return Zone(int(argument))
+            return Verdict(Act.ZONE, zone=int(argument))
         case "DNAT":
             address, _, port = argument.rpartition(":")
-            return Redirect(int(port) if address in ("127.0.0.1", "[::1]") else ELSEWHERE)
-    return Jump(target)
+            return Verdict(Act.REDIRECT, port=int(port) if address in ("127.0.0.1", "[::1]") else ELSEWHERE)
+    return Verdict(Act.JUMP, target)
 
 
 @dataclass(frozen=True)
@@ -197,7 +186,7 @@ def pools(fixture: Fixture) -> Pools:
                     found[match.field] |= {value, value + 1}
                 else:
                     found[match.field].add(value)
-        if isinstance(step.rule.verdict, Redirect):
+        if step.rule.verdict.act is Act.REDIRECT:
             found[Field.DESTINATION_PORT].add(step.rule.verdict.port)
     ports = {port for port in found[Field.DESTINATION_PORT] | found[Field.SOURCE_PORT] if 0 < port < 65536}
     networks = found[Field.SOURCE] | found[Field.DESTINATION]
@@ -233,7 +222,7 @@ def _asks(step: Step, *fields: Field) -> bool:
 DIFFERENCES: dict[str, Callable[[RuleSet, Outcome, Outcome], bool]] = {
     "ports-of-users": lambda rules, theirs, _: _hit(
         theirs, rules, lambda step: step.chain == "OUTPUT" and _asks(step, Field.UID, Field.DESTINATION_PORT)
-        and isinstance(step.rule.verdict, Return) and not any(m.values == (53,) for m in step.rule.matches),
+        and step.rule.verdict.act is Act.RETURN and not any(m.values == (53,) for m in step.rule.matches),
     ),
     "vnet": lambda rules, theirs, _: _hit(theirs, rules, lambda step: _asks(step, Field.IN_INTERFACE)),
     "no-zones": lambda _, theirs, ours: said(theirs)[:2] == said(ours)[:2] and not theirs.zone,

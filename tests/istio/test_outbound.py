@@ -95,7 +95,9 @@ def test_of_two_services_of_one_host_kubernetes_says_how_endpoints_are_found() -
     same = [{"number": 80, "name": "h", "protocol": "HTTP"}, {"number": 81, "name": "i", "protocol": "HTTP"}]
     young = kubernetes("web", "10.96.1.1", ("http", 80), created="2026-01-01T00:00:00Z")
     clusters = outbound.build(build(young, entry("w", WEB, ports=same)), MODE1).clusters
-    assert {one.port: one.discovery for one in clusters} == {80: "EDS", 81: "STRICT_DNS"}
+    assert {one.name: one.discovery for one in clusters} == {
+        f"outbound|80||{WEB}": "EDS", f"outbound|81||{WEB}": "STRICT_DNS",
+    }  # fmt: skip
 
 
 def test_tls_without_an_address_is_told_apart_by_its_server_name() -> None:
@@ -139,12 +141,12 @@ def test_an_undeclared_port_of_a_cluster_ip_has_a_listener_for_both_kinds_of_byt
     assert out.tables[0].hosts[0].domains == ("*",)
 
 
-def test_a_headless_service_listens_at_every_ready_pod_but_its_own() -> None:
+def test_a_headless_service_listens_at_every_ready_pod() -> None:
     web = kubernetes("web", "None", ("http", 80), ("tcp", 81))
     pods = piece({"addresses": ["198.18.0.21"]}, {"addresses": ["198.18.0.22"], "conditions": {"ready": False}},
                  {"addresses": ["198.18.0.23"]})  # fmt: skip
-    out = outbound.build(build(web, pods), Client("shop", address="198.18.0.23"))
-    assert names(out) == ["0.0.0.0_80", "198.18.0.21_81"]
+    out = outbound.build(build(web, pods), MODE1)
+    assert names(out) == ["0.0.0.0_80", "198.18.0.21_81", "198.18.0.23_81"]
     assert {one.discovery for one in out.clusters} == {"ORIGINAL_DST"}
     assert {"web", "*.web", f"*.{WEB}:80"} <= set(out.tables[0].hosts[0].domains)
 
@@ -274,7 +276,9 @@ def test_every_virtual_service_that_is_accepted_takes_effect(mesh: list[generato
     for client in (MODE1, MODE2):
         out = outbound.build(model, client)
         lost = {one.loser for one in out.conflicts} | {one.host for one in model.services if not _has_listener(one)}
-        routes = {route.name for table in out.tables for host in table.hosts for route in host.routes}
+        routes = {
+            route.given.name for table in out.tables for host in table.hosts for route in host.routes if route.given
+        }
         chains = {(chain.host, chain.clusters) for listener in out.listeners for chain in listener.chains}
         for virtual in model.routes:
             hosts = {one if model.of(one) else "*.example.net" for one in virtual.hosts}
@@ -309,10 +313,15 @@ def test_a_host_that_only_a_wildcard_covers_has_routes_of_its_own_before_the_wil
     [table] = outbound.build(model, MODE1).tables
     found = {host.domains: host.routes for host in table.hosts}
     [mine] = found["a.example.net", "a.example.net:80"]
-    assert (mine.name, mine.timeout_ms, mine.clusters) == ("mine", 2000, (("outbound|80||*.example.net", 100),))
+    assert mine.given is not None
+    assert (mine.given.name, mine.given.timeout_ms, mine.clusters) == (
+        "mine",
+        2000,
+        (("outbound|80||*.example.net", 100),),
+    )
     [rest] = found["*.example.net", "*.example.net:80"]
-    assert rest.timeout_ms is None
-    said = "\n".join(explain.lines(explain.explain(model, "a.example.net", 80, explain.Caller("x", "shop"))))
+    assert rest.given is None
+    said = "\n".join(explain.explain(model, "a.example.net", 80, explain.Caller("x", "shop")).lines)
     assert "virtual host a.example.net:80" in said
     assert "VirtualService shop/v routes it" in said
 
@@ -335,7 +344,7 @@ def test_a_port_for_which_no_route_is_goes_to_the_service_as_if_there_were_none(
     web = kubernetes("web", "10.96.1.10", ("http", 80), ("http-b", 8080))
     out = outbound.build(build(web, virtual("web", http=[{"name": "only", **only}])), MODE1)
     routes = {table.name: table.hosts[0].routes for table in out.tables}
-    assert [one.name for one in routes["80"]] == ["only"]
+    assert [one.given and one.given.name for one in routes["80"]] == ["only"]
     assert [one.clusters for one in routes["8080"]] == [((f"outbound|8080||{WEB}", 100),)]
 
 

@@ -39,7 +39,8 @@ class Stream:
             self.pod = pod_of(request.node.id)
         names = list(request.resource_names)
         if request.HasField("error_detail"):
-            say(f"{self.pod} rejects {request.type_url}: {request.error_detail.message}")
+            said = f"{self.pod} rejects {request.type_url}: {request.error_detail.message}"
+            print(said, file=sys.stderr, flush=True)
             return None
         if request.response_nonce and self.asked.get(request.type_url) == names:
             return None
@@ -82,8 +83,3 @@ def serve(answers: Mapping[str, Told], listen: str) -> Any:
     server.add_insecure_port(listen)
     server.start()
     return server
-
-
-def say(line: str) -> None:
-    """On standard error, at once."""
-    print(line, file=sys.stderr, flush=True)

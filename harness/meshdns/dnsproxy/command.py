@@ -14,7 +14,6 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 from . import answer, cache, listener, nametable, wire
@@ -23,7 +22,7 @@ from .options import DESCRIPTION, LISTEN, add_arguments
 from .proxy import Proxy
 from .reactor import Reactor
 from .tablefile import PERIOD_S, TableFile
-from .upstream import Forwarder, Measures, Server
+from .upstream import Forwarder, Server
 
 NAME = "dns-proxy"
 MOST_TIMEOUT_MS = 600_000
@@ -39,9 +38,13 @@ _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  compared, not b
 class ArgumentError(Exception):
     """An argument that cannot be used; the message says which, why and what would do."""
 
+    exit_code = BAD_ARGUMENT
 
-class PortError(Exception):
+
+class PortError(ArgumentError):
     """An address that is taken or not allowed."""
+
+    exit_code = NO_PORT
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,10 +68,7 @@ def serve(options: argparse.Namespace) -> int:
             _serve(options, stack)
     except ArgumentError as error:
         print(f"{NAME}: {error}", file=sys.stderr)
-        return BAD_ARGUMENT
-    except PortError as error:
-        print(f"{NAME}: {error}", file=sys.stderr)
-        return NO_PORT
+        return error.exit_code
     return 0
 
 
@@ -89,8 +89,7 @@ def _serve(options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
     own = [_own(datagrams) for datagrams, _ in bound]
     servers, said = _others(options, named, useless, own)
     metrics = Metrics(page is not None)
-    measures = Measures(metrics.asked, metrics.failed, metrics.took)
-    forwarder = Forwarder(reactor, servers, timeout_s, _pending(), measures, parallel=options.parallel)
+    forwarder = Forwarder(reactor, servers, timeout_s, _pending(), metrics, parallel=options.parallel)
     stack.callback(forwarder.close)
     proxy = Proxy(reactor, forwarder, metrics, style, cache.Cache(stale_s) if options.cache else None)
     stack.enter_context(_signals(reactor.stop))
@@ -148,11 +147,7 @@ def _watch_table(path: Path, scope: nametable.Scope, reactor: Reactor, proxy: Pr
 @contextlib.contextmanager
 def _signals(stop: Callable[[], None]) -> Iterator[None]:
     """SIGTERM and SIGINT end the service cleanly; afterwards they mean what they meant."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        stop()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, lambda *_: stop()) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:

@@ -105,6 +105,12 @@ class Reply:
     size: int = 0  # bytes
     reason: str = "no answer"
 
+    @property
+    def held(self) -> dns.message.Message:
+        """The message of a reply that is one."""
+        assert self.message is not None  # noqa: S101  whoever asks has looked
+        return self.message
+
     def outcome(self) -> str:
         """rcode and answers."""
         if self.message is None:
@@ -178,6 +184,10 @@ class Client:
         return data
 
 
+Observe = Callable[[Client, World], str]
+Name = Callable[[World, Host], str]
+
+
 @dataclass(frozen=True)
 class Case:
     """One behaviour. `observe` returns the words of `expected` where the server behaves so, else what it did."""
@@ -186,7 +196,7 @@ class Case:
     topic: str
     question: str  # in words
     expected: str  # of Istio's agent
-    observe: Callable[[Client, World], str]
+    observe: Observe
     needs: tuple[str, ...] = ()  # what the world must have, the parts of a host behind it
 
     def applies(self, where: World) -> bool:
@@ -206,34 +216,32 @@ class Row:
     agrees: bool
 
 
-def _is(expected: set[str], words: str, seen: Reply) -> str:
-    """The words, if the answer is exactly these addresses without an alias."""
-    right = seen.message is not None and seen.addresses() == expected and not seen.alias()
-    return words if right else seen.outcome()
-
-
-def _host(
-    role: str, words: str, name: Callable[[World, Host], str] | None = None, **how: Any
-) -> Callable[[Client, World], str]:
-    """Asks for a host, or a form of its name; the words, if its addresses of that family come back."""
+def _asked(say: Callable[[Reply, Host], str], role: str = "service", name: Name | None = None, **how: Any) -> Observe:
+    """Asks for a host, or a form of its name; what is said of the answer, or why there is none."""
 
     def observe(client: Client, where: World) -> str:
-        host: Host = getattr(where, role)
+        host = _need(getattr(where, role))
+        seen = client.ask(name(where, host) if name else host.name, **how)
+        return seen.outcome() if seen.message is None else say(seen, host)
+
+    return observe
+
+
+def _host(role: str, words: str, name: Name | None = None, **how: Any) -> Observe:
+    """The words, if exactly its addresses of that family come back, without an alias."""
+
+    def say(seen: Reply, host: Host) -> str:
         want = {ip for ip in host.ips if (":" in ip) == (how.get("qtype") == "AAAA")}
-        return _is(want, words, client.ask(name(where, host) if name else host.name, **how))
+        return words if seen.addresses() == want and not seen.alias() else seen.outcome()
 
-    return observe
-
-
-def _empty(role: str, qtype: str, name: Callable[[World, Host], str] | None = None) -> Callable[[Client, World], str]:
-    def observe(client: Client, where: World) -> str:
-        host: Host = getattr(where, role)
-        return client.ask(name(where, host) if name else host.name, qtype).outcome()
-
-    return observe
+    return _asked(say, role, name, **how)
 
 
-def _forwarded(name: Callable[[World], str], qtype: str = "A", **how: Any) -> Callable[[Client, World], str]:
+def _empty(role: str, qtype: str, name: Name | None = None) -> Observe:
+    return _asked(lambda seen, _: seen.outcome(), role, name, qtype=qtype)
+
+
+def _forwarded(name: Callable[[World], str], qtype: str = "A", **how: Any) -> Observe:
     """Asks the server and the one behind it the same; the words, if both answer the same."""
 
     def observe(client: Client, where: World) -> str:
@@ -251,61 +259,45 @@ def _need(host: Host | None) -> Host:
     return host
 
 
-def _flag(flag: dns.flags.Flag, name: str) -> Callable[[Client, World], str]:
-    def observe(client: Client, where: World) -> str:
-        seen = client.ask(_need(where.service).name)
-        return seen.reason if seen.message is None else f"{name}={int(bool(seen.message.flags & flag))}"
-
-    return observe
+def _flag(flag: dns.flags.Flag, name: str) -> Observe:
+    return _asked(lambda seen, _: f"{name}={int(bool(seen.held.flags & flag))}")
 
 
-def _ttl(client: Client, where: World) -> str:
-    seen = client.ask(_need(where.service).name)
-    if seen.message is None or not seen.message.answer:
-        return seen.outcome()
-    return f"TTL {seen.message.answer[0].ttl} s"
+def _ttl(seen: Reply, _: Host) -> str:
+    return f"TTL {seen.held.answer[0].ttl} s" if seen.held.answer else seen.outcome()
 
 
 def _mixed(text: str) -> str:
     return "".join(c.upper() if n % 2 else c for n, c in enumerate(text))
 
 
-def _echo(client: Client, where: World) -> str:
-    asked = _mixed(_need(where.service).name)
-    seen = client.ask(asked)
-    if seen.message is None or not seen.message.question:
+def _echo(seen: Reply, host: Host) -> str:
+    if not seen.held.question:
         return seen.outcome()
-    return "as asked" if str(seen.message.question[0].name) == f"{asked}." else str(seen.message.question[0].name)
+    name = str(seen.held.question[0].name)
+    return "as asked" if name == f"{_mixed(host.name)}." else name
 
 
-def _owner(client: Client, where: World) -> str:
-    asked = _mixed(_need(where.service).name)
-    seen = client.ask(asked)
-    if seen.message is None or not seen.message.answer:
+def _owner(seen: Reply, host: Host) -> str:
+    if not seen.held.answer:
         return seen.outcome()
-    owner = str(seen.message.answer[0].name)
-    return "lower case" if owner == owner.lower() else "as asked" if owner == f"{asked}." else owner
+    owner = str(seen.held.answer[0].name)
+    return "lower case" if owner == owner.lower() else "as asked" if owner == f"{_mixed(host.name)}." else owner
 
 
-def _expansion(role: str, target: Callable[[World, Host], str], name: Callable[[World, Host], str], words: str) -> (
-    Callable[[Client, World], str]
-):  # fmt: skip
+def _expansion(role: str, target: Callable[[Host], str], name: Name, words: str) -> Observe:
     """Asks for a name below the first search domain; the words, if an alias and its address come in one message."""
 
-    def observe(client: Client, where: World) -> str:
-        host = _need(getattr(where, role))
-        seen = client.ask(f"{name(where, host)}.{where.search[0]}")
-        if seen.message is None or seen.alias() != f"{target(where, host)}.":
-            return seen.outcome()
-        complete = seen.addresses() == set(host.ips) and seen.message.answer[0].rdtype == dns.rdatatype.CNAME
-        return words if complete else seen.outcome()
+    def say(seen: Reply, host: Host) -> str:
+        first = seen.held.answer[0].rdtype if seen.held.answer else None
+        aliased = seen.alias() == f"{target(host)}." and first == dns.rdatatype.CNAME
+        return words if aliased and seen.addresses() == set(host.ips) else seen.outcome()
 
-    return observe
+    return _asked(say, role, lambda where, host: f"{name(where, host)}.{where.search[0]}")
 
 
-def _no_opt(client: Client, where: World) -> str:
-    seen = client.ask(_need(where.service).name, edns=1232)
-    return seen.reason if seen.message is None else "no OPT" if seen.message.edns < 0 else "OPT"
+def _no_opt(seen: Reply, _: Host) -> str:
+    return "no OPT" if seen.held.edns < 0 else "OPT"
 
 
 def _shuffled(client: Client, where: World) -> str:
@@ -320,25 +312,23 @@ def _shuffled(client: Client, where: World) -> str:
     return "all of them, in changing order" if len(orders) > 1 else "all of them, always in one order"
 
 
-def _truncated(client: Client, where: World) -> str:
-    seen = client.ask(_need(where.large).name)
-    if seen.message is None or not seen.message.answer:
+def _truncated(seen: Reply, _: Host) -> str:
+    if not seen.held.answer:
         return seen.outcome()
-    count = sum(map(len, seen.message.answer))
-    if seen.message.flags & dns.flags.TC and seen.size <= LEAST_UDP:
+    cut = seen.held.flags & dns.flags.TC
+    if cut and seen.size <= LEAST_UDP:
         return "TC, at most 512 bytes"
-    return f"{count} records, {'TC' if seen.message.flags & dns.flags.TC else 'no TC'}"
+    return f"{sum(map(len, seen.held.answer))} records, {'TC' if cut else 'no TC'}"
 
 
-def _compressed(client: Client, where: World) -> str:
-    seen = client.ask(_need(where.large).name, edns=4096)
-    if seen.message is None or not seen.message.answer:
+def _compressed(seen: Reply, _: Host) -> str:
+    if not seen.held.answer:
         return seen.outcome()
-    plain = sum(len(s) * (len(s.name.to_wire() or b"") + 14) for s in seen.message.answer)
+    plain = sum(len(s) * (len(s.name.to_wire() or b"") + 14) for s in seen.held.answer)
     return "names compressed" if seen.size < plain else "names not compressed"
 
 
-def _questions(count: int) -> Callable[[Client, World], str]:
+def _questions(count: int) -> Observe:
     def observe(client: Client, where: World) -> str:
         message = dns.message.make_query(_need(where.service).name, "A", use_edns=-1)
         message.question = [dns.rrset.RRset(dns.name.from_text(h.name), dns.rdataclass.IN, dns.rdatatype.A)
@@ -349,8 +339,7 @@ def _questions(count: int) -> Callable[[Client, World], str]:
     return observe
 
 
-def _class(client: Client, where: World) -> str:
-    seen = client.ask(_need(where.service).name, qclass="CH")
+def _class(seen: Reply, _: Host) -> str:
     return "the address, in class IN" if seen.addresses() else seen.outcome()
 
 
@@ -368,15 +357,18 @@ CASES: tuple[Case, ...] = (
          _host("service", "its address", tcp=True), ("service",)),
     Case("flag-aa", "header", "authoritative bit of a local answer", "AA=1", _flag(dns.flags.AA, "AA"), ("service",)),
     Case("flag-ra", "header", "recursion bit of a local answer", "RA=0", _flag(dns.flags.RA, "RA"), ("service",)),
-    Case("ttl", "header", "TTL of a local answer", "TTL 30 s", _ttl, ("service",)),
-    Case("no-opt", "header", "EDNS in the query", "no OPT", _no_opt, ("service",)),
+    Case("ttl", "header", "TTL of a local answer", "TTL 30 s", _asked(_ttl), ("service",)),
+    Case("no-opt", "header", "EDNS in the query", "no OPT", _asked(_no_opt, edns=1232), ("service",)),
     Case("no-question", "header", "a message without a question", "FORMERR", _questions(0), ("service", "external")),
     Case("two-questions", "header", "two questions in one message", "FORMERR", _questions(2), ("service", "external")),
-    Case("class", "class", "A of a service, class CH", "the address, in class IN", _class, ("service",)),
+    Case("class", "class", "A of a service, class CH", "the address, in class IN",
+         _asked(_class, qclass="CH"), ("service",)),
     Case("case", "case", "rEvIeWs instead of reviews", "its address",
          _host("service", "its address", lambda _, h: _mixed(h.name)), ("service",)),
-    Case("case-question", "case", "spelling of the question in the answer", "as asked", _echo, ("service",)),
-    Case("owner-case", "case", "spelling of the record's name", "lower case", _owner, ("service",)),
+    Case("case-question", "case", "spelling of the question in the answer", "as asked",
+         _asked(_echo, name=lambda _, h: _mixed(h.name)), ("service",)),
+    Case("owner-case", "case", "spelling of the record's name", "lower case",
+         _asked(_owner, name=lambda _, h: _mixed(h.name)), ("service",)),
     Case("name-ns", "short names", "name.namespace", "its address",
          _host("other_service", "its address", lambda _, h: f"{h.shortname}.{h.namespace}"),
          ("other_service", "other_service.shortname")),
@@ -398,10 +390,10 @@ CASES: tuple[Case, ...] = (
          "the upstream's answer", _forwarded(lambda w: f"{_need(w.foreign_service).shortname}."
          f"{_need(w.foreign_service).namespace}"), ("foreign_service", "foreign_service.shortname", "upstream")),
     Case("search", "search", "external host below the first search domain", "CNAME and address in one message",
-         _expansion("external", lambda _, h: h.name, lambda _, h: h.name, "CNAME and address in one message"),
+         _expansion("external", lambda h: h.name, lambda _, h: h.name, "CNAME and address in one message"),
          ("external",)),
     Case("search-short", "search", "name.namespace below the first search domain", "CNAME and address in one message",
-         _expansion("other_service", lambda _, h: f"{h.shortname}.{h.namespace}",
+         _expansion("other_service", lambda h: f"{h.shortname}.{h.namespace}",
                     lambda _, h: f"{h.shortname}.{h.namespace}", "CNAME and address in one message"),
          ("other_service", "other_service.shortname")),
     Case("search-second", "search", "external host below the second search domain", "the upstream's answer",
@@ -423,17 +415,18 @@ CASES: tuple[Case, ...] = (
     Case("wildcard-apex", "wildcards", "the wildcard's own domain", "the upstream's answer",
          _forwarded(lambda w: _need(w.wildcard).name[2:]), ("wildcard", "upstream")),
     Case("wildcard-search", "wildcards", "below a wildcard and the search domain", "CNAME to the literal wildcard",
-         _expansion("wildcard", lambda _, h: h.name, _below, "CNAME to the literal wildcard"), ("wildcard",)),
+         _expansion("wildcard", lambda h: h.name, _below, "CNAME to the literal wildcard"), ("wildcard",)),
     Case("headless", "many addresses", "A of a headless service, again and again", "all of them, in changing order",
          _shuffled, ("headless",)),
     Case("pod", "many addresses", "A of one pod's name", "its address", _host("pod", "its address"), ("pod",)),
-    Case("truncated", "many addresses", "64 addresses, no EDNS", "TC, at most 512 bytes", _truncated, ("large",)),
+    Case("truncated", "many addresses", "64 addresses, no EDNS", "TC, at most 512 bytes",
+         _asked(_truncated, "large"), ("large",)),
     Case("edns-size", "many addresses", "64 addresses, EDNS 4096", "all of them",
          _host("large", "all of them", edns=4096), ("large",)),
     Case("tcp-large", "many addresses", "64 addresses, TCP", "all of them",
          _host("large", "all of them", tcp=True), ("large",)),
     Case("compressed", "many addresses", "owner names of 64 addresses, which fit without", "names not compressed",
-         _compressed, ("large",)),
+         _asked(_compressed, "large", edns=4096), ("large",)),
     Case("txt", "other types", "TXT of a service", "the upstream's answer",
          _forwarded(lambda w: _need(w.service).name, "TXT"), ("service", "upstream")),
     Case("https", "other types", "HTTPS of a service", "the upstream's answer",

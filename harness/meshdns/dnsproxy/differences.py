@@ -63,18 +63,6 @@ def _both_empty(x: Situation) -> bool:
     return x.found is not None and x.place is not None and empty
 
 
-def _gives_addresses(x: Situation) -> bool:
-    return bool(x.own_addresses)
-
-
-def _version(x: Situation) -> bool:
-    return bool(x.found and x.query and x.query.edns_version)
-
-
-def _respelled(x: Situation) -> bool:
-    return _gives_addresses(x) and x.query is not None and x.query.question[:-4] != x.query.name
-
-
 def _plain_fits(x: Situation) -> bool:
     """Whether the agent's answer fits without compression; then it has none."""
     if not (x.query and x.found):
@@ -87,17 +75,13 @@ def _plain_fits(x: Situation) -> bool:
     return plain <= (wire.MOST_TCP if x.tcp else x.query.udp_size)
 
 
-def _other_class(x: Situation) -> bool:
-    return x.asks_address and x.query is not None and x.query.qclass != wire.IN and bool(x.claims)
-
-
 def _alias(x: Situation) -> bool:
     return bool(x.place and x.place[0] in x.around.forms().aliases)
 
 
 def _literal(x: Situation) -> bool:
     """The agent's alias is a wildcard's name, for a name below it that both know."""
-    return bool(_alias(x) and x.place and x.place[1] and x.found and x.found.alias and _gives_addresses(x))
+    return bool(_alias(x) and x.place and x.place[1] and x.found and x.found.alias and x.own_addresses)
 
 
 def _twice(x: Situation) -> bool:
@@ -111,26 +95,17 @@ def _star(x: Situation) -> bool:
 
 def _hidden(x: Situation) -> bool:
     hidden = bool(_alias(x) and x.place and x.place[0] in x.around.forms().claims)
-    return hidden and (_gives_addresses(x) or any(x.family(claim) for claim in x.claims))
+    return hidden and (bool(x.own_addresses) or any(x.family(claim) for claim in x.claims))
 
 
-def _spelling(x: Situation) -> bool:
-    return _rivals(x) and len({claim.host.lower() for claim in x.claims}) == 1
+def _rivals(x: Situation) -> int:
+    """Hosts with one name: of each family one of them gives the addresses, by chance; here the same one always.
 
-
-def _two_hosts(x: Situation) -> bool:
-    return _rivals(x) and len({claim.host.lower() for claim in x.claims}) > 1
-
-
-def _rivals(x: Situation) -> bool:
-    """Hosts with one name: of each family one of them gives the addresses, by chance; here the same one always."""
+    How many they are but for case, 0 where there is no choice.
+    """
     given = {family for claim in x.claims if (family := x.family(claim))}
-    return (
-        len(x.claims) > 1
-        and x.query is not None
-        and x.query.qclass == wire.IN
-        and given not in (set(), {x.own_addresses})
-    )
+    choice = len(x.claims) > 1 and x.query and x.query.qclass == wire.IN and given not in (set(), {x.own_addresses})
+    return len({claim.host.lower() for claim in x.claims}) if choice else 0
 
 
 def _listed_wildcard(x: Situation) -> bool:
@@ -172,36 +147,16 @@ def _two_opts(x: Situation) -> bool:
     )
 
 
-def _options(x: Situation) -> bool:
-    return x.query is not None and x.taken_by_agent and situations.refused_options(x.message)
-
-
-def _header_alone(x: Situation) -> bool:
-    return x.taken_by_agent and len(x.message) == wire.HEADER
-
-
 def _odd_query(x: Situation) -> bool:
     return x.query is None and x.taken_by_agent and x.opcode == 0 and (
         situations.points_forward(x.message) or situations.holds_empty(x.message)
     )  # fmt: skip
 
 
-def _notify(x: Situation) -> bool:
-    return x.opcode == NOTIFY and x.taken_by_agent
-
-
-def _refused_with_bits(x: Situation) -> bool:
-    return x.query is None and not x.silent and bool(x.bits & (wire.AD | wire.TC))
-
-
 def _unread_question(x: Situation) -> bool:
     """Refused for more records than it takes: the agent has not read the question then."""
     refused = x.query is None and not x.silent and not x.taken_by_agent and x.opcode == 0 and x.counts[0] == 1
     return refused and wire.bare_reply(x.message, wire.FORMERR)[4:6] == b"\0\1"
-
-
-def _held_open(x: Situation) -> bool:
-    return x.tcp and x.silent
 
 
 def _rewritten(x: Situation) -> bool:
@@ -252,12 +207,8 @@ def _mended(x: Situation) -> bool:
     )
 
 
-def _signed(x: Situation) -> bool:
-    return x.first is not None and x.taken is x.first and TSIG in situations.kinds(x.first)
-
-
-def _unread_options(x: Situation) -> bool:
-    return x.first is not None and x.taken is x.first and situations.refused_options(x.first)
+def _taken_first(test: Callable[[bytes], bool]) -> Callable[[Situation], bool]:
+    return lambda x: x.first is not None and x.taken is x.first and test(x.first)
 
 
 def _repacked(x: Situation) -> bool:
@@ -271,8 +222,8 @@ def _repacked(x: Situation) -> bool:
 # What is taken away.
 
 
-def _no_ra(seen: Seen) -> Seen:
-    return replace(seen, flags=seen.flags & ~wire.RA)
+def _without(flags: int) -> Level:
+    return _each(lambda seen: replace(seen, flags=seen.flags & ~flags))
 
 
 def _lower_owners(seen: Seen) -> Seen:
@@ -321,28 +272,31 @@ D = Difference
 DIFFERENCES: tuple[Difference, ...] = (
     D("flag-ra", "header", "RA=0 in what it answers itself", "RA=1",
       "recursion is available, by forwarding (RFC 1035 4.1.1); clients such as dig warn without it",
-      _made_here, _each(_no_ra)),
+      _made_here, _without(wire.RA)),
     D("refused-flags", "header", "AD and TC of a query that it refuses are sent back", "they are clear",
-      "they say something of the answer, which the query cannot know", _refused_with_bits,
-      _each(lambda s: replace(s, flags=s.flags & ~(wire.AD | wire.TC)))),
+      "they say something of the answer, which the query cannot know",
+      lambda x: x.query is None and not x.silent and bool(x.bits & (wire.AD | wire.TC)), _without(wire.AD | wire.TC)),
     D("refused-question", "header", "a refusal for the number of records has no question", "it has, if it can be read",
       "clients match an answer by its question", _unread_question, _each(lambda s: replace(s, question=b""))),
     D("edns-version", "header", "the version of EDNS is ignored",
       "BADVERS for names of ours unless it is 0, others forwarded as they come",
-      "RFC 6891 6.1.3: the client then asks by the version there is", _version,
+      "RFC 6891 6.1.3: the client then asks by the version there is",
+      lambda x: bool(x.found and x.query and x.query.edns_version),
       Whole(lambda _, agent, ours: agent.local and ours.rcode == wire.BADVERS & 15 and not ours.forwarded)),
     D("owner-case", "case", "owner names in lower case", "owner names as asked",
-      "resolvers that vary the case (DNS 0x20) find the name they asked for", _respelled, _each(_lower_owners)),
+      "resolvers that vary the case (DNS 0x20) find the name they asked for",
+      lambda x: bool(x.own_addresses and x.query and x.query.question[:-4] != x.query.name), _each(_lower_owners)),
     D("compressed", "header", "names are compressed where the answer does not fit without", "always",
-      "46 bytes an address or 40 are one datagram; it costs nothing", lambda x: _plain_fits(x) and _gives_addresses(x),
-      _each(lambda s: replace(s, packed=False))),
+      "46 bytes an address or 40 are one datagram; it costs nothing",
+      lambda x: _plain_fits(x) and bool(x.own_addresses), _each(lambda s: replace(s, packed=False))),
     D("wildcard-search", "wildcards", "CNAME to the literal `*.` name (issue 61732)",
       "CNAME to the name asked for without the search domain", "resolvers refuse `*` in a host name", _literal, _named),
     D("wildcard-forms", "wildcards", "a wildcard among the alternative hosts of a service works; host `*` answers for "
       "every name below the first search domain", "neither does", "Istio's control plane makes neither",
       lambda x: _listed_wildcard(x) or _star(x), Whole(lambda _, agent, ours: agent.local)),
     D("class", "class", "class ignored: a CH question gets an IN address", "forwarded, as unknown names are",
-      "a record of another class does not answer the question", _other_class,
+      "a record of another class does not answer the question",
+      lambda x: x.asks_address and bool(x.query and x.query.qclass != wire.IN and x.claims),
       Whole(lambda _, agent, ours: agent.local and bool(ours.forwarded))),
     D("hidden-host", "search", "the expansion of one host can hide another host of that very name",
       "a host of the table always comes first", "what is named exactly is meant", _hidden,
@@ -359,28 +313,30 @@ DIFFERENCES: tuple[Difference, ...] = (
       Whole(lambda _, agent, ours: ours.local)),
     D("host-spelling", "case", "of hosts that are equal but for case one answers, by the order of a map, and "
       "another after the next push", "the later one", "the same table shall give the same answers",
-      _spelling, Whole(_chosen), True),
+      lambda x: _rivals(x) == 1, Whole(_chosen), True),
     D("two-hosts", "short names", "a short form or alternative host that is another host's name belongs to one of "
       "them, by the order of a map, for each family by itself", "to the host whose whole name it is, else to the first",
-      "the same table shall give the same answers; what is named exactly is meant", _two_hosts, Whole(_chosen), True),
-    D("notify", "opcodes", "NOTIFY is treated as a query", "NOTIMP", "it is none", _notify,
+      "the same table shall give the same answers; what is named exactly is meant",
+      lambda x: _rivals(x) > 1, Whole(_chosen), True),
+    D("notify", "opcodes", "NOTIFY is treated as a query", "NOTIMP", "it is none",
+      lambda x: x.opcode == NOTIFY and x.taken_by_agent,
       Whole(lambda _, agent, ours: ours.rcode == wire.NOTIMP and agent.rcode != wire.NOTIMP)),
     D("query-counts", "queries", "FORMERR for more than one record in the answer or authority section, or more than "
       "two additional ones", "answered, up to 32", "they do no harm", _many_records, Whole(_formerr)),
     D("query-cut", "queries", "a query that ends before its counts are fulfilled, or without its class, is answered",
       "FORMERR", "RFC 1035 4.1.1: it cannot be interpreted", _lying_counts, Whole(_answered)),
     D("query-header", "queries", "REFUSED for a header that promises a question and ends", "FORMERR",
-      "RFC 1035 4.1.1: it cannot be interpreted", _header_alone,
+      "RFC 1035 4.1.1: it cannot be interpreted", lambda x: x.taken_by_agent and len(x.message) == wire.HEADER,
       Whole(lambda _, agent, ours: (agent.rcode, ours.rcode) == (REFUSED, wire.FORMERR))),
     D("query-odd", "queries", "pointers that lead forward and records without data are taken", "FORMERR",
       "RFC 1035 4.1.4: a pointer is to a prior occurrence", _odd_query, Whole(_answered)),
     D("two-opts", "queries", "a query with two OPT records is answered", "FORMERR", "RFC 6891 6.1.1", _two_opts,
       Whole(_answered)),
     D("query-options", "queries", "FORMERR for options that its library cannot read, as a client subnet of one byte",
-      "options are not looked into: answered, and forwarded as they are", "they concern the server behind", _options,
-      Whole(_formerr)),
+      "options are not looked into: answered, and forwarded as they are", "they concern the server behind",
+      lambda x: x.query is not None and x.taken_by_agent and situations.refused_options(x.message), Whole(_formerr)),
     D("tcp-silence", "queries", "after a response, or less than a header, over TCP the connection stays open, without "
-      "a word", "it is closed", "nothing more can be expected of such a client", _held_open,
+      "a word", "it is closed", "nothing more can be expected of such a client", lambda x: x.tcp and x.silent,
       _each(lambda s: replace(s, closed=False))),
     D("query-bytes", "forwarding", "a query is decoded and written anew: pointers written out, what follows it dropped",
       "the client's bytes but for the id", "nothing is lost that we do not know", _rewritten,
@@ -408,10 +364,10 @@ DIFFERENCES: tuple[Difference, ...] = (
       "RFC 1035 4.1.4: a pointer is to a prior occurrence",
       _first_is(lambda r: situations.points_forward(r) or situations.holds_empty(r)), Whole(_took)),
     D("upstream-options", "forwarding", "an answer with options that its library cannot read fails the server",
-      "passed on as it is", "they concern the client", _unread_options,
-      Whole(_gave_up)),
+      "passed on as it is", "they concern the client",
+      _taken_first(situations.refused_options), Whole(_gave_up)),
     D("upstream-signed", "forwarding", "an answer with a TSIG record fails the server", "passed on as it is",
-      "it is for the client to check", _signed, Whole(_gave_up)),
+      "it is for the client to check", _taken_first(lambda r: TSIG in situations.kinds(r)), Whole(_gave_up)),
     D("pending", "forwarding", "any number of questions under way", "bounded; beyond, SERVFAIL at once",
       "a flood must not take the descriptors of all", lambda x: x.forwards and x.around.under_way > PENDING,
       Whole(lambda _, agent, ours: ours.rcode == wire.SERVFAIL and not ours.forwarded)),

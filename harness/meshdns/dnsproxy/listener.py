@@ -61,16 +61,7 @@ class Udp:
 
     def _answer(self, message: bytes, client: Any) -> None:
         if not self._proxy.came_back(message, False, client):
-            self._proxy.answer(message, False, self._sender(client))
-
-    def _sender(self, client: Any) -> Callable[[bytes], None]:
-        def send(reply: bytes) -> None:
-            try:
-                self._socket.sendto(reply, client)
-            except OSError:  # as above; or closed in the meantime
-                return
-
-        return send
+            self._proxy.answer(message, False, self._sender(client, []))
 
     def _take_addressed(self, _: int) -> None:
         """On a wildcard address: the answer must leave from the address that was asked, or the client refuses it."""
@@ -79,18 +70,18 @@ class Udp:
                 message, ancillary, _, client = self._socket.recvmsg(DATAGRAM, 128)
             except BlockingIOError:
                 return
-            send = self._sender_from(client, _source(ancillary))
+            send = self._sender(client, _source(ancillary))
             if prepared := self._proxy.ready.get(message[2:]):
                 prepared.tally.hits += 1
                 send(message[:2] + (prepared.rest or prepared.shuffled()))
             elif not self._proxy.came_back(message, False, client):
                 self._proxy.answer(message, False, send)
 
-    def _sender_from(self, client: Any, source: list[tuple[int, int, bytes]]) -> Callable[[bytes], None]:
+    def _sender(self, client: Any, source: list[tuple[int, int, bytes]]) -> Callable[[bytes], None]:
         def send(reply: bytes) -> None:
             try:
                 self._socket.sendmsg([reply], source, 0, client)
-            except OSError:
+            except OSError:  # as above; or closed in the meantime
                 return
 
         return send
@@ -129,17 +120,13 @@ class Tcp:
         """No more queries; what was not answered will not be."""
         self._acceptor.close()
 
-    def open(self) -> int:
-        """Connections there are."""
-        return self._acceptor.open()
-
     def _serve(self, stream: Stream) -> None:
         """Hands over the queries that came whole, as many as the client may have open."""
         if stream is self._serving:  # an answer given at once; the loop below goes on
             return
         self._serving = stream
         try:
-            while self._may_ask(stream) and (message := _message(stream)) is not None:
+            while self._may_ask(stream) and (message := stream.message()) is not None:
                 bad = len(message) < wire.HEADER or message[2] & 0x80  # no answer is possible, so nothing is owed
                 if bad or self._proxy.came_back(message, True, stream.peer):
                     stream.close()
@@ -166,17 +153,6 @@ class Tcp:
 
     def _may_ask(self, stream: Stream) -> bool:
         return not stream.closed and stream.unsent < UNSENT_BYTES and self._unanswered.get(stream, 0) < PIPELINED
-
-
-def _message(stream: Stream) -> bytes | None:
-    """The next whole message, taken from what came; None if there is none yet."""
-    incoming = stream.incoming
-    end = 2 + int.from_bytes(incoming[:2], "big")
-    if len(incoming) < max(end, 2):
-        return None
-    message = bytes(incoming[2:end])
-    del incoming[:end]
-    return message
 
 
 def bind(family: socket.AddressFamily, address: str, port: int) -> tuple[socket.socket, socket.socket]:

@@ -41,8 +41,8 @@ class Metrics:
 
     def __init__(self, enabled: bool) -> None:
         self.enabled = enabled
-        self.upstream_requests = 0
-        self.upstream_failures = 0
+        self.upstream_requests = 0  # questions put to the servers
+        self.upstream_failures = 0  # that all of them failed
         self.upstream_s = 0.0
         self.cache_hits = {"fresh": 0, "stale": 0}
         self.table_loads = {"good": 0, "wrong": 0}
@@ -61,22 +61,9 @@ class Metrics:
                 self._names.add(name)
             else:
                 name = OTHER
-        label = Label(
-            name,
-            "tcp" if tcp else "udp",
-            _RCODES.get(rcode, OTHER),
-            _TYPES.get(query.qtype, OTHER) if query else OTHER,
-            source,
-        )
+        qtype = _TYPES.get(query.qtype, OTHER) if query else OTHER
+        label = Label(name, "tcp" if tcp else "udp", _RCODES.get(rcode, OTHER), qtype, source)
         return self._tallies.setdefault(label, Tally())
-
-    def asked(self) -> None:
-        """A question was put to the servers."""
-        self.upstream_requests += 1
-
-    def failed(self) -> None:
-        """All of them failed."""
-        self.upstream_failures += 1
 
     def took(self, seconds: float) -> None:
         """From the question to the answer or to the end of hope."""
@@ -95,19 +82,13 @@ class Metrics:
             requests[kind] = requests.get(kind, 0) + tally.hits
             by_name[label.name] = by_name.get(label.name, 0) + tally.hits
         yield from _family("dns_requests_total", "counter", "DNS requests answered.", requests)
-        yield from _family(
-            "dns_upstream_requests_total", "counter", "Requests forwarded.", {"": self.upstream_requests}
-        )
-        yield from _family(
-            "dns_upstream_failures_total", "counter", "Requests that every server failed.", {"": self.upstream_failures}
-        )
+        asked, failed = {"": self.upstream_requests}, {"": self.upstream_failures}
+        yield from _family("dns_upstream_requests_total", "counter", "Requests forwarded.", asked)
+        yield from _family("dns_upstream_failures_total", "counter", "Requests that every server failed.", failed)
         yield from self._histogram()
-        yield from _family(
-            "dns_name_requests_total",
-            "counter",
-            f"DNS requests per name; the first {NAMES} names.",
-            {f'name="{_escaped(name)}"': count for name, count in by_name.items()},
-        )
+        per_name = {f'name="{_escaped(name)}"': count for name, count in by_name.items()}
+        what = f"DNS requests per name; the first {NAMES} names."
+        yield from _family("dns_name_requests_total", "counter", what, per_name)
         hits = {f'kind="{kind}"': count for kind, count in self.cache_hits.items()}
         yield from _family("dns_cache_hits_total", "counter", "Requests answered from the cache.", hits)
         yield from _family("dns_cache_entries", "gauge", "Answers in the cache.", {"": cached})

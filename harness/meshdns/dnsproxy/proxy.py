@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from . import answer, cache, nametable, wire
@@ -18,14 +17,6 @@ READY_BYTES = 96 << 20  # enough for 50,000 names, A and AAAA; then collected an
 READY_BYTES_EACH = 300  # beside the bytes of query and answer
 RELEASED = 1000  # entries of an old table let go between two looks at the sockets: some 0.2 ms
 Send = Callable[[bytes], None]
-
-
-@dataclass(eq=False)
-class Waiting:
-    """A client for whom a stale answer lies ready."""
-
-    send: Send
-    answer: bytes
 
 
 class Proxy:
@@ -40,7 +31,8 @@ class Proxy:
         self._ready_bytes = 0
         self._reactor, self._forwarder, self._metrics = reactor, forwarder, metrics
         self._style, self._cache = style, kept
-        self._patience: Countdown[Waiting] = reactor.countdown(cache.STALE_WAIT_S, _serve_stale)
+        # What sends a stale answer, for each client that waits while one lies ready.
+        self._patience: Countdown[Callable[[], None]] = reactor.countdown(cache.STALE_WAIT_S, lambda serve: serve())
 
     def swap(self, table: nametable.NameTable) -> None:
         """From one query to the next the new table is in force."""
@@ -69,7 +61,7 @@ class Proxy:
                 send(wire.bare_reply(message, refused.rcode))
             return
         if self.table is None:
-            self._fail(query, tcp, send)
+            self._reply(query, tcp, None, send)
             return
         found = None
         if query.qclass == wire.IN and query.qtype in (wire.A, wire.AAAA):
@@ -102,26 +94,18 @@ class Proxy:
         self._ready_bytes = 0
         self._reactor.background(_release(old))
 
-    def _fail(self, query: wire.Query, tcp: bool, send: Send) -> None:
-        self._metrics.tally(query, tcp, wire.SERVFAIL, "error").hits += 1
-        send(wire.bare_reply(query.message, wire.SERVFAIL))
-
-    def _reply(self, query: wire.Query, tcp: bool, reply: bytes, source: str, send: Send) -> None:
+    def _reply(self, query: wire.Query, tcp: bool, reply: bytes | None, send: Send) -> None:
+        """What the servers answered; SERVFAIL if none did."""
+        source = "upstream" if reply is not None else "error"
+        reply = reply if reply is not None else wire.bare_reply(query.message, wire.SERVFAIL)
         self._metrics.tally(query, tcp, reply[3] & 15, source).hits += 1
         send(reply)
 
     def _forward(self, query: wire.Query, tcp: bool, send: Send) -> None:
         if self._cache is not None and not query.options:
             self._through_cache(self._cache, query, tcp, send)
-            return
-
-        def done(reply: bytes | None) -> None:
-            if reply is None:
-                self._fail(query, tcp, send)
-            else:
-                self._reply(query, tcp, reply, "upstream", send)
-
-        self._forwarder.ask(query, tcp, done)
+        else:
+            self._forwarder.ask(query, tcp, lambda reply: self._reply(query, tcp, reply, send))
 
     def _through_cache(self, kept: cache.Cache, query: wire.Query, tcp: bool, send: Send) -> None:
         hit = kept.find(query, wire.MOST_TCP if tcp else query.udp_size)
@@ -129,40 +113,33 @@ class Proxy:
             self._count_hit(query, tcp, hit)
             send(hit.message)
             return
-        waiting: Waiting | None = None
-        if hit:
 
-            def stale(reply: bytes) -> None:
+        def serve_stale() -> None:
+            if hit:
                 self._count_hit(query, tcp, hit)
-                send(reply)
+                send(hit.message)
 
-            waiting = Waiting(stale, hit.message)
-            self._patience.start(waiting)
+        if hit:
+            self._patience.start(serve_stale)
 
         def done(reply: bytes | None) -> None:
             good = reply is not None and kept.store(query, reply)
             if not good:
                 kept.failed(query)
-            if waiting:
-                if waiting not in self._patience:  # served already
+            if hit:
+                if serve_stale not in self._patience:  # served already
                     return
-                self._patience.stop(waiting)
-            if waiting and not good:
-                _serve_stale(waiting)
-            elif reply is None:
-                self._fail(query, tcp, send)
+                self._patience.stop(serve_stale)
+            if hit and not good:
+                serve_stale()
             else:
-                self._reply(query, tcp, reply, "upstream", send)
+                self._reply(query, tcp, reply, send)
 
         self._forwarder.ask(query, tcp, done)
 
     def _count_hit(self, query: wire.Query, tcp: bool, hit: cache.Hit) -> None:
         self._metrics.cache_hits["stale" if hit.stale else "fresh"] += 1
         self._metrics.tally(query, tcp, hit.message[3] & 15, "cache").hits += 1
-
-
-def _serve_stale(waiting: Waiting) -> None:
-    waiting.send(waiting.answer)
 
 
 def _repeats(query: wire.Query) -> bool:

@@ -22,7 +22,6 @@ from .upstream import Verdict, judge
 NOTIFY = 4
 TSIG = 250
 REFUSED = 5
-ANY_POINTERS = wire.MAX_POINTERS
 
 
 class Record(NamedTuple):
@@ -430,7 +429,7 @@ def _loose_name(message: bytes, at: int, odd: list[int]) -> int:
         if length == 0:
             return after if after >= 0 else at + 1
         if length >= 0xC0:
-            if at + 2 > len(message) or (pointers := pointers + 1) > ANY_POINTERS:
+            if at + 2 > len(message) or (pointers := pointers + 1) > wire.MAX_POINTERS:
                 raise wire.MalformedError
             after = at + 2 if after < 0 else after
             to = int.from_bytes(message[at : at + 2], "big") & 0x3FFF
@@ -523,9 +522,9 @@ def _unreadable(code: int, value: bytes) -> bool:
     return bool(source > most or (family > 0 and scope > most))
 
 
-def kinds(message: bytes | None) -> set[int]:
+def kinds(message: bytes) -> set[int]:
     """The types of a readable message's records."""
-    if message is None or not readable(message):
+    if not readable(message):
         return set()
     _, at = wire.questions(message)
     return {record.kind for record in wire.records(message, at)}

@@ -59,6 +59,15 @@ class Stream:
         """Bytes the peer has not taken yet."""
         return len(self._outgoing)
 
+    def message(self) -> bytes | None:
+        """The next whole DNS message, taken from what came; None if there is none yet."""
+        end = 2 + int.from_bytes(self.incoming[:2], "big")
+        if len(self.incoming) < max(end, 2):
+            return None
+        message = bytes(self.incoming[2:end])
+        del self.incoming[:end]
+        return message
+
     def write(self, data: bytes) -> None:
         """Sends now what fits and the rest later."""
         if self.closed:
@@ -162,10 +171,6 @@ class Acceptor:
         self._rest: Countdown[str] = reactor.countdown(REST_S, lambda _: self._resume())
         self._streams: dict[Stream, None] = {}
         reactor.watch(sock.fileno(), READ, self._accept)
-
-    def open(self) -> int:
-        """Streams there are."""
-        return len(self._streams)
 
     def alive(self, stream: Stream) -> None:
         """Something whole was exchanged: the idle time begins anew."""

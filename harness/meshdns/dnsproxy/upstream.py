@@ -18,11 +18,14 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import wire
 from .reactor import READ, Countdown, Reactor
 from .stream import Stream, endpoint
+
+if TYPE_CHECKING:
+    from .metrics import Metrics  # which asks for options, and these for what is said of answers from here
 
 LATE_S = 2.0  # longer than a datagram waits to be read
 Done = Callable[[bytes | None], None]
@@ -68,28 +71,13 @@ def _echoes(answer: bytes, question: bytes) -> bool:
 Way = tuple[bool, str, int, bytes]  # whether by TCP, the address and port that a question leaves by, and its id
 
 
-class Measures(NamedTuple):
-    """Called for each question put to the servers, for each that all of them failed, and with its seconds."""
-
-    asked: Callable[[], None]
-    failed: Callable[[], None]
-    took: Callable[[float], None]
-
-
 class Forwarder:
     """Questions under way; at most `most` attempts at a time, beyond that a question fails at once."""
 
     def __init__(
-        self,
-        reactor: Reactor,
-        servers: list[Server],
-        timeout_s: float,
-        most: int,
-        measures: Measures,
-        *,
-        parallel: bool,
+        self, reactor: Reactor, servers: list[Server], timeout_s: float, most: int, metrics: Metrics, *, parallel: bool
     ) -> None:
-        self.reactor, self.most, self.measures = reactor, most, measures
+        self.reactor, self.most, self.metrics = reactor, most, metrics
         self._servers, self._parallel = servers, parallel
         self.deadlines: Countdown[Attempt] = reactor.countdown(timeout_s, Attempt.fail)
         self.attempts: set[Attempt] = set()
@@ -143,7 +131,7 @@ class Question:
 
     def start(self, at_once: int) -> None:
         """Asks so many of the servers."""
-        self._forwarder.measures.asked()
+        self._forwarder.metrics.upstream_requests += 1
         for _ in range(at_once):
             self._next()
         self._settle()
@@ -173,7 +161,7 @@ class Question:
 
     def _settle(self) -> None:
         if not self._over and not self._attempts:
-            self._forwarder.measures.failed()
+            self._forwarder.metrics.upstream_failures += 1
             self._finish(None)
 
     def _finish(self, answer: bytes | None) -> None:
@@ -183,7 +171,7 @@ class Question:
         for attempt in self._attempts:
             attempt.close()
         self._attempts.clear()
-        self._forwarder.measures.took(time.monotonic() - self._begin_s)
+        self._forwarder.metrics.took(time.monotonic() - self._begin_s)
         self._done(answer)
 
 
@@ -290,13 +278,11 @@ class TcpAttempt(Attempt):
         self._stream.write(len(self.message).to_bytes(2, "big") + self.message)
 
     def _received(self, stream: Stream) -> None:
-        end = 2 + int.from_bytes(stream.incoming[:2], "big")
-        if len(stream.incoming) < max(end, 2):
+        answer = stream.message()
+        if answer is None:
             if stream.ended:
                 stream.close()
-            return
-        answer = bytes(stream.incoming[2:end])
-        if self.judge(answer) is Verdict.ANSWER:
+        elif self.judge(answer) is Verdict.ANSWER:
             self.accept(answer)
         else:  # nobody forges what comes over a connection
             self.fail()

@@ -277,10 +277,6 @@ def parents(name: bytes) -> list[int]:
 
 def show_name(name: bytes) -> str:
     """A name as people write it, without the last dot; unprintable bytes as \\DDD (RFC 4343)."""
-    labels = []
-    at = 0
-    while name[at]:
-        label = name[at + 1 : at + 1 + name[at]]
-        labels.append("".join(chr(b) if 0x21 <= b <= 0x7E and b not in b'."\\' else f"\\{b:03d}" for b in label))
-        at += name[at] + 1
-    return ".".join(labels) or "."
+    labels = (name[at + 1 : at + 1 + name[at]] for at in parents(name))
+    shown = ("".join(chr(b) if 0x21 <= b <= 0x7E and b not in b'."\\' else f"\\{b:03d}" for b in one) for one in labels)
+    return ".".join(shown) or "."

@@ -61,7 +61,6 @@ class Conventions:
     port_ranges: bool = False  # lists of ports may hold "6000-8000"
     lists_subtract: bool = False  # excluded inbound ports count beside a list of included ones too
     excluded_inbound: tuple[int, ...] = ()  # what injects its sidecar excludes these
-    excluded_outbound: tuple[int, ...] = ()
     tunnel_port: int = 0  # never captured inbound
     admin_port: int = 0
     stats_port: int = 0
@@ -82,7 +81,6 @@ class Conventions:
             "inbound_ports_include": "*",
             "inbound_ports_exclude": ",".join(map(str, self.excluded_inbound)),
             "outbound_ip_ranges_include": "*",
-            "outbound_ports_exclude": ",".join(map(str, self.excluded_outbound)),
         }
 
     def options(self) -> dict[str, object]:

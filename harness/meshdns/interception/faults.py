@@ -29,10 +29,6 @@ def brought_about(options: Options) -> Iterator[Fault]:
     return (fault for fault in FAULTS if options.mesh is ISTIO and fault.brought_about(options))
 
 
-def _inbound_list(options: Options) -> bool:
-    return options.inbound_ports_include not in ("", "*") and bool(options.inbound_ports_exclude)
-
-
 def _excluded_server(options: Options) -> bool:
     """A server whose queries are captured stands in an excluded range."""
     families = FAMILIES if options.enable_ipv6 else FAMILIES[:1]
@@ -66,14 +62,14 @@ FAULTS = (
         'with several proxy_uid ("3,4") the loopback exemption of the first ("not uid 3") stands before the self-call '
         "rule of the second: what uid 4 sends to its own pod is returned instead of going to inbound_capture_port",
         "nat ISTIO_OUTPUT",
-        lambda options: len(set(options.uids)) > 1 and not options.loopback_included,
+        lambda options: len(set(options.uids)) > 1 and not options.loopback_families,
     ),
     Fault(
         "gid-self-call-dead",
         "without DNS capture the self-call rule of proxy_gid is never reached by another uid than the proxy's: the "
         "loopback exemption of proxy_uid returns it first",
         "nat ISTIO_OUTPUT",
-        lambda options: not options.captures_dns and not options.loopback_included and options.gids != options.uids,
+        lambda options: not options.captures_dns and not options.loopback_families and options.gids != options.uids,
     ),
     Fault(
         "gid-self-call-dns",
@@ -87,7 +83,7 @@ FAULTS = (
         "inbound-exclude-ignored",
         "a list in inbound_ports_include silences inbound_ports_exclude: it has no effect",
         "nat or mangle ISTIO_INBOUND",
-        _inbound_list,
+        lambda options: options.inbound_ports_include not in ("", "*") and bool(options.inbound_ports_exclude),
     ),
     Fault(
         "dns-capture-off-silently",

@@ -10,28 +10,7 @@ import itertools
 from collections.abc import Iterator
 
 from . import routing
-from .ruleset import (
-    BASE_CHAINS,
-    TABLES,
-    Accept,
-    Drop,
-    Field,
-    Jump,
-    Match,
-    Redirect,
-    RestoreMark,
-    Return,
-    Rule,
-    RuleSet,
-    SaveMark,
-    SetConnectionMark,
-    SetMark,
-    Step,
-    Tproxy,
-    Value,
-    Verdict,
-    Zone,
-)
+from .ruleset import BASE_CHAINS, TABLES, Act, Field, Match, Rule, RuleSet, Step, Value
 
 COMMENT = "meshdns:"  # before a rule's name, so that counters are found by it
 _SAVE_AS = {"ipv4": "iptables-restore --noflush", "ipv6": "ip6tables-restore --noflush"}
@@ -52,6 +31,19 @@ _MODULES = {
     Field.DIRECTION: ("conntrack", "--ctdir"),
 }
 _PORTS = {Field.SOURCE_PORT: "--sport", Field.DESTINATION_PORT: "--dport"}
+_VERDICTS = {
+    Act.RETURN: "RETURN",
+    Act.ACCEPT: "ACCEPT",
+    Act.DROP: "DROP",
+    Act.JUMP: "{chain}",
+    Act.REDIRECT: "REDIRECT --to-ports {port}",
+    Act.TPROXY: "TPROXY --tproxy-mark {mark}/0xffffffff{on_address} --on-port {port}",
+    Act.SET_MARK: "MARK --set-mark {mark}",
+    Act.SET_CONNECTION_MARK: "CONNMARK --set-mark {mark}",
+    Act.SAVE_MARK: "CONNMARK --save-mark",
+    Act.RESTORE_MARK: "CONNMARK --restore-mark",
+    Act.ZONE: "CT --zone {zone}",
+}
 
 
 def render(rules: RuleSet, *, first: bool = False, named: bool = False) -> str:
@@ -88,7 +80,7 @@ def render_removal(rules: RuleSet, *, named: bool = False) -> str:
 
 def own_chains(rules: RuleSet, table: str) -> list[str]:
     """The chains of a table that are ours alone."""
-    return [chain for chain in rules.tables.get(table, {}) if chain not in BASE_CHAINS]
+    return [chain for chain in rules.ordered.get(table, {}) if chain not in BASE_CHAINS]
 
 
 def spelled(steps: list[Step], *, first: bool, named: bool) -> Iterator[str]:
@@ -105,7 +97,9 @@ def spell(rule: Rule, *, named: bool = False) -> str:
     words = [word for match in rule.matches for word in _match(match)]
     if named and rule.name:
         words.append(f'-m comment --comment "{COMMENT}{rule.name}"')
-    return " ".join([*words, f"-j {_verdict(rule.verdict)}"])
+    on_address = f" --on-ip {rule.verdict.address}" if rule.verdict.address else ""
+    verdict = _VERDICTS[rule.verdict.act].format(**vars(rule.verdict), on_address=on_address)
+    return " ".join([*words, f"-j {verdict}"])
 
 
 def spell_value(value: Value, dash: str) -> str:
@@ -124,30 +118,3 @@ def _match(match: Match) -> Iterator[str]:
     else:
         module, option = _MODULES[match.field]
         yield f"-m {module} {no}{option} {values}"
-
-
-def _verdict(verdict: Verdict) -> str:  # noqa: PLR0911  one line per verdict
-    match verdict:
-        case Return():
-            return "RETURN"
-        case Accept():
-            return "ACCEPT"
-        case Drop():
-            return "DROP"
-        case Jump(chain):
-            return chain
-        case Redirect(port):
-            return f"REDIRECT --to-ports {port}"
-        case Tproxy(port, mark, address):
-            on_address = f" --on-ip {address}" if address else ""
-            return f"TPROXY --tproxy-mark {mark}/0xffffffff{on_address} --on-port {port}"
-        case SetMark(mark):
-            return f"MARK --set-mark {mark}"
-        case SetConnectionMark(mark):
-            return f"CONNMARK --set-mark {mark}"
-        case SaveMark():
-            return "CONNMARK --save-mark"
-        case RestoreMark():
-            return "CONNMARK --restore-mark"
-        case Zone(zone):
-            return f"CT --zone {zone}"

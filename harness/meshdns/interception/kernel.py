@@ -22,7 +22,7 @@ from pathlib import Path
 from . import iptables, loaded, nftables, routing
 from .options import Family
 from .refusal import Refusal, Unavailable
-from .ruleset import TABLES, RuleSet, Step
+from .ruleset import TABLES, RuleSet
 
 _TIMEOUT_S = 30  # a loader that takes longer waits for a lock that nobody gives back
 _PAUSE_S = 0.02  # between two looks at whether another loader has ended
@@ -32,6 +32,10 @@ _PACKAGES = {"nft": "nftables", "ip": "iproute2"}
 _NEEDS = "NET_ADMIN in the network namespace, and a kernel with nat, conntrack and owner matches"
 _NEEDS_OF_IP = "NET_ADMIN in the network namespace, and policy routing; with enable_ipv6 also IPv6 on lo"
 _STEP = "give --replace to exchange them, or remove them first"
+_OTHERS = (
+    "{tool}: the rules loaded are not these ({names}); give the options they were loaded with, "
+    "or --replace to remove them all the same"
+)
 
 
 @dataclass(frozen=True)
@@ -46,47 +50,41 @@ class Loader:
         """The rules are loaded; says what was done. Raises Refusal, Unavailable."""
         loaded.check_groups(rules)
         with _alone():
-            return self._apply(rules, replace)
-
-    def _apply(self, rules: RuleSet, replace: bool) -> str:
-        needed = _missing_routes(rules)
-        if self.mechanism == "nftables":
-            plan = self._nft_plan(rules, replace)
-            changed = [plan] if plan else []
-        else:
-            changed = [text for family in rules.families if (text := self._iptables_plan(rules, family, replace))]
-        if not changed and not any(needed.values()):
-            return "the rules are loaded already: nothing changed"
-        stale = {family: self._stale_routes(rules, family) for family in rules.families}
-        try:
-            _batch(needed)
-            self._load(rules, changed)
-        except Refusal:
-            _batch({f: _inverse([line for line in lines if _there(line, f)]) for f, lines in needed.items()})
-            raise
-        _batch(stale)
-        return f"rules loaded: {self.mechanism}, {', '.join(rules.families)}"
+            needed = _routes(rules, there=False)
+            if self.mechanism == "nftables":
+                plan = self._nft_plan(rules, replace)
+                changed = [plan] if plan else []
+            else:
+                changed = [text for family in rules.families if (text := self._iptables_plan(rules, family, replace))]
+            if not changed and not any(needed.values()):
+                return "the rules are loaded already: nothing changed"
+            stale = {family: self._stale_routes(rules, family) for family in rules.families}
+            try:
+                _batch(needed)
+                self._load(rules, changed)
+            except Refusal:
+                _batch({f: _inverse([line for line in lines if _there(line, f)]) for f, lines in needed.items()})
+                raise
+            _batch(stale)
+            return f"rules loaded: {self.mechanism}, {', '.join(rules.families)}"
 
     def remove(self, rules: RuleSet, *, replace: bool = False) -> str:
         """The rules are gone, and nothing else; says what was done. Raises Refusal, Unavailable."""
         with _alone():
-            return self._remove(rules, replace)
-
-    def _remove(self, rules: RuleSet, replace: bool) -> str:
-        present = _present_routes(rules)
-        nothing = RuleSet(rules.families, ())
-        if self.mechanism == "nftables":
-            plan = self._nft_removal(rules, replace)
-            changed = [plan] if plan else []
-        else:
-            changed = [text for f in rules.families if (text := self._iptables_removal(rules, f, replace))]
-        self._load(nothing, changed)
-        if self.mechanism == "iptables":
-            for family in rules.families:  # also what a removal that was killed has emptied
-                _sweep(family, nothing)
-        _batch({family: _inverse(lines) for family, lines in present.items()})
-        done = changed or any(present.values())
-        return f"rules removed: {self.mechanism}, {', '.join(rules.families)}" if done else "nothing to remove"
+            present = _routes(rules, there=True)
+            nothing = RuleSet(rules.families, ())
+            if self.mechanism == "nftables":
+                plan = self._nft_removal(rules, replace)
+                changed = [plan] if plan else []
+            else:
+                changed = [text for f in rules.families if (text := self._iptables_removal(rules, f, replace))]
+            self._load(nothing, changed)
+            if self.mechanism == "iptables":
+                for family in rules.families:  # also what a removal that was killed has emptied
+                    _sweep(family, nothing)
+            _batch({family: _inverse(lines) for family, lines in present.items()})
+            done = changed or any(present.values())
+            return f"rules removed: {self.mechanism}, {', '.join(rules.families)}" if done else "nothing to remove"
 
     def _load(self, rules: RuleSet, texts: list[str]) -> None:
         if self.mechanism == "nftables":
@@ -121,18 +119,19 @@ class Loader:
 
     def _iptables_plan(self, rules: RuleSet, family: Family, replace: bool) -> str:
         """The text that leads from what is loaded to the rules of one family; empty if that is the same."""
-        mine = _of_family(rules, family)
+        mine = rules.of(family)
         tables = loaded.saved(_run(f"{_IPTABLES[family]}-save"))
         missing = loaded.missing(tables, mine, named=self.named)
         if missing is not None:
-            return self._exchange({}, _of_tables(mine, missing), family, {}) if missing else ""
+            lacking = RuleSet(mine.families, tuple(step for step in mine.steps if step.table in missing))
+            return self._exchange({}, lacking, family, {}) if missing else ""
         if not replace:
             strangers = ", ".join(loaded.foreign_chains(tables))
             raise Refusal(f"{_IPTABLES[family]}: other rules have our names ({strangers}); {_STEP}")
         return self._exchange(tables, mine, family, loaded.left_over(tables, mine, named=self.named))
 
     def _iptables_removal(self, rules: RuleSet, family: Family, replace: bool) -> str:
-        mine = _of_family(rules, family)
+        mine = rules.of(family)
         tables = loaded.saved(_run(f"{_IPTABLES[family]}-save"))
         strangers = list(loaded.foreign_chains(tables))
         if not strangers:
@@ -144,8 +143,7 @@ class Loader:
         elif replace:
             old = loaded.left_over(tables, mine, named=self.named)
         else:
-            place = f"{_IPTABLES[family]}: the rules loaded are not these ({', '.join(strangers)})"
-            raise Refusal(f"{place}; give the options they were loaded with, or --replace to remove them all the same")
+            raise Refusal(_OTHERS.format(tool=_IPTABLES[family], names=", ".join(strangers)))
         return self._exchange(tables, RuleSet(rules.families, ()), family, old)
 
     def _exchange(
@@ -153,7 +151,7 @@ class Loader:
     ) -> str:
         """One text, one transaction per table: our chains and the `old` rules that lead there out, the new ones in."""
         lines = [f"# {family}"]
-        before_nat = [table for table in ("raw", "mangle") if table in new.tables]
+        before_nat = [table for table in ("raw", "mangle") if table in new.ordered]
         for table in dict.fromkeys([*before_nat, "nat", *TABLES]):
             had = tables[table].ours() if table in tables else []
             want = iptables.own_chains(new, table)
@@ -175,22 +173,18 @@ class Loader:
             names = ", ".join(f"inet {name}" for name in have)
             raise Refusal(f"nftables: other rules have our names ({names}); {_STEP}")
         names_of = nftables.table_names(rules)
-        wanted = {names_of[table] for table in rules.tables}
+        wanted = {names_of[table] for table in rules.ordered}
         gone = [f"delete table inet {name}\n" for name in have if name not in wanted]
         return "".join(gone) + nftables.render(rules, first=self.first, named=self.named)
 
     def _nft_removal(self, rules: RuleSet, replace: bool) -> str:
         have = _nft_tables(rules)
         if have and not self._nft_holds(rules, have) and not replace:
-            names = ", ".join(f"inet {name}" for name in have)
-            raise Refusal(
-                f"nftables: the rules loaded are not these ({names}); give the options they were loaded with, "
-                "or --replace to remove them all the same"
-            )
+            raise Refusal(_OTHERS.format(tool="nftables", names=", ".join(f"inet {name}" for name in have)))
         return "".join(f"delete table inet {name}\n" for name in have)
 
     def _nft_holds(self, rules: RuleSet, have: dict[str, str]) -> bool:
-        wanted = {nftables.table_names(rules)[table]: table for table in rules.tables}
+        wanted = {nftables.table_names(rules)[table]: table for table in rules.ordered}
         return set(have) == set(wanted) and all(
             loaded.nft_saved(text) == loaded.nft_wanted(rules, wanted[name], first=self.first, named=self.named)
             for name, text in have.items()
@@ -202,26 +196,20 @@ def _alone() -> Iterator[None]:
     """No other loader is at work in this namespace. The kernel gives the lock back when its holder ends, however."""
     with Path("/proc/thread-self/ns/net").open("rb") as namespace:
         deadline = time.monotonic() + _TIMEOUT_S
-        while not _locked(namespace.fileno()):
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(namespace, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
             if time.monotonic() > deadline:
                 raise Unavailable(f"another loader has been at work here for {_TIMEOUT_S} s; wait for it or end it")
             time.sleep(_PAUSE_S)
         yield
 
 
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _run(*argv: str, given: str = "") -> str:
     """What a program printed. Raises Unavailable with the program's own words."""
     if shutil.which(argv[0]) is None:
-        package = next((p for tool, p in _PACKAGES.items() if tool == argv[0]), "iptables")
-        raise Unavailable(f"{argv[0]}: no such program; install the package {package}")
+        raise Unavailable(f"{argv[0]}: no such program; install the package {_PACKAGES.get(argv[0], 'iptables')}")
     try:
         done = _called(argv, given)
     except subprocess.TimeoutExpired as late:
@@ -238,15 +226,6 @@ def _called(argv: Sequence[str], given: str = "") -> subprocess.CompletedProcess
     """In comments of others any bytes may stand: they are given back as they were printed."""
     return subprocess.run(argv, input=given, capture_output=True, timeout=_TIMEOUT_S, check=False,
                           encoding="utf-8", errors="surrogateescape")  # fmt: skip
-
-
-def _of_family(rules: RuleSet, family: Family) -> RuleSet:
-    steps = (step for step in rules.steps if family in step.families)
-    return RuleSet((family,), tuple(Step(s.table, s.chain, s.rule, s.position, (family,)) for s in steps))
-
-
-def _of_tables(rules: RuleSet, tables: set[str]) -> RuleSet:
-    return RuleSet(rules.families, tuple(step for step in rules.steps if step.table in tables))
 
 
 def _restore(family: Family, state: str) -> None:
@@ -267,32 +246,18 @@ def _sweep(family: Family, rules: RuleSet) -> None:
     """
     if shutil.which("nft") is None or "nf_tables" not in _run(_IPTABLES[family], "-V"):
         return
-    for table in (table for table in TABLES if table not in rules.tables):
+    for table in (table for table in TABLES if table not in rules.ordered):
         place = f"{_NFT_FAMILY[family]} {table}"
         listed = _called(["nft", "list", "table", *place.split()])
         if listed.returncode:
             continue
-        chains = _chains(listed.stdout)
+        chains = loaded.nft_chains(listed.stdout)
         empty = [c for c, lines in chains.items() if c in ("PREROUTING", "OUTPUT") and _is_empty_base(lines)]
         gone = [f"delete chain {place} {chain}" for chain in empty]
         if len(empty) == len(chains) and "set " not in listed.stdout:
             gone = [f"delete table {place}"]
         if gone:
             _run("nft", "-f", "-", given="\n".join(gone) + "\n")
-
-
-def _chains(listing: str) -> dict[str, list[str]]:
-    chains: dict[str, list[str]] = {}
-    name = ""
-    for line in map(str.strip, listing.split("\n")):
-        if line.startswith("chain "):
-            name = line.split()[1]
-            chains[name] = []
-        elif line == "}":
-            name = ""
-        elif name and line:
-            chains[name].append(line)
-    return chains
 
 
 def _is_empty_base(lines: list[str]) -> bool:
@@ -306,13 +271,9 @@ def _nft_tables(rules: RuleSet) -> dict[str, str]:
     return {name: _run("nft", "list", "table", "inet", name) for name in have}
 
 
-def _present_routes(rules: RuleSet) -> dict[Family, list[str]]:
-    return {family: [line for line in routing.commands(rules, "add", family) if _there(line, family)]
-            for family in rules.families}  # fmt: skip
-
-
-def _missing_routes(rules: RuleSet) -> dict[Family, list[str]]:
-    return {family: [line for line in routing.commands(rules, "add", family) if not _there(line, family)]
+def _routes(rules: RuleSet, *, there: bool) -> dict[Family, list[str]]:
+    """What adds those that are there, or those that are missing."""
+    return {family: [line for line in routing.commands(rules, "add", family) if _there(line, family) == there]
             for family in rules.families}  # fmt: skip
 
 

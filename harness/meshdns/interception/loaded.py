@@ -13,7 +13,7 @@ import ipaddress
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from . import iptables, nftables
@@ -150,11 +150,11 @@ def missing(tables: dict[str, Table], rules: RuleSet, *, named: bool) -> set[str
     """
     check_groups(rules)
     found = set[str]()
-    for table in {*tables, *rules.tables}:
+    for table in {*tables, *rules.ordered}:
         content = tables.get(table, Table())
         if content.ours() and not _holds(content, rules, table, named=named):
             return None
-        if table in rules.tables and not content.ours():
+        if table in rules.ordered and not content.ours():
             found.add(table)
     return found
 
@@ -163,8 +163,8 @@ def _holds(content: Table, rules: RuleSet, table: str, *, named: bool) -> bool:
     """A table holds these rules: our chains exactly, the kernel's chains at least."""
     if set(content.ours()) != set(iptables.own_chains(rules, table)):
         return False
-    for chain, wanted_rules in rules.tables[table].items():
-        wanted = [canonical(iptables.spell(rule, named=named)) for rule in wanted_rules]
+    for chain, steps in rules.ordered[table].items():
+        wanted = [canonical(iptables.spell(step.rule, named=named)) for step in steps]
         have = [canonical(spec) for spec in content.chains.get(chain, [])]
         if have != wanted if chain not in BASE_CHAINS else not _among(wanted, have):
             return False
@@ -218,10 +218,9 @@ def left_over(tables: dict[str, Table], rules: RuleSet, *, named: bool) -> dict[
         base = [(chain, spec) for chain in BASE_CHAINS for spec in content.chains.get(chain, [])]
         theirs = {(chain, canonical(spec)) for chain, spec in base}
         wanted = {
-            (chain, canonical(iptables.spell(rule, named=named)))
-            for chain, chain_rules in rules.tables.get(table, {}).items()
-            for rule in chain_rules
-            if chain in BASE_CHAINS
+            (chain, canonical(iptables.spell(step.rule, named=named)))
+            for chain in BASE_CHAINS
+            for step in rules.ordered.get(table, {}).get(chain, ())
         }
         marks = _marks(content)
         for chain, spec in base:
@@ -269,17 +268,22 @@ def nft_tproxy_marks(text: str) -> set[int]:
 
 def nft_saved(text: str) -> set[tuple[str, tuple[str, ...]]]:
     """What `nft list table` printed, as (chain, its lines)."""
-    found: list[tuple[str, tuple[str, ...]]] = []
-    chain, lines = "", list[str]()
+    return {(chain, tuple(map(nft_canonical, lines))) for chain, lines in nft_chains(text).items()}
+
+
+def nft_chains(text: str) -> dict[str, list[str]]:
+    """The same, as it was printed."""
+    chains: dict[str, list[str]] = {}
+    name = ""
     for line in map(str.strip, text.split("\n")):
         if line.startswith("chain "):
-            chain, lines = line.split()[1], []
-        elif line == "}" and chain:
-            found.append((chain, tuple(lines)))
-            chain = ""
-        elif chain and line:
-            lines.append(nft_canonical(line))
-    return set(found)
+            name = line.split()[1]
+            chains[name] = []
+        elif line == "}":
+            name = ""
+        elif name and line:
+            chains[name].append(line)
+    return chains
 
 
 def nft_wanted(rules: RuleSet, table: str, *, first: bool, named: bool) -> set[tuple[str, tuple[str, ...]]]:
@@ -297,6 +301,11 @@ def nft_wanted(rules: RuleSet, table: str, *, first: bool, named: bool) -> set[t
     return {(name, tuple(lines)) for name, lines in chains.items()}
 
 
+_NFT_VALUES: dict[str, Callable[[str], object]] = {
+    "addr": lambda text: ipaddress.ip_network(text, strict=False),
+    "skgid": group_id,
+    "ct state": lambda text: _ordered(text.split(",")),
+}
 _PRIORITIES = {"dstnat": -100, "mangle": -150, "raw": -300}
 
 
@@ -309,9 +318,8 @@ def nft_canonical(line: str) -> str:
     line = re.sub(r'"([A-Za-z0-9_.@:*+-]+)"', r"\1", line)
     line = re.sub(r"meta l4proto (tcp|udp) (?=(.* )?\1 [sd]port )", "", line)
     line = re.sub(r"\bmeta ", "", line)
-    line = re.sub(r"(?<=addr )(!= )?(\S+)", _nft_network, line)
-    line = re.sub(r"(?<=skgid )(!= )?(\S+)", _nft_group, line)
-    line = re.sub(r"(?<=ct state )(!= )?(\S+)", lambda found: (found[1] or "") + _ordered(found[2].split(",")), line)
+    for key, read in _NFT_VALUES.items():
+        line = re.sub(rf"(?<={key} )(!= )?(\S+)", _nft_value(read), line)
     return re.sub(r"\{ (.*?) \}", lambda found: _ordered(re.split(r",\s*", found[1])), line)
 
 
@@ -326,16 +334,15 @@ def _nft_hook(line: str) -> str:
     return f"{kind} {hook} {number + int(offset.replace(' ', '') or 0)}"
 
 
-def _nft_network(found: re.Match[str]) -> str:
-    with contextlib.suppress(ValueError):
-        return f"{found[1] or ''}{ipaddress.ip_network(found[2], strict=False)}"
-    return found[0]
+def _nft_value(read: Callable[[str], object]) -> Callable[[re.Match[str]], str]:
+    """What is found behind a key, perhaps negated, in one spelling; as it stands where it cannot be read."""
 
+    def one(found: re.Match[str]) -> str:
+        with contextlib.suppress(ValueError, Refusal):
+            return f"{found[1] or ''}{read(found[2])}"
+        return found[0]
 
-def _nft_group(found: re.Match[str]) -> str:
-    with contextlib.suppress(Refusal):
-        return f"{found[1] or ''}{group_id(found[2])}"
-    return found[0]
+    return one
 
 
 def _ordered(values: Iterable[str]) -> str:

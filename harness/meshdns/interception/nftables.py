@@ -13,25 +13,7 @@ from . import routing
 from .conventions import ALL
 from .iptables import COMMENT, spell_value
 from .options import Family
-from .ruleset import (
-    BASE_CHAINS,
-    Accept,
-    Drop,
-    Field,
-    Jump,
-    Match,
-    Redirect,
-    RestoreMark,
-    Return,
-    Rule,
-    RuleSet,
-    SaveMark,
-    SetConnectionMark,
-    SetMark,
-    Tproxy,
-    Verdict,
-    Zone,
-)
+from .ruleset import BASE_CHAINS, Act, Field, Match, Rule, RuleSet
 
 _ORDER_OF_TABLES = ("nat", "mangle", "raw")  # Istio's
 _NAT_PRIORITY, _FIRST_PRIORITY = -100, -101  # one earlier: before any nat rule of iptables or a container engine
@@ -54,6 +36,19 @@ _INTERFACES = {Field.IN_INTERFACE: "iifname", Field.OUT_INTERFACE: "oifname"}
 _ADDRESSES = {Field.SOURCE: "saddr", Field.DESTINATION: "daddr"}
 _PORTS = {Field.SOURCE_PORT: "sport", Field.DESTINATION_PORT: "dport"}
 _IP: dict[Family, str] = {"ipv4": "ip", "ipv6": "ip6"}
+_VERDICTS = {
+    Act.RETURN: "counter return",
+    Act.ACCEPT: "counter accept",
+    Act.DROP: "counter drop",
+    Act.JUMP: "counter jump {to}",
+    Act.REDIRECT: "counter redirect to :{port}",
+    Act.TPROXY: "tproxy {ip} to {socket}:{port} meta mark set {mark} counter accept",
+    Act.SET_MARK: "counter meta mark set {mark}",
+    Act.SET_CONNECTION_MARK: "counter ct mark set {mark}",
+    Act.SAVE_MARK: "counter ct mark set mark",
+    Act.RESTORE_MARK: "counter meta mark set ct mark",
+    Act.ZONE: "counter ct zone set {zone}",
+}
 
 
 def render(rules: RuleSet, *, first: bool = False, named: bool = False) -> str:
@@ -64,7 +59,7 @@ def render(rules: RuleSet, *, first: bool = False, named: bool = False) -> str:
     lines = routing.comments(rules, "add", "first")
     lines.append("# nft -f")
     for table, name in table_names(rules).items():
-        if table in rules.tables:
+        if table in rules.ordered:
             lines += [f"add table inet {name}", f"delete table inet {name}", f"add table inet {name}"]
             lines += _table(rules, table, first=first, named=named)
     return "\n".join(lines) + "\n"
@@ -74,7 +69,7 @@ def render_removal(rules: RuleSet) -> str:
     """The text that removes the tables, whether they are there or not."""
     lines = ["# nft -f"]
     for table, name in table_names(rules).items():
-        if table in rules.tables:
+        if table in rules.ordered:
             lines += [f"add table inet {name}", f"delete table inet {name}"]
     return "\n".join(lines + routing.comments(rules, "delete", "afterwards")) + "\n"
 
@@ -98,7 +93,7 @@ def chain_name(chain: str) -> str:
 
 
 def _table(rules: RuleSet, table: str, *, first: bool, named: bool) -> Iterator[str]:
-    chains = rules.tables[table]
+    chains = rules.ordered[table]
     place = f"inet {table_names(rules)[table]}"
     for chain in chains:
         if chain in BASE_CHAINS:
@@ -124,9 +119,11 @@ def _hook(table: str, chain: str, first: bool) -> str:
 def spell(rule: Rule, family: Family = "ipv4", *, ask: bool = False, named: bool = False) -> str:
     """Conditions, counter and verdict of a rule as nft takes them; `ask`: the rule is for that family only."""
     addressed = any(match.field in _ADDRESSES for match in rule.matches)
-    words = [f"meta nfproto {family}"] if not addressed and (ask or isinstance(rule.verdict, Tproxy)) else []
+    words = [f"meta nfproto {family}"] if not addressed and (ask or rule.verdict.act is Act.TPROXY) else []
     words += [_match(match, rule) for match in sorted(rule.matches, key=lambda match: _ORDER.index(match.field))]
-    words.append(_verdict(rule.verdict, family))
+    does = rule.verdict
+    socket = f"[{does.address}]" if ":" in does.address else does.address
+    words.append(_VERDICTS[does.act].format(**vars(does), to=chain_name(does.chain), ip=_IP[family], socket=socket))
     if named and rule.name:
         words.append(f'comment "{COMMENT}{rule.name}"')
     return " ".join(word for word in words if word)
@@ -159,30 +156,3 @@ def _match(match: Match, rule: Rule) -> str:
     if match.field is Field.STATE:
         return f"ct state {no}{','.join(values).lower()}"
     return f"{_KEYS[match.field]} {no}{one_of.lower() if match.field is Field.DIRECTION else one_of}"
-
-
-def _verdict(verdict: Verdict, family: Family) -> str:  # noqa: PLR0911  one line per verdict
-    match verdict:
-        case Return():
-            return "counter return"
-        case Accept():
-            return "counter accept"
-        case Drop():
-            return "counter drop"
-        case Jump(chain):
-            return f"counter jump {chain_name(chain)}"
-        case Redirect(port):
-            return f"counter redirect to :{port}"
-        case Tproxy(port, mark, address):
-            socket = f"[{address}]" if ":" in address else address
-            return f"tproxy {_IP[family]} to {socket}:{port} meta mark set {mark} counter accept"
-        case SetMark(mark):
-            return f"counter meta mark set {mark}"
-        case SetConnectionMark(mark):
-            return f"counter ct mark set {mark}"
-        case SaveMark():
-            return "counter ct mark set mark"
-        case RestoreMark():
-            return "counter meta mark set ct mark"
-        case Zone(zone):
-            return f"counter ct zone set {zone}"

@@ -22,7 +22,8 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Port = int | range  # with its end, as in Python, one beyond
 
 _GROUPS_AT_MOST = 64  # all included groups stand in one rule; Istio's limit
-_RESERVED_TABLES = (0, 253, 254, 255)  # unspec, default, main, local: a local default route there cuts the machine off
+_LAST_MARK = 2**32 - 1  # and the last table
+_RESERVED_TABLES = (253, 254, 255)  # default, main, local: a local default route there cuts the machine off
 _LAST_ID = 2**32 - 2  # 2**32 - 1 is "no one"
 
 
@@ -106,16 +107,11 @@ class Options:
 
     @property
     def loopback_families(self) -> frozenset[Family]:
-        """The families that have an included range written with a loopback address."""
+        """The families that have an included range written with a loopback address; if any, it is not let pass."""
         # The address as it is written decides, as in Istio: 0.0.0.0/0 covers loopback and does not count, ::1/64 does.
         items = (item for item in split(self.outbound_ip_ranges_include) if item != "*")
         addresses = (ipaddress.ip_interface(item).ip for item in items)
         return frozenset("ipv4" if one.version == 4 else "ipv6" for one in addresses if one.is_loopback)
-
-    @property
-    def loopback_included(self) -> bool:
-        """Loopback traffic, of either family, is not let pass beforehand."""
-        return bool(self.loopback_families)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -159,12 +155,18 @@ def _port(text: str) -> Port:
     return range(int(low), int(high) + 1) if dash else int(low)
 
 
-def _whole(text: str, low: int, high: int) -> bool:
-    """`text` is a whole number of at most ten plain digits in [low, high]; "+1", "1_0" and "٣" are not.
+def _number(low: int, high: int, *but: int) -> Callable[[object], bool]:
+    """Whether a text is a whole number of at most ten plain digits in [low, high]; "+1", "1_0" and "٣" are not.
 
     Nor is "010", which iptables and nft take for 8.
     """
-    return re.fullmatch("0|[1-9][0-9]{0,9}", text) is not None and low <= int(text) <= high
+
+    def check(value: object) -> bool:
+        if not isinstance(value, str) or not re.fullmatch("0|[1-9][0-9]{0,9}", value):
+            return False
+        return low <= int(value) <= high and int(value) not in but
+
+    return check
 
 
 def _list_of(item: Callable[[str], bool], *, star: bool = False, empty: bool = True) -> Callable[[object], bool]:
@@ -182,17 +184,14 @@ def _is_port_number(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 65535
 
 
-def _is_port(text: str) -> bool:
-    return _whole(text, 1, 65535)
+_is_port = _number(1, 65535)
+_is_id = _number(0, _LAST_ID)
+_is_prefix_length = _number(0, 128)
 
 
 def _is_port_or_range(text: str) -> bool:
     low, dash, high = text.partition("-")
     return _is_port(low) and (not dash or (_is_port(high) and int(low) < int(high)))
-
-
-def _is_id(text: str) -> bool:
-    return _whole(text, 0, _LAST_ID)
 
 
 def _is_group(text: str) -> bool:
@@ -207,7 +206,7 @@ def _is_interface(text: str) -> bool:
 
 def _is_cidr(text: str) -> bool:
     address, slash, length = text.partition("/")
-    if not slash or not _whole(length, 0, 128):
+    if not slash or not _is_prefix_length(length):
         return False
     try:
         ipaddress.ip_network(f"{address}/{int(length)}", strict=False)
@@ -239,29 +238,13 @@ def _is_name(value: object) -> bool:
     return isinstance(value, str) and value in ALL
 
 
-def _is_mode(value: object) -> bool:
-    return value in ("REDIRECT", "TPROXY")
-
-
-def _is_mark(value: object) -> bool:
-    return isinstance(value, str) and _whole(value, 1, 2**32 - 1)
-
-
-def _is_table(value: object) -> bool:
-    return isinstance(value, str) and _whole(value, 1, 2**32 - 1) and int(value) not in _RESERVED_TABLES
-
-
-def _is_bool(value: object) -> bool:
-    return isinstance(value, bool)
-
-
 _PORT = (_is_port_number, "a port number from 1 to 65535")
 _PORTS = (_list_of(_is_port), 'ports from 1 to 65535 separated by commas, "80,443"')
 _RANGES = (_list_of(_is_port_or_range), 'ports and ranges of them separated by commas, "80,6000-8000"')
 _CIDRS = (_list_of(_is_cidr), 'CIDRs separated by commas, "10.0.0.0/8" (not "*")')
 _IDS = 'whole numbers from 0 separated by commas, "3,4"'
 _INTERFACES = (_list_of(_is_interface), 'interface names separated by commas, "eth1,eth2"')
-_YES_NO = (_is_bool, "true or false")
+_YES_NO = (lambda value: isinstance(value, bool), "true or false")
 
 # Per key: whether a value is allowed, and what is allowed, in words.
 _CHECKS: Mapping[str, tuple[Callable[[object], bool], str]] = {
@@ -271,9 +254,12 @@ _CHECKS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "inbound_tunnel_port": _PORT,
     "proxy_uid": (_list_of(_is_id, empty=False), _IDS),
     "proxy_gid": (_list_of(_is_id), _IDS),
-    "inbound_interception_mode": (_is_mode, '"REDIRECT" or "TPROXY"'),
-    "inbound_tproxy_mark": (_is_mark, 'a mark from 1 to 4294967295, in digits, as a text: "1337"'),
-    "inbound_tproxy_route_table": (_is_table, 'a routing table that is not 253, 254 or 255, as a text: "133"'),
+    "inbound_interception_mode": (lambda value: value in ("REDIRECT", "TPROXY"), '"REDIRECT" or "TPROXY"'),
+    "inbound_tproxy_mark": (_number(1, _LAST_MARK), 'a mark from 1 to 4294967295, in digits, as a text: "1337"'),
+    "inbound_tproxy_route_table": (
+        _number(1, _LAST_MARK, *_RESERVED_TABLES),
+        'a routing table that is not 253, 254 or 255, as a text: "133"',
+    ),
     "inbound_ports_include": (_list_of(_is_port, star=True), '"", "*" or ports separated by commas, "80,443"'),
     "inbound_ports_exclude": _PORTS,
     "inbound_ip_ranges_exclude": _CIDRS,
@@ -301,7 +287,8 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
     mesh = ALL[values["conventions"]] if _is_name(values["conventions"]) else ISTIO
     defaults = _defaults(mesh.name)
     alone = []
-    for key, (right, allowed) in _checks(mesh).items():
+    for key, check in _CHECKS.items():
+        right, allowed = _RANGES if mesh.port_ranges and check is _PORTS else check
         value, default = values[key], defaults[key]
         same = value == default and type(value) is type(default)
         if not (same or (value == "" and key in mesh.may_be_empty) or right(value)):
@@ -312,10 +299,6 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
     yield from alone
     if not alone:
         yield from _contradictions(values, mesh)
-
-
-def _checks(mesh: Conventions) -> Mapping[str, tuple[Callable[[Any], bool], str]]:
-    return {key: _RANGES if mesh.port_ranges and check is _PORTS else check for key, check in _CHECKS.items()}
 
 
 def shown(value: object) -> str:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import ipaddress
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import dataclass, replace
+from enum import Enum, auto
 from functools import cached_property
 
 from .conventions import ALL, ISTIO, Conventions
@@ -57,78 +57,38 @@ class Match:
     negated: bool = False
 
 
-@dataclass(frozen=True)
-class Return:
-    """Back to the calling chain; from a base chain: accepted by this table."""
+class Act(Enum):
+    """What a rule does with a packet."""
+
+    RETURN = auto()  # back to the calling chain; from a base chain: accepted by this table
+    ACCEPT = auto()  # by this table
+    DROP = auto()
+    JUMP = auto()  # the rules of another chain of the table, then the next one here
+    REDIRECT = auto()  # to a port of this machine (SO_ORIGINAL_DST tells where it wanted to go)
+    TPROXY = (
+        auto()
+    )  # to the transparent socket on a port, destination unchanged, marked so that routing delivers it here
+    # These go on with the next rule.
+    SET_MARK = auto()  # the packet carries a mark
+    SET_CONNECTION_MARK = auto()
+    SAVE_MARK = auto()  # the connection carries the packet's mark
+    RESTORE_MARK = auto()  # the packet carries the connection's mark
+    ZONE = auto()  # the packet is looked up in a conntrack zone, unless one was chosen before
 
 
 @dataclass(frozen=True)
-class Accept:
-    """Accepted by this table."""
+class Verdict:
+    """An act, and what it needs."""
+
+    act: Act
+    chain: str = ""
+    port: int = 0
+    mark: int = 0
+    address: str = ""  # of TPROXY's socket; empty: any
+    zone: int = 0
 
 
-@dataclass(frozen=True)
-class Drop:
-    """Gone."""
-
-
-@dataclass(frozen=True)
-class Jump:
-    """The rules of another chain of the table, then the next one here."""
-
-    chain: str
-
-
-@dataclass(frozen=True)
-class Redirect:
-    """To a port of this machine (SO_ORIGINAL_DST tells where it wanted to go)."""
-
-    port: int
-
-
-@dataclass(frozen=True)
-class Tproxy:
-    """To the transparent socket on a port, destination unchanged, marked so that routing delivers it here."""
-
-    port: int
-    mark: int
-    address: str = ""  # of the socket; empty: any
-
-
-@dataclass(frozen=True)
-class SetMark:
-    """The packet carries a mark; goes on with the next rule."""
-
-    mark: int
-
-
-@dataclass(frozen=True)
-class SetConnectionMark:
-    """The connection carries a mark; goes on with the next rule."""
-
-    mark: int
-
-
-@dataclass(frozen=True)
-class SaveMark:
-    """The connection carries the packet's mark; goes on with the next rule."""
-
-
-@dataclass(frozen=True)
-class RestoreMark:
-    """The packet carries the connection's mark; goes on with the next rule."""
-
-
-@dataclass(frozen=True)
-class Zone:
-    """The packet is looked up in a conntrack zone, unless one was chosen before; goes on with the next rule."""
-
-    zone: int
-
-
-Verdict = (
-    Return | Accept | Drop | Jump | Redirect | Tproxy | SetMark | SetConnectionMark | SaveMark | RestoreMark | Zone
-)
+RETURN, ACCEPT = Verdict(Act.RETURN), Verdict(Act.ACCEPT)
 
 
 @dataclass(frozen=True)
@@ -170,17 +130,15 @@ class RuleSet:
             chain.insert(_index(chain, step), step)
         return {table: {c: tuple(found[table][c]) for c in found[table]} for table in TABLES if table in found}
 
+    def of(self, *families: Family) -> RuleSet:
+        """Its rules of these families alone."""
+        wanted = tuple(family for family in self.families if family in families)
+        steps = (replace(s, families=tuple(f for f in wanted if f in s.families)) for s in self.steps)
+        return replace(self, families=wanted, steps=tuple(step for step in steps if step.families))
+
     def routes_home(self, mark: int, family: Family) -> bool:
         """A packet with this mark is delivered to this machine, wherever it is addressed."""
         return family in self.families and mark in (marked for marked, _ in self.mark_routes)
-
-    @cached_property
-    def tables(self) -> dict[str, dict[str, tuple[Rule, ...]]]:
-        """Table -> chain -> rules in the kernel's order."""
-        return {
-            table: {chain: tuple(step.rule for step in steps) for chain, steps in chains.items()}
-            for table, chains in self.ordered.items()
-        }
 
 
 def _index(chain: list[Step], step: Step) -> int:
@@ -207,16 +165,12 @@ def build(options: Options, *families: Family, outbound_tproxy: bool = False) ->
     builder.capture()
     if outbound_tproxy:
         builder.outbound_tproxy()
-    steps = tuple(
-        Step(step.table, step.chain, step.rule, step.position, tuple(f for f in wanted if f in step.families))
-        for step in builder.steps
-        if set(wanted) & set(step.families)
-    )
     table = int(options.inbound_tproxy_route_table)
     marks = [int(options.inbound_tproxy_mark)] if options.tproxy and options.inbound_ports_include else []
     marks += [mesh.output_mark] if outbound_tproxy else []
     routes = tuple((mark, table) for mark in marks) if wanted else ()
-    return RuleSet(wanted, steps, routes, apart=options.enable_ipv6 and len(wanted) == 1, mesh=mesh)
+    apart = options.enable_ipv6 and len(wanted) == 1
+    return RuleSet(FAMILIES, tuple(builder.steps), routes, apart=apart, mesh=mesh).of(*wanted)
 
 
 TCP, UDP = Match(Field.PROTOCOL, ("tcp",)), Match(Field.PROTOCOL, ("udp",))
@@ -245,6 +199,14 @@ def _owner(field: Field, owner: int | str, negated: bool = False) -> Match:
 
 def _mark(mark: int, negated: bool = False) -> Match:
     return Match(Field.MARK, (mark,), negated)
+
+
+def _jump(chain: str) -> Verdict:
+    return Verdict(Act.JUMP, chain)
+
+
+def _redirect(port: int) -> Verdict:
+    return Verdict(Act.REDIRECT, port=port)
 
 
 def _state(*states: str, negated: bool = False) -> Match:
@@ -276,13 +238,13 @@ class _Builder:
         self._virtual_interfaces_return()
         self._invalid()
         if self.options.inbound_tunnel_port:
-            self.add("nat", self.chains.inbound, [TCP, _to_port(self.options.inbound_tunnel_port)], Return())
+            self.add("nat", self.chains.inbound, [TCP, _to_port(self.options.inbound_tunnel_port)], RETURN)
         if self.chains.redirect:
-            self.add("nat", self.chains.redirect, [TCP], Redirect(self.options.proxy_port), name="redirect_tcp")
+            self.add("nat", self.chains.redirect, [TCP], _redirect(self.options.proxy_port), name="redirect_tcp")
         if self.chains.in_redirect:
-            self.add("nat", self.chains.in_redirect, [TCP], Redirect(self.options.inbound_capture_port))
+            self.add("nat", self.chains.in_redirect, [TCP], _redirect(self.options.inbound_capture_port))
         self._inbound()
-        self.add("nat", "OUTPUT", [], Jump(self.chains.output))
+        self.add("nat", "OUTPUT", [], _jump(self.chains.output))
         for block in self.mesh.outbound:
             getattr(self, f"_{block}")()
         if self.options.tproxy:
@@ -291,27 +253,27 @@ class _Builder:
     def _out(self, matches: list[Match], *, only: Family | None = None) -> None:
         """Outbound packets that the proxy gets."""
         if self.chains.redirect:
-            self.add("nat", self.chains.output, matches, Jump(self.chains.redirect), only=only)
+            self.add("nat", self.chains.output, matches, _jump(self.chains.redirect), only=only)
         else:
-            to_proxy = Redirect(self.options.proxy_port)
+            to_proxy = _redirect(self.options.proxy_port)
             matches = [TCP, *(match for match in matches if match != TCP)]
             self.add("nat", self.chains.output, matches, to_proxy, name="redirect_tcp", only=only)
 
     def _excluded_interfaces(self) -> None:
         for table in ("nat", "mangle") if self.options.tproxy else ("nat",):
             for name in split(self.options.exclude_interfaces):
-                self.add(table, "PREROUTING", [Match(Field.IN_INTERFACE, (name,))], Return())
-                self.add(table, "OUTPUT", [Match(Field.OUT_INTERFACE, (name,))], Return())
+                self.add(table, "PREROUTING", [Match(Field.IN_INTERFACE, (name,))], RETURN)
+                self.add(table, "OUTPUT", [Match(Field.OUT_INTERFACE, (name,))], RETURN)
 
     def _virtual_interfaces_return(self) -> None:
         """Redirects are inserted before these later, so that what is not redirected is not taken for inbound."""
         for name in split(self.options.reroute_virtual_interfaces):
-            self.add("nat", "PREROUTING", [Match(Field.IN_INTERFACE, (name,))], Return(), position=1)
+            self.add("nat", "PREROUTING", [Match(Field.IN_INTERFACE, (name,))], RETURN, position=1)
 
     def _invalid(self) -> None:
         if self.options.drop_invalid:
-            self.add("mangle", "PREROUTING", [_state("INVALID")], Jump(self.chains.drop))
-            self.add("mangle", self.chains.drop, [], Drop())
+            self.add("mangle", "PREROUTING", [_state("INVALID")], _jump(self.chains.drop))
+            self.add("mangle", self.chains.drop, [], Verdict(Act.DROP))
 
     def _inbound(self) -> None:
         options, capture = self.options, self._capture_inbound
@@ -319,19 +281,19 @@ class _Builder:
             return
         if options.tproxy:
             mark = int(options.inbound_tproxy_mark)
-            self.add("mangle", self.chains.divert, [], SetMark(mark))
-            self.add("mangle", self.chains.divert, [], Accept())
+            self.add("mangle", self.chains.divert, [], Verdict(Act.SET_MARK, mark=mark))
+            self.add("mangle", self.chains.divert, [], ACCEPT)
             for family, network in self.loopback.items():
-                to_proxy = Tproxy(options.inbound_capture_port, mark)
+                to_proxy = Verdict(Act.TPROXY, port=options.inbound_capture_port, mark=mark)
                 self.add("mangle", self.chains.tproxy, [_to(network, negated=True), TCP], to_proxy, only=family)
         table = "mangle" if options.tproxy else "nat"
-        self.add(table, "PREROUTING", [TCP], Jump(self.chains.inbound))
+        self.add(table, "PREROUTING", [TCP], _jump(self.chains.inbound))
         for family in FAMILIES:
             for network in options.ranges("inbound_ip_ranges_exclude", family):
-                self.add(table, self.chains.inbound, [_from(network)], Return(), only=family)
+                self.add(table, self.chains.inbound, [_from(network)], RETURN, only=family)
         if options.inbound_ports_include == "*" or self.mesh.lists_subtract:
             for port in options.ports("inbound_ports_exclude"):
-                self.add(table, self.chains.inbound, [TCP, _to_port(port)], Return())
+                self.add(table, self.chains.inbound, [TCP, _to_port(port)], RETURN)
         if options.inbound_ports_include == "*":
             capture([TCP])
         for port in options.ports("inbound_ports_include"):
@@ -341,20 +303,20 @@ class _Builder:
         chain, in_redirect = self.chains.inbound, self.chains.in_redirect
         if self.options.tproxy:
             established = [*matches, _state("RELATED", "ESTABLISHED")]
-            self.add("mangle", chain, established, Jump(self.chains.divert))
-            self.add("mangle", chain, matches, Jump(self.chains.tproxy), name="inbound_tcp")
+            self.add("mangle", chain, established, _jump(self.chains.divert))
+            self.add("mangle", chain, matches, _jump(self.chains.tproxy), name="inbound_tcp")
         else:
-            to_proxy = Jump(in_redirect) if in_redirect else Redirect(self.options.inbound_capture_port)
+            to_proxy = _jump(in_redirect) if in_redirect else _redirect(self.options.inbound_capture_port)
             self.add("nat", chain, matches, to_proxy, name="inbound_tcp")
 
     def _excluded_ports(self) -> None:
         for port in self.options.ports("outbound_ports_exclude"):
             for protocol in (TCP, UDP):
-                self.add("nat", self.chains.output, [protocol, _to_port(port)], Return())
+                self.add("nat", self.chains.output, [protocol, _to_port(port)], RETURN)
 
     def _passthrough(self) -> None:
         for family, source in self.passthrough.items():
-            self.add("nat", self.chains.output, [BY_LO, _from(source)], Return(), only=family)
+            self.add("nat", self.chains.output, [BY_LO, _from(source)], RETURN, only=family)
 
     def _owners(self) -> None:
         """Whoever must never be captured: the proxy."""
@@ -370,24 +332,24 @@ class _Builder:
         if self.mesh.self_calls:
             for family, network in self.loopback.items():
                 matches = [BY_LO, _to(network, negated=True), TCP, *spared, _owner(field, owner)]
-                self.add("nat", self.chains.output, matches, Jump(self.chains.in_redirect), only=family)
-        if self.mesh.self_calls and not self.options.loopback_included:
+                self.add("nat", self.chains.output, matches, _jump(self.chains.in_redirect), only=family)
+        if self.mesh.self_calls and not self.options.loopback_families:
             others = _owner(field, owner, negated=True)
             # With DNS captured, TCP to port 53 of a local server must reach the DNS rules below.
             dns = [TCP, _to_port(53, negated=True)] if self.dns_later else []
-            self.add("nat", self.chains.output, [BY_LO, *dns, others], Return())
-        self.add("nat", self.chains.output, [_owner(field, owner)], Return())
+            self.add("nat", self.chains.output, [BY_LO, *dns, others], RETURN)
+        self.add("nat", self.chains.output, [_owner(field, owner)], RETURN)
 
     def _own_pod(self) -> None:
-        self.add("nat", self.chains.output, [BY_LO], Return())
+        self.add("nat", self.chains.output, [BY_LO], RETURN)
 
     def _owner_groups(self) -> None:
         if self.options.owner_groups_include == "*":
             for group in split(self.options.owner_groups_exclude):
-                self.add("nat", self.chains.output, [_owner(Field.GID, group)], Return())
+                self.add("nat", self.chains.output, [_owner(Field.GID, group)], RETURN)
         else:
             none_of = [_owner(Field.GID, g, negated=True) for g in split(self.options.owner_groups_include)]
-            self.add("nat", self.chains.output, none_of, Return())
+            self.add("nat", self.chains.output, none_of, RETURN)
 
     def _servers(self) -> dict[Family, list[str]]:
         """Per family the servers captured, as networks; none where every server is."""
@@ -403,16 +365,16 @@ class _Builder:
         chain = self.chains.output_dns or self.chains.output
         redirected = [p for p in (TCP, UDP) if p.values[0] in self.mesh.dns_protocols]
         if self.mesh.proxy_zone:
-            self.add("raw", "OUTPUT", [], Jump(chain))
+            self.add("raw", "OUTPUT", [], _jump(chain))
         named = tuple(family for family in FAMILIES if servers[family])
         if chain != self.chains.output and (everyone or named):
             only = None if everyone or len(named) == len(FAMILIES) else named[0]
-            self.add("nat", self.chains.output, [], Jump(chain), only=only)
+            self.add("nat", self.chains.output, [], _jump(chain), only=only)
         if self.mesh.dns_spares_proxy:
             for protocol, uid in itertools.product(redirected, self.options.uids):
-                self.add("nat", chain, [protocol, _to_port(53), _owner(Field.UID, uid)], Return())
+                self.add("nat", chain, [protocol, _to_port(53), _owner(Field.UID, uid)], RETURN)
         for protocol in redirected:
-            to_proxy, name = Redirect(self.options.dns_port), f"redirect_dns_{protocol.values[0]}"
+            to_proxy, name = _redirect(self.options.dns_port), f"redirect_dns_{protocol.values[0]}"
             if everyone:
                 self.add("nat", chain, [protocol, _to_port(53)], to_proxy, name=name)
                 continue
@@ -421,14 +383,15 @@ class _Builder:
                     self.add("nat", chain, [protocol, _to_port(53), _to(server)], to_proxy, name=name, only=family)
         for protocol in (p for p in (TCP, UDP) if p not in redirected):
             others = [_owner(Field.UID, uid, negated=True) for uid in self.options.uids]
-            self.add("nat", chain, [protocol, _to_port(53), *others], Return())
+            self.add("nat", chain, [protocol, _to_port(53), *others], RETURN)
         if self.mesh.proxy_zone:
             self._dns_zones(chain)
 
     def _dns_zones(self, chain: str) -> None:
         """The first zone rule that matches decides: the kernel keeps the zone once chosen."""
         raw, everyone, servers = "raw", self.options.capture_all_dns, self._servers()
-        of_proxy, of_application = Zone(self.mesh.proxy_zone), Zone(self.mesh.application_zone)
+        zones = (self.mesh.proxy_zone, self.mesh.application_zone)
+        of_proxy, of_application = (Verdict(Act.ZONE, zone=zone) for zone in zones)
         owners = [(Field.UID, uid) for uid in self.options.uids] + [(Field.GID, gid) for gid in self.options.gids]
         for field, owner in owners:
             asking, answering = [UDP, _to_port(53)], [UDP, _from_port(self.options.dns_port)]
@@ -436,13 +399,13 @@ class _Builder:
             self.add(raw, chain, [*answering, _owner(field, owner)], of_application)
         inbound = self.chains.inbound
         if everyone:
-            self.add(raw, "PREROUTING", [], Jump(inbound))
+            self.add(raw, "PREROUTING", [], _jump(inbound))
             self.add(raw, chain, [UDP, _to_port(53)], of_application)
             self.add(raw, inbound, [UDP, _from_port(53)], of_proxy)
             return
         for family in FAMILIES:
             if servers[family]:
-                self.add(raw, "PREROUTING", [], Jump(inbound), only=family)
+                self.add(raw, "PREROUTING", [], _jump(inbound), only=family)
             for server in servers[family]:
                 to_server, from_server = [UDP, _to_port(53), _to(server)], [UDP, _from_port(53), _from(server)]
                 self.add(raw, chain, to_server, of_application, only=family)
@@ -450,12 +413,12 @@ class _Builder:
 
     def _loopback(self) -> None:
         for family, network in self.loopback.items():
-            self.add("nat", self.chains.output, [_to(network)], Return(), only=family)
+            self.add("nat", self.chains.output, [_to(network)], RETURN, only=family)
 
     def _excluded_ranges(self) -> None:
         for family in FAMILIES:
             for network in self.options.ranges("outbound_ip_ranges_exclude", family):
-                self.add("nat", self.chains.output, [_to(network)], Return(), only=family)
+                self.add("nat", self.chains.output, [_to(network)], RETURN, only=family)
 
     def _included(self) -> None:
         options = self.options
@@ -465,36 +428,31 @@ class _Builder:
         if options.outbound_ip_ranges_include == "*":
             self._out([])
             for interface in interfaces:
-                self.add("nat", "PREROUTING", [interface], Jump(self.chains.redirect), position=1)
+                self.add("nat", "PREROUTING", [interface], _jump(self.chains.redirect), position=1)
         for family in FAMILIES:
             for network in options.ranges("outbound_ip_ranges_include", family):
                 for interface in interfaces:
                     matches = [interface, _to(network)]
-                    self.add("nat", "PREROUTING", matches, Jump(self.chains.redirect), position=1, only=family)
+                    self.add("nat", "PREROUTING", matches, _jump(self.chains.redirect), position=1, only=family)
                 self._out([_to(network)], only=family)
 
     def _inbound_marks(self) -> None:
         """TPROXY: marks of the proxy's transparent connections follow the connection; loops are cut."""
         mark = int(self.options.inbound_tproxy_mark)
-        self.add("mangle", "PREROUTING", [TCP, _mark(mark)], SaveMark())
-        self.add("mangle", "OUTPUT", [TCP, BY_LO, _mark(mark)], Return())
+        self.add("mangle", "PREROUTING", [TCP, _mark(mark)], Verdict(Act.SAVE_MARK))
+        self.add("mangle", "OUTPUT", [TCP, BY_LO, _mark(mark)], RETURN)
         owners = [(Field.UID, uid) for uid in self.options.uids] + [(Field.GID, gid) for gid in self.options.gids]
         for field, owner in owners:
             for family, network in self.loopback.items():
                 matches = [_to(network, negated=True), TCP, BY_LO, _owner(field, owner)]
-                self.add("mangle", "OUTPUT", matches, SetMark(self.mesh.self_mark), only=family)
+                self.add("mangle", "OUTPUT", matches, Verdict(Act.SET_MARK, mark=self.mesh.self_mark), only=family)
         connection = Match(Field.CONNECTION_MARK, (mark,))
-        self.add("mangle", "OUTPUT", [TCP, connection], RestoreMark())
-        self.add("mangle", self.chains.inbound, [TCP, _mark(mark)], Return(), position=1)
+        self.add("mangle", "OUTPUT", [TCP, connection], Verdict(Act.RESTORE_MARK))
+        self.add("mangle", self.chains.inbound, [TCP, _mark(mark)], RETURN, position=1)
         for family, source in self.passthrough.items():
-            self.add("mangle", self.chains.inbound, [TCP, _from(source), FROM_LO], Return(), position=2, only=family)
-        self.add(
-            "mangle",
-            self.chains.inbound,
-            [TCP, FROM_LO, _mark(self.mesh.self_mark, negated=True)],
-            Return(),
-            position=3,
-        )
+            self.add("mangle", self.chains.inbound, [TCP, _from(source), FROM_LO], RETURN, position=2, only=family)
+        others = [TCP, FROM_LO, _mark(self.mesh.self_mark, negated=True)]
+        self.add("mangle", self.chains.inbound, others, RETURN, position=3)
 
     def outbound_tproxy(self) -> None:
         """What the nat rules would redirect to the proxy's port is marked, comes back in by lo and meets TPROXY there.
@@ -506,30 +464,31 @@ class _Builder:
         decided = Match(Field.CONNECTION_MARK, (mark,))
         decisions = [step for step in self.steps if (step.table, step.chain) == ("nat", self.chains.output)]
         dns = [step for step in self.steps if (step.table, step.chain) == ("nat", self.chains.output_dns)]
-        self.add("mangle", "OUTPUT", [TCP], Jump(self.chains.output_tproxy))
-        self.add("mangle", self.chains.output_tproxy, [Match(Field.DIRECTION, ("REPLY",))], Return())
-        self.add("mangle", self.chains.output_tproxy, [decided], RestoreMark())
-        self.add("mangle", self.chains.output_tproxy, [decided], Accept())
-        self.add("mangle", self.chains.output_tproxy, [_state("NEW", negated=True)], Return())
+        self.add("mangle", "OUTPUT", [TCP], _jump(self.chains.output_tproxy))
+        self.add("mangle", self.chains.output_tproxy, [Match(Field.DIRECTION, ("REPLY",))], RETURN)
+        self.add("mangle", self.chains.output_tproxy, [decided], Verdict(Act.RESTORE_MARK))
+        self.add("mangle", self.chains.output_tproxy, [decided], ACCEPT)
+        self.add("mangle", self.chains.output_tproxy, [_state("NEW", negated=True)], RETURN)
         for interface in split(self.options.exclude_interfaces):
-            self.add("mangle", self.chains.output_tproxy, [Match(Field.OUT_INTERFACE, (interface,))], Return())
+            self.add("mangle", self.chains.output_tproxy, [Match(Field.OUT_INTERFACE, (interface,))], RETURN)
         for step in decisions:
-            if step.rule.verdict == Jump(self.chains.output_dns):
+            if step.rule.verdict == _jump(self.chains.output_dns):
                 for one in (one for one in dns if TCP in one.rule.matches and set(step.families) & set(one.families)):
-                    self._copied(one, Return())
+                    self._copied(one, RETURN)
             elif UDP not in step.rule.matches:
-                redirected = step.rule.verdict == Jump(self.chains.redirect)
-                self._copied(step, Jump(self.chains.output_mark) if redirected else Return())
-        self.add("mangle", self.chains.output_mark, [], SetConnectionMark(mark), name="redirect_tcp")
-        self.add("mangle", self.chains.output_mark, [], SetMark(mark))
-        self.add("mangle", self.chains.output_mark, [], Accept())
-        self.add("nat", self.chains.output, [TCP, _mark(mark)], Return(), position=1)
-        self.add("mangle", "PREROUTING", [FROM_LO, TCP, _mark(mark)], Jump(self.chains.in_output_tproxy))
+                redirected = step.rule.verdict == _jump(self.chains.redirect)
+                self._copied(step, _jump(self.chains.output_mark) if redirected else RETURN)
+        keep = Verdict(Act.SET_CONNECTION_MARK, mark=mark)
+        self.add("mangle", self.chains.output_mark, [], keep, name="redirect_tcp")
+        self.add("mangle", self.chains.output_mark, [], Verdict(Act.SET_MARK, mark=mark))
+        self.add("mangle", self.chains.output_mark, [], ACCEPT)
+        self.add("nat", self.chains.output, [TCP, _mark(mark)], RETURN, position=1)
+        self.add("mangle", "PREROUTING", [FROM_LO, TCP, _mark(mark)], _jump(self.chains.in_output_tproxy))
         established = [_state("RELATED", "ESTABLISHED")]
-        self.add("mangle", self.chains.in_output_tproxy, established, Accept())
+        self.add("mangle", self.chains.in_output_tproxy, established, ACCEPT)
         addresses: dict[Family, str] = {"ipv4": "127.0.0.1", "ipv6": "::1"}
         for family, address in addresses.items():
-            to_proxy = Tproxy(self.options.proxy_port, mark, address)
+            to_proxy = Verdict(Act.TPROXY, port=self.options.proxy_port, mark=mark, address=address)
             self.add("mangle", self.chains.in_output_tproxy, [TCP], to_proxy, only=family)
 
     def _copied(self, step: Step, verdict: Verdict) -> None:

@@ -14,25 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from .loaded import group_id
-from .options import Family
-from .ruleset import (
-    Accept,
-    Drop,
-    Field,
-    Jump,
-    Match,
-    Redirect,
-    RestoreMark,
-    Return,
-    Rule,
-    RuleSet,
-    SaveMark,
-    SetConnectionMark,
-    SetMark,
-    Tproxy,
-    Verdict,
-    Zone,
-)
+from .options import Family, Network
+from .ruleset import Act, Field, Match, RuleSet, Verdict
 
 _LOOPBACK = {4: "127.0.0.1", 6: "::1"}  # where REDIRECT in OUTPUT sends
 _HOOK_ORDER = ("raw", "mangle", "nat")
@@ -88,7 +71,7 @@ def judge(rules: RuleSet, packet: Packet) -> Outcome:
     walk.hook("OUTPUT")
     # What is redirected goes to a loopback address; what is marked for a local route goes where that leads.
     if not walk.dropped and (packet.interface == "lo" or walk.port or rules.routes_home(walk.mark, walk.family)):
-        walk.turn_round()
+        walk.packet = replace(walk.packet, path="in", interface="lo")
         walk.hook("PREROUTING")
     return walk.outcome()
 
@@ -116,10 +99,6 @@ class _Walk:
                 self._chain(table, chain)
         self.known = True
 
-    def turn_round(self) -> None:
-        """Out by lo, in by lo."""
-        self.packet = replace(self.packet, path="in", interface="lo")
-
     def outcome(self) -> Outcome:
         """Where it got to."""
         what: Literal["accepted", "redirected", "tproxied", "dropped"] = "accepted"
@@ -137,12 +116,12 @@ class _Walk:
         """Walk a chain; whether the table has decided (as against: go on behind the jump)."""
         for index, step in enumerate(self.rules.ordered.get(table, {}).get(chain, ())):
             rule = step.rule
-            if self.family not in step.families or not self._matches(rule):
+            if self.family not in step.families or not all(self._holds(one) != one.negated for one in rule.matches):
                 continue
             self.hits[table, chain, index] += 1
-            if isinstance(rule.verdict, Return):
+            if rule.verdict.act is Act.RETURN:
                 return False
-            if isinstance(rule.verdict, Jump):
+            if rule.verdict.act is Act.JUMP:
                 if self._chain(table, rule.verdict.chain):
                     return True
             elif self._act(rule.verdict):
@@ -151,31 +130,28 @@ class _Walk:
 
     def _act(self, verdict: Verdict) -> bool:
         """Do what a rule says; whether that decides the table."""
-        match verdict:
-            case Redirect(port):
-                self.port = self.port or port
+        match verdict.act:
+            case Act.REDIRECT:
+                self.port = self.port or verdict.port
                 address = self.packet.destination
                 if self.packet.path == "out":
                     address = _LOOPBACK[ipaddress.ip_address(address).version]
-                self.packet = replace(self.packet, destination=address, destination_port=port)
-            case Tproxy(port, mark):
-                self.port, self.tproxied, self.mark = port, True, mark
-            case Drop():
+                self.packet = replace(self.packet, destination=address, destination_port=verdict.port)
+            case Act.TPROXY:
+                self.port, self.tproxied, self.mark = verdict.port, True, verdict.mark
+            case Act.DROP:
                 self.dropped = True
-            case SetMark(mark):
-                self.mark = mark
-            case SetConnectionMark(mark):
-                self.connection_mark = mark
-            case SaveMark():
+            case Act.SET_MARK:
+                self.mark = verdict.mark
+            case Act.SET_CONNECTION_MARK:
+                self.connection_mark = verdict.mark
+            case Act.SAVE_MARK:
                 self.connection_mark = self.mark
-            case RestoreMark():
+            case Act.RESTORE_MARK:
                 self.mark = self.connection_mark
-            case Zone(zone) if not self.known:
-                self.zone = self.zone or zone
-        return isinstance(verdict, Accept | Drop | Redirect | Tproxy)
-
-    def _matches(self, rule: Rule) -> bool:
-        return all(self._holds(match) != match.negated for match in rule.matches)
+            case Act.ZONE if not self.known:
+                self.zone = self.zone or verdict.zone
+        return verdict.act in (Act.ACCEPT, Act.DROP, Act.REDIRECT, Act.TPROXY)
 
     def _holds(self, match: Match) -> bool:
         packet = self.packet
@@ -184,7 +160,7 @@ class _Walk:
             return right_way and any(_is_interface(packet.interface, str(value)) for value in match.values)
         if match.field in (Field.SOURCE, Field.DESTINATION):
             address = packet.source if match.field is Field.SOURCE else packet.destination
-            networks = (value for value in match.values if isinstance(value, _NETWORKS))
+            networks = (value for value in match.values if isinstance(value, Network))
             return any(ipaddress.ip_address(address) in network for network in networks)
         if match.field is Field.GID:
             return packet.gid in [group_id(str(value)) for value in match.values]
@@ -192,7 +168,6 @@ class _Walk:
         return any(found in value if isinstance(value, range) else found == value for value in match.values)
 
 
-_NETWORKS = (ipaddress.IPv4Network, ipaddress.IPv6Network)
 _VALUES: Mapping[Field, Callable[[_Walk], int | str | None]] = {
     Field.PROTOCOL: lambda walk: walk.packet.protocol,
     Field.SOURCE_PORT: lambda walk: walk.packet.source_port,

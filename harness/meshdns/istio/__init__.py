@@ -1,8 +1,6 @@
 """The mesh configuration people already have: Kubernetes and Istio YAML in, one typed model out.
 
-faults:     what is wrong, and where
 documents:  YAML text to values that know their line
-fields:     a value at a path, read as what it must be; every fault is collected, none stops the reading
 resources:  the records of each supported kind
 kinds, routes, policies: how each kind is read
 reader:     files and folders to `Resources`, or all faults at once
@@ -12,7 +10,6 @@ vips:       virtual IPs for entries without an address: stable, persisted, never
 nametable:  what the mode-2 DNS proxy answers
 records:    what the cluster DNS answers
 outbound:   listeners, routes and clusters that a sidecar gets
-inbound:    ports of a workload and what they accept
 explain:    which way one name and port take, in words
 verbs:      `meshdns validate` and `meshdns explain`
 """

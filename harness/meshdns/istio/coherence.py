@@ -6,9 +6,11 @@ import ipaddress
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from meshdns.core.schema import Fault, Labels
 from meshdns.istio.resources import (
+    SERVICE_NAME,
     UNLISTED_PORT,
     Destination,
     DestinationRule,
@@ -33,16 +35,10 @@ def names(found: Sequence[Resource], faults: list[Fault]) -> None:
     """No two resources of one kind have the same name in the same namespace."""
     seen: dict[tuple[str, str, str], Meta] = {}
     for meta in (one.meta for one in found):
-        key = (meta.kind, meta.namespace, meta.name)
-        if meta.name and key in seen:
-            _add(
-                faults,
-                meta,
-                "metadata.name",
-                f"{meta} is there twice, first at {seen[key].place}",
-                "remove one of them or give it another name",
-            )
-        seen.setdefault(key, meta)
+        first = seen.setdefault((meta.kind, meta.namespace, meta.name), meta)
+        if meta.name and first is not meta:
+            fact = f"{meta} is there twice, first at {first.place}"
+            _add(faults, meta, "metadata.name", fact, "remove one of them or give it another name")
 
 
 def check(everything: Resources, faults: list[Fault]) -> None:
@@ -124,39 +120,22 @@ def _slices(everything: Resources, faults: list[Fault]) -> None:
     for piece in everything.slices:
         service = services.get((piece.meta.namespace, piece.service))
         if service is None:
-            _add(
-                faults,
-                piece.meta,
-                "metadata.labels",
-                f"the Service {piece.meta.namespace}/{piece.service} is not there",
-                "add it, or correct the label kubernetes.io/service-name",
-            )
+            fact = f"the Service {piece.meta.namespace}/{piece.service} is not there"
+            _add(faults, piece.meta, "metadata.labels", fact, f"add it, or correct the label {SERVICE_NAME}")
             continue
         wanted = {port.name for port in service.ports}
-        for name, _ in piece.ports:
-            if name not in wanted:
-                _add(
-                    faults,
-                    piece.meta,
-                    "ports",
-                    f"the port name {name!r} is not one of {service.meta}'s",
-                    f"use {', '.join(map(repr, sorted(wanted)))}",
-                )
+        for name in (name for name, _ in piece.ports if name not in wanted):
+            fact = f"the port name {name!r} is not one of {service.meta}'s"
+            _add(faults, piece.meta, "ports", fact, f"use {', '.join(map(repr, sorted(wanted)))}")
 
 
 def _pods(everything: Resources, faults: list[Fault]) -> None:
     seen: dict[str, Meta] = {}
     for pod in everything.pods:
-        if pod.address in seen:
-            _add(
-                faults,
-                pod.meta,
-                "status.podIP",
-                f"{pod.address} is also the address of {seen[pod.address]}",
-                "give each Pod its own",
-            )
-        elif pod.address:
-            seen[pod.address] = pod.meta
+        first = seen.setdefault(pod.address, pod.meta)
+        if pod.address and first is not pod.meta:
+            fact = f"{pod.address} is also the address of {first}"
+            _add(faults, pod.meta, "status.podIP", fact, "give each Pod its own")
 
 
 # ---- addresses
@@ -166,51 +145,41 @@ def _pods(everything: Resources, faults: list[Fault]) -> None:
 class _Claim:
     """An address range that a host answers for on some ports."""
 
-    low: int
-    high: int
     text: str
     host: str
-    ports: frozenset[tuple[int, str]]
+    ports: tuple[ServicePort, ...]
     meta: Meta
 
-
-def _claims(everything: Resources) -> Iterator[tuple[int, _Claim]]:
-    """Claims with their address family."""
-    for service in everything.services:
-        ports = frozenset((port.number, port.transport) for port in service.ports)
-        for address in service.cluster_ips:
-            yield _claim(address, service.host, ports, service.meta)
-    for entry in everything.entries:
-        ports = frozenset((port.number, port.transport) for port in entry.ports)
-        for address in entry.addresses:
-            yield _claim(address, " ".join(sorted(entry.hosts)), ports, entry.meta)
-
-
-def _claim(address: str, host: str, ports: frozenset[tuple[int, str]], meta: Meta) -> tuple[int, _Claim]:
-    net = ipaddress.ip_network(address)
-    return net.version, _Claim(int(net.network_address), int(net.broadcast_address), address, host, ports, meta)
+    @cached_property
+    def ends(self) -> tuple[int, int, int]:
+        """The address family, the first and the last address."""
+        net = ipaddress.ip_network(self.text)
+        return net.version, int(net.network_address), int(net.broadcast_address)
 
 
 def _addresses(everything: Resources, faults: list[Fault]) -> None:
     """An address and port lead to one host; one ClusterIP belongs to one Service."""
-    families: dict[int, list[_Claim]] = defaultdict(list)
-    for version, claim in _claims(everything):
-        families[version].append(claim)
-    for claims in families.values():
-        claims.sort(key=lambda one: (one.low, -one.high, one.meta.age))
-        open_: list[_Claim] = []  # those that reach over what comes next
-        for claim in claims:
-            open_ = [one for one in open_ if one.high >= claim.low]
-            for other in open_:
-                _overlap(other, claim, faults)
-            open_.append(claim)
+    claims = [_Claim(ip, one.host, one.ports, one.meta) for one in everything.services for ip in one.cluster_ips]
+    claims += [
+        _Claim(block, " ".join(sorted(one.hosts)), one.ports, one.meta)
+        for one in everything.entries
+        for block in one.addresses
+    ]
+    open_: list[_Claim] = []  # those that reach over what comes next
+    for claim in sorted(claims, key=lambda one: (*one.ends[:2], -one.ends[2], one.meta.age)):
+        family, low, _ = claim.ends
+        open_ = [one for one in open_ if one.ends[0] == family and one.ends[2] >= low]
+        for other in open_:
+            _overlap(other, claim, faults)
+        open_.append(claim)
 
 
 def _overlap(first: _Claim, second: _Claim, faults: list[Fault]) -> None:
     if first.host == second.host or first.meta == second.meta:
         return  # several entries may speak for one host
     services = first.meta.kind == second.meta.kind == "Service"
-    shared = sorted(number for number, _ in first.ports & second.ports)
+    theirs = {(port.number, port.transport) for port in second.ports}
+    shared = sorted(port.number for port in first.ports if (port.number, port.transport) in theirs)
     if not services and not shared:
         return
     old, new = sorted((first, second), key=lambda one: (one.meta.created_s, one.meta.place))
@@ -235,25 +204,14 @@ def _rules(everything: Resources, known: Known, faults: list[Fault]) -> None:
         policies = [("trafficPolicy", rule.policy)]
         policies += [(f"subsets[{n}].trafficPolicy", one.policy) for n, one in enumerate(rule.subsets)]
         for path, policy in policies:
-            for number, _ in policy.ports:
-                if number not in ports:
-                    _add(
-                        faults,
-                        rule.meta,
-                        f"spec.{path}.portLevelSettings",
-                        f"{rule.host} has no port {number}",
-                        f"use {_list(ports)}",
-                    )
+            for number in (number for number, _ in policy.ports if number not in ports):
+                fact = f"{rule.host} has no port {number}"
+                _add(faults, rule.meta, f"spec.{path}.portLevelSettings", fact, f"use {_list(ports)}")
         for n, subset in enumerate(rule.subsets):
             other = subsets.setdefault((rule.meta.namespace, rule.host, subset.name), rule)
             if other is not rule:
-                _add(
-                    faults,
-                    rule.meta,
-                    f"spec.subsets[{n}].name",
-                    f"{other.meta} also gives {rule.host} the subset {subset.name}",
-                    "keep one",
-                )
+                fact = f"{other.meta} also gives {rule.host} the subset {subset.name}"
+                _add(faults, rule.meta, f"spec.subsets[{n}].name", fact, "keep one")
 
 
 def _list(ports: Iterable[int]) -> str:
@@ -349,13 +307,8 @@ def _once_routed(everything: Resources, faults: list[Fault]) -> None:
         for n, host in enumerate(virtual.hosts):
             first = seen.setdefault(host, virtual.meta)
             if first != virtual.meta:
-                _add(
-                    faults,
-                    virtual.meta,
-                    f"spec.hosts[{n}]",
-                    f"{host} is already routed by {first}, and a sidecar takes one VirtualService per host",
-                    "put the routes into one",
-                )
+                fact = f"{host} is already routed by {first}, and a sidecar takes one VirtualService per host"
+                _add(faults, virtual.meta, f"spec.hosts[{n}]", fact, "put the routes into one")
 
 
 # ---- defaults of a namespace

@@ -15,8 +15,8 @@ from meshdns.core.schema import Labels, is_address, is_host
 from meshdns.interception.conventions import ISTIO
 from meshdns.istio import nametable, outbound, records
 from meshdns.istio.outbound import Chain, Client, Listener, Outbound, RouteTable, VirtualHost, Weighted
-from meshdns.istio.registry import Discovery, Endpoint, Registry, Service
-from meshdns.istio.resources import DOMAIN, HttpMatch, StringMatch, TrafficPolicy
+from meshdns.istio.registry import Discovery, Endpoint, Registry, Service, names
+from meshdns.istio.resources import DOMAIN, HttpMatch, HttpRoute, StringMatch, TrafficPolicy
 
 NDOTS = 5  # Kubernetes' resolv.conf
 DNS_PORT = 53
@@ -50,32 +50,17 @@ class Lookup:
     """How a name is resolved."""
 
     asked: str  # the candidate that was answered, with its final dot; empty: there was no query, or none was answered
-    by: str  # who answered
     addresses: tuple[str, ...]
     unknown: bool = False  # answered by the world's DNS, with addresses that the model does not know
     lines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Way:
-    """One port's connection, once the name is resolved."""
-
-    host: str
-    port: int
-    address: str  # empty: not known
-    listener: Listener | None
-    chain: Chain | None
-    clusters: Weighted
-    lines: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Explanation:
     """All that can be said of a name from one caller."""
 
-    caller: Caller
-    lookup: Lookup
-    ways: tuple[Way, ...]
+    addresses: tuple[str, ...]  # that the name is resolved to, as far as they are known
+    lines: tuple[str, ...]  # one fact each
 
 
 def explain(registry: Registry, host: str, port: int | None, caller: Caller) -> Explanation:
@@ -83,17 +68,19 @@ def explain(registry: Registry, host: str, port: int | None, caller: Caller) -> 
     plain = host.removesuffix(".").lower()
     if not is_address(plain) and not is_host(plain):
         raise errors.InputError(f"{host!r} is neither a host name nor an IP address", step="try web.shop or 10.96.1.10")
-    client = Client(caller.namespace, caller.labels, dns_proxy=caller.dns_proxy)
-    lookup = _lookup(registry, host.lower(), caller, client)
+    lookup = _lookup(registry, host.lower(), caller)
     known = _meant(registry, lookup, plain, caller.search[0])
     numbers = [port] if port else sorted({one.number for service in known for one in service.ports})
     if not numbers:
         fact = f"{host} is no known service, so its ports are not known"
         raise errors.InputError(fact, step=f"name one: {_at(host, 80)}")
+    client = Client(caller.namespace, caller.labels, dns_proxy=caller.dns_proxy)
     out = outbound.build(registry, client) if caller.sidecar else None
     call = _Call(registry, caller, out, lookup, known, plain)
-    ways = tuple(_way(call, number) for number in numbers)
-    return Explanation(caller, lookup, ways)
+    lines = [f"from {caller.name}: {_caller_in_words(caller)}", *lookup.lines]
+    for number in numbers:
+        lines += ["", f"port {number}", *(f"  {line}" for line in _way(call, number))]
+    return Explanation(lookup.addresses, tuple(lines))
 
 
 @dataclass(frozen=True)
@@ -108,14 +95,6 @@ class _Call:
     host: str
 
 
-def lines(what: Explanation) -> list[str]:
-    """The explanation as text, one fact per line."""
-    found = [f"from {what.caller.name}: {_caller_in_words(what.caller)}", *what.lookup.lines]
-    for way in what.ways:
-        found += ["", f"port {way.port}", *(f"  {line}" for line in way.lines)]
-    return found
-
-
 def _caller_in_words(caller: Caller) -> str:
     if not caller.sidecar:
         return "no sidecar"
@@ -128,27 +107,27 @@ def _caller_in_words(caller: Caller) -> str:
 # ---- the name
 
 
-def _lookup(registry: Registry, host: str, caller: Caller, client: Client) -> Lookup:
+def _lookup(registry: Registry, host: str, caller: Caller) -> Lookup:
     if is_address(host):
-        return Lookup("", "nobody", (host,), lines=(f"{host} is an address, so nothing is looked up",))
+        return Lookup("", (host,), lines=(f"{host} is an address, so nothing is looked up",))
     zone = _zone(registry)
     table = nametable.build(registry) if caller.dns_proxy else {}
     told: list[str] = []
     for candidate in resolver.candidates(host, NDOTS, caller.search):
         name = candidate.removesuffix(".")
-        if found := _proxied(table, name, caller, client):
+        if found := _proxied(table, name, caller):
             alias, addresses = found
             via = f"CNAME {alias}., " if alias else ""
             said = f"{candidate} is answered by the sidecar's DNS proxy: {via}{_list(addresses)}"
-            return Lookup(candidate, "DNS proxy", addresses, lines=(*told, said))
+            return Lookup(candidate, addresses, lines=(*told, said))
         if addresses := zone.get(candidate, ()):
             said = f"{candidate} is answered by the cluster DNS: {_list(addresses)}"
-            return Lookup(candidate, "cluster DNS", addresses, lines=(*told, said))
+            return Lookup(candidate, addresses, lines=(*told, said))
         if not name.endswith(f".{DOMAIN}"):
             said = f"{candidate} is forwarded to the world's DNS, whose answer the model does not know"
-            return Lookup(candidate, "world DNS", (), unknown=True, lines=(*told, said))
+            return Lookup(candidate, (), unknown=True, lines=(*told, said))
         told.append(f"{candidate} does not exist (NXDOMAIN from the cluster DNS)")
-    return Lookup("", "nobody", (), lines=(*told, "no name is left to try: the lookup fails"))
+    return Lookup("", (), lines=(*told, "no name is left to try: the lookup fails"))
 
 
 def _zone(registry: Registry) -> dict[str, tuple[str, ...]]:
@@ -160,7 +139,7 @@ def _zone(registry: Registry) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _proxied(table: Table, name: str, caller: Caller, client: Client) -> tuple[str, tuple[str, ...]] | None:
+def _proxied(table: Table, name: str, caller: Caller) -> tuple[str, tuple[str, ...]] | None:
     """The addresses that the DNS proxy answers, and the alias (CNAME) through which it does; empty: none.
 
     Istio's agent knows shorter forms of Kubernetes' names, and every name of its own under the first search domain, as
@@ -170,32 +149,28 @@ def _proxied(table: Table, name: str, caller: Caller, client: Client) -> tuple[s
     own = f".{caller.search[0]}"
     short = name.removesuffix(own)
     if caller.dns == "agent":
-        known |= {form: table[host].ips for form, host in _alternates(table, client).items() if form not in table}
+        forms = _alternates(table, caller.namespace)
+        known |= {form: table[host].ips for form, host in forms.items() if form not in table}
     for alias in ("", short) if caller.dns == "agent" and short != name else ("",):
-        for one in (alias or name, *_wildcards(alias or name)):
+        for one in names(alias or name):
             if one in known:
                 return (one if alias else ""), known[one]
     return None
 
 
-def _alternates(table: Table, client: Client) -> dict[str, str]:
+def _alternates(table: Table, namespace: str) -> dict[str, str]:
     """Shorter forms that the agent answers for Kubernetes' hosts."""
     found: dict[str, str] = {}
     for host, name in table.items():
         if name.shortname:
             forms = [f"{name.shortname}.{name.namespace}", f"{name.shortname}.{name.namespace}.svc"]
-            forms += [name.shortname] if name.namespace == client.namespace else []
+            forms += [name.shortname] if name.namespace == namespace else []
             found |= dict.fromkeys(forms, host)
     return found
 
 
 def _at(host: str, port: int) -> str:
-    return f"{_bracketed(host)}:{port}"
-
-
-def _bracketed(host: str) -> str:
-    """As it stands before a port."""
-    return f"[{host}]" if ":" in host else host
+    return f"{outbound.bracketed(host)}:{port}"
 
 
 def _list(addresses: tuple[str, ...]) -> str:
@@ -208,22 +183,13 @@ def _list(addresses: tuple[str, ...]) -> str:
 def _meant(registry: Registry, lookup: Lookup, host: str, own: str) -> list[Service]:
     """Services that the name, or else the address, belongs to."""
     for name in (lookup.asked.removesuffix("."), host, host.removesuffix(f".{own}")):
-        if found := registry.of(name):
-            return list(found)
-        for one in _wildcards(name):
+        for one in names(name):
             if found := registry.of(one):
                 return list(found)
     wanted = set(lookup.addresses)
     called = [one for one in registry.services if wanted & set(_addresses(one))]
     owner = lookup.asked.removesuffix(".").partition(".")[2]  # pod.service.namespace.svc.domain
     return [one for one in called if one.headless and one.host == owner] or called
-
-
-def _wildcards(name: str) -> Iterator[str]:
-    """Wildcards above a name, the longest first."""
-    labels = name.split(".")
-    for n in range(1, len(labels)):
-        yield f"*.{'.'.join(labels[n:])}"
 
 
 def _addresses(service: Service) -> Iterator[str]:
@@ -237,28 +203,26 @@ def _addresses(service: Service) -> Iterator[str]:
 # ---- the connection
 
 
-def _way(call: _Call, port: int) -> Way:
-    host, out = call.host, call.out
+def _way(call: _Call, port: int) -> list[str]:
+    """One port's connection, once the name is resolved."""
+    out = call.out
     address = call.lookup.addresses[0] if call.lookup.addresses else ""
     if not address and not call.lookup.unknown:
-        return Way(host, port, "", None, None, (), ("there is no address to connect to",))
+        return ["there is no address to connect to"]
     served = next((one for one in call.known if one.port(port)), None)
-    said = tuple(_beside(call, address, served, port))
+    said = list(_beside(call, address, served, port))
     if out is None or said:
-        return Way(host, port, address, None, None, (), said)
+        return said
     listener = out.listener(address, port)
     if listener is None:
-        cluster, *why = _unlistened(call, out, address, port)
-        return Way(host, port, address, None, None, ((cluster, 100),), tuple(why))
-    chain = choose(listener, address, _family(served, port), served.host if served else host)
+        return list(_unlistened(out, address, port))
+    chain = choose(listener, address, _family(served, port), served.host if served else call.host)
     taken = [f"listener {listener.name} takes it: {_why(listener, address)}", *_conflicts(out, listener)]
     if chain is None:
-        taken.append(f"no chain of it fits, so it goes to {out.fallback}: {_fallback(out)}")
-        return Way(host, port, address, listener, None, ((out.fallback, 100),), tuple(taken))
+        return [*taken, f"no chain of it fits, so it goes to {out.fallback}: {_fallback(out)}"]
     if served and chain.host != served.host and not chain.route:
         taken.append(f"the bytes meant for {served.host} go to {chain.host}: {_lost(out, listener, served)}")
-    clusters, told = _through(call, out, chain)
-    return Way(host, port, address, listener, chain, clusters, (*taken, *told))
+    return [*taken, *_through(call, out, chain)]
 
 
 def _beside(call: _Call, address: str, served: Service | None, port: int) -> Iterator[str]:
@@ -315,13 +279,10 @@ def _direct(registry: Registry, known: list[Service], address: str, port: int) -
             yield f"{service.resource} has no ready endpoint: the connection is refused (kube-proxy's rules)"
 
 
-def _unlistened(call: _Call, out: Outbound, address: str, port: int) -> Iterator[str]:
-    """The cluster, and why."""
+def _unlistened(out: Outbound, address: str, port: int) -> Iterator[str]:
     if port in _OWN_PORTS:
-        yield outbound.BLACKHOLE
         yield f"port {port} is the sidecar's own, for what was captured: it goes to {outbound.BLACKHOLE}, it is closed"
         return
-    yield out.fallback
     at = _at(address, port) if address else f"any address on port {port}"
     yield f"no listener is for {at}, so virtualOutbound itself takes it"
     yield f"cluster {out.fallback}: {_fallback(out)}"
@@ -373,30 +334,30 @@ def _lost(out: Outbound, listener: Listener, served: Service) -> str:
 # ---- route and cluster
 
 
-def _through(call: _Call, out: Outbound, chain: Chain) -> tuple[Weighted, list[str]]:
+def _through(call: _Call, out: Outbound, chain: Chain) -> list[str]:
     registry = call.registry
     if not chain.route:
         virtual = registry.route(chain.host)
         how = f"the TCP route of {virtual.meta}" if virtual and virtual.tcp else f"all bytes go to {chain.host}"
-        return chain.clusters, [how, *_clusters(registry, out, chain.clusters)]
+        return [how, *_clusters(registry, out, chain.clusters)]
     table = next(one for one in out.tables if one.name == chain.route)
-    vhost = _virtual_host(table, _bracketed(call.host))
+    vhost = _virtual_host(table, outbound.bracketed(call.host))
     if vhost is None:
         missing = f"route table {table.name} has no virtual host for {call.host}"
-        return ((out.fallback, 100),), [f"{missing}, so it goes to {out.fallback}: {_fallback(out)}"]
+        return [f"{missing}, so it goes to {out.fallback}: {_fallback(out)}"]
     told = [f"route table {table.name}, virtual host {vhost.name} (Host: {call.host})"]
     virtual = registry.route(vhost.host)
     if virtual and virtual.http:
         told.append(f"{virtual.meta} routes it, the first match wins:")
-    told += [f"  {_match(one.match)} → {_shares(one.clusters)}{_extras(one)}" for one in vhost.routes]
+    told += [f"  {_match(one.match)} → {_shares(one.clusters)}{_extras(one.given)}" for one in vhost.routes]
     every = tuple(dict.fromkeys((name, 100) for one in vhost.routes for name, _ in one.clusters))
-    return vhost.routes[0].clusters, [*told, *_clusters(registry, out, every)]
+    return [*told, *_clusters(registry, out, every)]
 
 
 def _virtual_host(table: RouteTable, name: str) -> VirtualHost | None:
     """The one of the most exact domain, as the proxy chooses."""
     domains = {domain: host for host in table.hosts for domain in host.domains}
-    return next((domains[one] for one in (name, *_wildcards(name), "*") if one in domains), None)
+    return next((domains[one] for one in (*names(name), "*") if one in domains), None)
 
 
 def _match(match: HttpMatch) -> str:
@@ -416,9 +377,11 @@ def _shares(clusters: Weighted) -> str:
     return ", ".join(f"{weight} % {name}" for name, weight in clusters)
 
 
-def _extras(route: outbound.Route) -> str:
+def _extras(route: HttpRoute | None) -> str:
+    if route is None:
+        return ""
     found = [f"timeout {route.timeout_ms} ms"] if route.timeout_ms else []
-    found += [f"{route.retries.attempts} retries"] if route.retries else []
+    found += [f"{route.retries} retries"] if route.retries is not None else []
     found += [f"{route.delay.percent:g} % wait {route.delay.delay_ms} ms"] if route.delay else []
     found += [f"{route.abort.percent:g} % answered {route.abort.status}"] if route.abort else []
     return f" ({', '.join(found)})" if found else ""
@@ -447,11 +410,10 @@ def _discovery(one: outbound.Cluster) -> str:
 
 
 def _policy(policy: TrafficPolicy) -> str:
-    parts = [policy.balancer.simple or "default balancing" if not policy.balancer.hashes else "consistent hash"
-             ] if policy.balancer else []  # fmt: skip
+    parts = [policy.balancer] if policy.balancer else []
     parts += ["connection limits"] if policy.limits else []
     parts += ["outlier detection"] if policy.outlier else []
-    parts += [f"TLS {policy.tls.mode}"] if policy.tls else []
+    parts += [f"TLS {policy.tls}"] if policy.tls else []
     return f" ({', '.join(parts)})" if parts else ""
 
 

@@ -7,7 +7,7 @@ References: Kubernetes API (Service v1 core, EndpointSlice v1 discovery.k8s.io),
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from meshdns.core.schema import Field, Fields, is_address, is_host, is_label
 from meshdns.istio.resources import (
@@ -29,6 +29,7 @@ MAX_WEIGHT = 2**32 - 1
 # Servers that speak first on these ports would wait for ever behind a sidecar that looks at the first bytes: SMTP, DNS
 # over TCP, MySQL, MongoDB. Istio takes them as TCP where the port does not say.
 SERVER_FIRST_PORTS = (25, 53, 3306, 27017)
+_ACCOUNT = "a service account's name"
 _PROTOCOLS = {protocol.value.lower(): protocol for protocol in Protocol if protocol is not Protocol.AUTO}
 _APP_PROTOCOLS = {"kubernetes.io/h2c": "http2", "kubernetes.io/ws": "http", "kubernetes.io/wss": "https"}
 
@@ -97,19 +98,22 @@ def _cluster_ips(spec: Fields) -> tuple[str, ...]:
 
 
 def _service_ports(items: Sequence[Field]) -> tuple[ServicePort, ...]:
-    found = [_service_port(item) for item in items]
-    if len(found) > 1:
-        for one, item in zip(found, items, strict=True):
-            if not one.name:
-                item.fault("the port has no name, and the Service has several ports", "name every port")
+    found = tuple(_service_port(item) for item in items)
+    for one, item in zip(found, items, strict=True) if len(found) > 1 else ():
+        if not one.name:
+            item.fault("the port has no name, and the Service has several ports", "name every port")
+    _once_each(found, items, [f"{one.number}/{one.transport}" for one in found])
+    return found
+
+
+def _once_each(found: Sequence[ServicePort], items: Sequence[Field], numbers: Iterable[object]) -> None:
     once(((one.name, item) for one, item in zip(found, items, strict=True) if one.name), "the port name")
-    once(((f"{one.number}/{one.transport}", item) for one, item in zip(found, items, strict=True)), "the port")
-    return tuple(found)
+    once(zip(numbers, items, strict=True), "the port")
 
 
 def _service_port(item: Field) -> ServicePort:
     with item.fields() as fields:
-        name, number = port_name(fields.get("name")), port(fields.need("port"))
+        name, number = _port_name(fields.get("name")), port(fields.need("port"))
         transport = fields.choice("protocol", ("TCP", "UDP"))
         carries = protocol(name, fields.text("appProtocol"), number, transport)
         target = fields.get("targetPort")
@@ -118,16 +122,20 @@ def _service_port(item: Field) -> ServicePort:
 
 def _target(field: Field) -> int | str:
     if isinstance(field.data, str):
-        return port_name(field)
+        return _port_name(field)
     return port(field)
 
 
-def port_name(field: Field | None) -> str:
-    """A port's name; absent is empty."""
+def named(field: Field | None, what: str, fits: Callable[[str], bool] = is_label) -> str:
+    """A name, of what a message calls so; absent is empty."""
     text = field.text() if field else ""
-    if field and text and not is_label(text):
-        field.fault(f"{text!r} is not a port name", "use lower-case letters, digits and dashes")
+    if field and text and not fits(text):
+        field.fault(f"{text!r} is not {what}", "use lower-case letters, digits and dashes")
     return text
+
+
+def _port_name(field: Field | None) -> str:
+    return named(field, "a port name")
 
 
 # ---- EndpointSlice
@@ -150,7 +158,7 @@ def _slice_port(item: Field) -> tuple[str, int]:
     with item.fields() as fields:
         fields.ignore("appProtocol")  # the Service's own says it
         fields.choice("protocol", ("TCP", "UDP"))
-        return port_name(fields.get("name")), port(fields.need("port"))
+        return _port_name(fields.get("name")), port(fields.need("port"))
 
 
 def _slice_endpoint(item: Field, family: str) -> SliceEndpoint:
@@ -180,20 +188,11 @@ def _slice_endpoint(item: Field, family: str) -> SliceEndpoint:
 
 
 def pod(meta: Meta, top: Fields) -> Pod:
-    """Labels, address and service account; the rest of a Pod concerns the kubelet, not the mesh."""
+    """Labels and address; the rest of a Pod concerns the kubelet, not the mesh."""
     spec, status = top.within("spec"), top.within("status")
     address = status.get("podIP")
-    account = spec.get("serviceAccountName")
-    return Pod(meta, address.address() if address else "", _account(account) or "default")
-
-
-def _account(field: Field | None) -> str:
-    """A service account's name, which becomes part of an identity; absent is empty."""
-    text = field.text() if field else ""
-    if field and text and not is_host(text):
-        field.fault(f"{text!r} is not a service account's name", "use lower-case letters, digits and dashes")
-        return ""
-    return text
+    named(spec.get("serviceAccountName"), _ACCOUNT, is_host)
+    return Pod(meta, address.address() if address else "")
 
 
 # ---- ServiceEntry
@@ -211,12 +210,13 @@ def service_entry(meta: Meta, top: Fields) -> ServiceEntry:
             meta,
             hosts=tuple(field.host() for field in hosts),
             addresses=tuple(field.network() for field in addresses),
-            ports=_entry_ports(ports),
+            ports=tuple(_entry_port(item) for item in ports),
             location=location,
             resolution=resolution,
             endpoints=tuple(_workload(field) for field in endpoints),
             allocated=tuple(_allocated(top.within("status"))),
         )
+    _once_each(entry.ports, ports, [one.number for one in entry.ports])
     once(zip(entry.hosts, hosts, strict=True), "the host")
     once(zip(entry.addresses, addresses, strict=True), "the address")
     _resolvable(entry, spec.at, endpoints)
@@ -240,13 +240,6 @@ def exported(spec: Fields) -> None:
         field.choice(("*",))
 
 
-def _entry_ports(items: Sequence[Field]) -> tuple[ServicePort, ...]:
-    found = [_entry_port(item) for item in items]
-    once(((one.name, item) for one, item in zip(found, items, strict=True) if one.name), "the port name")
-    once(((one.number, item) for one, item in zip(found, items, strict=True)), "the port")
-    return tuple(found)
-
-
 def _entry_port(item: Field) -> ServicePort:
     with item.fields() as fields:
         number, name, word = port(fields.need("number")), fields.need("name"), fields.get("protocol")
@@ -256,7 +249,7 @@ def _entry_port(item: Field) -> ServicePort:
             carries = _PROTOCOLS.get(text.lower(), carries)
             if text.lower() not in _PROTOCOLS:
                 word.fault(f"the protocol {text} is not supported", f"supported: {', '.join(_PROTOCOLS.values())}")
-        return ServicePort(port_name(name), number, carries, "UDP" if carries is Protocol.UDP else "TCP", target)
+        return ServicePort(_port_name(name), number, carries, "UDP" if carries is Protocol.UDP else "TCP", target)
 
 
 def _workload(item: Field) -> Workload:
@@ -271,7 +264,7 @@ def _workload(item: Field) -> Workload:
             address=text,
             ports=tuple(sorted((name, port(field)) for name, field in fields.pairs("ports").items())),
             labels=fields.labels("labels"),
-            service_account=_account(fields.get("serviceAccount")),
+            service_account=named(fields.get("serviceAccount"), _ACCOUNT, is_host),
         )
 
 

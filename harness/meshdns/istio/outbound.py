@@ -7,7 +7,6 @@ one, two services on a port collide, the first keeps the listener and the other 
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,14 +17,11 @@ from meshdns.istio.registry import Discovery, Endpoint, Registry, Service
 from meshdns.istio.resources import (
     DOMAIN,
     UNLISTED_PORT,
-    Abort,
-    Delay,
     Destination,
     HttpMatch,
     HttpRoute,
     MtlsMode,
     Protocol,
-    Retries,
     ServicePort,
     TrafficPolicy,
     selects,
@@ -47,7 +43,6 @@ class Client:
     namespace: str
     labels: Labels = ()
     dns_proxy: bool = False  # mode 2: virtual IPs are known to this sidecar
-    address: str = ""  # its own; a headless Service gets no listener for it
 
 
 @dataclass(frozen=True)
@@ -55,10 +50,6 @@ class Cluster:
     """A set of endpoints under one policy, named `outbound|port|subset|host`."""
 
     name: str
-    host: str
-    port: int
-    subset: str
-    protocol: Protocol
     discovery: Discovery
     policy: TrafficPolicy
     endpoints: tuple[tuple[Endpoint, int], ...] = ()  # with the port number there; none for ORIGINAL_DST
@@ -108,11 +99,7 @@ class Route:
 
     match: HttpMatch
     clusters: Weighted
-    name: str = ""
-    timeout_ms: int | None = None
-    retries: Retries | None = None  # None: Istio's default retries
-    delay: Delay | None = None
-    abort: Abort | None = None
+    given: HttpRoute | None = None  # of a VirtualService; None: there is none
 
 
 @dataclass(frozen=True)
@@ -143,16 +130,10 @@ class Conflict:
     why: str
 
 
-def yielded(listener: str, loser: str) -> Conflict:
-    """The sidecar has a listener of its own there."""
-    return Conflict(listener, "the sidecar", loser, "it listens there itself")
-
-
 @dataclass(frozen=True)
 class Outbound:
     """Everything for one client; what no listener takes goes to `fallback`."""
 
-    client: Client
     fallback: str  # PassthroughCluster or BlackHoleCluster
     listeners: tuple[Listener, ...]
     tables: tuple[RouteTable, ...]
@@ -174,29 +155,12 @@ def build(registry: Registry, client: Client) -> Outbound:
                 builder.add(service, port)
     listeners = [Listener(*key, tuple(one.chains)) for key, one in sorted(builder.entries.items())]
     return Outbound(
-        client=client,
-        fallback=_fallback(registry, client),
+        fallback=PASSTHROUGH if registry.outbound_policy(client.namespace, client.labels) == "ALLOW_ANY" else BLACKHOLE,
         listeners=tuple(listeners),
         tables=_tables(registry, client, listeners),
         clusters=tuple(_clusters(registry, client)),
         conflicts=tuple(builder.conflicts),
     )
-
-
-def elsewhere(registry: Registry, found: Outbound, namespace: str) -> Outbound:
-    """The same for a client in another namespace, where neither has DestinationRules of its own.
-
-    Only the names differ by which services are called, and so the route tables.
-    """
-    client = dataclasses.replace(found.client, namespace=namespace)
-    fallback = _fallback(registry, client)
-    return dataclasses.replace(
-        found, client=client, fallback=fallback, tables=_tables(registry, client, found.listeners)
-    )
-
-
-def _fallback(registry: Registry, client: Client) -> str:
-    return PASSTHROUGH if registry.outbound_policy(client.namespace, client.labels) == "ALLOW_ANY" else BLACKHOLE
 
 
 # ---- listeners
@@ -221,7 +185,7 @@ class _Builder:
         for address, prefixes in binds(service, port, self.client):
             key = address, port.number
             if key in SIDECARS_OWN:
-                self.conflicts.append(yielded(f"{address}_{port.number}", service.host))
+                self._conflict(f"{address}_{port.number}", "the sidecar", service.host, "it listens there itself")
                 continue
             entry = self.entries.get(key)
             family = port.protocol.family
@@ -288,7 +252,7 @@ def binds(service: Service, port: ServicePort, client: Client) -> list[tuple[str
         return [(WILDCARD, ())]
     if service.headless:
         pods = [one.address for one in service.endpoints if one.ready or service.publish_not_ready]
-        return [(address, ()) for address in dict.fromkeys(pods) if address != client.address]
+        return [(address, ()) for address in dict.fromkeys(pods)]
     if service.addresses:
         return [(WILDCARD, (one,)) if "/" in one else (one, ()) for one in service.addresses]
     return [(service.virtual_ip if client.dns_proxy and service.virtual_ip else WILDCARD, ())]
@@ -322,38 +286,28 @@ def _clusters(registry: Registry, client: Client) -> Iterator[Cluster]:
 
 
 def _cluster(registry: Registry, services: tuple[Service, ...], number: int, subset: str, client: Client) -> Cluster:
-    service = next(one for one in services if _tcp_port(one, number))
-    port = _tcp_port(service, number)
-    assert port is not None  # noqa: S101  for the type checker: the line above found it
+    ports = ((one, one.port(number)) for one in services)
+    carriers = [(one, port) for one, port in ports if port and port.protocol.family != "udp"]
+    service, port = carriers[0]
     found = registry.subsets(service.host, client.namespace)
     labels = next((one.labels for one in found if one.name == subset), ())
-    same = [one for one in services if one.discovery is service.discovery]
+    same = [(one, port) for one, port in carriers if one.discovery is service.discovery]
     target = port.target if isinstance(port.target, int) and port.target != number else 0
     original = service.discovery is Discovery.ORIGINAL_DST
     return Cluster(
         name=name(service.host, number, subset),
-        host=service.host,
-        port=number,
-        subset=subset,
-        protocol=port.protocol,
         discovery=service.discovery,
         policy=registry.policy(service.host, number, subset, client.namespace),
-        endpoints=() if original else tuple(_members(same, number, labels)),
+        endpoints=() if original else tuple(_members(same, labels)),
         external=service.external,
         port_override=target if original else 0,
     )
 
 
-def _tcp_port(service: Service, number: int) -> ServicePort | None:
-    port = service.port(number)
-    return port if port and port.protocol.family != "udp" else None
-
-
-def _members(services: list[Service], number: int, labels: Labels) -> Iterator[tuple[Endpoint, int]]:
-    for service in services:
-        port = _tcp_port(service, number)
-        for one in service.endpoints if port else ():
-            at = one.port(port.name) if port else 0
+def _members(carriers: list[tuple[Service, ServicePort]], labels: Labels) -> Iterator[tuple[Endpoint, int]]:
+    for service, port in carriers:
+        for one in service.endpoints:
+            at = one.port(port.name)
             if at and (one.ready or service.publish_not_ready) and selects(labels, one.labels):
                 yield one, at
 
@@ -365,7 +319,7 @@ def encryption(policy: TrafficPolicy, endpoint: Endpoint, accepted: MtlsMode, *,
     that accepts it, and its service is not outside the mesh (MESH_EXTERNAL).
     """
     if policy.tls:
-        return {"ISTIO_MUTUAL": "mutual", "SIMPLE": "simple", "DISABLE": "none"}[policy.tls.mode]
+        return {"ISTIO_MUTUAL": "mutual", "SIMPLE": "simple", "DISABLE": "none"}[policy.tls]
     return "mutual" if endpoint.sidecar and not external and accepted is not MtlsMode.DISABLE else "none"
 
 
@@ -454,9 +408,13 @@ def domains(service: Service, port: int, client: Client) -> Iterator[str]:
     forms += [service.virtual_ip] if client.dns_proxy and service.virtual_ip and not service.addresses else []
     # A headless Service is called by the names of its pods too.
     forms += [f"*.{form}" for form in forms] if service.headless else []
-    for form in forms:
-        shown = f"[{form}]" if ":" in form else form
-        yield from (shown, f"{shown}:{port}")
+    for form in map(bracketed, forms):
+        yield from (form, f"{form}:{port}")
+
+
+def bracketed(host: str) -> str:
+    """As it stands before a port."""
+    return f"[{host}]" if ":" in host else host
 
 
 def _routes(registry: Registry, host: str, port: int) -> tuple[Route, ...]:
@@ -471,22 +429,10 @@ def _routed(registry: Registry, host: str, port: int) -> tuple[Route, ...]:
     for route in virtual.http if virtual else ():
         for match in route.matches or (HttpMatch(),):
             if match.port in (0, port):
-                found.append(_route(registry, route, match, port))
+                found.append(Route(match, _weighted(registry, route.destinations, port), route))
                 if match.uri is None and not match.headers:
                     return tuple(found)
     return tuple(found)
-
-
-def _route(registry: Registry, route: HttpRoute, match: HttpMatch, port: int) -> Route:
-    return Route(
-        match=match,
-        clusters=_weighted(registry, route.destinations, port),
-        name=route.name,
-        timeout_ms=route.timeout_ms,
-        retries=route.retries,
-        delay=route.delay,
-        abort=route.abort,
-    )
 
 
 def _weighted(registry: Registry, destinations: tuple[Destination, ...], port: int) -> Weighted:

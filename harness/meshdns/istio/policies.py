@@ -5,11 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from meshdns.core.schema import HEADER_STEP, Field, Fields, is_header, is_label
-from meshdns.istio.kinds import MAX_PORT, exported, once
+from meshdns.core.schema import HEADER_STEP, Field, Fields, is_header
+from meshdns.istio.kinds import MAX_PORT, exported, named, once
 from meshdns.istio.resources import (
-    Balancer,
-    ClientTls,
     DestinationRule,
     EnvoyFilter,
     Meta,
@@ -29,6 +27,8 @@ _TLS_MODES = ("DISABLE", "SIMPLE", "ISTIO_MUTUAL")
 _SIMPLE = ("UNSPECIFIED", "LEAST_REQUEST", "LEAST_CONN", "ROUND_ROBIN", "RANDOM", "PASSTHROUGH")
 _SNI = re.compile(rf"[!-~]{{1,{MAX_SNI}}}")
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
+_PARAMETER = re.compile(r"[^\s\x00-\x20&=#\x7f]+")
+_PATH = re.compile(r"/[^;\x00-\x20\x7f]*")
 _HASH_KEYS = ("httpHeaderName", "httpCookie", "useSourceIp", "httpQueryParameterName")
 
 
@@ -53,11 +53,8 @@ def destination_rule(meta: Meta, top: Fields) -> DestinationRule:
 
 def _subset(item: Field) -> Subset:
     with item.fields() as fields:
-        name, policy = fields.need("name"), fields.get("trafficPolicy")
-        text = name.text() if name else ""
-        if name and text and not is_label(text):
-            name.fault(f"{text!r} is not a subset name", "use lower-case letters, digits and dashes")
-        return Subset(text, fields.labels("labels"), _policy(policy) if policy else TrafficPolicy())
+        name, policy = named(fields.need("name"), "a subset name"), fields.get("trafficPolicy")
+        return Subset(name, fields.labels("labels"), _policy(policy) if policy else TrafficPolicy())
 
 
 def _policy(field: Field, *, of_port: bool = False) -> TrafficPolicy:
@@ -74,10 +71,10 @@ def _policy(field: Field, *, of_port: bool = False) -> TrafficPolicy:
         if not (balancer or pool or outlier or tls or ports):
             field.fault("the policy is empty", "give at least one of its fields")
         return TrafficPolicy(
-            balancer=_balancer(balancer) if balancer else None,
+            balancer=_balancer(balancer) if balancer else "",
             limits=_pool(pool) if pool else False,
             outlier=_outlier(outlier) if outlier else False,
-            tls=_tls(tls) if tls else None,
+            tls=_tls(tls) if tls else "",
             ports=tuple(sorted(ports, key=lambda pair: pair[0])),
         )
 
@@ -92,7 +89,7 @@ def _port(item: Field) -> int:
         return number.integer(1, MAX_PORT) if number else 1
 
 
-def _balancer(field: Field) -> Balancer:
+def _balancer(field: Field) -> str:
     with field.fields() as fields:
         simple, hashed = fields.get("simple"), fields.get("consistentHash")
         if (simple is None) == (hashed is None):
@@ -101,7 +98,7 @@ def _balancer(field: Field) -> Balancer:
         word = {"UNSPECIFIED": "", "LEAST_CONN": "LEAST_REQUEST"}.get(word, word)  # the old name of the same policy
         if hashed:
             _check_hash(hashed)
-        return Balancer(word, hashes=hashed is not None)
+        return "consistent hash" if hashed else word or "default balancing"
 
 
 def _check_hash(field: Field) -> None:
@@ -110,9 +107,8 @@ def _check_hash(field: Field) -> None:
         if sum(one is not None for one in (header, cookie, source, query)) != 1:
             field.fault("the hash key is not clear", f"give one of {', '.join(_HASH_KEYS)}")
         _check_table(fields)
-        for one, fits in ((header, is_header), (query, _is_parameter)):
-            if one:
-                _check_name(one, fits)
+        _check_name(header, is_header)
+        _check_name(query, _PARAMETER.fullmatch)
         if source and not source.boolean() and source.data is False:
             source.fault("nothing is hashed then", "set it to true, or hash something else")
         if cookie:
@@ -122,30 +118,21 @@ def _check_hash(field: Field) -> None:
 def _check_cookie(field: Field) -> None:
     with field.fields() as parts:
         name, ttl, path = parts.need("name"), parts.get("ttl"), parts.get("path")
-        for one, fits in ((name, _is_token), (path, _is_path)):
-            if one:
-                _check_name(one, fits)
+        _check_name(name, _is_token)
+        _check_name(path, _PATH.fullmatch)
         if ttl:
             ttl.duration_ms(zero=True)
 
 
-def _check_name(field: Field, fits: Callable[[str], bool]) -> None:
+def _check_name(field: Field | None, fits: Callable[[str], object]) -> None:
     """A name that a request can have; the proxy would refuse an empty one, and never find others."""
-    text = field.text()
-    if not fits(text) and isinstance(field.data, str):
+    text = field.text() if field else ""
+    if field and not fits(text) and isinstance(field.data, str):
         field.fault(f"{text!r} is nothing that a request can have here", HEADER_STEP)
 
 
 def _is_token(text: str) -> bool:
     return is_header(text) and not text.startswith(":")
-
-
-def _is_parameter(text: str) -> bool:
-    return re.fullmatch(r"[^\s\x00-\x20&=#\x7f]+", text) is not None
-
-
-def _is_path(text: str) -> bool:
-    return re.fullmatch(r"/[^;\x00-\x20\x7f]*", text) is not None
 
 
 def _check_table(fields: Fields) -> None:
@@ -192,14 +179,14 @@ def _outlier(field: Field) -> bool:
         return True
 
 
-def _tls(field: Field) -> ClientTls:
+def _tls(field: Field) -> str:
     with field.fields() as fields:
         mode, sni = _tls_mode(fields.get("mode")), fields.get("sni")
         text = sni.text() if sni else ""
         if sni and text and not _SNI.fullmatch(text):
             shown = text if len(text) <= MAX_SNI else f"{text[:20]}… ({len(text)} characters)"
             sni.fault(f"{shown!r} is not a server name", f"use up to {MAX_SNI} letters, digits, dots and dashes")
-        return ClientTls(mode)
+        return mode
 
 
 def _tls_mode(field: Field | None) -> str:
@@ -219,14 +206,16 @@ def peer_authentication(meta: Meta, top: Fields) -> PeerAuthentication:
     with top.within("spec") as spec:
         with spec.within("selector") as selector:
             labels = selector.labels("matchLabels")
-        mode, ports = _mode(spec), spec.get("portLevelMtls")
+        with spec.within("mtls") as mtls:
+            mode = _mode(mtls)
+        ports = spec.get("portLevelMtls")
         found: list[tuple[int, MtlsMode]] = []
         for key, field in ports.pairs().items() if ports else ():
             number = int(key) if _PORT.fullmatch(key) else 0
             if not 1 <= number <= MAX_PORT:
                 field.fault(f"{key} is not a port", f"give 1 to {MAX_PORT}")
             with field.fields() as one:
-                found.append((number, _word(one)))
+                found.append((number, _mode(one)))
         if ports and not labels:
             ports.fault("a mode per port needs a selector", "give selector.matchLabels")
         return PeerAuthentication(meta, labels, mode, tuple(sorted(found)))
@@ -238,12 +227,7 @@ def envoy_filter(meta: Meta, top: Fields) -> EnvoyFilter:
     return EnvoyFilter(meta)
 
 
-def _mode(spec: Fields) -> MtlsMode:
-    with spec.within("mtls") as mtls:
-        return _word(mtls)
-
-
-def _word(fields: Fields) -> MtlsMode:
+def _mode(fields: Fields) -> MtlsMode:
     return MtlsMode(fields.choice("mode", tuple(MtlsMode)))
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from meshdns.core import schema
-from meshdns.core.schema import Document, Fault, Field, Fields, Labels, Place, refuse
+from meshdns.core.schema import Document, Fault, Field, Fields, Labels, Place, is_host, is_label, refuse
 from meshdns.istio import coherence, documents, kinds, policies, resources, routes
 from meshdns.istio.resources import Meta, Resource, Resources
 
@@ -23,7 +22,6 @@ _READERS: dict[str, tuple[tuple[str, ...], Callable[[Meta, Fields], Resource]]] 
     "Sidecar": (ISTIO, policies.sidecar),
     "EnvoyFilter": (ISTIO, policies.envoy_filter),
 }
-# What an API server adds to a stored object; it says nothing about the mesh.
 # What the injector writes down of itself; every Pod with a sidecar has them.
 _INJECTED = ("sidecar.istio.io/status", "istio.io/rev")
 INJECT, PROXY_CONFIG = "sidecar.istio.io/inject", "proxy.istio.io/config"
@@ -31,6 +29,7 @@ _OF_PODS = (
     INJECT, PROXY_CONFIG, "sidecar.istio.io/interceptionMode", "traffic.sidecar.istio.io/excludeInboundPorts",
 )  # fmt: skip
 _PASSED_OVER = ("Namespace", "ConfigMap", "ServiceAccount")  # of Kubernetes; what they say is not the mesh's
+# What an API server adds to a stored object; it says nothing about the mesh.
 _SERVER_FIELDS = (
     "uid", "resourceVersion", "generation", "managedFields", "selfLink", "ownerReferences", "generateName",
     "finalizers", "deletionTimestamp", "deletionGracePeriodSeconds",
@@ -48,15 +47,12 @@ def read(paths: Sequence[Path]) -> Resources:
             faults.append(Fault(Place(str(path)), "", f"not UTF-8 text at byte {error.start}"))
         except OSError as error:
             faults.append(Fault(Place(str(path)), "", f"cannot be read: {error.strerror}"))
-    return _parse(texts, faults)
+    return parse(texts, faults)
 
 
-def parse(texts: Mapping[str, str]) -> Resources:
+def parse(texts: Mapping[str, str], before: Sequence[Fault] = ()) -> Resources:
     """The resources of YAML texts, each under the name that messages use for it; InputError names every fault."""
-    return _parse(texts, [])
-
-
-def _parse(texts: Mapping[str, str], faults: list[Fault]) -> Resources:
+    faults = [*before]
     found: list[Resource] = []
     for file, text in texts.items():
         for document in documents.parse(text, file, faults):
@@ -109,18 +105,14 @@ def _resource(field: Field) -> Resource | None:
 
 def _meta(kind: str, top: Fields) -> Meta:
     with top.within("metadata") as meta:
-        name, namespace = meta.need("name"), meta.get("namespace")
-        text = name.text() if name else ""
-        if name and text and not (schema.is_label(text) if kind == "Service" else schema.is_host(text)):
-            name.fault(f"{text!r} is not a name", "use lower-case letters, digits and dashes")
-        where = namespace.text() if namespace else "default"
-        if namespace and where and not schema.is_label(where):
-            namespace.fault(f"{where!r} is not a name", "use lower-case letters, digits and dashes")
+        name = kinds.named(meta.need("name"), "a name", is_label if kind == "Service" else is_host)
+        namespace = meta.get("namespace")
+        where = kinds.named(namespace, "a name") if namespace else "default"
         meta.ignore(*_SERVER_FIELDS)
         notes = _annotations(meta, kind)
         created = meta.get("creationTimestamp")
         made_s = created.time_s() if created else 0
-        return Meta(kind, where, text, made_s, meta.labels("labels"), notes, top.at.place, top.at.path)
+        return Meta(kind, where, name, made_s, meta.labels("labels"), notes, top.at.place, top.at.path)
 
 
 def _annotations(meta: Fields, kind: str) -> Labels:

@@ -52,7 +52,6 @@ class Endpoint:
     namespace: str = ""
     workload: str = ""  # name of the pod
     labels: Labels = ()
-    service_account: str = ""
     sidecar: bool = False  # whether it can speak mutual TLS
 
     def port(self, name: str) -> int:
@@ -108,8 +107,7 @@ class Registry:
 
     def route(self, host: str) -> VirtualService | None:
         """The VirtualService that a sidecar uses for a host: by name, else the longest wildcard above it."""
-        names = _names(host) if self._routes else ()
-        return next((self._routes[name] for name in names if name in self._routes), None)
+        return next((self._routes[name] for name in names(host) if name in self._routes), None)
 
     def rule(self, host: str, client_namespace: str) -> DestinationRule | None:
         """The DestinationRule for a host: the client's namespace, then the service's, then the root namespace.
@@ -117,12 +115,12 @@ class Registry:
         Within the first of these that has one, the most exact host; several resources for one host are merged: the
         oldest policy, every subset.
         """
-        names = [name for name in _names(host) if name in self._rules] if self._rules else []
-        if not names:
+        known = [name for name in names(host) if name in self._rules]
+        if not known:
             return None
         owners = [service.namespace for service in self.of(host)]
         for namespace in dict.fromkeys((client_namespace, *owners, ROOT_NAMESPACE)):
-            for name in names:
+            for name in known:
                 found = [one for one in self._rules.get(name, ()) if one.meta.namespace == namespace]
                 if found:
                     return replace(found[0], subsets=tuple(subset for one in found for subset in one.subsets))
@@ -201,7 +199,7 @@ def key(entry: resources.ServiceEntry, host: str) -> str:
     return f"{entry.meta.namespace}/{entry.meta.name}/{host}"
 
 
-def _names(host: str) -> list[str]:
+def names(host: str) -> list[str]:
     """A host and the wildcards above it, the most exact first."""
     labels = host.removeprefix("*.").split(".")
     return [host, *(f"*.{'.'.join(labels[n:])}" for n in range(1, len(labels)))]
@@ -262,7 +260,6 @@ def _slice_endpoints(given: Resources) -> dict[tuple[str, str], list[Endpoint]]:
                         namespace=piece.meta.namespace,
                         workload=pod.meta.name if pod else one.pod,
                         labels=pod.meta.labels if pod else (),
-                        service_account=pod.service_account if pod else "",
                         sidecar=bool(pod) and (TLS_MODE, "istio") in (pod.meta.labels if pod else ()),
                     )
                 )
@@ -295,14 +292,7 @@ def _workload_endpoint(one: Workload, entry: resources.ServiceEntry) -> Endpoint
     numbers = tuple((port.name, own.get(port.name) or int(port.target) or port.number) for port in entry.ports)
     # Istio's rule: a workload that names its service account speaks mutual TLS, unless its label says otherwise.
     sidecar = dict(one.labels).get(TLS_MODE, "istio" if one.service_account else "disabled") == "istio"
-    return Endpoint(
-        address=one.address,
-        ports=numbers,
-        namespace=entry.meta.namespace,
-        labels=one.labels,
-        service_account=one.service_account,
-        sidecar=sidecar,
-    )
+    return Endpoint(one.address, numbers, namespace=entry.meta.namespace, labels=one.labels, sidecar=sidecar)
 
 
 def _numeric(address: str) -> tuple[int, ...]:

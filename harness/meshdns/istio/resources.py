@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from typing import get_args
 
 from meshdns.core.schema import Labels, Place
 
@@ -154,7 +155,6 @@ class Pod:
 
     meta: Meta
     address: str = ""  # status.podIP
-    service_account: str = "default"
 
 
 @dataclass(frozen=True)
@@ -216,13 +216,6 @@ class Destination:
 
 
 @dataclass(frozen=True)
-class Retries:
-    """When a failed request is tried again; attempts 0 switches Istio's default retries off."""
-
-    attempts: int
-
-
-@dataclass(frozen=True)
 class Delay:
     """A share of requests that waits before it is forwarded."""
 
@@ -246,7 +239,7 @@ class HttpRoute:
     matches: tuple[HttpMatch, ...]
     destinations: tuple[Destination, ...]
     timeout_ms: int | None = None  # none is Istio's default; 0 says so
-    retries: Retries | None = None
+    retries: int | None = None  # none is Istio's default; 0 switches it off
     delay: Delay | None = None
     abort: Abort | None = None
 
@@ -270,28 +263,13 @@ class VirtualService:
 
 
 @dataclass(frozen=True)
-class Balancer:
-    """How an endpoint is chosen; Istio's default is LEAST_REQUEST."""
-
-    simple: str = ""  # LEAST_REQUEST, ROUND_ROBIN, RANDOM, PASSTHROUGH, or empty: the default
-    hashes: bool = False  # by something of the request
-
-
-@dataclass(frozen=True)
-class ClientTls:
-    """How the sidecar speaks to the endpoints."""
-
-    mode: str  # DISABLE, SIMPLE or ISTIO_MUTUAL
-
-
-@dataclass(frozen=True)
 class TrafficPolicy:
-    """Each section is whole or absent; `ports` replace all four for one port."""
+    """Each section is whole or absent, which is empty; `ports` replace all four for one port."""
 
-    balancer: Balancer | None = None
+    balancer: str = ""  # how an endpoint is chosen, as `explain` says it
     limits: bool = False  # of connections
     outlier: bool = False  # failing endpoints are left out for a while
-    tls: ClientTls | None = None
+    tls: str = ""  # how the sidecar speaks to the endpoints: DISABLE, SIMPLE or ISTIO_MUTUAL
     ports: tuple[tuple[int, TrafficPolicy], ...] = ()
 
 
@@ -340,7 +318,7 @@ class EnvoyFilter:
     meta: Meta
 
 
-Resource = (
+Resource = (  # in the order in which they stand below
     Service
     | EndpointSlice
     | Pod
@@ -372,20 +350,10 @@ class Resources:
             yield from getattr(self, one.name)
 
 
-_PLACES = {
-    Service: "services", EndpointSlice: "slices", Pod: "pods", ServiceEntry: "entries",
-    VirtualService: "virtual_services", DestinationRule: "rules", PeerAuthentication: "peers", Sidecar: "sidecars",
-    EnvoyFilter: "filters",
-}  # fmt: skip
-
-
 def collect(found: list[Resource]) -> Resources:
     """The set of these resources."""
-    kinds: dict[str, list[Resource]] = {place: [] for place in _PLACES.values()}
-    for one in found:
-        kinds[_PLACES[type(one)]].append(one)
-    ordered = {place: tuple(sorted(those, key=lambda one: one.meta.age)) for place, those in kinds.items()}
-    return Resources(**ordered)  # type: ignore[arg-type]  # each place holds its own kind
+    ordered = sorted(found, key=lambda one: one.meta.age)
+    return Resources(*(tuple(one for one in ordered if type(one) is kind) for kind in get_args(Resource)))  # type: ignore[arg-type]
 
 
 def fqdn(host: str, namespace: str) -> str:

@@ -14,7 +14,6 @@ from meshdns.istio.resources import (
     HttpMatch,
     HttpRoute,
     Meta,
-    Retries,
     StringMatch,
     TcpRoute,
     VirtualService,
@@ -124,12 +123,12 @@ def _destination(item: Field, namespace: str, *, alone: bool) -> Destination:
         return Destination(text, subset, number, 100 if alone else weight or 0, place)
 
 
-def _retries(field: Field) -> Retries:
+def _retries(field: Field) -> int:
     with field.fields() as fields:
         attempts = fields.need("attempts")
         fields.duration_ms("perTryTimeout")
         _check_conditions(fields.get("retryOn"))
-        return Retries(attempts.integer(0, MAX_ATTEMPTS) if attempts else 0)
+        return attempts.integer(0, MAX_ATTEMPTS) if attempts else 0
 
 
 def _check_conditions(field: Field | None) -> None:

@@ -71,9 +71,9 @@ def explain_verb(options: argparse.Namespace) -> int:
     given = reader.read([options.mesh])
     model = build(given)
     found = explain.explain(model, host, port, caller(given, options.pod, options.namespace, options.mode))
-    print("\n".join([*explain.lines(found), *_patched(given)]))
+    print("\n".join([*found.lines, *_patched(given)]))
     given_new = {one.virtual_ip for one in model.services} - {*vips.allocated(given).values()}
-    if given_new & set(found.lookup.addresses):
+    if given_new & set(found.addresses):
         print("\nthe virtual IP is the one that a new control plane would give: no status of the entry says another")
     return 0
 

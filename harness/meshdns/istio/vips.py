@@ -24,43 +24,22 @@ def assign(
     `reserved` holds addresses and CIDR blocks of users. InputError when the range is used up.
     """
     net = ipaddress.IPv4Network(cidr)
-    taken = _Taken(reserved, net)
-    known = {key: int(ipaddress.IPv4Address(before[key])) for key in wanted if key in before}
-    kept = {key: address for key, address in known.items() if _usable(address, net, taken)}
+    blocks = [one for one in map(ipaddress.ip_network, reserved) if one.version == 4 and one.overlaps(net)]
+
+    def usable(address: ipaddress.IPv4Address) -> bool:
+        """x.y.z.0 and x.y.z.255 are left out: some programs take them for a network and a broadcast address."""
+        return address in net and address.packed[3] not in (0, 255) and not any(address in block for block in blocks)
+
+    kept = {key: before[key] for key in wanted if key in before and usable(ipaddress.IPv4Address(before[key]))}
     used = {*kept.values()}
-    free = (at for at in range(int(net[0]), int(net[-1]) + 1) if _usable(at, net, taken) and at not in used)
+    free = (str(address) for address in net if usable(address) and str(address) not in used)
     found: dict[str, str] = {}
     for key in dict.fromkeys(wanted):
-        address = kept[key] if key in kept else next(free, 0)
-        if not address:
-            raise errors.InputError(f"no virtual IP is left in {cidr} for {key}: {len(found)} are given",
+        found[key] = kept[key] if key in kept else next(free, "")
+        if not found[key]:
+            raise errors.InputError(f"no virtual IP is left in {cidr} for {key}: {len(found) - 1} are given",
                                     step="remove entries, or give some their own addresses")  # fmt: skip
-        found[key] = str(ipaddress.IPv4Address(address))
     return found
-
-
-class _Taken:
-    """Single addresses in a set, blocks in a list: the many are looked up at once."""
-
-    def __init__(self, reserved: Iterable[str], net: ipaddress.IPv4Network) -> None:
-        self.single: set[int] = set()
-        self.blocks: list[tuple[int, int]] = []
-        for one in map(ipaddress.ip_network, reserved):
-            if isinstance(one, ipaddress.IPv4Network) and one.overlaps(net):
-                low, high = int(one.network_address), int(one.broadcast_address)
-                if low == high:
-                    self.single.add(low)
-                else:
-                    self.blocks.append((low, high))
-
-    def __contains__(self, address: int) -> bool:
-        return address in self.single or any(low <= address <= high for low, high in self.blocks)
-
-
-def _usable(address: int, net: ipaddress.IPv4Network, taken: _Taken) -> bool:
-    """x.y.z.0 and x.y.z.255 are left out: some programs take them for a network and a broadcast address."""
-    first = int(net.network_address)
-    return first <= address < first + net.num_addresses and address % 256 not in (0, 255) and address not in taken
 
 
 def wanted(given: Resources) -> list[str]:

@@ -13,7 +13,6 @@ import socket
 import sys
 import time
 from pathlib import Path
-from types import FrameType
 
 from .. import command
 from ..options import Options
@@ -50,17 +49,13 @@ def _wait(port: int, patience_s: float) -> int:
     return 1
 
 
-def _end(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(0)
-
-
 def main(argv: list[str]) -> int:
     """Until TERM or INT."""
     arguments = _arguments(argv)
     if arguments.wait is not None:
         return _wait(arguments.page, arguments.wait)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _end)
+        signal.signal(number, lambda *_: sys.exit())
     try:
         options = command.read(arguments.config) if arguments.config else Options()
         what = settings.from_options(options)

@@ -1,8 +1,8 @@
 """Interception of one pod by eBPF, from start to end of a process.
 
 The process runs in the pod's network namespace, beside the application and the proxy. Programs on cgroup hooks are
-attached once, to the cgroup above the process's own (see `cgroups`), and act only on sockets of this namespace, told by
-its cookie; the proxy is told by its user or group, as Istio's rules do. So containers of the pod may restart, and no
+attached once, to the cgroup above the process's own (see `pod_parent`), and act only on sockets of this namespace, told
+by its cookie; the proxy is told by its user or group, as Istio's rules do. So containers of the pod may restart, and no
 path to a container's cgroup is needed. Sockets of other pods below the same cgroup cost one comparison per call; give
 the pod's containers a `cgroup_parent` of their own, and there are none.
 
@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import socket
 import struct
 from pathlib import Path
 from typing import Any
 
-from . import cgroups, libbpf, settings
+from . import libbpf, settings
 
 PAGE_PORT = 15099  # on loopback, beside the proxy's own ports
 ASLEEP_S = 3600.0  # wakes for requests and signals only: it stands beside a measurement
@@ -47,12 +48,40 @@ def namespace_cookie() -> int:
             raise libbpf.Refused(f"the kernel has no namespace cookies ({error.strerror}); it needs 5.14") from None
 
 
+def pod_parent(tree: Path) -> Path:
+    """The cgroup above this process's own: the engine's, or the one Compose's `cgroup_parent` names.
+
+    A container's own cgroup goes when it stops and takes its attachments along; the one above outlives restarts. It is
+    found by this process's number in `cgroup.procs`, which holds for the hybrid layout (cgroup 2 beside version 1), for
+    private cgroup namespaces, where /proc/self/cgroup says only `/`, and for either driver. Raises Refused.
+    """
+    if not (tree / "cgroup.controllers").exists():
+        raise libbpf.Refused(f"there is no cgroup 2 tree at {tree}; mount the host's there (read-only is enough)")
+    own = _holding(tree, os.getpid())
+    if own is None or own == tree:
+        raise libbpf.Refused(f"the loader's own cgroup is not in {tree}; mount the host's tree, not the container's")
+    return own.parent
+
+
+def _holding(tree: Path, pid: int) -> Path | None:
+    """The cgroup in which a process is; numbers are those of our own pid namespace, 0 for strangers."""
+    for folder, names, _ in os.walk(tree):
+        names.sort()
+        try:
+            held = (Path(folder) / "cgroup.procs").read_text()
+        except OSError:  # a threaded cgroup, or one that went meanwhile
+            continue
+        if str(pid) in held.split():
+            return Path(folder)
+    return None
+
+
 class Interception:
     """In force from construction until the process ends."""
 
     def __init__(self, programs: Path, tree: Path, what: settings.Settings, *, fail_closed: bool = False) -> None:
         """Raises Refused, ValueError; nothing is attached then once the process has ended."""
-        self.cgroup = cgroups.pod_parent(tree)
+        self.cgroup = pod_parent(tree)
         local = settings.local_addresses(Path("/proc/net/fib_trie").read_text())
         packed = what.packed(namespace_cookie(), local, fail_closed=fail_closed)
         self._programs = libbpf.Programs(programs, packed)

@@ -96,19 +96,9 @@ class Settings:
 
     def document(self) -> dict[str, object]:
         """The settings as a JSON document shows them."""
-        return {
-            "proxy_uids": list(self.proxy_uids),
-            "proxy_gids": list(self.proxy_gids),
-            "outbound_port": self.outbound_port,
-            "inbound_port": self.inbound_port,
-            "tunnel_port": self.tunnel_port,
-            "dns_port": self.dns_port,
-            "capture_dns": self.capture_dns,
-            "outbound_excluded": _spans(self.outbound_excluded),
-            "outbound_included": _spans(self.outbound_included),
-            "inbound_captured": _spans(self.inbound_captured),
-            "ranges": {str(net): [flag.name for flag in Range if flag in had] for net, had in self.ranges.items()},
-        }
+        ranges = {str(net): [flag.name for flag in Range if flag in had] for net, had in self.ranges.items()}
+        shown = {key: _spans(value) if isinstance(value, frozenset) else value for key, value in vars(self).items()}
+        return shown | {"ranges": ranges}
 
 
 def from_options(options: Options) -> Settings:
@@ -170,7 +160,7 @@ def _impossible(options: Options) -> Iterator[str]:
     if ipaddress.IPv4Address("127.0.0.1") not in _loopback(options):
         value = shown(options.host_ipv4_loopback_cidr)
         yield f"host_ipv4_loopback_cidr is {value}, allowed: what holds 127.0.0.1 (captured connections go there)"
-    if options.loopback_included:
+    if options.loopback_families:
         value = shown(options.outbound_ip_ranges_include)
         yield f"outbound_ip_ranges_include is {value}, allowed: none that begins in loopback (it stays in the pod)"
 

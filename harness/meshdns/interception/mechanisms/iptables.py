@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ..conventions import ISTIO
 from ..options import Options
-from .mechanism import RULES, Command, Mechanism
+from .mechanism import RULES, Mechanism
 
 _CHAINS = ISTIO.chains
 # They have no comment to be counted by: those of Istio's rules that turn something, as iptables-save prints them.
@@ -24,6 +24,7 @@ class Iptables(Mechanism):
     """See the module."""
 
     counters: ClassVar = ((("iptables-save", "-c"), _COUNTED),)
+    captures: ClassVar[str] = _CHAINS.output
 
     def files(self, options: Options) -> dict[str, str]:
         """The command as the injector gives it; it finds the name servers in the pod's resolv.conf."""
@@ -32,11 +33,6 @@ class Iptables(Mechanism):
     def load(self, files: dict[str, str]) -> list[str]:
         """See `Mechanism`."""
         return [f"sh -e {RULES}/{name}" for name in files]
-
-    def capture(self, on: bool) -> list[Command]:
-        """The jump to the rules that capture stands, or is taken out."""
-        where = ("-I", "OUTPUT", "1") if on else ("-D", "OUTPUT")
-        return [Command(("iptables", "-t", self.table, *where, "-j", _CHAINS.output))]
 
 
 def arguments(options: Options) -> list[str]:

@@ -28,6 +28,7 @@ class Mechanism(ABC):
     # What prints the counters of its rules, beside iptables-save, and how they stand there.
     counters: ClassVar[tuple[tuple[tuple[str, ...], str], ...]] = ()
     table: ClassVar[str] = "nat"  # of iptables: where rules decide
+    captures: ClassVar[str] = ""  # the chain there that captures outbound traffic, if it can be taken out of a pod
 
     def options(self) -> dict[str, Any]:
         """Options that it asks for."""
@@ -53,6 +54,6 @@ class Mechanism(ABC):
         ]
 
     def capture(self, on: bool) -> list[Command]:
-        """Outbound traffic is captured from now on, or no longer; nothing where it cannot be taken out of a pod."""
-        del on
-        return []
+        """Outbound traffic is captured from now on, or no longer; nothing where that cannot be."""
+        where = ("-I", "OUTPUT", "1") if on else ("-D", "OUTPUT")
+        return [Command(("iptables", "-t", self.table, *where, "-j", self.captures))] if self.captures else []

@@ -8,7 +8,7 @@ from .. import iptables, routing
 from ..conventions import ISTIO
 from ..options import Options
 from ..ruleset import build
-from .mechanism import RULES, Command, Mechanism
+from .mechanism import RULES, Mechanism
 
 
 class Tproxy(Mechanism):
@@ -16,6 +16,7 @@ class Tproxy(Mechanism):
 
     transparent: ClassVar[bool] = True
     table: ClassVar[str] = "mangle"
+    captures: ClassVar[str] = ISTIO.chains.output
 
     def options(self) -> dict[str, Any]:
         """Istio's own mode."""
@@ -30,11 +31,6 @@ class Tproxy(Mechanism):
     def load(self, files: dict[str, str]) -> list[str]:
         """Routes first."""
         return [f"ip -batch {RULES}/policy-routes", f"iptables-restore --noflush {RULES}/iptables"]
-
-    def capture(self, on: bool) -> list[Command]:
-        """The jump to the rules that capture stands, or is taken out."""
-        where = ("-I", "OUTPUT", "1") if on else ("-D", "OUTPUT")
-        return [Command(("iptables", "-t", self.table, *where, "-j", ISTIO.chains.output))]
 
 
 MECHANISM = Tproxy()
