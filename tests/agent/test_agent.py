@@ -88,7 +88,7 @@ def lookup(agent, *candidates, **job):
 
 
 def test_ping_clock_and_bad_jobs_keep_serving(shared):
-    shared.send('{"kind":"ping","id":"a"}')
+    shared.send('{"kind":"ping"}')
     assert shared.read().header["pong"] is True
     for bad in (
         "nonsense",
@@ -101,9 +101,9 @@ def test_ping_clock_and_bad_jobs_keep_serving(shared):
     ):
         shared.send(bad)
         assert shared.read().header["error"]
-    shared.send('{"kind":"clock","id":"c"}')
+    shared.send('{"kind":"clock"}')
     facts = shared.read().header["clock"]
-    assert 0 < facts["read_p50_ns"] <= facts["read_p99_ns"] and facts["backwards"] == 0
+    assert 0 < facts["cost_p50_ns"] <= facts["cost_p99_ns"] and facts["backwards"] == 0
 
 
 @pytest.mark.parametrize(
@@ -456,9 +456,9 @@ def test_load_ends_with_its_driver(load, end):
     with udp_server(lambda _query: asked.set()) as port:
         text = json.dumps(job | {"resolver": ["127.0.0.1", port]}).encode() + b"\n"
         if end == "driver":  # a process that holds the agent's input dies by force
-            command = [sys.executable, "-I", str(AGENT / "__main__.py")]
+            command = [sys.executable, "-m", "agent"]
             script = (
-                f"import subprocess;p=subprocess.Popen({command!r},stdin=-1);"
+                f"import subprocess;p=subprocess.Popen({command!r},stdin=-1,cwd={str(AGENT.parent)!r});"
                 f"p.stdin.write({text!r});p.stdin.flush();print(p.pid,flush=True);p.wait()"
             )
             driver = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
@@ -496,43 +496,14 @@ def gone(pid, within_s):
 
 
 def test_null_target_waits_as_asked(shared):
-    target = subprocess.Popen(
-        [
-            sys.executable,
-            AGENT / "null_target.py",
-            "--address",
-            "127.0.0.1",
-            "--dns-port",
-            "0",
-            "--http-port",
-            "0",
-            "--body-bytes",
-            "10",
-            "--idle-s",
-            "0.2",
-        ],
-        stdout=subprocess.PIPE,
-    )
+    command = [sys.executable, AGENT / "null_target.py", "--port", "0", "--idle-s", "0.2"]
+    target = subprocess.Popen(command, stdout=subprocess.PIPE)
     try:
-        _, dns_port, _, http_port = target.stdout.readline().split()
-        job = {"kind": "lookup", "lookup": "wire", "resolver": ["127.0.0.1", int(dns_port)], "count": 5}
+        job = {"kind": "lookup", "lookup": "wire", "resolver": ["127.0.0.1", int(target.stdout.readline())], "count": 5}
         result = shared.run(**job, wire=[[wire("d3000.null.test."), wire("d3000.null.test.", "AAAA")]])
         c = result.columns
         assert result.words("outcome") == ["ok"] * 5
         assert all(end - start >= 6e6 for start, end in zip(c["start_ns"], c["end_ns"], strict=True))
-        for path, least in (("/", 0), ("/d4000", 4e6)):
-            request = GET.replace("/", path, 1)
-            result = shared.run(
-                kind="request",
-                address="127.0.0.1",
-                port=int(http_port),
-                request=request,
-                count=5,
-                connection="keepalive",
-            )
-            c = result.columns
-            assert set(c["bytes"]) == {10} and result.words("replica") == ["null"] * 5
-            assert all(end - start >= least for start, end in zip(c["start_ns"], c["end_ns"], strict=True))
     finally:
         target.terminate()
         assert target.wait(2) == 0

@@ -35,16 +35,7 @@ GAI_RCODES = {-2: 3, -3: 2, -4: 2, -5: 0}
 
 
 class PhaseError(Exception):
-    """The request ends here; `outcome` names the way."""
-
-    def __init__(self, outcome: str) -> None:
-        """Takes a word of the outcome column."""
-        super().__init__(outcome)
-        self.outcome = outcome
-
-
-class DeadlineError(Exception):
-    """Thrown into a request whose time is over."""
+    """The request ends here; the text is a word of the outcome column."""
 
 
 class Line:
@@ -78,7 +69,6 @@ class Flight:
     )  # fmt: skip
 
     def __init__(self) -> None:
-        """Knows nothing yet."""
         self.row = self.due_ns = self.deadline_ns = self.local_port = self.status = self.queries = self.body_bytes = 0
         self.start_ns = self.dns_ns = self.connect_ns = self.tls_ns = self.first_byte_ns = self.end_ns = 0
         self.rcode = -1
@@ -113,7 +103,6 @@ class Exchange:
     """How requests of one job are made: addresses, open connections, and who waits for which descriptor."""
 
     def __init__(self, job: Job, epoll: select.epoll) -> None:
-        """Opens nothing yet."""
         self.job = job
         self.epoll = epoll
         self.context = job.context()
@@ -122,9 +111,7 @@ class Exchange:
         self.idle: dict[int, Line] = {}  # kept connections, longest idle first, so that each carries its share
         self.spent: deque[socket.socket] = deque()
         self.kept: list[socket.socket] = []  # sockets of earlier lookups, where lookups share theirs
-        self.heads = httpwire.Heads()
         self.payload = job.tcp.payload if job.tcp else job.request
-        self.head_only = job.request.startswith(b"HEAD ")
         self.query_id = int.from_bytes(os.urandom(2), "big")
         self.to_open = 0  # connections that the warm-up still has to open before it uses one again
         self.connections_opened = self.queries_sent = self.stray_answers = 0
@@ -146,13 +133,8 @@ class Exchange:
 
     def close(self) -> None:
         """Closes what the job left open."""
-        for line in self.idle.values():
-            line.sock.close()
-        for sock in (*self.spent, *self.kept):
+        for sock in (*(line.sock for line in self.idle.values()), *self.spent, *self.kept):
             sock.close()
-        self.idle.clear()
-        self.spent.clear()
-        self.kept.clear()
 
     def drop(self, fd: int) -> None:
         """Forgets a kept connection that the server closed."""
@@ -180,9 +162,7 @@ class Exchange:
             yield from self._phases(flight)
             flight.fill()
         except PhaseError as failure:
-            flight.fail(failure.outcome)
-        except DeadlineError:
-            flight.fail("timeout")
+            flight.fail(str(failure))
         except OSError:
             flight.fail("connect_error" if flight.dns_ns or job.lookup == "none" else "dns_error")
         self._leave(flight)
@@ -467,12 +447,12 @@ class Exchange:
                     raise PhaseError("reset")
                 data += more
                 continue
-            head = self.heads.read(data[:end])
+            head = httpwire.read_head(data[:end])
             data = data[end + 4 :]
             if head.status >= 200 or head.status == 101:
                 break
         flight.status, flight.replica = head.status, head.replica
-        body = httpwire.Body(0 if self.head_only else head.length)
+        body = httpwire.Body(head.length)
         if data:
             body.feed(data)
         while not body.done:

@@ -40,7 +40,6 @@ class Tcp:
 class Job:
     """One load, as asked."""
 
-    id: str
     kind: str  # "lookup" or "request"
     lookup: str  # "none", "wire" or "getaddrinfo"
     wire: tuple[tuple[dnswire.Query, ...], ...]  # candidates in search-list order, each one or two parallel queries
@@ -101,7 +100,6 @@ def read(fields: dict[str, Any]) -> Job:
     if not isinstance(resolver, list) or len(resolver) != 2:
         raise JobError("resolver: must be [address, port]")
     job = Job(
-        id=str(fields.pop("id", "")),
         kind=_choice(fields, "kind", ("lookup", "request"), ""),
         lookup=_choice(fields, "lookup", ("none", "wire", "getaddrinfo"), "none"),
         wire=_wire(fields.pop("wire", None) or []),

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from .exchange import DeadlineError, Exchange, Flight, now
+from .exchange import Exchange, Flight, PhaseError, now
 from .job import Job
 
 COLUMNS = (
@@ -26,12 +26,10 @@ COLUMNS = (
 
 FAR_NS = 1 << 62  # later than any instant of this boot
 LEAD_NS = 5_000_000  # between the decision to start and the first due time: enough to open the first sockets
-SPIN_NS = (
-    1_500_000  # the kernel wakes a sleeper up to a millisecond late (epoll counts in whole ones), so spin this long
-)
-PREPARE_NS = (
-    200_000  # opening sockets takes some 20 us; this close to the due time it can no longer wait for a quiet moment
-)
+# The kernel wakes a sleeper up to a millisecond late (epoll counts in whole ones), so spin this long.
+SPIN_NS = 1_500_000
+# Opening sockets takes some 20 us; this close to the due time it can no longer wait for a quiet moment.
+PREPARE_NS = 200_000
 STOCK = 8  # Poisson arrivals come in bursts; at 70 % load more than eight within one service time are rarer than 1e-6
 GAP_NS = 50_000  # an idle turn of the loop takes 1 us; fifty of them are time that somebody else took
 LATE_NS = 1_000_000  # the bar for send lag
@@ -49,7 +47,6 @@ class Table:
     """The sample columns, allocated before the first request."""
 
     def __init__(self, rows: int) -> None:
-        """Makes room for so many rows."""
         self.columns = {name: array(code, bytes(array(code).itemsize * rows)) for name, code in COLUMNS}
         self.strings: dict[str, dict[str, int]] = {"outcome": {}, "address": {}, "replica": {}}
 
@@ -80,11 +77,10 @@ class Table:
 
         return record
 
-    def answer(self, job: Job, rows: int, facts: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
+    def answer(self, rows: int, facts: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
         """The header and the columns behind it."""
         raw = [self.columns[name][:rows].tobytes() for name, _ in COLUMNS]
         header = {
-            "id": job.id,
             "rows": rows,
             "columns": [list(column) for column in COLUMNS],
             "strings": {name: list(values) for name, values in self.strings.items()},
@@ -104,6 +100,7 @@ class Loop:
         self.count = count
         self.dues = dues
         self.workers = workers
+        self.spin = exchange.job.spin  # waiting burns the processor, for the sake of hearing of an answer at once
         self.record: Callable[[Flight], None] | None = None
         self.row = 0  # the next to start
         self.iterations = self.gaps = self.gap_ns = self.late_starts = self.cap_hits = self.in_flight_ns = 0
@@ -151,11 +148,6 @@ class Loop:
         for flight in self._stock:
             self.exchange.discard(flight)
         return self.row
-
-    @property
-    def spin(self) -> bool:
-        """Whether waiting burns the processor, for the sake of hearing of an answer at once."""
-        return self.exchange.job.spin
 
     def _begin(self, t: int) -> None:
         """Starts the request that is due, unless the time limit or the cap forbids it."""
@@ -252,7 +244,7 @@ class Loop:
             if flight.deadline_ns > t:
                 return
             with suppress(StopIteration):
-                flight.steps.throw(DeadlineError())
+                flight.steps.throw(PhaseError("timeout"))
             self._finish(flight)
 
     def _sleep(self, wait_ns: int) -> None:
@@ -305,4 +297,4 @@ def load(job: Job, hangup_fd: int) -> tuple[dict[str, Any], list[bytes]]:
         "stray_answers": exchange.stray_answers,
         "warmup": warmup,
     }
-    return table.answer(job, rows, facts)
+    return table.answer(rows, facts)

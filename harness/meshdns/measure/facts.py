@@ -58,7 +58,8 @@ def gather(what: Plan, opened: Session) -> dict[str, Any]:
     }
     # Last, when the machine has come to rest after the start of everything, as it is while blocks are measured.
     calm = "plain" if "plain" in place.world.arms else observers.clients(place)[0].arm
-    return known | {"clock": {calm: _clock(opened.agents.of(calm, 5))}}
+    clock = opened.agents.of(calm, 5).ask({"kind": "clock"}, ASK_TIMEOUT_S)[0]["clock"]  # it spins for a second
+    return known | {"clock": {calm: clock}}
 
 
 def resolutions(opened: Session) -> dict[str, Any]:
@@ -94,20 +95,6 @@ def _conformance(place: Place, arms: Collection[str]) -> dict[str, Any]:
         client.arm: asked(client)
         for client in observers.clients(place)
         if client.arm in arms and client.dns_proxy and client.mechanism == "iptables"
-    }
-
-
-def _clock(agent: Channel) -> dict[str, Any]:
-    """What the agent finds out about its own clock, spinning for a second."""
-    found = agent.ask({"kind": "clock"}, ASK_TIMEOUT_S)[0]["clock"]
-    return {
-        "resolution_ns": found["resolution_ns"],
-        "cost_p50_ns": found["read_p50_ns"],
-        "cost_p99_ns": found["read_p99_ns"],
-        "gaps_over_50us": found["gaps"],
-        "gap_share": found["gap_ns"] / found["spin_ns"],
-        "longest_gap_ns": found["longest_gap_ns"],
-        "backwards": found["backwards"],
     }
 
 
