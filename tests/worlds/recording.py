@@ -341,7 +341,7 @@ class Recording:
                 "snapshot": lambda: self._snapshot(pod, request),
                 "loaded": lambda: {"text": f"rules of {pod}"},
                 "tracked": lambda: {"entries": []},
-                "captured": lambda: {"pcap": dict.fromkeys(("eth0", "lo"), _NO_PACKETS), "dropped": 0},
+                "captured": lambda: {"pcap": dict.fromkeys(("eth0", "lo"), _NO_PACKETS)},
             }
             quiet = ("capture", "run")
             if request["op"] not in (*replies, *quiet):
