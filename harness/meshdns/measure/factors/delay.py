@@ -7,13 +7,11 @@ from typing import ClassVar
 
 from meshdns.core.world import Nets, World
 from meshdns.lab import parts
-from meshdns.lab.controlplane import ControlPlane
-from meshdns.lab.observers import Observers
 from meshdns.lab.parts import dnsdist, queries
 from meshdns.lab.place import Place
 from meshdns.measure.cell import Cell
 from meshdns.measure.factors import factor
-from meshdns.measure.factors.factor import Factor, Rules
+from meshdns.measure.factors.factor import Factor, Reach, Rules
 
 
 class Control(factor.Control):
@@ -68,5 +66,5 @@ class Delay(Factor):
         in_pod = arm is not None and arm.dns_proxy and cell.name_kind in ("fqdn", "short")  # a proxy knows the name
         return so_far_s if in_pod else so_far_s + cell.dns_delay_ms / 1000
 
-    def controls(self, place: Place, observers: Observers, control: ControlPlane | None) -> Iterator[factor.Control]:
-        yield Control(place)
+    def controls(self, reach: Reach) -> Iterator[factor.Control]:
+        yield Control(reach.place)

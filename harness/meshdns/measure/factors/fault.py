@@ -8,12 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from meshdns.core.world import Nets, World
-from meshdns.lab.controlplane import ControlPlane
-from meshdns.lab.observers import Observers
-from meshdns.lab.place import Place
 from meshdns.measure.cell import Cell
 from meshdns.measure.factors import factor
-from meshdns.measure.factors.factor import Factor, Job, Rules
+from meshdns.measure.factors.factor import Factor, Job, Reach, Rules
 
 NONE, SERVER = "none", "shop"  # the part that can fail
 
@@ -78,5 +75,5 @@ class Faults(Factor):
     def seconds(self, cell: Cell, before: Cell | None) -> float:
         return of(cell.fault).drain_s
 
-    def controls(self, place: Place, observers: Observers, control: ControlPlane | None) -> Iterator[factor.Control]:
+    def controls(self, reach: Reach) -> Iterator[factor.Control]:
         yield Control()
