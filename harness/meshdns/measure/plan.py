@@ -12,6 +12,7 @@ import math
 import random
 import re
 import tomllib
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,36 +46,27 @@ class Trial:
         return (self.count / rate_hz if rate_hz else self.count * request_s) + self.warmup * request_s
 
 
+# What a plan varies: a cell's columns, in their order.
+_FACTORS = [each for each in dataclasses.fields(Cell) if each.name not in ("experiment", "kind")]
+
+
+def _of_factors(kind: type[schema.Kind]) -> type[schema.Kind]:
+    """With a field for each factor: a level, or a list of levels."""
+    types, none = typing.get_type_hints(Cell), dataclasses.MISSING
+    fields = []
+    for each in _FACTORS:
+        usual = none if each.default is none else (each.default,)
+        fields.append((each.name, typing.cast(Any, Levels)[types[each.name]], field(default=usual)))
+    return dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), frozen=True, kw_only=True)
+
+
+@_of_factors
 @dataclass(frozen=True)
 class Experiment:
-    """Factors (each a level or a list of levels) and load of one experiment of the plan."""
+    """Factors and load of one experiment of the plan."""
 
     name: str
-    arm: Levels[str]
     kind: str = "lookup"
-    backend: Levels[str] = ("none",)
-    lookup: Levels[str] = ("wire",)
-    name_kind: Levels[str] = ("fqdn",)
-    qtype: Levels[str] = ("A",)
-    ndots: Levels[int] = (5,)
-    connection: Levels[str] = ("none",)
-    arrival: Levels[str] = ("constant",)
-    rate_hz: Levels[float] = (0.0,)
-    concurrency: Levels[int] = (1,)
-    dns_delay_ms: Levels[float] = (0.0,)
-    body_bytes: Levels[int] = (0,)
-    wait: Levels[str] = ("spin",)
-    tool: Levels[str] = ("agent",)
-    null_delay_us: Levels[float] = (0.0,)
-    tls: Levels[bool] = (False,)
-    extra_rules: Levels[int] = (0,)
-    answer: Levels[str] = ("none",)
-    intercepted: Levels[bool] = (True,)
-    sidecar: Levels[str] = ("up",)
-    policy: Levels[str] = ("none",)
-    fault: Levels[str] = ("none",)
-    change: Levels[str] = ("none",)
-    debounce: Levels[str] = ("100ms",)
     count: Annotated[int, Bounds(1, 1_000_000)] = 200
     warmup: Annotated[int, Bounds(0, 100_000)] = 20
     timeout_ms: Annotated[int, Bounds(1, 60_000)] = 2000
@@ -85,12 +77,15 @@ class Experiment:
 
     def cells(self) -> list[Cell]:
         """All combinations, in the order the factors are written."""
-        factors = [f.name for f in dataclasses.fields(Cell) if f.name not in ("experiment", "kind")]
-        levels = [getattr(self, name) for name in factors]
+        names = [each.name for each in _FACTORS]
         return [
-            Cell(experiment=self.series or self.name, kind=self.kind, **dict(zip(factors, combination, strict=True)))
-            for combination in itertools.product(*levels)
+            Cell(experiment=self.series or self.name, kind=self.kind, **dict(zip(names, combination, strict=True)))
+            for combination in itertools.product(*(getattr(self, name) for name in names))
         ]
+
+    def trials(self) -> list[Trial]:
+        """Its cells, with its load."""
+        return [Trial(cell, self.count, self.warmup, self.timeout_ms, self.capture) for cell in self.cells()]
 
 
 @dataclass(frozen=True)
@@ -112,12 +107,7 @@ class Plan:
         cells that need the same state of a pod. The order of all of these, and of the cells of each, is random.
         """
         rng = random.Random(f"{self.seed}/{number}")  # noqa: S311  an experiment's order, not a secret
-        trials = [
-            Trial(cell, e.count, e.warmup, e.timeout_ms, e.capture)
-            for e in self.experiments
-            if number % e.every == 0
-            for cell in e.cells()
-        ]
+        trials = [trial for e in self.experiments if number % e.every == 0 for trial in e.trials()]
         rng.shuffle(trials)
         delays = sorted({trial.cell.dns_delay_ms for trial in trials})
         rng.shuffle(delays)
@@ -147,10 +137,9 @@ class Plan:
     def seconds(self) -> float:
         """Expected duration of all load."""
         return sum(
-            Trial(cell, e.count, e.warmup, e.timeout_ms, e.capture).seconds(self.world) * len(due)
+            trial.seconds(self.world) * len(range(0, self.blocks, e.every))
             for e in self.experiments
-            for due in [range(0, self.blocks, e.every)]
-            for cell in e.cells()
+            for trial in e.trials()
         )
 
     def to_json(self) -> dict[str, Any]:
