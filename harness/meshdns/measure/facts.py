@@ -17,7 +17,6 @@ from meshdns.ads.types import NDS, hosts
 from meshdns.core import paths
 from meshdns.core.world import Pod
 from meshdns.interception import mechanisms
-from meshdns.interception.conventions import ISTIO
 from meshdns.lab import observers, parts, recording
 from meshdns.lab.channel import Channel
 from meshdns.lab.parts.component import NameServer
@@ -120,10 +119,9 @@ def _config_dumps(opened: Session, arms: Collection[str]) -> dict[str, Any]:
 
 
 def _config_dump(observer: Channel) -> Any:
-    body = observers.page(observer, {"url": f"http://127.0.0.1:{ISTIO.admin_port}/config_dump"})
-    if not body:
+    dump = trace.page(observer, "config_dump")
+    if dump is None:
         return None
-    dump = json.loads(body)
     for part in dump["configs"]:
         bootstrap = part.get("bootstrap", {})
         # Nine tenths of it list what this build could do, which its version says as well.

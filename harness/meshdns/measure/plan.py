@@ -203,7 +203,7 @@ def from_json(document: object, place: str, world: World) -> Plan:
         raise _refuse(place, f"name is {file.name!r}", step)
     if not file.experiment:
         raise _refuse(place, "there is no experiment", "add an [[experiment]] table")
-    limits = factors.levels(world) | {column: Bounds(*both) for column, both in factors.bounds().items()}
+    limits = factors.levels(world)
     experiments = tuple(
         _experiment(f"{place} experiment {i}", t, world, limits) for i, t in enumerate(file.experiment, 1)
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
+from meshdns.core.schema import Limits
 from meshdns.core.world import Nets, Pod, World
 from meshdns.interception import mechanisms
 from meshdns.lab import parts, readiness
@@ -41,7 +41,7 @@ class Sidecar(factor.OfPods):
 
 
 class Answer(Factor):
-    def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
+    def levels(self, world: World) -> Limits:
         return {"answer": (*world.answers, "none"), "sidecar": ("up", "down")}
 
     def rules(self, cell: Cell, world: World) -> Rules:

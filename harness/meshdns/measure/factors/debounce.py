@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
+from meshdns.core.schema import Limits
 from meshdns.core.world import World
 from meshdns.lab.parts import istiod
 from meshdns.measure.cell import Cell
@@ -15,7 +15,7 @@ RESTART_S = 6.0  # of istiod, until every sidecar has found it again (from data/
 
 
 class Debounce(Factor):
-    def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
+    def levels(self, world: World) -> Limits:
         return {"debounce": (*istiod.DEBOUNCE,)}
 
     def rules(self, cell: Cell, world: World) -> Rules:

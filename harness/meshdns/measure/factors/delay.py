@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
 
+from meshdns.core.schema import Bounds, Limits
 from meshdns.core.world import Nets, World
 from meshdns.lab import parts
 from meshdns.lab.parts import dnsdist, queries
@@ -55,7 +55,8 @@ def delayers(world: World, cell: Cell) -> list[str]:
 
 
 class Delay(Factor):
-    bounds: ClassVar = {"dns_delay_ms": (0.0, 1000.0)}
+    def levels(self, world: World) -> Limits:
+        return {"dns_delay_ms": Bounds(0, 1000)}
 
     def rules(self, cell: Cell, world: World) -> Rules:
         able = not cell.dns_delay_ms or bool(delayers(world, cell))

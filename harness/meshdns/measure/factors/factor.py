@@ -8,8 +8,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
+from meshdns.core.schema import Limits
 from meshdns.core.world import Nets, Pod, World
 from meshdns.interception.mechanisms import Command
 from meshdns.lab.controlplane import ControlPlane
@@ -65,11 +66,8 @@ class Control:
 class Factor:
     """One or several columns of a cell that belong together."""
 
-    # Column -> least and greatest level, where these are numbers.
-    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {}
-
-    def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
-        """Column -> its levels, where these are few."""
+    def levels(self, world: World) -> Limits:
+        """Column -> its levels, or the least and the greatest where these are many."""
         return {}
 
     def rules(self, cell: Cell, world: World) -> Rules:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
+from meshdns.core.schema import Limits
 from meshdns.core.world import Nets, World
 from meshdns.measure.cell import Cell
 from meshdns.measure.factors import factor
@@ -53,7 +53,7 @@ class Control(factor.Control):
 
 
 class Faults(Factor):
-    def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
+    def levels(self, world: World) -> Limits:
         return {"fault": (*LEVELS, NONE)}
 
     def rules(self, cell: Cell, world: World) -> Rules:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
+from meshdns.core.schema import Limits
 from meshdns.core.world import Nets, World
 from meshdns.lab import names
 from meshdns.measure.cell import Cell
@@ -15,7 +15,7 @@ _LIBC_S = 0.0007  # what a call of getaddrinfo takes, with its files (rounded fr
 
 
 class Name(Factor):
-    def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
+    def levels(self, world: World) -> Limits:
         return {
             "lookup": ("none", "wire", "getaddrinfo"),
             "name_kind": ("fqdn", "short", "external", "absent"),

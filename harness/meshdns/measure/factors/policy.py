@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
+from meshdns.core.schema import Limits
 from meshdns.core.world import World
 from meshdns.lab.controlplane import POLICIES
 from meshdns.measure.cell import Cell
@@ -16,7 +16,7 @@ LEVELS = sorted(file.stem for file in POLICIES.glob("*.yaml"))
 
 
 class Policy(Factor):
-    def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
+    def levels(self, world: World) -> Limits:
         return {"policy": (*LEVELS, "none")}
 
     def rules(self, cell: Cell, world: World) -> Rules:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
 
+from meshdns.core.schema import Bounds, Limits
 from meshdns.core.world import Pod, World
 from meshdns.interception import mechanisms
 from meshdns.measure.cell import Cell
@@ -22,7 +22,8 @@ class Control(factor.OfPods):
 
 
 class ExtraRules(Factor):
-    bounds: ClassVar = {"extra_rules": (0.0, 10_000.0)}
+    def levels(self, world: World) -> Limits:
+        return {"extra_rules": Bounds(0, 10_000)}
 
     def rules(self, cell: Cell, world: World) -> Rules:
         client = world.arms.get(cell.arm)
