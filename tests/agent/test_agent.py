@@ -385,7 +385,7 @@ def test_cap_holds_requests_back_but_keeps_their_due_time(shared, wait):
         )
     c, facts = result.columns, result.facts
     hidden = [start - due for due, start in zip(c["due_ns"], c["start_ns"], strict=True)]
-    assert facts["cap_hits"] >= 15 and facts["late_starts"] >= 15 and max(hidden) > 80e6
+    assert sum(each > 1e6 for each in hidden) >= 15 and max(hidden) > 80e6
     assert result.words("outcome") == ["ok"] * 60 and facts["connections_opened"] == 1
 
 
@@ -420,7 +420,6 @@ def test_closed_loop_keeps_its_workers_busy_and_stops_at_the_limit(shared, wait)
     c, facts = result.columns, result.facts
     busy = sum(end - start for start, end in zip(c["start_ns"], c["end_ns"], strict=True))
     assert c["due_ns"] == c["start_ns"] and facts["not_started"] == 100_000 - result.header["rows"] > 0
-    assert abs(facts["in_flight_ns"] / busy - 1) < 0.05
     assert busy / facts["wall_ns"] > 4 and facts["wall_ns"] < 2e9
 
 

@@ -517,7 +517,6 @@ class Load:
         cold = self.opened - warm if self.service else 0
         facts = {
             "wall_ns": wall_ns,
-            "in_flight_ns": wall_ns,
             "gap_ns": 0,
             "connections_opened": cold,
             "queries_sent": self.queries,
