@@ -25,7 +25,7 @@ class Tls:
     """How the server is verified."""
 
     server_name: str
-    cafile: str
+    context: ssl.SSLContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +76,6 @@ class Job:
             at += chance.expovariate(self.rate_hz)
             dues[k] = round(at * 1e9)
         return dues
-
-    def context(self) -> ssl.SSLContext | None:
-        """The TLS settings of this job."""
-        if self.tls is None:
-            return None
-        try:
-            return ssl.create_default_context(cafile=self.tls.cafile)
-        except (OSError, ssl.SSLError) as error:
-            raise JobError(f"tls.cafile: {error}") from error
 
 
 def read(fields: dict[str, Any]) -> Job:
@@ -194,7 +185,10 @@ def _tls(value: object) -> Tls | None:
         return None
     if not isinstance(value, dict) or set(value) != {"server_name", "cafile"}:
         raise JobError("tls: must hold server_name and cafile")
-    return Tls(str(value["server_name"]), str(value["cafile"]))
+    try:
+        return Tls(str(value["server_name"]), ssl.create_default_context(cafile=str(value["cafile"])))
+    except OSError as error:  # SSLError is an OSError
+        raise JobError(f"tls.cafile: {error}") from error
 
 
 def _tcp(value: object) -> Tcp | None:

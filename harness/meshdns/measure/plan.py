@@ -171,16 +171,11 @@ def _experiment(place: str, table: Mapping[str, Any], world: World, limits: sche
     crossed = math.prod(len(each) for each in vars(experiment).values() if isinstance(each, tuple))
     if crossed > MAX_CELLS:
         raise _refuse(place, f"its levels make {crossed} cells", f"leave levels out: a block holds {MAX_CELLS} at most")
-    for cell in experiment.cells():
-        _measurable(place, cell, world)
+    for cell in experiment.cells():  # what has no meaning is refused, rather than something else measured
+        for holds, rule in (each for factor in factors.ALL for each in factor.rules(cell, world)):
+            if not holds:
+                raise _refuse(f"{place} {cell.arm}", rule, "change the factor or split the experiment")
     return experiment
-
-
-def _measurable(place: str, cell: Cell, world: World) -> None:
-    """Refuse combinations that have no meaning, rather than measure something else."""
-    for holds, rule in (each for factor in factors.ALL for each in factor.rules(cell, world)):
-        if not holds:
-            raise _refuse(f"{place} {cell.arm}", rule, "change the factor or split the experiment")
 
 
 def parse(text: str, place: str, world: World) -> Plan:

@@ -163,9 +163,10 @@ def resume(path: Path | str) -> RunWriter:
         raise errors.DataError(
             f"says that the run is {header.name!r}", place=str(folder / "run.json"), step="restore the folder's name"
         )
-    if folder.absolute().with_name(header.name).exists():
+    final = folder.absolute().with_name(header.name)
+    if final.exists():
         step = "move it away, to go on with the unfinished one"
-        raise errors.InputError("exists already", place=str(folder.absolute().with_name(header.name)), step=step)
+        raise errors.InputError("exists already", place=str(final), step=step)
     with _storage(folder):
         (folder / "blocks").mkdir(exist_ok=True)
         for leftover in [*folder.glob(f"{TEMPORARY}*"), *(folder / "blocks").glob(f"{TEMPORARY}*")]:
@@ -225,12 +226,11 @@ def load(path: str | Path | Iterable[str | Path]) -> Runs:
         header = _header(folder)
         headers.append(header)
         blocks.extend(_open_block(folder, header.name, number) for number in _numbers(folder, header, notes))
+    given = ", ".join(map(str, folders))
     if len({header.name for header in headers}) < len(headers):
-        raise errors.DataError(
-            "the same run is given twice", place=", ".join(map(str, folders)), step="give each run once"
-        )
+        raise errors.DataError("the same run is given twice", place=given, step="give each run once")
     if not blocks:
-        raise errors.DataError("holds no complete block", place=", ".join(map(str, folders)), step="resume the run")
+        raise errors.DataError("holds no complete block", place=given, step="resume the run")
     whole = _together({header.name: world(folder) for header, folder in zip(headers, folders, strict=True)})
     return Runs(_samples_frame(blocks), _cells_frame(blocks), headers, notes, whole)
 

@@ -46,10 +46,7 @@ class Answer(Factor):
 
     def rules(self, cell: Cell, world: World) -> Rules:
         asked, answering = cell.answer != "none", " and ".join(world.answering) or "no arm of this world"
-        yield (
-            not asked or cell.arm in world.answering,
-            f"answers are tried in {answering}",
-        )
+        yield not asked or cell.arm in world.answering, f"answers are tried in {answering}"
         yield (
             not asked or (cell.kind == "request" and cell.connection == "new" and cell.lookup == "wire"),
             "an answer is tried by kind request, connection new, lookup wire",

@@ -46,16 +46,13 @@ class Load(Factor):
         }
 
     def rules(self, cell: Cell, world: World) -> Rules:
-        request = cell.kind == "request"
+        request, opened = cell.kind == "request", cell.arrival != "closed"
         yield not request or cell.connection != "none", "a request needs connection new or keepalive"
         yield (
             request or cell.connection != "new",
             "a lookup has connection none, or keepalive to use one socket for all",
         )
-        yield (
-            (cell.rate_hz > 0) == (cell.arrival != "closed"),
-            "open loops need rate_hz above 0, closed loops have none",
-        )
+        yield (cell.rate_hz > 0) == opened, "open loops need rate_hz above 0, closed loops have none"
         yield request or not (cell.body_bytes or cell.tls), "a lookup has neither body_bytes nor tls"
         yield from _others(cell)
 

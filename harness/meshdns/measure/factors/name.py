@@ -32,10 +32,7 @@ class Name(Factor):
             "getaddrinfo blocks its caller: arrival closed, concurrency 1",
         )
         yield not by_libc or cell.wait == "block", "getaddrinfo waits in the C library: wait block"
-        yield (
-            cell.lookup == "none" or not request or "A" in cell.qtype.split("+"),
-            "a request needs an IPv4 address: A",
-        )
+        yield cell.lookup == "none" or not request or "A" in cell.qtype.split("+"), "a request needs an IPv4 address: A"
         yield (
             not by_libc or request or cell.connection == "none",
             "getaddrinfo has sockets of its own: a lookup by it has connection none",
