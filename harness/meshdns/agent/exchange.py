@@ -20,7 +20,7 @@ from contextlib import suppress
 from typing import Final
 
 from . import dnswire, httpwire
-from .job import Job, Tcp, Tls
+from .job import Job, Tcp
 
 Steps = Generator[None, int, None]
 
@@ -53,10 +53,10 @@ class Line:
         self.tls: ssl.SSLObject | None = None
         self.incoming = self.outgoing = None  # type: ssl.MemoryBIO | None
 
-    def wrap(self, tls: Tls) -> None:
+    def wrap(self, context: ssl.SSLContext, server_name: str | None) -> None:
         """Gives the line a TLS state of its own; costs tens of microseconds, so it is done before the due time."""
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = tls.context.wrap_bio(self.incoming, self.outgoing, server_hostname=tls.server_name or None)
+        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname=server_name or None)
 
 
 class Flight:
@@ -105,6 +105,8 @@ class Exchange:
     def __init__(self, job: Job, epoll: select.epoll) -> None:
         self.job = job
         self.epoll = epoll
+        self.context = job.tls.context() if job.tls else None
+        self.server_name = job.tls.server_name if job.tls else None
         self.waiting: dict[int, Flight] = {}
         self.idle: dict[int, Line] = {}  # kept connections, longest idle first, so that each carries its share
         self.spent: deque[socket.socket] = deque()
@@ -211,8 +213,8 @@ class Exchange:
         sock = socket.socket(family, STREAM)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         line = Line(sock)
-        if self.job.tls is not None:
-            line.wrap(self.job.tls)
+        if self.context is not None:
+            line.wrap(self.context, self.server_name)
         return line
 
     def _reusable(self) -> bool:

@@ -25,7 +25,14 @@ class Tls:
     """How the server is verified."""
 
     server_name: str
-    context: ssl.SSLContext
+    cafile: str
+
+    def context(self) -> ssl.SSLContext:
+        """What verifies it so."""
+        try:
+            return ssl.create_default_context(cafile=self.cafile)
+        except OSError as error:  # SSLError is an OSError
+            raise JobError(f"tls.cafile: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,10 +192,7 @@ def _tls(value: object) -> Tls | None:
         return None
     if not isinstance(value, dict) or set(value) != {"server_name", "cafile"}:
         raise JobError("tls: must hold server_name and cafile")
-    try:
-        return Tls(str(value["server_name"]), ssl.create_default_context(cafile=str(value["cafile"])))
-    except OSError as error:  # SSLError is an OSError
-        raise JobError(f"tls.cafile: {error}") from error
+    return Tls(str(value["server_name"]), str(value["cafile"]))
 
 
 def _tcp(value: object) -> Tcp | None:

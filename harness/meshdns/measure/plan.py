@@ -13,7 +13,7 @@ import random
 import re
 import tomllib
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +25,7 @@ from meshdns.measure import factors
 from meshdns.measure.cell import Cell
 from meshdns.measure.factors.arm import NULL
 
+OVERHEAD_S = 0.018  # of a trial beside its load: readings before and after (from data/sample)
 MAX_SECONDS = 24 * 3600  # a plan that runs for longer is a typing error
 MAX_CELLS = 10_000  # in a block: their number is stored in 16 bits, and an invalid cell is measured up to three times
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}")  # the beginning of a run's name, on every file system
@@ -44,6 +45,12 @@ class Trial:
         """Expected duration of the load with its warm-up, for the progress bar and `--dry-run`."""
         rate_hz, request_s = self.cell.rate_hz, factors.request_s(self.cell, world, self.timeout_ms / 1000)
         return (self.count / rate_hz if rate_hz else self.count * request_s) + self.warmup * request_s
+
+    def measuring_s(self, before: Trial | None, world: World) -> float:
+        """Expected duration after the trial before it in its block, with all that is not load."""
+        previous = before.cell if before else None
+        more_s = sum(factor.seconds(self.cell, previous) for factor in factors.ALL)
+        return self.seconds(world) + OVERHEAD_S + more_s
 
 
 # What a plan varies: a cell's columns, in their order.
@@ -141,6 +148,11 @@ class Plan:
             for e in self.experiments
             for trial in e.trials()
         )
+
+    def measuring_s(self, blocks: Iterable[int]) -> float:
+        """Expected duration of measuring these blocks."""
+        pairs = (pair for number in blocks for pair in itertools.pairwise([None, *self.block(number)]))
+        return sum(trial.measuring_s(before, self.world) for before, trial in pairs if trial is not None)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON; `from_json` reads it back. The world is stored beside it."""

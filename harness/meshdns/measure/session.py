@@ -17,7 +17,7 @@ from meshdns.core.progress import Progress
 from meshdns.lab import observers, readiness
 from meshdns.lab.place import Place
 from meshdns.lab.watch import Watch
-from meshdns.measure import counters, duration, validity
+from meshdns.measure import counters, validity
 from meshdns.measure.cell import Cell
 from meshdns.measure.conditions import Conditions
 from meshdns.measure.load import Agents, Loads
@@ -98,7 +98,7 @@ class Session:
     def done(self, trial: Trial, before: Trial | None) -> None:
         """The bar moves on by a trial, however often it was measured, and shows how the medians stand."""
         note = ", ".join(f"{name} {value:.0f} µs" for name, value in sorted(self._medians.items()))
-        self.progress.advance(duration.of_trial(trial, before, self.place.world), note)
+        self.progress.advance(trial.measuring_s(before, self.place.world), note)
 
     def _note(self, cell: Cell, table: pa.Table) -> None:
         """Live medians of the headline experiments, by arm."""
