@@ -29,8 +29,6 @@ def main() -> int:
         Path("/proc/self/timerslack_ns").write_text("1", encoding="ascii")
     gc.freeze()  # what is there now stays: a collection before each load looks at what the last one left
     for line in sys.stdin.buffer:
-        if not line.strip():
-            continue
         try:
             header, raw = answer(line)
         except loop.HangupError:

@@ -79,24 +79,20 @@ class Flight:
         self.line: Line | None = None
         self.steps: Steps
 
-    def fill(self) -> None:
-        """Gives phases that did not happen zero length."""
-        self.dns_ns = self.dns_ns or self.start_ns
-        self.connect_ns = self.connect_ns or self.dns_ns
-        self.tls_ns = self.tls_ns or self.connect_ns
-        self.first_byte_ns = self.first_byte_ns or self.tls_ns
-        self.end_ns = self.end_ns or self.first_byte_ns
+    def fill(self, moment: int = 0) -> None:
+        """Gives phases that did not happen zero length, or ends them at the moment of a failure."""
+        self.dns_ns = self.dns_ns or moment or self.start_ns
+        self.connect_ns = self.connect_ns or moment or self.dns_ns
+        self.tls_ns = self.tls_ns or moment or self.connect_ns
+        self.first_byte_ns = self.first_byte_ns or moment or self.tls_ns
+        self.end_ns = moment or self.end_ns or self.first_byte_ns
 
     def fail(self, outcome: str) -> None:
         """Ends the request now: the instants from the failing phase on are this moment."""
         moment = now()
         self.outcome = outcome
         self.start_ns = self.start_ns or moment
-        self.dns_ns = self.dns_ns or moment
-        self.connect_ns = self.connect_ns or moment
-        self.tls_ns = self.tls_ns or moment
-        self.first_byte_ns = self.first_byte_ns or moment
-        self.end_ns = moment
+        self.fill(moment)
 
 
 class Exchange:

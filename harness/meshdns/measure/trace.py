@@ -29,7 +29,6 @@ from meshdns.lab.place import Place
 from meshdns.measure import capture, jobs
 from meshdns.measure.factors.backend import TLS_CERTIFICATE
 
-ANSWER_SLACK_S = 30
 FRAME_BYTES = 2048  # whole packets: one request is small
 TIMEOUT_MS = 2000
 INTERFACES = ("eth0", "lo")
@@ -125,8 +124,8 @@ def observe(place: Place, watching: observers.Observers, agent: Channel, arm: st
         chains = {pod: _chains(dump) for pod, channel in watched.items() if (dump := page(channel, "config_dump"))}
         before = {pod: _counted(place.world.named(pod), channel) for pod, channel in watched.items()}
         for channel in watched.values():
-            channel.ask({"op": "capture", "interfaces": list(INTERFACES), "size": FRAME_BYTES}, ANSWER_SLACK_S)
-        header, body = agent.ask(target.job(place.world, client), ANSWER_SLACK_S)
+            channel.ask({"op": "capture", "interfaces": list(INTERFACES), "size": FRAME_BYTES}, capture.ASK_TIMEOUT_S)
+        header, body = agent.ask(target.job(place.world, client), capture.ASK_TIMEOUT_S)
         # At once: the kernel forgets a connection that was reset after ten seconds, and all else may take as long.
         entries = {pod: _tracked(channel) for pod, channel in watched.items()}
         packets = list(_packets({pod: capture.taken(channel) for pod, channel in watched.items()}))
@@ -160,7 +159,7 @@ class _Counted:
 
 
 def _counted(pod: Pod, channel: Channel) -> _Counted:
-    counted = channel.ask({"op": "snapshot", "rules": rules.counters(pod)}, ANSWER_SLACK_S)[0]["rules"]
+    counted = channel.ask({"op": "snapshot", "rules": rules.counters(pod)}, capture.ASK_TIMEOUT_S)[0]["rules"]
     if mechanisms.ALL[pod.mechanism].programs:  # its programs count what rules count elsewhere, by the same names
         loader = page(channel, "counters", ports.PORT_LOADER) or {"counters": {}}
         counted |= {name: counted.get(name, 0) + count for name, count in loader["counters"].items()}
@@ -227,7 +226,7 @@ def _ends(line: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _tracked(channel: Channel) -> list[str]:
-    found: list[str] = channel.ask({"op": "tracked"}, ANSWER_SLACK_S)[0]["entries"]
+    found: list[str] = channel.ask({"op": "tracked"}, capture.ASK_TIMEOUT_S)[0]["entries"]
     return found
 
 

@@ -33,6 +33,7 @@ TEMPORARY = ".tmp-"  # prefix of files being written; left behind only by a kill
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # one path component on every file system, not hidden
 COMPRESSION_LEVEL = 3  # zstd's own default; delta-encoded instants are random bits, level 9 gains 0.02 %
 SCHEMA_KEY = b"meshdns.schema"
+_TAKEN = "exists already; runs are never overwritten"
 
 _TEXT_COLUMNS = [each.name for each in samples.SCHEMA if pa.types.is_dictionary(each.type)]
 _INTEGER_COLUMNS = [each.name for each in samples.SCHEMA if not pa.types.is_dictionary(each.type)]
@@ -111,7 +112,7 @@ class RunWriter:
             raise errors.DataError(f"lacks {_listed(missing)}", place=str(self.path), step="resume the run first")
         final = self.path.with_name(self.header.name)
         if final.exists():
-            raise errors.DataError("exists already; runs are never overwritten", place=str(final), step="move it away")
+            raise errors.DataError(_TAKEN, place=str(final), step="move it away")
         self.header = replace(self.header, finished=finished, facts={**self.header.facts, **(closing or {})})
         _write(self.path / "run.json", _json_bytes(vars(self.header), self.path / "run.json"))
         with _storage(final):
@@ -136,9 +137,7 @@ def create(root: Path, header: RunHeader, made_in: World) -> RunWriter:
     described = _json_bytes(made_in.to_json(), path / "world.json")
     for taken in (path, path.with_name(header.name)):
         if taken.exists():
-            raise errors.InputError(
-                "exists already; runs are never overwritten", place=str(taken), step="choose another name"
-            )
+            raise errors.InputError(_TAKEN, place=str(taken), step="choose another name")
     with _storage(path):
         (path / "blocks").mkdir(parents=True)
     try:

@@ -88,7 +88,9 @@ def check(samples: pa.Table, place: str = "samples") -> None:
     for name in SCHEMA.names:
         if empty := samples.column(name).null_count:
             raise errors.DataError(f"{name} has {empty} empty values", place=place)
-    _check_outcomes(samples, place)
+    present = pc.unique(samples.column("outcome").cast(pa.string())).to_pylist()
+    if unknown := sorted(set(present) - set(OUTCOMES)):
+        raise errors.DataError(f"unknown outcome {unknown[0]!r}; known: {', '.join(OUTCOMES)}", place=place)
     for name, (_, bounds) in _COLUMNS.items():
         if bounds:
             (low, high), values = bounds, samples.column(name).to_numpy()
@@ -117,12 +119,6 @@ def _column_fact(names: list[str]) -> str:
     missing, unknown = sorted(set(SCHEMA.names) - set(names)), sorted(set(names) - set(SCHEMA.names))
     facts = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
     return f"wrong columns: {' and '.join(facts) or 'one occurs twice'}"
-
-
-def _check_outcomes(samples: pa.Table, place: str) -> None:
-    present = pc.unique(samples.column("outcome").cast(pa.string())).to_pylist()
-    if unknown := sorted(set(present) - set(OUTCOMES)):
-        raise errors.DataError(f"unknown outcome {unknown[0]!r}; known: {', '.join(OUTCOMES)}", place=place)
 
 
 def _refuse(bad: np.ndarray[Any, np.dtype[np.bool_]], samples: pa.Table, fact: str, place: str) -> None:

@@ -40,12 +40,10 @@ class Name(Factor):
 
     def job(self, so_far: Job, cell: Cell, world: World, nets: Nets) -> Job:
         name = names.application_name(world, cell.name_kind, backend.service_of(cell, world))
-        asked = replace(so_far, name=name, server=world.dns_address(world.arms.get(cell.arm))).having(
-            lookup=cell.lookup
-        )
+        asked = replace(so_far, name=name, server=world.dns_address(world.arms.get(cell.arm)))
         # An A-only name has no AAAA, an absent name no address: that is the answer, not a failure.
         only = cell.qtype == "AAAA"
-        return asked.having(accept_nodata=only, accept_nxdomain=only or cell.name_kind == "absent")
+        return asked.having(lookup=cell.lookup, accept_nodata=only, accept_nxdomain=only or cell.name_kind == "absent")
 
     def request_s(self, so_far_s: float, cell: Cell, world: World, timeout_s: float) -> float:
         return _LIBC_S if cell.lookup == "getaddrinfo" else so_far_s
