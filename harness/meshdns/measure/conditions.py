@@ -41,11 +41,6 @@ class Conditions:
         found = [one.ended() for one in self._controls]
         return Ended(frozenset().union(*(one.now for one in found)), frozenset().union(*(one.ever for one in found)))
 
-    def settle(self) -> None:
-        """Everything is as it was found."""
-        for one in self._controls:
-            one.undo()
-
     def __enter__(self) -> Self:
         return self
 
@@ -53,4 +48,5 @@ class Conditions:
         if kind is not None and issubclass(kind, errors.LostPartError):
             return  # what is broken is not settled, but started anew
         with contextlib.suppress(errors.MeshdnsError):  # a testbed that is gone needs no settling
-            self.settle()
+            for one in self._controls:
+                one.undo()
