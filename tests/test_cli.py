@@ -26,7 +26,7 @@ from meshdns.core import errors, paths
 from meshdns.lab import locks, recording
 from meshdns.lab.compose import testbed
 from meshdns.lab.place import Part
-from meshdns.measure import duration, plan, run
+from meshdns.measure import plan, run
 from meshdns.store import samples
 from shipped import WORLD
 
@@ -452,8 +452,8 @@ def test_a_resumed_runs_dry_run_counts_what_is_missing(
     for number in range(what.blocks - 2):
         writer.write_block(number, samples.SCHEMA.empty_table(), [], "now")
     assert cli.main(["run", "--dry-run", "--resume", str(writer.path)]) == 0
-    left_s = duration.seconds(what, [what.blocks - 2, what.blocks - 1])
-    assert left_s < duration.seconds(what, range(what.blocks)) / 10
+    left_s = what.measuring_s([what.blocks - 2, what.blocks - 1])
+    assert left_s < what.measuring_s(range(what.blocks)) / 10
     said = capsys.readouterr().out.splitlines()[0]
     assert said.startswith(f"about {left_s / 60:.1f} minutes in all, 2 blocks")
 

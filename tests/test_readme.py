@@ -19,7 +19,7 @@ import pytest
 import fresh
 from meshdns import cli
 from meshdns.core import plans
-from meshdns.measure import duration, plan
+from meshdns.measure import plan
 from shipped import WORLD
 
 ROOT = fresh.ROOT
@@ -247,7 +247,7 @@ def test_the_times_of_the_plans_are_those_of_the_dry_run() -> None:
     said = dict(itertools.chain(*named))
     read = {name: plan.find(name, WORLD) for name in plans.shipped() if name in said}
     assert {name: int(minutes) for name, minutes in said.items()} == {
-        name: round(duration.seconds(what, range(what.blocks)) / 60) for name, what in read.items()
+        name: round(what.measuring_s(range(what.blocks)) / 60) for name, what in read.items()
     }
     report = re.search(r"`make report` takes (\d+) minutes, about (\d+) the first time; (\d+) of them are meas", TEXT)
     assert report

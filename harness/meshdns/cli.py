@@ -370,15 +370,13 @@ def _plan(options: argparse.Namespace) -> tuple[Plan, list[int]]:
 def _print_plan(what: Plan, blocks: Sequence[int]) -> None:
     from tabulate import tabulate
 
-    from meshdns.measure import duration
-
     heads = ["experiment", "arm", "backend", "lookup", "name", "ndots", "arrival", "rate/s", "delay ms", "requests"]
     rows = [
         (c.experiment, c.arm, c.backend, f"{c.lookup} {c.qtype}", c.name_kind, c.ndots, c.arrival, f"{c.rate_hz:g}",
          f"{c.dns_delay_ms:g}", t.count)
         for number in blocks[:1] for t in what.block(number) for c in [t.cell]
     ]  # fmt: skip
-    print(f"about {duration.seconds(what, blocks) / 60:.1f} minutes in all, {len(blocks)} blocks; the first:\n")
+    print(f"about {what.measuring_s(blocks) / 60:.1f} minutes in all, {len(blocks)} blocks; the first:\n")
     print(tabulate(rows, heads, tablefmt="plain"))
 
 
@@ -395,11 +393,11 @@ def _measure(what: Plan, blocks: Sequence[int], options: argparse.Namespace) -> 
 
 def _execute(what: Plan, blocks: Sequence[int], bed: Testbed, options: argparse.Namespace) -> Path:
     from meshdns.core.progress import Progress
-    from meshdns.measure import duration, run
+    from meshdns.measure import run
 
     before = set(paths.RUNS.glob("*.partial"))
     try:
-        with _standing(bed, options.keep), Progress(duration.seconds(what, blocks), "measuring") as progress:
+        with _standing(bed, options.keep), Progress(what.measuring_s(blocks), "measuring") as progress:
             folder = run.execute(what, bed, paths.RUNS, progress, options.resume)
     except (KeyboardInterrupt, errors.MeshdnsError, OSError) as problem:
         told = errors.storage(problem) if isinstance(problem, OSError) and errors.is_storage(problem) else problem

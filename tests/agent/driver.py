@@ -35,7 +35,7 @@ class Result:
 class Agent:
     def __init__(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-I", str(AGENT / "__main__.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-m", "agent"], cwd=AGENT.parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
     def send(self, text: str) -> None:
@@ -57,9 +57,7 @@ class Agent:
         return Result(header, columns)
 
     def run(self, **job: Any) -> Result:
-        self.send(
-            json.dumps({"id": "t", "wait": "block", "timeout_ms": 2000, "duration_limit_s": 20, "count": 1} | job)
-        )
+        self.send(json.dumps({"wait": "block", "timeout_ms": 2000, "duration_limit_s": 20, "count": 1} | job))
         result = self.read()
         assert "error" not in result.header, result.header
         c = result.columns

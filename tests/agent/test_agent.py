@@ -88,7 +88,7 @@ def lookup(agent, *candidates, **job):
 
 
 def test_ping_clock_and_bad_jobs_keep_serving(shared):
-    shared.send('{"kind":"ping","id":"a"}')
+    shared.send('{"kind":"ping"}')
     assert shared.read().header["pong"] is True
     for bad in (
         "nonsense",
@@ -101,9 +101,9 @@ def test_ping_clock_and_bad_jobs_keep_serving(shared):
     ):
         shared.send(bad)
         assert shared.read().header["error"]
-    shared.send('{"kind":"clock","id":"c"}')
+    shared.send('{"kind":"clock"}')
     facts = shared.read().header["clock"]
-    assert 0 < facts["read_p50_ns"] <= facts["read_p99_ns"] and facts["backwards"] == 0
+    assert 0 < facts["cost_p50_ns"] <= facts["cost_p99_ns"] and facts["backwards"] == 0
 
 
 @pytest.mark.parametrize(
@@ -385,7 +385,7 @@ def test_cap_holds_requests_back_but_keeps_their_due_time(shared, wait):
         )
     c, facts = result.columns, result.facts
     hidden = [start - due for due, start in zip(c["due_ns"], c["start_ns"], strict=True)]
-    assert facts["cap_hits"] >= 15 and facts["late_starts"] >= 15 and max(hidden) > 80e6
+    assert sum(each > 1e6 for each in hidden) >= 15 and max(hidden) > 80e6
     assert result.words("outcome") == ["ok"] * 60 and facts["connections_opened"] == 1
 
 
@@ -420,7 +420,6 @@ def test_closed_loop_keeps_its_workers_busy_and_stops_at_the_limit(shared, wait)
     c, facts = result.columns, result.facts
     busy = sum(end - start for start, end in zip(c["start_ns"], c["end_ns"], strict=True))
     assert c["due_ns"] == c["start_ns"] and facts["not_started"] == 100_000 - result.header["rows"] > 0
-    assert abs(facts["in_flight_ns"] / busy - 1) < 0.05
     assert busy / facts["wall_ns"] > 4 and facts["wall_ns"] < 2e9
 
 
@@ -456,9 +455,9 @@ def test_load_ends_with_its_driver(load, end):
     with udp_server(lambda _query: asked.set()) as port:
         text = json.dumps(job | {"resolver": ["127.0.0.1", port]}).encode() + b"\n"
         if end == "driver":  # a process that holds the agent's input dies by force
-            command = [sys.executable, "-I", str(AGENT / "__main__.py")]
+            command = [sys.executable, "-m", "agent"]
             script = (
-                f"import subprocess;p=subprocess.Popen({command!r},stdin=-1);"
+                f"import subprocess;p=subprocess.Popen({command!r},stdin=-1,cwd={str(AGENT.parent)!r});"
                 f"p.stdin.write({text!r});p.stdin.flush();print(p.pid,flush=True);p.wait()"
             )
             driver = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
@@ -496,43 +495,14 @@ def gone(pid, within_s):
 
 
 def test_null_target_waits_as_asked(shared):
-    target = subprocess.Popen(
-        [
-            sys.executable,
-            AGENT / "null_target.py",
-            "--address",
-            "127.0.0.1",
-            "--dns-port",
-            "0",
-            "--http-port",
-            "0",
-            "--body-bytes",
-            "10",
-            "--idle-s",
-            "0.2",
-        ],
-        stdout=subprocess.PIPE,
-    )
+    command = [sys.executable, AGENT / "null_target.py", "--port", "0", "--idle-s", "0.2"]
+    target = subprocess.Popen(command, stdout=subprocess.PIPE)
     try:
-        _, dns_port, _, http_port = target.stdout.readline().split()
-        job = {"kind": "lookup", "lookup": "wire", "resolver": ["127.0.0.1", int(dns_port)], "count": 5}
+        job = {"kind": "lookup", "lookup": "wire", "resolver": ["127.0.0.1", int(target.stdout.readline())], "count": 5}
         result = shared.run(**job, wire=[[wire("d3000.null.test."), wire("d3000.null.test.", "AAAA")]])
         c = result.columns
         assert result.words("outcome") == ["ok"] * 5
         assert all(end - start >= 6e6 for start, end in zip(c["start_ns"], c["end_ns"], strict=True))
-        for path, least in (("/", 0), ("/d4000", 4e6)):
-            request = GET.replace("/", path, 1)
-            result = shared.run(
-                kind="request",
-                address="127.0.0.1",
-                port=int(http_port),
-                request=request,
-                count=5,
-                connection="keepalive",
-            )
-            c = result.columns
-            assert set(c["bytes"]) == {10} and result.words("replica") == ["null"] * 5
-            assert all(end - start >= least for start, end in zip(c["start_ns"], c["end_ns"], strict=True))
     finally:
         target.terminate()
         assert target.wait(2) == 0

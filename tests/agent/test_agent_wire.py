@@ -79,12 +79,12 @@ def test_query_reader_refuses_or_accepts(wire):
 
 
 def test_head():
-    head = httpwire.parse_head(b"HTTP/1.1 200 OK\r\ncontent-length: 12\r\nX-Replica:  b2 ")
+    head = httpwire.read_head(b"HTTP/1.1 200 OK\r\ncontent-length: 12\r\nX-Replica:  b2 ")
     assert head == httpwire.Head(200, 12, "b2", True)
-    assert httpwire.parse_head(b"HTTP/1.1 204 No Content").length == 0
-    assert httpwire.parse_head(b"HTTP/1.1 200").length == httpwire.UNTIL_CLOSE
-    assert not httpwire.parse_head(b"HTTP/1.0 200 OK\r\nContent-Length: 1").keep
-    assert not httpwire.parse_head(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nConnection: Close").keep
+    assert httpwire.read_head(b"HTTP/1.1 204 No Content").length == 0
+    assert httpwire.read_head(b"HTTP/1.1 200").length == httpwire.UNTIL_CLOSE
+    assert not httpwire.read_head(b"HTTP/1.0 200 OK\r\nContent-Length: 1").keep
+    assert not httpwire.read_head(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nConnection: Close").keep
 
 
 @pytest.mark.parametrize(
@@ -101,13 +101,13 @@ def test_head():
 )
 def test_bad_heads(head):
     with pytest.raises(httpwire.MalformedError):
-        httpwire.parse_head(head)
+        httpwire.read_head(head)
 
 
 @given(st.binary(max_size=80), st.sampled_from([b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length:"]))
 def test_head_reader_survives_everything(garbage, start):
     try:
-        head = httpwire.parse_head(start + garbage)
+        head = httpwire.read_head(start + garbage)
         assert 0 <= head.status <= 999 and head.length >= httpwire.CHUNKED
     except httpwire.MalformedError:
         pass

@@ -24,7 +24,7 @@ from meshdns.core.world import LIVE, Nets
 from meshdns.lab import locks, recording, world
 from meshdns.lab.compose import engine, testbed
 from meshdns.lab.compose.testbed import Testbed
-from meshdns.measure import block, duration, plan, session
+from meshdns.measure import block, plan, session
 from meshdns.measure.plan import Plan
 from meshdns.measure.session import Session
 
@@ -121,7 +121,7 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         stack.enter_context(locks.machine().hold("tests/bench/live.py"))
         beds = {kind: stack.enter_context(up(kind)) for kind in NETS}
-        total_s = duration.seconds(what, range(what.blocks)) * len(beds)
+        total_s = what.measuring_s(range(what.blocks)) * len(beds)
         progress = stack.enter_context(Progress(total_s, "measuring"))
         logs = measured(what, {kind: stack.enter_context(session.opened(bed, progress)) for kind, bed in beds.items()})
     return told(logs)

@@ -11,7 +11,7 @@ import pytest
 from meshdns.agent import job as agent_job
 from meshdns.core import plans
 from meshdns.core.world import Nets
-from meshdns.measure import duration, factors, jobs, plan
+from meshdns.measure import factors, jobs, plan
 from meshdns.measure.factors.factor import Factor
 from shipped import WORLD
 
@@ -48,7 +48,7 @@ class Header(Factor):
 
 def test_a_factor_says_for_itself_what_it_means_for_jobs_and_durations(monkeypatch: pytest.MonkeyPatch) -> None:
     few = [trial for trial in trials("quick") if trial.cell.kind == "request" and trial.cell.answer == "none"]
-    before = [(jobs.job(trial, WORLD, Nets(), 7), duration.of_trial(trial, None, WORLD)) for trial in few]
+    before = [(jobs.job(trial, WORLD, Nets(), 7), trial.measuring_s(None, WORLD)) for trial in few]
     monkeypatch.setattr(factors, "ALL", (*factors.ALL, Header()))
     for trial, (usual, usual_s) in zip(few, before, strict=True):
         changed = jobs.job(trial, WORLD, Nets(), 7)
@@ -56,4 +56,4 @@ def test_a_factor_says_for_itself_what_it_means_for_jobs_and_durations(monkeypat
         if usual["request"]:
             assert changed["request"] == usual["request"][:-2] + "Priority: u=7\r\n\r\n"
         requests = trial.warmup + (0 if trial.cell.rate_hz else trial.count)
-        assert duration.of_trial(trial, None, WORLD) == pytest.approx(usual_s + requests)
+        assert trial.measuring_s(None, WORLD) == pytest.approx(usual_s + requests)

@@ -13,7 +13,7 @@ import pytest
 
 from meshdns import store
 from meshdns.core import errors
-from meshdns.measure import block, duration, facts, plan, run, session
+from meshdns.measure import block, facts, plan, run, session
 from meshdns.store import samples
 from shipped import WORLD
 
@@ -103,8 +103,8 @@ def test_a_plan_of_which_nothing_is_allowed_is_told_with_the_reason(what: plan.P
 
 def test_blocks_that_are_stored_take_no_more_time() -> None:
     what = plan.find("quick", WORLD)
-    assert duration.seconds(what, [5]) == sum(duration.of_trial(t, None, WORLD) for t in what.block(5))
-    assert duration.seconds(what, range(what.blocks)) > 2 * duration.seconds(what, range(60, what.blocks))
+    assert what.measuring_s([5]) == sum(t.measuring_s(None, WORLD) for t in what.block(5))
+    assert what.measuring_s(range(what.blocks)) > 2 * what.measuring_s(range(60, what.blocks))
 
 
 @pytest.mark.parametrize("folder", sorted(SAMPLE.glob("*-*")), ids=lambda folder: folder.name)
@@ -112,4 +112,4 @@ def test_the_expected_duration_is_near_that_of_the_recorded_runs(folder: Path) -
     header = store.load(folder).headers[0]
     what = plan.from_json(header.plan, folder.name, WORLD)
     took = datetime.fromisoformat(str(header.finished)) - datetime.fromisoformat(header.created)
-    assert 0.5 < duration.seconds(what, range(what.blocks)) / took.total_seconds() < 2  # machines differ by as much
+    assert 0.5 < what.measuring_s(range(what.blocks)) / took.total_seconds() < 2  # machines differ by as much

@@ -55,20 +55,6 @@ def test_a_run_is_loaded_with_the_parameters_of_each_row(finished: Path) -> None
     assert runs.cells["counters"].iloc[0] == tables[0][1][0].counters
 
 
-def test_a_run_from_before_a_parameter_is_read_beside_one_that_has_it(run: Path, tmp_path: Path) -> None:
-    older = Path(shutil.copytree(run, tmp_path / "older"))
-    header = json.loads((older / "run.json").read_text())
-    (older / "run.json").write_text(json.dumps(header | {"name": "older"}))
-    for file in (older / "blocks").glob("*.json"):
-        text = json.loads(file.read_text())
-        for cell in text["cells"]:
-            assert cell["parameters"].pop("debounce")
-        file.write_text(json.dumps(text))
-    both = store.load(tmp_path)
-    assert set(both.samples["run"]) == {"older", run.name}
-    assert set(both.cells["debounce"]) == {"100ms"}
-
-
 cell_tables = st.lists(
     st.tuples(
         st.integers(0, 2),

@@ -117,7 +117,7 @@ def _plan(world: World) -> plan.Plan:
     }
     meshed = plan.Experiment(
         "change-meshed",
-        MODES,
+        arm=MODES,
         backend=("shop", "shop-headless", "shop-dns"),
         connection=("new", "keepalive"),
         change=tuple(name for name, (*moved, _) in CHANGES.items() if any(moved)),

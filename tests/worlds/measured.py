@@ -167,7 +167,6 @@ def _cell(
         _cpu(cell, n + trial.warmup, rng),
         dict.fromkeys(_cpu(cell, 1, rng), 30_000_000),
         {
-            "in_flight_ns": int(total.sum()),
             "wall_ns": int(end.max() - start.min()),
             "run_time_s": float(total.sum()) / 1e9,
         }

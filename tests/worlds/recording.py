@@ -318,12 +318,12 @@ class Recording:
 
     def _agent(self, pod: str, job: dict[str, Any]) -> Answer:
         if job["kind"] == "ping":
-            return {"id": "", "pong": True, "pid": 7}, b""
+            return {"pong": True}, b""
         if job["kind"] == "clock":
-            known = {"resolution_ns": 1.0, "read_p50_ns": 60, "read_p99_ns": 90, "spin_ns": 10**9, "gaps": 1}
-            return {"clock": {**known, "gap_ns": 80_000, "longest_gap_ns": 80_000, "backwards": 0}}, b""
+            known = {"resolution_ns": 1.0, "cost_p50_ns": 60, "cost_p99_ns": 90, "gaps_over_50us": 1}
+            return {"clock": {**known, "gap_share": 8e-5, "longest_gap_ns": 80_000, "backwards": 0}}, b""
         if job["kind"] not in ("lookup", "request"):
-            return {"id": "", "error": f"kind: {job['kind']!r} is not one of lookup, request"}, b""
+            return {"error": f"kind: {job['kind']!r} is not one of lookup, request"}, b""
         client = next(each for each in self.world.clients if each.pod == pod)
         with self.lock:
             return Load(self, client, job).answer()
@@ -341,7 +341,7 @@ class Recording:
                 "snapshot": lambda: self._snapshot(pod, request),
                 "loaded": lambda: {"text": f"rules of {pod}"},
                 "tracked": lambda: {"entries": []},
-                "captured": lambda: {"pcap": dict.fromkeys(("eth0", "lo"), _NO_PACKETS), "dropped": 0},
+                "captured": lambda: {"pcap": dict.fromkeys(("eth0", "lo"), _NO_PACKETS)},
             }
             quiet = ("capture", "run")
             if request["op"] not in (*replies, *quiet):
@@ -517,7 +517,6 @@ class Load:
         cold = self.opened - warm if self.service else 0
         facts = {
             "wall_ns": wall_ns,
-            "in_flight_ns": wall_ns,
             "gap_ns": 0,
             "connections_opened": cold,
             "queries_sent": self.queries,

@@ -1,28 +1,16 @@
-"""Serves jobs: one JSON line in, one JSON line and raw columns out, until standard input ends.
-
-Starts as `python3 -m agent` beside the folder or as `python3 /opt/agent/__main__.py` from anywhere.
-"""
+"""`python3 -m agent`: serves jobs, one JSON line in, one JSON line and raw columns out, until standard input ends."""
 
 from __future__ import annotations
-
-import sys
-
-if not __package__:  # started by its path: name the package after its folder, and keep its modules off the path
-    from pathlib import Path
-
-    _folder = Path(__file__).resolve().parent
-    sys.path[0] = str(_folder.parent)
-    __package__ = _folder.name
-    __import__(__package__)
 
 import gc
 import json
 import os
 import select
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -41,8 +29,6 @@ def main() -> int:
         Path("/proc/self/timerslack_ns").write_text("1", encoding="ascii")
     gc.freeze()  # what is there now stays: a collection before each load looks at what the last one left
     for line in sys.stdin.buffer:
-        if not line.strip():
-            continue
         try:
             header, raw = answer(line)
         except loop.HangupError:
@@ -56,32 +42,27 @@ def main() -> int:
 
 def answer(line: bytes) -> tuple[dict[str, Any], list[bytes]]:
     """The header, and the columns if it was a load, for one line of input."""
-    name = ""
     try:
         fields = json.loads(line)
         if not isinstance(fields, dict):
             raise job.JobError("a job must be a JSON object")
-        name = str(fields.get("id", ""))
         if fields.get("kind") == "ping":
-            return {"id": name, "pong": True, "pid": os.getpid()}, []
+            return {"pong": True}, []
         if fields.get("kind") == "clock":
-            return {"id": name, "clock": clock.judge()}, []
+            return {"clock": clock.judge()}, []
         asked = job.read(fields)
-        with _watched(asked.lookup == "getaddrinfo"):
+        with _watched() if asked.lookup == "getaddrinfo" else nullcontext():
             return loop.load(asked, STDIN)
     except (ValueError, OSError, MemoryError, RecursionError) as error:  # JobError is a ValueError
-        return {"id": name, "error": f"{error}" or type(error).__name__}, []
+        return {"error": f"{error}" or type(error).__name__}, []
 
 
 @contextmanager
-def _watched(needed: bool) -> Iterator[None]:
+def _watched() -> Iterator[None]:
     """Ends the process on hangup or signal even while the C library keeps the main thread.
 
     Only for getaddrinfo: a second thread makes every system call of the first a little dearer.
     """
-    if not needed:
-        yield
-        return
     inner, outer = os.pipe()
     os.set_blocking(outer, False)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import platform
 import time
 from array import array
 from typing import Any
@@ -32,12 +31,10 @@ def judge() -> dict[str, Any]:
         last = t
     return {
         "resolution_ns": time.get_clock_info("monotonic").resolution * 1e9,
-        "read_p50_ns": costs[READS // 2],
-        "read_p99_ns": costs[READS * 99 // 100],
-        "spin_ns": SPIN_NS,
-        "gaps": gaps,
-        "gap_ns": gap_ns,
+        "cost_p50_ns": costs[READS // 2],
+        "cost_p99_ns": costs[READS * 99 // 100],
+        "gaps_over_50us": gaps,
+        "gap_share": gap_ns / SPIN_NS,
         "longest_gap_ns": longest,
         "backwards": sum(cost < 0 for cost in costs),
-        "python": platform.python_version(),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ A, AAAA, CNAME, IN = 1, 28, 5, 1
 HEADER = 12
 MAX_CHAIN = 16  # resolvers give up at 8 to 16 aliases; longer ones are loops
 MAX_LABELS = 128  # a name of 255 bytes has at most 127 labels, so more steps mean a pointer loop
-CACHED_ANSWERS = 512  # one query has few distinct answers (rotation times TTL); above this the cache starts again
+CACHED_ANSWERS = 512  # one query has few distinct answers (rotation times TTL)
 
 
 class MalformedError(Exception):
@@ -25,9 +26,9 @@ class Answer(NamedTuple):
 
 
 class Query:
-    """One pre-encoded query, its question, and the answers already read."""
+    """One pre-encoded query, and its question."""
 
-    __slots__ = ("cache", "qtype", "question", "tail")
+    __slots__ = ("qtype", "question", "tail")
 
     def __init__(self, wire: bytes) -> None:
         """Takes a whole query message; raises MalformedError unless it holds exactly one question."""
@@ -39,22 +40,16 @@ class Query:
         self.tail = wire[2:]
         self.question = wire[HEADER : end + 4]
         self.qtype = int.from_bytes(wire[end : end + 2], "big")
-        self.cache: dict[bytes, Answer] = {}
 
     def read(self, message: bytes) -> Answer:
-        """What the message answers to this query; the same bytes are parsed once."""
-        tail = message[2:]
-        answer = self.cache.get(tail)
-        if answer is None:
-            answer = parse(message, self.question, self.qtype)
-            if len(self.cache) >= CACHED_ANSWERS:
-                self.cache.clear()
-            self.cache[tail] = answer
-        return answer
+        """What the message answers to this query; never raises, whatever the bytes are."""
+        return _read(message[2:], self.question, self.qtype)
 
 
-def parse(message: bytes, question: bytes, qtype: int) -> Answer:
-    """The answer in a message; never raises, whatever the bytes are."""
+@functools.lru_cache(CACHED_ANSWERS)
+def _read(tail: bytes, question: bytes, qtype: int) -> Answer:
+    """The answer in a message, given without its id, so that the same one is parsed once."""
+    message = b"\0\0" + tail
     try:
         return _parse(message, question, qtype)
     except MalformedError:

@@ -35,16 +35,7 @@ GAI_RCODES = {-2: 3, -3: 2, -4: 2, -5: 0}
 
 
 class PhaseError(Exception):
-    """The request ends here; `outcome` names the way."""
-
-    def __init__(self, outcome: str) -> None:
-        """Takes a word of the outcome column."""
-        super().__init__(outcome)
-        self.outcome = outcome
-
-
-class DeadlineError(Exception):
-    """Thrown into a request whose time is over."""
+    """The request ends here; the text is a word of the outcome column."""
 
 
 class Line:
@@ -62,7 +53,7 @@ class Line:
         self.tls: ssl.SSLObject | None = None
         self.incoming = self.outgoing = None  # type: ssl.MemoryBIO | None
 
-    def wrap(self, context: ssl.SSLContext, server_name: str) -> None:
+    def wrap(self, context: ssl.SSLContext, server_name: str | None) -> None:
         """Gives the line a TLS state of its own; costs tens of microseconds, so it is done before the due time."""
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname=server_name or None)
@@ -78,7 +69,6 @@ class Flight:
     )  # fmt: skip
 
     def __init__(self) -> None:
-        """Knows nothing yet."""
         self.row = self.due_ns = self.deadline_ns = self.local_port = self.status = self.queries = self.body_bytes = 0
         self.start_ns = self.dns_ns = self.connect_ns = self.tls_ns = self.first_byte_ns = self.end_ns = 0
         self.rcode = -1
@@ -89,42 +79,35 @@ class Flight:
         self.line: Line | None = None
         self.steps: Steps
 
-    def fill(self) -> None:
-        """Gives phases that did not happen zero length."""
-        self.dns_ns = self.dns_ns or self.start_ns
-        self.connect_ns = self.connect_ns or self.dns_ns
-        self.tls_ns = self.tls_ns or self.connect_ns
-        self.first_byte_ns = self.first_byte_ns or self.tls_ns
-        self.end_ns = self.end_ns or self.first_byte_ns
+    def fill(self, moment: int = 0) -> None:
+        """Gives phases that did not happen zero length, or ends them at the moment of a failure."""
+        self.dns_ns = self.dns_ns or moment or self.start_ns
+        self.connect_ns = self.connect_ns or moment or self.dns_ns
+        self.tls_ns = self.tls_ns or moment or self.connect_ns
+        self.first_byte_ns = self.first_byte_ns or moment or self.tls_ns
+        self.end_ns = moment or self.end_ns or self.first_byte_ns
 
     def fail(self, outcome: str) -> None:
         """Ends the request now: the instants from the failing phase on are this moment."""
         moment = now()
         self.outcome = outcome
         self.start_ns = self.start_ns or moment
-        self.dns_ns = self.dns_ns or moment
-        self.connect_ns = self.connect_ns or moment
-        self.tls_ns = self.tls_ns or moment
-        self.first_byte_ns = self.first_byte_ns or moment
-        self.end_ns = moment
+        self.fill(moment)
 
 
 class Exchange:
     """How requests of one job are made: addresses, open connections, and who waits for which descriptor."""
 
     def __init__(self, job: Job, epoll: select.epoll) -> None:
-        """Opens nothing yet."""
         self.job = job
         self.epoll = epoll
-        self.context = job.context()
-        self.server_name = job.tls.server_name if job.tls else ""
+        self.context = job.tls.context() if job.tls else None
+        self.server_name = job.tls.server_name if job.tls else None
         self.waiting: dict[int, Flight] = {}
         self.idle: dict[int, Line] = {}  # kept connections, longest idle first, so that each carries its share
         self.spent: deque[socket.socket] = deque()
         self.kept: list[socket.socket] = []  # sockets of earlier lookups, where lookups share theirs
-        self.heads = httpwire.Heads()
         self.payload = job.tcp.payload if job.tcp else job.request
-        self.head_only = job.request.startswith(b"HEAD ")
         self.query_id = int.from_bytes(os.urandom(2), "big")
         self.to_open = 0  # connections that the warm-up still has to open before it uses one again
         self.connections_opened = self.queries_sent = self.stray_answers = 0
@@ -146,13 +129,8 @@ class Exchange:
 
     def close(self) -> None:
         """Closes what the job left open."""
-        for line in self.idle.values():
-            line.sock.close()
-        for sock in (*self.spent, *self.kept):
+        for sock in (*(line.sock for line in self.idle.values()), *self.spent, *self.kept):
             sock.close()
-        self.idle.clear()
-        self.spent.clear()
-        self.kept.clear()
 
     def drop(self, fd: int) -> None:
         """Forgets a kept connection that the server closed."""
@@ -180,9 +158,7 @@ class Exchange:
             yield from self._phases(flight)
             flight.fill()
         except PhaseError as failure:
-            flight.fail(failure.outcome)
-        except DeadlineError:
-            flight.fail("timeout")
+            flight.fail(str(failure))
         except OSError:
             flight.fail("connect_error" if flight.dns_ns or job.lookup == "none" else "dns_error")
         self._leave(flight)
@@ -467,12 +443,12 @@ class Exchange:
                     raise PhaseError("reset")
                 data += more
                 continue
-            head = self.heads.read(data[:end])
+            head = httpwire.read_head(data[:end])
             data = data[end + 4 :]
             if head.status >= 200 or head.status == 101:
                 break
         flight.status, flight.replica = head.status, head.replica
-        body = httpwire.Body(0 if self.head_only else head.length)
+        body = httpwire.Body(head.length)
         if data:
             body.feed(data)
         while not body.done:

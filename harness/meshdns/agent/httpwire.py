@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 CHUNKED, UNTIL_CLOSE = -2, -1
 MAX_HEAD = 65536  # servers refuse larger ones themselves; a peer that never ends its head must not fill our memory
 MAX_CHUNK_LINE = 1024  # a size and its extensions; larger is not a chunk
-CACHED_HEADS = 256  # heads differ by their date once a second; above this the cache starts again
+CACHED_HEADS = 256  # heads differ by their date once a second
 
 
 class MalformedError(Exception):
@@ -23,7 +24,8 @@ class Head(NamedTuple):
     keep: bool  # the connection may carry another request
 
 
-def parse_head(block: bytes) -> Head:
+@functools.lru_cache(CACHED_HEADS)
+def read_head(block: bytes) -> Head:
     """The head in the bytes before the empty line; raises MalformedError for anything else."""
     lines = block.split(b"\r\n")
     version, _, rest = lines[0].partition(b" ")
@@ -54,31 +56,12 @@ def parse_head(block: bytes) -> Head:
     return Head(status, length, replica, keep and length != UNTIL_CLOSE)
 
 
-class Heads:
-    """Heads already read, by their bytes: the same head is parsed once."""
-
-    def __init__(self) -> None:
-        """Knows no head yet."""
-        self._known: dict[bytes, Head] = {}
-
-    def read(self, block: bytes) -> Head:
-        """As `parse_head`."""
-        head = self._known.get(block)
-        if head is None:
-            head = parse_head(block)
-            if len(self._known) >= CACHED_HEADS:
-                self._known.clear()
-            self._known[block] = head
-        return head
-
-
 class Body:
     """Counts the bytes of one body and knows when it is complete."""
 
     __slots__ = ("_left", "_line", "_state", "done", "length", "size")
 
     def __init__(self, length: int) -> None:
-        """Takes the length that the head gave."""
         self.length = length
         self.size = 0
         self.done = length == 0

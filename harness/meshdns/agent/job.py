@@ -27,6 +27,13 @@ class Tls:
     server_name: str
     cafile: str
 
+    def context(self) -> ssl.SSLContext:
+        """What verifies it so."""
+        try:
+            return ssl.create_default_context(cafile=self.cafile)
+        except OSError as error:  # SSLError is an OSError
+            raise JobError(f"tls.cafile: {error}") from error
+
 
 @dataclass(frozen=True, slots=True)
 class Tcp:
@@ -40,7 +47,6 @@ class Tcp:
 class Job:
     """One load, as asked."""
 
-    id: str
     kind: str  # "lookup" or "request"
     lookup: str  # "none", "wire" or "getaddrinfo"
     wire: tuple[tuple[dnswire.Query, ...], ...]  # candidates in search-list order, each one or two parallel queries
@@ -78,15 +84,6 @@ class Job:
             dues[k] = round(at * 1e9)
         return dues
 
-    def context(self) -> ssl.SSLContext | None:
-        """The TLS settings of this job."""
-        if self.tls is None:
-            return None
-        try:
-            return ssl.create_default_context(cafile=self.tls.cafile)
-        except (OSError, ssl.SSLError) as error:
-            raise JobError(f"tls.cafile: {error}") from error
-
 
 def read(fields: dict[str, Any]) -> Job:
     """The job in decoded JSON; unknown fields and impossible values raise JobError."""
@@ -101,7 +98,6 @@ def read(fields: dict[str, Any]) -> Job:
     if not isinstance(resolver, list) or len(resolver) != 2:
         raise JobError("resolver: must be [address, port]")
     job = Job(
-        id=str(fields.pop("id", "")),
         kind=_choice(fields, "kind", ("lookup", "request"), ""),
         lookup=_choice(fields, "lookup", ("none", "wire", "getaddrinfo"), "none"),
         wire=_wire(fields.pop("wire", None) or []),

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import gc
 import select
-import time
 from array import array
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from .exchange import DeadlineError, Exchange, Flight, now
+from .exchange import Exchange, Flight, PhaseError, now
 from .job import Job
 
 COLUMNS = (
@@ -26,15 +25,12 @@ COLUMNS = (
 
 FAR_NS = 1 << 62  # later than any instant of this boot
 LEAD_NS = 5_000_000  # between the decision to start and the first due time: enough to open the first sockets
-SPIN_NS = (
-    1_500_000  # the kernel wakes a sleeper up to a millisecond late (epoll counts in whole ones), so spin this long
-)
-PREPARE_NS = (
-    200_000  # opening sockets takes some 20 us; this close to the due time it can no longer wait for a quiet moment
-)
+# The kernel wakes a sleeper up to a millisecond late (epoll counts in whole ones), so spin this long.
+SPIN_NS = 1_500_000
+# Opening sockets takes some 20 us; this close to the due time it can no longer wait for a quiet moment.
+PREPARE_NS = 200_000
 STOCK = 8  # Poisson arrivals come in bursts; at 70 % load more than eight within one service time are rarer than 1e-6
 GAP_NS = 50_000  # an idle turn of the loop takes 1 us; fifty of them are time that somebody else took
-LATE_NS = 1_000_000  # the bar for send lag
 TICK_NS = 1_000_000  # time-outs are looked at this often; they are told in milliseconds
 EVENTS = 64  # what one epoll call may return; the default allocates room for a thousand each time
 WARMUP_WORKERS = 8  # of an open loop, whose cap may be far above what it needs
@@ -49,7 +45,6 @@ class Table:
     """The sample columns, allocated before the first request."""
 
     def __init__(self, rows: int) -> None:
-        """Makes room for so many rows."""
         self.columns = {name: array(code, bytes(array(code).itemsize * rows)) for name, code in COLUMNS}
         self.strings: dict[str, dict[str, int]] = {"outcome": {}, "address": {}, "replica": {}}
 
@@ -80,11 +75,10 @@ class Table:
 
         return record
 
-    def answer(self, job: Job, rows: int, facts: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
+    def answer(self, rows: int, facts: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
         """The header and the columns behind it."""
         raw = [self.columns[name][:rows].tobytes() for name, _ in COLUMNS]
         header = {
-            "id": job.id,
             "rows": rows,
             "columns": [list(column) for column in COLUMNS],
             "strings": {name: list(values) for name, values in self.strings.items()},
@@ -104,26 +98,25 @@ class Loop:
         self.count = count
         self.dues = dues
         self.workers = workers
+        self.spin = exchange.job.spin  # waiting burns the processor, for the sake of hearing of an answer at once
         self.record: Callable[[Flight], None] | None = None
         self.row = 0  # the next to start
-        self.iterations = self.gaps = self.gap_ns = self.late_starts = self.cap_hits = self.in_flight_ns = 0
+        self.gaps = self.gap_ns = 0
         self._flights: dict[Flight, None] = {}  # in order of start, so the first is the first to time out
         self._stock: deque[Flight] = deque()  # prepared, and waiting for their due time
         self._depth = STOCK if dues is not None and not exchange.job.keepalive else 0
-        self._due_ns = self._changed_ns = self._t0 = self._stop_ns = 0
-        self._freed_ns = 0  # when the cap was last left; whatever was due before that has been held back
+        self._due_ns = self._t0 = self._stop_ns = 0
         self._worked = False  # this turn did more than look
 
     def run(self, t0: int) -> int:
         """Makes the requests and returns how many were started before the time limit; all of those have ended."""
-        self._changed_ns, self._t0, self._stop_ns = t0, t0, t0 + self.exchange.job.limit_ns
+        self._t0, self._stop_ns = t0, t0 + self.exchange.job.limit_ns
         self._due_ns = t0 + self.dues[0] if self.dues is not None else 0
         flights, poll, open_loop, spin = self._flights, self.exchange.epoll.poll, self.dues is not None, self.spin
         events: list[tuple[int, int]] = []
         last = tick_ns = 0
         while self.row < self.count or flights:
             t = now()
-            self.iterations += 1
             if last and t - last > GAP_NS:
                 self.gaps += 1
                 self.gap_ns += t - last
@@ -152,11 +145,6 @@ class Loop:
             self.exchange.discard(flight)
         return self.row
 
-    @property
-    def spin(self) -> bool:
-        """Whether waiting burns the processor, for the sake of hearing of an answer at once."""
-        return self.exchange.job.spin
-
     def _begin(self, t: int) -> None:
         """Starts the request that is due, unless the time limit or the cap forbids it."""
         self._worked = True
@@ -181,23 +169,12 @@ class Loop:
         self._launch(flight)
 
     def _launch(self, flight: Flight) -> None:
-        flights = self._flights
-        before = len(flights)
-        flights[flight] = None
+        self._flights[flight] = None
         try:
             flight.steps.send(0)
-            ended = False
         except StopIteration:
-            ended = True
-        self.in_flight_ns += before * (flight.start_ns - self._changed_ns)
-        self._changed_ns = flight.start_ns
-        flight.deadline_ns = flight.start_ns + self.exchange.job.timeout_ns
-        if flight.due_ns and flight.start_ns - flight.due_ns > LATE_NS:
-            self.late_starts += 1
-        if 0 < flight.due_ns < self._freed_ns:
-            self.cap_hits += 1
-        if ended:
             self._finish(flight)
+        flight.deadline_ns = flight.start_ns + self.exchange.job.timeout_ns
 
     def _rest(self, t: int) -> float:
         """Uses a quiet turn: opens sockets ahead, or sleeps; returns how long epoll may sleep instead."""
@@ -234,12 +211,7 @@ class Loop:
                 self.exchange.drop(fd)
 
     def _finish(self, flight: Flight) -> None:
-        flights = self._flights
-        self.in_flight_ns += len(flights) * (flight.end_ns - self._changed_ns)
-        self._changed_ns = flight.end_ns
-        if len(flights) >= self.workers:
-            self._freed_ns = flight.end_ns
-        del flights[flight]
+        del self._flights[flight]
         if self.record is not None:
             self.record(flight)
         if self.dues is None and self.row < self.count:
@@ -252,7 +224,7 @@ class Loop:
             if flight.deadline_ns > t:
                 return
             with suppress(StopIteration):
-                flight.steps.throw(DeadlineError())
+                flight.steps.throw(PhaseError("timeout"))
             self._finish(flight)
 
     def _sleep(self, wait_ns: int) -> None:
@@ -282,27 +254,20 @@ def load(job: Job, hangup_fd: int) -> tuple[dict[str, Any], list[bytes]]:
             loop = Loop(exchange, hangup_fd, job.count, dues, job.concurrency)
             loop.record = table.recorder()
             t0 = now() + (LEAD_NS if dues is not None else 0)
-            wall_clock, cpu = time.time() + (t0 - now()) * 1e-9, time.process_time_ns()
             rows = loop.run(t0)
-            wall_ns, cpu = now() - t0, time.process_time_ns() - cpu
+            wall_ns = now() - t0
         finally:
             gc.enable()
             exchange.close()
     facts = {
         "t0_ns": t0,
-        "t0_unix_s": wall_clock,
         "wall_ns": wall_ns,
-        "cpu_ns": cpu,
-        "iterations": loop.iterations,
         "gaps": loop.gaps,
         "gap_ns": loop.gap_ns,
-        "late_starts": loop.late_starts,
-        "cap_hits": loop.cap_hits,
-        "in_flight_ns": loop.in_flight_ns,
         "not_started": job.count - rows,
         "connections_opened": exchange.connections_opened,
         "queries_sent": exchange.queries_sent,
         "stray_answers": exchange.stray_answers,
         "warmup": warmup,
     }
-    return table.answer(job, rows, facts)
+    return table.answer(rows, facts)

@@ -6,6 +6,7 @@ one request at a time, where exchanges follow each other and need no matching bu
 
 from __future__ import annotations
 
+import base64
 import socket
 import struct
 from collections.abc import Iterator
@@ -14,8 +15,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from meshdns.core import errors
+from meshdns.lab.channel import Channel
 from meshdns.measure.cell import Cell
 
+ASK_TIMEOUT_S = 30
 _MAGIC_NS = 0xA1B23C4D
 _UDP, _TCP = 17, 6
 _FILE_HEADER, _PACKET_HEADER = 24, 16
@@ -55,6 +58,12 @@ class Exchange:
 
     dns_ns: int
     total_ns: int
+
+
+def taken(observer: Channel) -> dict[str, bytes]:
+    """What it has captured, by interface. Raises TestbedError."""
+    reply = observer.ask({"op": "captured"}, ASK_TIMEOUT_S)[0]
+    return {interface: base64.b64decode(pcap) for interface, pcap in reply["pcap"].items()}
 
 
 def frames(pcap: bytes) -> Iterator[Frame]:

@@ -14,6 +14,7 @@ from meshdns.lab.observers import Observers
 from meshdns.lab.place import Ended, Place
 from meshdns.measure import factors
 from meshdns.measure.cell import Cell
+from meshdns.measure.factors.factor import Reach
 
 
 class Conditions:
@@ -22,7 +23,8 @@ class Conditions:
     def __init__(self, place: Place, observers: Observers) -> None:
         live = place.world.live
         self.controlplane = ControlPlane(place, place.plane(), observers["observer"]) if live else None
-        self._controls = [one for each in factors.ALL for one in each.controls(place, observers, self.controlplane)]
+        reach = Reach(place, observers, self.controlplane)
+        self._controls = [one for each in factors.ALL for one in each.controls(reach)]
 
     def prepare(self, cell: Cell) -> bool:
         """The testbed is as the cell wants it; whether anything had to change for that. Raises TestbedError."""
@@ -39,11 +41,6 @@ class Conditions:
         found = [one.ended() for one in self._controls]
         return Ended(frozenset().union(*(one.now for one in found)), frozenset().union(*(one.ever for one in found)))
 
-    def settle(self) -> None:
-        """Everything is as it was found."""
-        for one in self._controls:
-            one.undo()
-
     def __enter__(self) -> Self:
         return self
 
@@ -51,4 +48,5 @@ class Conditions:
         if kind is not None and issubclass(kind, errors.LostPartError):
             return  # what is broken is not settled, but started anew
         with contextlib.suppress(errors.MeshdnsError):  # a testbed that is gone needs no settling
-            self.settle()
+            for one in self._controls:
+                one.undo()

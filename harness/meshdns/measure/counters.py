@@ -6,11 +6,11 @@ observer for all), CPU and memory from the place. What a page says, and by which
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from meshdns.core import errors
-from meshdns.core.world import Pod, World
+from meshdns.core.world import World
 from meshdns.lab import observers, parts, rules
 from meshdns.lab.controlplane import EFFECTS
 from meshdns.lab.observers import Observers, Page
@@ -64,7 +64,14 @@ class Reader:
         client = self._world.arms[cell.arm]
         found: Counts = {f"pod/rule/{name}": count for name, count in replies[client.pod]["rules"].items()}
         found["pod/conntrack/entries"] = replies[client.pod]["conntrack"]
-        return _sum(found, ((at, bodies[at.service]) for at, _ in pages), client)
+        for at, _ in pages:
+            body = bodies[at.service]
+            if body is None:
+                step = "see `meshdns status`"
+                raise errors.TestbedError("the statistics page does not answer", place=at.service, step=step)
+            for name, count in at.part.counts(body, at, client).items():
+                found[name] = found.get(name, 0) + count
+        return found
 
     def _pages(self, cell: Cell) -> Pages:
         """What the parts on a cell's path count, each on its page; none of the client's where these are taken down."""
@@ -89,14 +96,3 @@ class Reader:
             if at.part.counts_itself in found:
                 found[at.part.counts_itself] -= 1
         return found
-
-
-def _sum(found: Counts, told: Iterable[tuple[At, str | None]], client: Pod) -> Counts:
-    """What pages say, added to what is known."""
-    for at, body in told:
-        if body is None:
-            step = "see `meshdns status`"
-            raise errors.TestbedError("the statistics page does not answer", place=at.service, step=step)
-        for name, count in at.part.counts(body, at, client).items():
-            found[name] = found.get(name, 0) + count
-    return found

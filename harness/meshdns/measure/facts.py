@@ -17,7 +17,6 @@ from meshdns.ads.types import NDS, hosts
 from meshdns.core import paths
 from meshdns.core.world import Pod
 from meshdns.interception import mechanisms
-from meshdns.interception.conventions import ISTIO
 from meshdns.lab import observers, parts, recording
 from meshdns.lab.channel import Channel
 from meshdns.lab.parts.component import NameServer
@@ -58,7 +57,8 @@ def gather(what: Plan, opened: Session) -> dict[str, Any]:
     }
     # Last, when the machine has come to rest after the start of everything, as it is while blocks are measured.
     calm = "plain" if "plain" in place.world.arms else observers.clients(place)[0].arm
-    return known | {"clock": {calm: _clock(opened.agents.of(calm, 5))}}
+    clock = opened.agents.of(calm, 5).ask({"kind": "clock"}, ASK_TIMEOUT_S)[0]["clock"]  # it spins for a second
+    return known | {"clock": {calm: clock}}
 
 
 def resolutions(opened: Session) -> dict[str, Any]:
@@ -97,20 +97,6 @@ def _conformance(place: Place, arms: Collection[str]) -> dict[str, Any]:
     }
 
 
-def _clock(agent: Channel) -> dict[str, Any]:
-    """What the agent finds out about its own clock, spinning for a second."""
-    found = agent.ask({"kind": "clock"}, ASK_TIMEOUT_S)[0]["clock"]
-    return {
-        "resolution_ns": found["resolution_ns"],
-        "cost_p50_ns": found["read_p50_ns"],
-        "cost_p99_ns": found["read_p99_ns"],
-        "gaps_over_50us": found["gaps"],
-        "gap_share": found["gap_ns"] / found["spin_ns"],
-        "longest_gap_ns": found["longest_gap_ns"],
-        "backwards": found["backwards"],
-    }
-
-
 def _name_servers(place: Place) -> dict[str, str]:
     """The usual resolv.conf and the name servers' configuration, without this testbed's passwords."""
     every = [at for each in parts.there(place).values() for at in each if isinstance(at.part, NameServer)]
@@ -133,10 +119,9 @@ def _config_dumps(opened: Session, arms: Collection[str]) -> dict[str, Any]:
 
 
 def _config_dump(observer: Channel) -> Any:
-    body = observers.page(observer, {"url": f"http://127.0.0.1:{ISTIO.admin_port}/config_dump"})
-    if not body:
+    dump = trace.page(observer, "config_dump")
+    if dump is None:
         return None
-    dump = json.loads(body)
     for part in dump["configs"]:
         bootstrap = part.get("bootstrap", {})
         # Nine tenths of it list what this build could do, which its version says as well.

@@ -29,11 +29,8 @@ def measure(index: int, trial: Trial, place: Place) -> tuple[pa.Table, dict[str,
     def run(script: str) -> str:
         return place.exec(app, ["sh", "-ec", script], timeout_s=TIMEOUT_S)
 
-    return (
-        _h2load(index, trial, place.world, run)
-        if trial.cell.tool == "h2load"
-        else _dnsperf(index, trial, place.world, run)
-    )
+    tool = _h2load if trial.cell.tool == "h2load" else _dnsperf
+    return tool(index, trial, place.world, run)
 
 
 def _h2load(index: int, trial: Trial, world: World, run: Callable[[str], str]) -> tuple[pa.Table, dict[str, Any]]:

@@ -25,7 +25,6 @@ def job(trial: Trial, world: World, nets: Nets, seed: int) -> dict[str, Any]:
     """The agent's job for one trial: what its factors make of it, in the agent's words."""
     cell = trial.cell
     start = {
-        "id": cell.experiment,
         "count": trial.count,
         "warmup": trial.warmup,
         "timeout_ms": trial.timeout_ms,

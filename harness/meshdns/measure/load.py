@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import threading
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from meshdns.core import errors
 from meshdns.lab.channel import Channel
 from meshdns.lab.observers import Observers
 from meshdns.lab.place import Place
-from meshdns.measure import capture, counters, generators, jobs
+from meshdns.measure import capture, generators, jobs
 from meshdns.measure.cell import Cell
 from meshdns.measure.conditions import Conditions
 from meshdns.measure.factors.arm import NULL
@@ -52,29 +51,19 @@ class Agents:
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """What came back from a load, before it is judged."""
-
-    table: pa.Table
-    agent: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class Loads:
     """Loads on one place, one after the other."""
 
     place: Place
     agents: Agents
     observers: Observers
-    reader: counters.Reader
     conditions: Conditions
 
-    def make(self, index: int, trial: Trial, seed: int) -> Loaded:
-        """The load of a trial, which is number `index` of its block. Raises TestbedError."""
+    def make(self, index: int, trial: Trial, seed: int) -> tuple[pa.Table, dict[str, Any]]:
+        """The samples of a trial, number `index` of its block, and what the agent says. Raises TestbedError."""
         cell = trial.cell
         if cell.tool != "agent":
-            table, known = generators.measure(index, trial, self.place)
-            return Loaded(table, known)
+            return generators.measure(index, trial, self.place)
         agent = self.agents.of(cell.arm, cell.ndots)
         job = jobs.job(trial, self.place.world, self.place.nets, seed)
         limit_s = job["duration_limit_s"] + trial.timeout_ms / 1000 + ANSWER_SLACK_S
@@ -83,7 +72,7 @@ class Loads:
         table = jobs.table(index, header, body)
         if pcap:
             table = capture.joined(table, cell, pcap["eth0"], self.place.address(self._client(cell)))
-        return Loaded(table, header["facts"] | changed)
+        return table, header["facts"] | changed
 
     @contextlib.contextmanager
     def _captured(self, trial: Trial) -> Iterator[dict[str, bytes]]:
@@ -97,8 +86,7 @@ class Loads:
         try:
             yield found
         finally:
-            reply, _ = observer.ask({"op": "captured"}, ANSWER_SLACK_S)
-            found |= {interface: base64.b64decode(pcap) for interface, pcap in reply["pcap"].items()}
+            found |= capture.taken(observer)
 
     @contextlib.contextmanager
     def _changing(self, trial: Trial) -> Iterator[dict[str, Any]]:

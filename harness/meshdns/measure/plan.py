@@ -12,7 +12,8 @@ import math
 import random
 import re
 import tomllib
-from collections.abc import Mapping
+import typing
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +25,7 @@ from meshdns.measure import factors
 from meshdns.measure.cell import Cell
 from meshdns.measure.factors.arm import NULL
 
+OVERHEAD_S = 0.018  # of a trial beside its load: readings before and after (from data/sample)
 MAX_SECONDS = 24 * 3600  # a plan that runs for longer is a typing error
 MAX_CELLS = 10_000  # in a block: their number is stored in 16 bits, and an invalid cell is measured up to three times
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}")  # the beginning of a run's name, on every file system
@@ -44,37 +46,34 @@ class Trial:
         rate_hz, request_s = self.cell.rate_hz, factors.request_s(self.cell, world, self.timeout_ms / 1000)
         return (self.count / rate_hz if rate_hz else self.count * request_s) + self.warmup * request_s
 
+    def measuring_s(self, before: Trial | None, world: World) -> float:
+        """Expected duration after the trial before it in its block, with all that is not load."""
+        previous = before.cell if before else None
+        more_s = sum(factor.seconds(self.cell, previous) for factor in factors.ALL)
+        return self.seconds(world) + OVERHEAD_S + more_s
 
+
+# What a plan varies: a cell's columns, in their order.
+_FACTORS = [each for each in dataclasses.fields(Cell) if each.name not in ("experiment", "kind")]
+
+
+def _of_factors(kind: type[schema.Kind]) -> type[schema.Kind]:
+    """With a field for each factor: a level, or a list of levels."""
+    types, none = typing.get_type_hints(Cell), dataclasses.MISSING
+    fields = []
+    for each in _FACTORS:
+        usual = none if each.default is none else (each.default,)
+        fields.append((each.name, typing.cast(Any, Levels)[types[each.name]], field(default=usual)))
+    return dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), frozen=True, kw_only=True)
+
+
+@_of_factors
 @dataclass(frozen=True)
 class Experiment:
-    """Factors (each a level or a list of levels) and load of one experiment of the plan."""
+    """Factors and load of one experiment of the plan."""
 
     name: str
-    arm: Levels[str]
     kind: str = "lookup"
-    backend: Levels[str] = ("none",)
-    lookup: Levels[str] = ("wire",)
-    name_kind: Levels[str] = ("fqdn",)
-    qtype: Levels[str] = ("A",)
-    ndots: Levels[int] = (5,)
-    connection: Levels[str] = ("none",)
-    arrival: Levels[str] = ("constant",)
-    rate_hz: Levels[float] = (0.0,)
-    concurrency: Levels[int] = (1,)
-    dns_delay_ms: Levels[float] = (0.0,)
-    body_bytes: Levels[int] = (0,)
-    wait: Levels[str] = ("spin",)
-    tool: Levels[str] = ("agent",)
-    null_delay_us: Levels[float] = (0.0,)
-    tls: Levels[bool] = (False,)
-    extra_rules: Levels[int] = (0,)
-    answer: Levels[str] = ("none",)
-    intercepted: Levels[bool] = (True,)
-    sidecar: Levels[str] = ("up",)
-    policy: Levels[str] = ("none",)
-    fault: Levels[str] = ("none",)
-    change: Levels[str] = ("none",)
-    debounce: Levels[str] = ("100ms",)
     count: Annotated[int, Bounds(1, 1_000_000)] = 200
     warmup: Annotated[int, Bounds(0, 100_000)] = 20
     timeout_ms: Annotated[int, Bounds(1, 60_000)] = 2000
@@ -85,12 +84,15 @@ class Experiment:
 
     def cells(self) -> list[Cell]:
         """All combinations, in the order the factors are written."""
-        factors = [f.name for f in dataclasses.fields(Cell) if f.name not in ("experiment", "kind")]
-        levels = [getattr(self, name) for name in factors]
+        names = [each.name for each in _FACTORS]
         return [
-            Cell(experiment=self.series or self.name, kind=self.kind, **dict(zip(factors, combination, strict=True)))
-            for combination in itertools.product(*levels)
+            Cell(experiment=self.series or self.name, kind=self.kind, **dict(zip(names, combination, strict=True)))
+            for combination in itertools.product(*(getattr(self, name) for name in names))
         ]
+
+    def trials(self) -> list[Trial]:
+        """Its cells, with its load."""
+        return [Trial(cell, self.count, self.warmup, self.timeout_ms, self.capture) for cell in self.cells()]
 
 
 @dataclass(frozen=True)
@@ -112,12 +114,7 @@ class Plan:
         cells that need the same state of a pod. The order of all of these, and of the cells of each, is random.
         """
         rng = random.Random(f"{self.seed}/{number}")  # noqa: S311  an experiment's order, not a secret
-        trials = [
-            Trial(cell, e.count, e.warmup, e.timeout_ms, e.capture)
-            for e in self.experiments
-            if number % e.every == 0
-            for cell in e.cells()
-        ]
+        trials = [trial for e in self.experiments if number % e.every == 0 for trial in e.trials()]
         rng.shuffle(trials)
         delays = sorted({trial.cell.dns_delay_ms for trial in trials})
         rng.shuffle(delays)
@@ -147,11 +144,15 @@ class Plan:
     def seconds(self) -> float:
         """Expected duration of all load."""
         return sum(
-            Trial(cell, e.count, e.warmup, e.timeout_ms, e.capture).seconds(self.world) * len(due)
+            trial.seconds(self.world) * len(range(0, self.blocks, e.every))
             for e in self.experiments
-            for due in [range(0, self.blocks, e.every)]
-            for cell in e.cells()
+            for trial in e.trials()
         )
+
+    def measuring_s(self, blocks: Iterable[int]) -> float:
+        """Expected duration of measuring these blocks."""
+        pairs = (pair for number in blocks for pair in itertools.pairwise([None, *self.block(number)]))
+        return sum(trial.measuring_s(before, self.world) for before, trial in pairs if trial is not None)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON; `from_json` reads it back. The world is stored beside it."""
@@ -182,16 +183,11 @@ def _experiment(place: str, table: Mapping[str, Any], world: World, limits: sche
     crossed = math.prod(len(each) for each in vars(experiment).values() if isinstance(each, tuple))
     if crossed > MAX_CELLS:
         raise _refuse(place, f"its levels make {crossed} cells", f"leave levels out: a block holds {MAX_CELLS} at most")
-    for cell in experiment.cells():
-        _measurable(place, cell, world)
+    for cell in experiment.cells():  # what has no meaning is refused, rather than something else measured
+        for holds, rule in (each for factor in factors.ALL for each in factor.rules(cell, world)):
+            if not holds:
+                raise _refuse(f"{place} {cell.arm}", rule, "change the factor or split the experiment")
     return experiment
-
-
-def _measurable(place: str, cell: Cell, world: World) -> None:
-    """Refuse combinations that have no meaning, rather than measure something else."""
-    for holds, rule in (each for factor in factors.ALL for each in factor.rules(cell, world)):
-        if not holds:
-            raise _refuse(f"{place} {cell.arm}", rule, "change the factor or split the experiment")
 
 
 def parse(text: str, place: str, world: World) -> Plan:
@@ -214,7 +210,7 @@ def from_json(document: object, place: str, world: World) -> Plan:
         raise _refuse(place, f"name is {file.name!r}", step)
     if not file.experiment:
         raise _refuse(place, "there is no experiment", "add an [[experiment]] table")
-    limits = factors.levels(world) | {column: Bounds(*both) for column, both in factors.bounds().items()}
+    limits = factors.levels(world)
     experiments = tuple(
         _experiment(f"{place} experiment {i}", t, world, limits) for i, t in enumerate(file.experiment, 1)
     )

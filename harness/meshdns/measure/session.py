@@ -17,7 +17,7 @@ from meshdns.core.progress import Progress
 from meshdns.lab import observers, readiness
 from meshdns.lab.place import Place
 from meshdns.lab.watch import Watch
-from meshdns.measure import counters, duration, validity
+from meshdns.measure import counters, validity
 from meshdns.measure.cell import Cell
 from meshdns.measure.conditions import Conditions
 from meshdns.measure.load import Agents, Loads
@@ -50,7 +50,7 @@ class Session:
     _read: dict[Cell, counters.Counts] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.loads = Loads(self.place, self.agents, self.observers, self.reader, self.conditions)
+        self.loads = Loads(self.place, self.agents, self.observers, self.conditions)
 
     def during(self, what: str) -> contextlib.AbstractContextManager[None]:
         """Raises LostPartError if a part that is not down on purpose is lost when this is left."""
@@ -68,10 +68,10 @@ class Session:
         if changed or cell not in self._read:
             (before,) = self.reader.counts(cell)
         started_ns, used_before = time.monotonic_ns(), self.reader.usage(cell)
-        load = self.loads.make(index, trial, seed)
+        table, agent = self.loads.make(index, trial, seed)
         used = self.reader.usage(cell)
         counts = self.reader.difference(cell, before, self._read_after(cell, following))
-        reasons = validity.reasons(trial, load.table, counts, load.agent, world=self.place.world, nets=self.place.nets)
+        reasons = validity.reasons(trial, table, counts, agent, world=self.place.world, nets=self.place.nets)
         record = samples.CellRecord(
             cell=index,
             parameters={name: getattr(cell, name) for name in cell.__dataclass_fields__},
@@ -79,14 +79,14 @@ class Session:
             reasons=reasons,
             offered=trial.count,
             started_ns=started_ns,
-            wall_s=_wall_s(load.table),
+            wall_s=_wall_s(table),
             counters={name: count for name, count in counts.items() if count > 0},
             cpu_us={name: round(use.cpu_us - used_before[name].cpu_us, 1) for name, use in used.items()},
             memory_bytes={name: use.memory_bytes for name, use in used.items() if use.memory_bytes is not None},
-            agent=load.agent,
+            agent=agent,
         )
-        self._note(cell, load.table)
-        return Measured(load.table, record)
+        self._note(cell, table)
+        return Measured(table, record)
 
     def _read_after(self, cell: Cell, following: Cell | None) -> counters.Counts:
         # A pod whose sidecar comes and goes is read on its own.
@@ -98,7 +98,7 @@ class Session:
     def done(self, trial: Trial, before: Trial | None) -> None:
         """The bar moves on by a trial, however often it was measured, and shows how the medians stand."""
         note = ", ".join(f"{name} {value:.0f} µs" for name, value in sorted(self._medians.items()))
-        self.progress.advance(duration.of_trial(trial, before, self.place.world), note)
+        self.progress.advance(trial.measuring_s(before, self.place.world), note)
 
     def _note(self, cell: Cell, table: pa.Table) -> None:
         """Live medians of the headline experiments, by arm."""

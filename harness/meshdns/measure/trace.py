@@ -7,7 +7,6 @@ statistics moved, and which filter chain counts under which statistic is what En
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import re
@@ -30,7 +29,6 @@ from meshdns.lab.place import Place
 from meshdns.measure import capture, jobs
 from meshdns.measure.factors.backend import TLS_CERTIFICATE
 
-ANSWER_SLACK_S = 30
 FRAME_BYTES = 2048  # whole packets: one request is small
 TIMEOUT_MS = 2000
 INTERFACES = ("eth0", "lo")
@@ -123,14 +121,14 @@ def observe(place: Place, watching: observers.Observers, agent: Channel, arm: st
         watched = {client.pod: watching[client.pod]}
         for pod in _namespaces(target, place.world, client):
             watched[pod] = stack.enter_context(place.talk(pod, observers.PROGRAM, image="observer"))
-        chains = {pod: _chains(dump) for pod, channel in watched.items() if (dump := _page(channel, "config_dump"))}
+        chains = {pod: _chains(dump) for pod, channel in watched.items() if (dump := page(channel, "config_dump"))}
         before = {pod: _counted(place.world.named(pod), channel) for pod, channel in watched.items()}
         for channel in watched.values():
-            channel.ask({"op": "capture", "interfaces": list(INTERFACES), "size": FRAME_BYTES}, ANSWER_SLACK_S)
-        header, body = agent.ask(target.job(place.world, client), ANSWER_SLACK_S)
+            channel.ask({"op": "capture", "interfaces": list(INTERFACES), "size": FRAME_BYTES}, capture.ASK_TIMEOUT_S)
+        header, body = agent.ask(target.job(place.world, client), capture.ASK_TIMEOUT_S)
         # At once: the kernel forgets a connection that was reset after ten seconds, and all else may take as long.
         entries = {pod: _tracked(channel) for pod, channel in watched.items()}
-        packets = list(_packets({pod: _captured(channel) for pod, channel in watched.items()}))
+        packets = list(_packets({pod: capture.taken(channel) for pod, channel in watched.items()}))
         after = {pod: _counted(place.world.named(pod), channel) for pod, channel in watched.items()}
     moved = {pod: _moved(before[pod].proxy, counted.proxy) for pod, counted in after.items() if counted.proxy}
     return Trace(
@@ -161,18 +159,18 @@ class _Counted:
 
 
 def _counted(pod: Pod, channel: Channel) -> _Counted:
-    counted = channel.ask({"op": "snapshot", "rules": rules.counters(pod)}, ANSWER_SLACK_S)[0]["rules"]
+    counted = channel.ask({"op": "snapshot", "rules": rules.counters(pod)}, capture.ASK_TIMEOUT_S)[0]["rules"]
     if mechanisms.ALL[pod.mechanism].programs:  # its programs count what rules count elsewhere, by the same names
-        loader = _page(channel, "counters", ports.PORT_LOADER) or {"counters": {}}
+        loader = page(channel, "counters", ports.PORT_LOADER) or {"counters": {}}
         counted |= {name: counted.get(name, 0) + count for name, count in loader["counters"].items()}
-    page = _page(channel, "stats?format=json&usedonly") or {"stats": []}
-    return _Counted(counted, {each["name"]: each["value"] for each in page["stats"] if "value" in each})
+    said = page(channel, "stats?format=json&usedonly") or {"stats": []}
+    return _Counted(counted, {each["name"]: each["value"] for each in said["stats"] if "value" in each})
 
 
-def _page(channel: Channel, path: str, port: int = ISTIO.admin_port) -> Any:
+def page(channel: Channel, path: str, port: int = ISTIO.admin_port) -> Any:
     """A JSON page on the pod's loopback; None where nobody answers."""
     body = observers.page(channel, {"url": f"http://127.0.0.1:{port}/{path}"})
-    return None if body is None else json.loads(body)
+    return json.loads(body) if body else None
 
 
 def _moved(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
@@ -228,13 +226,8 @@ def _ends(line: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _tracked(channel: Channel) -> list[str]:
-    found: list[str] = channel.ask({"op": "tracked"}, ANSWER_SLACK_S)[0]["entries"]
+    found: list[str] = channel.ask({"op": "tracked"}, capture.ASK_TIMEOUT_S)[0]["entries"]
     return found
-
-
-def _captured(channel: Channel) -> dict[str, bytes]:
-    reply = channel.ask({"op": "captured"}, ANSWER_SLACK_S)[0]
-    return {interface: base64.b64decode(pcap) for interface, pcap in reply["pcap"].items()}
 
 
 def _packets(seen: Mapping[str, Mapping[str, bytes]]) -> Iterator[Seen]:

@@ -18,27 +18,13 @@ from .rules import counted, said
 
 ETH_P_ALL = 0x0003  # linux/if_ether.h; outgoing packets are seen with this only
 SO_RCVBUFFORCE, SO_TIMESTAMPNS = 33, 35  # asm-generic/socket.h
-SOL_PACKET, PACKET_STATISTICS, PACKET_OUTGOING = 263, 6, 4  # linux/if_packet.h
+PACKET_OUTGOING = 4  # linux/if_packet.h
 ROOM_BYTES = 64 << 20  # some 25,000 small packets: more than a captured trial sends
 HEAD_BYTES = 128  # Ethernet, IPv4 and TCP with options fit
 CONTROL_BYTES = 256
 
 
-def tracked() -> list[str]:
-    """Connection tracking entries, a line each, as conntrack(8) prints them."""
-    return said("conntrack", "-L", "-o", "extended").splitlines()
-
-
-def loaded() -> str:
-    """The rules and routes as the kernel holds them."""
-    texts = [
-        subprocess.run(c, capture_output=True, text=True, check=False).stdout
-        for c in (["iptables-save"], ["nft", "list", "ruleset", "inet"], ["ip", "rule"], ["ip", "route"])
-    ]
-    return "\n".join(texts)
-
-
-def conntrack() -> int:
+def _conntrack() -> int:
     """Entries in this namespace's connection tracking table."""
     path = Path("/proc/sys/net/netfilter/nf_conntrack_count")
     return int(path.read_text()) if path.exists() else 0
@@ -61,8 +47,8 @@ class Capture:
         taking.setblocking(False)
         self.socket = taking
 
-    def stop(self) -> tuple[bytes, int]:
-        """A pcap file (nanosecond stamps) and the number of packets that found no room."""
+    def stop(self) -> bytes:
+        """A pcap file (nanosecond stamps)."""
         out = [struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, self.size, 1)]
         with self.socket as taken:
             while True:
@@ -73,8 +59,7 @@ class Capture:
                 if self._wanted(frame, address[2]):
                     seconds, nanoseconds = struct.unpack("qq", control[0][2][:16])
                     out.append(struct.pack("<IIII", seconds, nanoseconds, len(frame), len(frame)) + frame)
-            _, dropped = struct.unpack("II", taken.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
-        return b"".join(out), dropped
+        return b"".join(out)
 
     def _wanted(self, frame: bytes, direction: int) -> bool:
         """UDP or TCP over IPv4 with one of the ports at either end; on lo, where packets pass twice, once."""
@@ -101,9 +86,23 @@ def _snapshot(request: Request, state: State) -> dict[str, Any]:
     asked = state.pages.ask(request.get("pages", []))  # the servers work while the rules are read
     return {
         "rules": counted(request.get("rules", [])),
-        "conntrack": conntrack(),
+        "conntrack": _conntrack(),
         "pages": [question.answer() for question in asked],
     }
+
+
+def _loaded(_: Request, _state: State) -> dict[str, Any]:
+    """The rules and routes as the kernel holds them."""
+    texts = [
+        subprocess.run(c, capture_output=True, text=True, check=False).stdout
+        for c in (["iptables-save"], ["nft", "list", "ruleset", "inet"], ["ip", "rule"], ["ip", "route"])
+    ]
+    return {"text": "\n".join(texts)}
+
+
+def _tracked(_: Request, _state: State) -> dict[str, Any]:
+    """Connection tracking entries, a line each, as conntrack(8) prints them."""
+    return {"entries": said("conntrack", "-L", "-o", "extended").splitlines()}
 
 
 def _capture(request: Request, state: State) -> dict[str, Any]:
@@ -114,10 +113,7 @@ def _capture(request: Request, state: State) -> dict[str, Any]:
 
 def _captured(_: Request, state: State) -> dict[str, Any]:
     found = {interface: state.captures.pop(interface).stop() for interface in list(state.captures)}
-    return {
-        "pcap": {interface: base64.b64encode(data).decode() for interface, (data, _) in found.items()},
-        "dropped": sum(dropped for _, dropped in found.values()),
-    }
+    return {"pcap": {interface: base64.b64encode(data).decode() for interface, data in found.items()}}
 
 
 def _run(request: Request, _: State) -> dict[str, Any]:
@@ -128,8 +124,8 @@ def _run(request: Request, _: State) -> dict[str, Any]:
 
 OPERATIONS: dict[str, Callable[[Request, State], dict[str, Any]]] = {
     "snapshot": _snapshot,
-    "loaded": lambda _request, _state: {"text": loaded()},
-    "tracked": lambda _request, _state: {"entries": tracked()},
+    "loaded": _loaded,
+    "tracked": _tracked,
     "capture": _capture,
     "captured": _captured,
     "run": _run,

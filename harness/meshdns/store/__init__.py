@@ -12,10 +12,10 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -33,6 +33,7 @@ TEMPORARY = ".tmp-"  # prefix of files being written; left behind only by a kill
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # one path component on every file system, not hidden
 COMPRESSION_LEVEL = 3  # zstd's own default; delta-encoded instants are random bits, level 9 gains 0.02 %
 SCHEMA_KEY = b"meshdns.schema"
+_TAKEN = "exists already; runs are never overwritten"
 
 _TEXT_COLUMNS = [each.name for each in samples.SCHEMA if pa.types.is_dictionary(each.type)]
 _INTEGER_COLUMNS = [each.name for each in samples.SCHEMA if not pa.types.is_dictionary(each.type)]
@@ -50,16 +51,6 @@ class RunHeader:
     facts: dict[str, Any] = field(default_factory=dict)  # versions, images, kernel, CPU, rules, ...: JSON tree
     finished: str | None = None  # ISO 8601, UTC; None while blocks are missing
     schema: int = samples.SCHEMA_VERSION
-
-    def to_json(self) -> dict[str, Any]:
-        """The header as a JSON object."""
-        return vars(self)
-
-    @classmethod
-    def from_json(cls, value: object, place: str = "run.json") -> Self:
-        """The header in a JSON object of this schema."""
-        _require_schema(value, place)
-        return schema.stored(cls, value, place)
 
 
 @dataclass(frozen=True)
@@ -110,15 +101,8 @@ class RunWriter:
             raise errors.DataError(f"block {block} is stored already; blocks are written once", place=str(self.path))
         samples.check(table, place=str(parquet))
         _check_cells(table, cells, str(record))
-        content = {
-            "schema": samples.SCHEMA_VERSION,
-            "block": block,
-            "started": started,
-            "cells": [each.to_json() for each in cells],
-        }
-        encoded = _json_bytes(
-            content, record
-        )  # before the first file: nothing is half stored if it cannot be expressed
+        content = asdict(_Cells(samples.SCHEMA_VERSION, block, started, list(cells)))
+        encoded = _json_bytes(content, record)  # first: nothing is half stored if it cannot be expressed
         _write(parquet, _parquet_bytes(table))
         _write(record, encoded)  # last: the block exists from here on
 
@@ -128,9 +112,9 @@ class RunWriter:
             raise errors.DataError(f"lacks {_listed(missing)}", place=str(self.path), step="resume the run first")
         final = self.path.with_name(self.header.name)
         if final.exists():
-            raise errors.DataError("exists already; runs are never overwritten", place=str(final), step="move it away")
+            raise errors.DataError(_TAKEN, place=str(final), step="move it away")
         self.header = replace(self.header, finished=finished, facts={**self.header.facts, **(closing or {})})
-        _write(self.path / "run.json", _json_bytes(self.header.to_json(), self.path / "run.json"))
+        _write(self.path / "run.json", _json_bytes(vars(self.header), self.path / "run.json"))
         with _storage(final):
             self.path.rename(final)
             _sync_folder(final.parent)
@@ -147,15 +131,13 @@ def create(root: Path, header: RunHeader, made_in: World) -> RunWriter:
     """A new folder <root>/<name>.partial with run.json, world.json and no blocks."""
     if not RUN_NAME.fullmatch(header.name) or header.name.endswith(PARTIAL):
         raise errors.InputError(f"{header.name!r} cannot name a run", step="use letters, digits, '-', '_' and '.'")
-    RunHeader.from_json(header.to_json(), place=header.name)
+    _stored(RunHeader, vars(header), header.name)
     path = Path(root) / f"{header.name}{PARTIAL}"
-    encoded = _json_bytes(header.to_json(), path / "run.json")
+    encoded = _json_bytes(vars(header), path / "run.json")
     described = _json_bytes(made_in.to_json(), path / "world.json")
     for taken in (path, path.with_name(header.name)):
         if taken.exists():
-            raise errors.InputError(
-                "exists already; runs are never overwritten", place=str(taken), step="choose another name"
-            )
+            raise errors.InputError(_TAKEN, place=str(taken), step="choose another name")
     with _storage(path):
         (path / "blocks").mkdir(parents=True)
     try:
@@ -180,9 +162,10 @@ def resume(path: Path | str) -> RunWriter:
         raise errors.DataError(
             f"says that the run is {header.name!r}", place=str(folder / "run.json"), step="restore the folder's name"
         )
-    if folder.absolute().with_name(header.name).exists():
+    final = folder.absolute().with_name(header.name)
+    if final.exists():
         step = "move it away, to go on with the unfinished one"
-        raise errors.InputError("exists already", place=str(folder.absolute().with_name(header.name)), step=step)
+        raise errors.InputError("exists already", place=str(final), step=step)
     with _storage(folder):
         (folder / "blocks").mkdir(exist_ok=True)
         for leftover in [*folder.glob(f"{TEMPORARY}*"), *(folder / "blocks").glob(f"{TEMPORARY}*")]:
@@ -242,12 +225,11 @@ def load(path: str | Path | Iterable[str | Path]) -> Runs:
         header = _header(folder)
         headers.append(header)
         blocks.extend(_open_block(folder, header.name, number) for number in _numbers(folder, header, notes))
+    given = ", ".join(map(str, folders))
     if len({header.name for header in headers}) < len(headers):
-        raise errors.DataError(
-            "the same run is given twice", place=", ".join(map(str, folders)), step="give each run once"
-        )
+        raise errors.DataError("the same run is given twice", place=given, step="give each run once")
     if not blocks:
-        raise errors.DataError("holds no complete block", place=", ".join(map(str, folders)), step="resume the run")
+        raise errors.DataError("holds no complete block", place=given, step="resume the run")
     whole = _together({header.name: world(folder) for header, folder in zip(headers, folders, strict=True)})
     return Runs(_samples_frame(blocks), _cells_frame(blocks), headers, notes, whole)
 
@@ -317,7 +299,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _header(folder: Path) -> RunHeader:
-    header = RunHeader.from_json(_read_json(folder / "run.json"), place=str(folder / "run.json"))
+    header = _stored(RunHeader, _read_json(folder / "run.json"), str(folder / "run.json"))
     if not folder.name.endswith(PARTIAL) and header.finished is None:
         raise errors.DataError(
             "is not finished but does not say .partial", place=str(folder), step=f"rename it to {header.name}{PARTIAL}"
@@ -354,14 +336,11 @@ def _block_paths(folder: Path, block: int) -> tuple[Path, Path]:
 def _open_block(folder: Path, run: str, block: int) -> _Block:
     """The block's cells and its Parquet file, opened but not decoded."""
     parquet, record = _block_paths(folder, block)
-    cells = [replace(each, parameters={**samples.SINCE, **each.parameters}) for each in _cells(record, block)]
-    return _Block(run, block, cells, parquet, _open_parquet(parquet))
+    return _Block(run, block, _cells(record, block), parquet, _open_parquet(parquet))
 
 
 def _cells(record: Path, block: int) -> list[samples.CellRecord]:
-    value = _read_json(record)
-    _require_schema(value, str(record))
-    content = schema.stored(_Cells, value, str(record))
+    content = _stored(_Cells, _read_json(record), str(record))
     if content.block != block:
         raise errors.DataError(f"says it is block {content.block}", place=str(record), step="restore the file's name")
     return content.cells
@@ -379,18 +358,15 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _read_json(path: Path) -> object:
-    try:
-        value: object = json.loads(_read_bytes(path))
-    except (ValueError, RecursionError) as problem:
-        raise errors.DataError(
-            "is not whole JSON", place=str(path), step="the file is damaged; copy or measure it again"
-        ) from problem
+    content = _read_bytes(path)
+    with _whole(path, "whole JSON"):
+        value: object = json.loads(content)
     return value
 
 
 def _open_parquet(path: Path) -> pq.ParquetFile:
     content = _read_bytes(path)
-    with _whole_parquet(path):
+    with _whole(path, "a whole Parquet file"):
         file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
         schema = file.schema_arrow
     samples.check_columns(schema, str(path))
@@ -402,7 +378,7 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
 
 def _decode(block: _Block) -> pa.Table:
     """The samples of the block, checked."""
-    with _whole_parquet(block.path):
+    with _whole(block.path, "a whole Parquet file"):
         table = block.file.read()
         table.validate(full=True)  # a damaged page may decode to indices outside their dictionary
     if table.num_rows != block.rows:
@@ -413,26 +389,25 @@ def _decode(block: _Block) -> pa.Table:
 
 
 @contextlib.contextmanager
-def _whole_parquet(path: Path) -> Iterator[None]:
-    """What pyarrow raises on a damaged file becomes a DataError."""
+def _whole(path: Path, what: str) -> Iterator[None]:
+    """What json and pyarrow raise on a damaged file becomes a DataError."""
     try:
         yield
-    except (pa.ArrowException, OSError, ValueError, KeyError) as problem:
+    except (pa.ArrowException, OSError, ValueError, KeyError, RecursionError) as problem:
         step = "the file is damaged; copy or measure it again"
-        raise errors.DataError("is not a whole Parquet file", place=str(path), step=step) from problem
+        raise errors.DataError(f"is not {what}", place=str(path), step=step) from problem
 
 
-def _require_schema(value: object, place: str) -> None:
+def _stored(kind: type[schema.Kind], value: object, place: str) -> schema.Kind:
+    """A JSON object of this schema. Raises DataError."""
     if isinstance(value, dict) and value.get("schema", samples.SCHEMA_VERSION) != samples.SCHEMA_VERSION:
         raise _other_schema(value["schema"], place)
+    return schema.stored(kind, value, place)
 
 
 def _other_schema(version: object, place: str) -> errors.DataError:
-    return errors.DataError(
-        f"has schema {version}, this meshdns reads {samples.SCHEMA_VERSION}",
-        place=place,
-        step="use the version that wrote it",
-    )
+    fact = f"has schema {version}, this meshdns reads {samples.SCHEMA_VERSION}"
+    return errors.DataError(fact, place=place, step="use the version that wrote it")
 
 
 def _check_cells(table: pa.Table, cells: Sequence[samples.CellRecord], place: str) -> None:
@@ -506,7 +481,7 @@ def _cells_frame(blocks: list[_Block]) -> pd.DataFrame:
     rows = [
         {"run": each.run, "block": each.number, "cell": cell.cell}
         | {name: cell.parameters[name] for name in names}
-        | {name: value for name, value in cell.to_json().items() if name not in ("cell", "parameters")}
+        | {name: value for name, value in vars(cell).items() if name not in ("cell", "parameters")}
         for each in blocks
         for cell in each.cells
     ]

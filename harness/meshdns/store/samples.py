@@ -6,8 +6,6 @@ Nothing here reads or writes files.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,46 +28,31 @@ DUE_TOLERANCE_NS = 1_000
 
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 
-SCHEMA = pa.schema(
-    [
-        pa.field("cell", pa.int16(), nullable=False),  # index into the block's cells
-        pa.field("seq", pa.int32(), nullable=False),  # request number in the cell, unique there
-        pa.field("due_ns", pa.int64(), nullable=False),  # planned start; equals start_ns in a closed loop
-        pa.field("start_ns", pa.int64(), nullable=False),  # actual start
-        pa.field("dns_ns", pa.int64(), nullable=False),  # answer known
-        pa.field("connect_ns", pa.int64(), nullable=False),  # TCP connected
-        pa.field("tls_ns", pa.int64(), nullable=False),  # TLS established
-        pa.field("first_byte_ns", pa.int64(), nullable=False),  # first byte of the response
-        pa.field("end_ns", pa.int64(), nullable=False),  # all done, or the moment of failure
-        pa.field("outcome", _TEXT, nullable=False),  # one of OUTCOMES
-        pa.field("rcode", pa.int8(), nullable=False),  # DNS RCODE; -1: no DNS
-        pa.field("status", pa.int16(), nullable=False),  # HTTP status; 0: none
-        pa.field("queries", pa.int16(), nullable=False),  # DNS queries the agent sent; -1: unknown (getaddrinfo)
-        pa.field("address", _TEXT, nullable=False),  # answered address; "": none
-        pa.field("replica", _TEXT, nullable=False),  # server that answered; "": none
-        pa.field("bytes", pa.int32(), nullable=False),  # body bytes received
-        pa.field("local_port", pa.int32(), nullable=False),  # source port (TCP, for lookups UDP); 0: unknown
-        pa.field("wire_dns_ns", pa.int64(), nullable=False),  # between packets at the client pod; -1: not captured
-        pa.field("wire_total_ns", pa.int64(), nullable=False),  # same, first to last packet of the request
-    ]
-)
-
-# Smallest and largest value of the columns that are not instants.
-_RANGES = {
-    "cell": (0, 2**15 - 1),
-    "seq": (0, 2**31 - 1),
-    "rcode": (-1, 23),  # 23 is the largest RCODE assigned (BADCOOKIE)
-    "status": (0, 599),
-    "queries": (-1, 2**15 - 1),
-    "bytes": (0, 2**31 - 1),
-    "local_port": (0, 65_535),
-    "wire_dns_ns": (-1, 2**63 - 1),
-    "wire_total_ns": (-1, 2**63 - 1),
+# Column -> type, and the smallest and the largest value where it is a number and not an instant.
+_COLUMNS: dict[str, tuple[pa.DataType, tuple[int, int] | None]] = {
+    "cell": (pa.int16(), (0, 2**15 - 1)),  # index into the block's cells
+    "seq": (pa.int32(), (0, 2**31 - 1)),  # request number in the cell, unique there
+    "due_ns": (pa.int64(), None),  # planned start; equals start_ns in a closed loop
+    "start_ns": (pa.int64(), None),  # actual start
+    "dns_ns": (pa.int64(), None),  # answer known
+    "connect_ns": (pa.int64(), None),  # TCP connected
+    "tls_ns": (pa.int64(), None),  # TLS established
+    "first_byte_ns": (pa.int64(), None),  # first byte of the response
+    "end_ns": (pa.int64(), None),  # all done, or the moment of failure
+    "outcome": (_TEXT, None),  # one of OUTCOMES
+    "rcode": (pa.int8(), (-1, 23)),  # DNS RCODE, 23 the largest assigned (BADCOOKIE); -1: no DNS
+    "status": (pa.int16(), (0, 599)),  # HTTP status; 0: none
+    "queries": (pa.int16(), (-1, 2**15 - 1)),  # DNS queries the agent sent; -1: unknown (getaddrinfo)
+    "address": (_TEXT, None),  # answered address; "": none
+    "replica": (_TEXT, None),  # server that answered; "": none
+    "bytes": (pa.int32(), (0, 2**31 - 1)),  # body bytes received
+    "local_port": (pa.int32(), (0, 65_535)),  # source port (TCP, for lookups UDP); 0: unknown
+    "wire_dns_ns": (pa.int64(), (-1, 2**63 - 1)),  # between packets at the client pod; -1: not captured
+    "wire_total_ns": (pa.int64(), (-1, 2**63 - 1)),  # same, first to last packet of the request
 }
+SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, (kind, _) in _COLUMNS.items()])
 
 Parameter = str | int | float | bool
-# Parameters that older runs do not have -> what then held for all.
-SINCE: Mapping[str, Parameter] = {"debounce": "100ms"}
 
 
 @dataclass(frozen=True)
@@ -88,10 +71,6 @@ class CellRecord:
     memory_bytes: dict[str, int] = field(default_factory=dict)  # container -> memory in use at the end
     agent: dict[str, Any] = field(default_factory=dict)  # facts of the agent: JSON tree
 
-    def to_json(self) -> dict[str, Any]:
-        """The record as a JSON object."""
-        return {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
-
 
 def table(columns: dict[str, Any]) -> pa.Table:
     """A table of this schema from arrays or lists, one per column."""
@@ -107,12 +86,15 @@ def check(samples: pa.Table, place: str = "samples") -> None:
     """Nothing, once every row could have happened; DataError for the first that could not."""
     check_columns(samples.schema, place)
     for name in SCHEMA.names:
-        if samples.column(name).null_count:
-            raise errors.DataError(f"{name} has {samples.column(name).null_count} empty values", place=place)
-    _check_outcomes(samples, place)
-    for name, (low, high) in _RANGES.items():
-        values = samples.column(name).to_numpy()
-        _refuse((values < low) | (values > high), samples, f"{name} is outside {low}..{high}", place)
+        if empty := samples.column(name).null_count:
+            raise errors.DataError(f"{name} has {empty} empty values", place=place)
+    present = pc.unique(samples.column("outcome").cast(pa.string())).to_pylist()
+    if unknown := sorted(set(present) - set(OUTCOMES)):
+        raise errors.DataError(f"unknown outcome {unknown[0]!r}; known: {', '.join(OUTCOMES)}", place=place)
+    for name, (_, bounds) in _COLUMNS.items():
+        if bounds:
+            (low, high), values = bounds, samples.column(name).to_numpy()
+            _refuse((values < low) | (values > high), samples, f"{name} is outside {low}..{high}", place)
     instants = [samples.column(name).to_numpy() for name in INSTANTS]
     due_ns = samples.column("due_ns").to_numpy()
     _refuse(instants[0] < due_ns - DUE_TOLERANCE_NS, samples, "start_ns is before due_ns", place)
@@ -137,12 +119,6 @@ def _column_fact(names: list[str]) -> str:
     missing, unknown = sorted(set(SCHEMA.names) - set(names)), sorted(set(names) - set(SCHEMA.names))
     facts = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
     return f"wrong columns: {' and '.join(facts) or 'one occurs twice'}"
-
-
-def _check_outcomes(samples: pa.Table, place: str) -> None:
-    present = pc.unique(samples.column("outcome").cast(pa.string())).to_pylist()
-    if unknown := sorted(set(present) - set(OUTCOMES)):
-        raise errors.DataError(f"unknown outcome {unknown[0]!r}; known: {', '.join(OUTCOMES)}", place=place)
 
 
 def _refuse(bad: np.ndarray[Any, np.dtype[np.bool_]], samples: pa.Table, fact: str, place: str) -> None:

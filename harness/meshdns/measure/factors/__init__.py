@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from meshdns.core.schema import Limits
 from meshdns.core.world import Nets, World
 from meshdns.measure.cell import Cell
 from meshdns.measure.factors.answer import Answer
@@ -26,14 +25,9 @@ ALL: tuple[Factor, ...] = (
 )  # fmt: skip
 
 
-def levels(world: World) -> dict[str, tuple[Any, ...]]:
+def levels(world: World) -> Limits:
     """Of all factors."""
-    return {column: few for factor in ALL for column, few in factor.levels(world).items()}
-
-
-def bounds() -> dict[str, tuple[float, float]]:
-    """Of all factors."""
-    return {column: both for factor in ALL for column, both in factor.bounds.items()}
+    return {column: limit for factor in ALL for column, limit in factor.levels(world).items()}
 
 
 def job(start: Job, cell: Cell, world: World, nets: Nets) -> Job:

@@ -4,62 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
+from meshdns.core.schema import Limits
 from meshdns.core.world import Nets, Pod, World
 from meshdns.interception import mechanisms
 from meshdns.lab import parts, readiness
-from meshdns.lab.controlplane import ControlPlane
-from meshdns.lab.observers import Observers
-from meshdns.lab.place import Ended, Place
+from meshdns.lab.place import Ended
 from meshdns.measure.cell import Cell
 from meshdns.measure.factors import factor
-from meshdns.measure.factors.factor import Factor, Job, Rules
+from meshdns.measure.factors.factor import Factor, Job, Reach, Rules
 
 NOWHERE = ("unroutable", "virtual")  # they lead to nobody: each request waits until its time is out
 
 
-class Interception(factor.OfPods[bool]):
+class Interception(factor.OfPods):
     """The pod's observer takes the rules that capture away, and puts them back."""
 
-    usual = True
-
-    def wanted(self, cell: Cell) -> bool:
-        """Whether they are there."""
-        return cell.intercepted
+    column = "intercepted"
 
     def set(self, client: Pod, level: bool) -> None:
         self.run(client, mechanisms.ALL[client.mechanism].capture(level))
 
 
-class Sidecar(factor.OfPods[bool]):
+class Sidecar(factor.OfPods):
     """The pod's Envoy is killed, and started again."""
 
-    usual = True
+    column = "sidecar"
 
-    def wanted(self, cell: Cell) -> bool:
-        """Whether it is up."""
-        return cell.sidecar == "up"
-
-    def set(self, client: Pod, level: bool) -> None:
-        readiness.set_sidecar(self.place, client, self.observers[client.pod], up=level)
+    def set(self, client: Pod, level: str) -> None:
+        readiness.set_sidecar(self.place, client, self.observers[client.pod], up=level == "up")
 
     def ended(self) -> Ended:
         service = {pod: parts.sidecar(self.place.world.named(pod)) for pod in self.levels}
-        down = {service[pod] for pod, up in self.levels.items() if not up}
+        down = {service[pod] for pod, level in self.levels.items() if level == "down"}
         return Ended(down, {*service.values()})
 
 
 class Answer(Factor):
-    def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
+    def levels(self, world: World) -> Limits:
         return {"answer": (*world.answers, "none"), "sidecar": ("up", "down")}
 
     def rules(self, cell: Cell, world: World) -> Rules:
         asked, answering = cell.answer != "none", " and ".join(world.answering) or "no arm of this world"
-        yield (
-            not asked or cell.arm in world.answering,
-            f"answers are tried in {answering}",
-        )
+        yield not asked or cell.arm in world.answering, f"answers are tried in {answering}"
         yield (
             not asked or (cell.kind == "request" and cell.connection == "new" and cell.lookup == "wire"),
             "an answer is tried by kind request, connection new, lookup wire",
@@ -82,6 +69,6 @@ class Answer(Factor):
         waits = cell.answer in NOWHERE and (cell.sidecar == "up" or not cell.intercepted)
         return timeout_s if waits else so_far_s
 
-    def controls(self, place: Place, observers: Observers, control: ControlPlane | None) -> Iterator[factor.Control]:
-        yield Interception(place, observers)
-        yield Sidecar(place, observers)
+    def controls(self, reach: Reach) -> Iterator[factor.Control]:
+        yield Interception(reach)
+        yield Sidecar(reach)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar
 
+from meshdns.core.schema import Bounds, Limits
 from meshdns.core.world import Nets, World
 from meshdns.measure.cell import Cell
 from meshdns.measure.factors import backend
@@ -15,10 +15,8 @@ _NULL_NAME = "d{delay:g}.null."  # it busy-waits for the microseconds that its q
 
 
 class Arm(Factor):
-    bounds: ClassVar = {"null_delay_us": (0.0, 10_000.0)}
-
-    def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
-        return {"arm": (*world.arms, NULL)}
+    def levels(self, world: World) -> Limits:
+        return {"arm": (*world.arms, NULL), "null_delay_us": Bounds(0, 10_000)}
 
     def rules(self, cell: Cell, world: World) -> Rules:
         arm, request = cell.arm, cell.kind == "request"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
+from meshdns.core.schema import Limits
 from meshdns.core.world import Nets, Service, World
 from meshdns.measure.cell import Cell
 from meshdns.measure.factors.factor import Factor, Job, Rules
@@ -22,7 +22,7 @@ def service_of(cell: Cell, world: World) -> Service:
 
 
 class Backend(Factor):
-    def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
+    def levels(self, world: World) -> Limits:
         return {"backend": (*world.backends, "none")}
 
     def rules(self, cell: Cell, world: World) -> Rules:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from meshdns.core.schema import Limits
 from meshdns.core.world import World
 from meshdns.lab.controlplane import EFFECTS
 from meshdns.measure.cell import Cell
@@ -14,7 +13,7 @@ RESTORE_S = 2.0  # until it is taken back (from data/sample)
 
 
 class Change(Factor):
-    def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
+    def levels(self, world: World) -> Limits:
         return {"change": (*EFFECTS, "none")}
 
     def rules(self, cell: Cell, world: World) -> Rules:

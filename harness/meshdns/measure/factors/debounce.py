@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
+from meshdns.core.schema import Limits
 from meshdns.core.world import World
-from meshdns.lab.controlplane import ControlPlane
-from meshdns.lab.observers import Observers
 from meshdns.lab.parts import istiod
-from meshdns.lab.place import Place
 from meshdns.measure.cell import Cell
 from meshdns.measure.factors import factor
-from meshdns.measure.factors.factor import Factor, Rules
+from meshdns.measure.factors.factor import Factor, Reach, Rules
 
 RESTART_S = 6.0  # of istiod, until every sidecar has found it again (from data/sample)
 
 
-class Control(factor.Control):
-    """istiod is started anew with another setting."""
-
-    def __init__(self, control: ControlPlane) -> None:
-        self._control = control
-
-    def apply(self, cell: Cell) -> None:
-        self._control.gather(cell.debounce)
-
-    def undo(self) -> None:
-        self._control.gather(istiod.USUAL)
-
-    def state(self) -> object:
-        return self._control.debounce
-
-
 class Debounce(Factor):
-    def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
+    def levels(self, world: World) -> Limits:
         return {"debounce": (*istiod.DEBOUNCE,)}
 
     def rules(self, cell: Cell, world: World) -> Rules:
@@ -44,6 +25,6 @@ class Debounce(Factor):
     def seconds(self, cell: Cell, before: Cell | None) -> float:
         return RESTART_S if before is not None and before.debounce != cell.debounce else 0.0
 
-    def controls(self, place: Place, observers: Observers, control: ControlPlane | None) -> Iterator[factor.Control]:
-        if control:
-            yield Control(control)
+    def controls(self, reach: Reach) -> Iterator[factor.Control]:
+        if reach.control:  # starts istiod anew
+            yield factor.OfControlPlane(reach.control, "debounce", reach.control.gather)

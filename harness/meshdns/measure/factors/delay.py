@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
 
+from meshdns.core.schema import Bounds, Limits
 from meshdns.core.world import Nets, World
 from meshdns.lab import parts
-from meshdns.lab.controlplane import ControlPlane
-from meshdns.lab.observers import Observers
 from meshdns.lab.parts import dnsdist, queries
 from meshdns.lab.place import Place
 from meshdns.measure.cell import Cell
 from meshdns.measure.factors import factor
-from meshdns.measure.factors.factor import Factor, Rules
+from meshdns.measure.factors.factor import Factor, Reach, Rules
 
 
 class Control(factor.Control):
@@ -57,7 +55,8 @@ def delayers(world: World, cell: Cell) -> list[str]:
 
 
 class Delay(Factor):
-    bounds: ClassVar = {"dns_delay_ms": (0.0, 1000.0)}
+    def levels(self, world: World) -> Limits:
+        return {"dns_delay_ms": Bounds(0, 1000)}
 
     def rules(self, cell: Cell, world: World) -> Rules:
         able = not cell.dns_delay_ms or bool(delayers(world, cell))
@@ -68,5 +67,5 @@ class Delay(Factor):
         in_pod = arm is not None and arm.dns_proxy and cell.name_kind in ("fqdn", "short")  # a proxy knows the name
         return so_far_s if in_pod else so_far_s + cell.dns_delay_ms / 1000
 
-    def controls(self, place: Place, observers: Observers, control: ControlPlane | None) -> Iterator[factor.Control]:
-        yield Control(place)
+    def controls(self, reach: Reach) -> Iterator[factor.Control]:
+        yield Control(reach.place)

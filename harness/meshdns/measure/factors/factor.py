@@ -6,10 +6,11 @@ A module of this folder is one; what it does not say is as here.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, Self
 
+from meshdns.core.schema import Limits
 from meshdns.core.world import Nets, Pod, World
 from meshdns.interception.mechanisms import Command
 from meshdns.lab.controlplane import ControlPlane
@@ -18,7 +19,6 @@ from meshdns.lab.place import Ended, Place
 from meshdns.measure.cell import Cell
 
 ASK_TIMEOUT_S = 30
-Level = TypeVar("Level")
 Rules = Iterator[tuple[bool, str]]
 
 
@@ -35,6 +35,15 @@ class Job:
     def having(self, **fields: Any) -> Self:
         """With these fields."""
         return replace(self, fields={**self.fields, **fields})
+
+
+@dataclass(frozen=True)
+class Reach:
+    """By what levels are brought about."""
+
+    place: Place
+    observers: Observers
+    control: ControlPlane | None  # where the place has one
 
 
 class Control:
@@ -57,61 +66,68 @@ class Control:
 class Factor:
     """One or several columns of a cell that belong together."""
 
-    # Column -> least and greatest level, where these are numbers.
-    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {}
-
-    def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
-        """Column -> its levels, where these are few."""
-        del world
+    def levels(self, world: World) -> Limits:
+        """Column -> its levels, or the least and the greatest where these are many."""
         return {}
 
     def rules(self, cell: Cell, world: World) -> Rules:
         """Why a cell is not possible, as (holds, rule)."""
-        del cell, world
         return iter(())
 
     def job(self, so_far: Job, cell: Cell, world: World, nets: Nets) -> Job:
         """The agent's job with what a cell's level means for it."""
-        del cell, world, nets
         return so_far
 
     def request_s(self, so_far_s: float, cell: Cell, world: World, timeout_s: float) -> float:
         """Expected duration of one request in a closed loop, by the factors before and this one."""
-        del cell, world, timeout_s
         return so_far_s
 
     def seconds(self, cell: Cell, before: Cell | None) -> float:
         """By how much a trial after that of the cell `before` is expected to take longer, beside its load."""
-        del cell, before
         return 0.0
 
-    def controls(self, place: Place, observers: Observers, control: ControlPlane | None) -> Iterator[Control]:
-        """What brings its levels about; `control` where the place has a control plane."""
-        del place, observers, control
+    def controls(self, reach: Reach) -> Iterator[Control]:
+        """What brings its levels about."""
         return iter(())
 
 
-class OfPods(Control, ABC, Generic[Level]):
-    """A level of each pod that captures; subclasses say which, and how it is set."""
+class OfControlPlane(Control):
+    """A level of the whole place, that its control plane sets, and remembers under the column's name."""
 
-    usual: Level
+    def __init__(self, control: ControlPlane, column: str, set_level: Callable[[str], None]) -> None:
+        self._control, self._column, self._set = control, column, set_level
 
-    def __init__(self, place: Place, observers: Observers) -> None:
-        self.place, self.observers = place, observers
-        self.levels: dict[str, Level] = {}
+    def apply(self, cell: Cell) -> None:
+        self._set(getattr(cell, self._column))
+
+    def undo(self) -> None:
+        self._set(getattr(Cell, self._column))
+
+    def state(self) -> object:
+        return getattr(self._control, self._column)
+
+    def ended(self) -> Ended:
+        return self._control.ended
+
+
+class OfPods(Control, ABC):
+    """A level of each pod that captures; subclasses say of which column, and how it is set."""
+
+    column: str
+
+    def __init__(self, reach: Reach) -> None:
+        self.place, self.observers = reach.place, reach.observers
+        self.levels: dict[str, Any] = {}
+        self.usual = getattr(Cell, self.column)
 
     @abstractmethod
-    def wanted(self, cell: Cell) -> Level:
-        """The cell's."""
-
-    @abstractmethod
-    def set(self, client: Pod, level: Level) -> None:
+    def set(self, client: Pod, level: Any) -> None:
         """From now on. Raises TestbedError."""
 
     def apply(self, cell: Cell) -> None:
         client = self.place.world.arms.get(cell.arm)
         if client is not None and client.sidecar:
-            self._change(client, self.wanted(cell))
+            self._change(client, getattr(cell, self.column))
 
     def undo(self) -> None:
         for pod in list(self.levels):
@@ -120,7 +136,7 @@ class OfPods(Control, ABC, Generic[Level]):
     def state(self) -> object:
         return dict(self.levels)
 
-    def _change(self, client: Pod, level: Level) -> None:
+    def _change(self, client: Pod, level: Any) -> None:
         if level != self.levels.get(client.pod, self.usual):
             self.set(client, level)
             self.levels[client.pod] = level

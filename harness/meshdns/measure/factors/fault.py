@@ -5,15 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
+from meshdns.core.schema import Limits
 from meshdns.core.world import Nets, World
-from meshdns.lab.controlplane import ControlPlane
-from meshdns.lab.observers import Observers
-from meshdns.lab.place import Place
 from meshdns.measure.cell import Cell
 from meshdns.measure.factors import factor
-from meshdns.measure.factors.factor import Factor, Job, Rules
+from meshdns.measure.factors.factor import Factor, Job, Reach, Rules
 
 NONE, SERVER = "none", "shop"  # the part that can fail
 
@@ -56,7 +53,7 @@ class Control(factor.Control):
 
 
 class Faults(Factor):
-    def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
+    def levels(self, world: World) -> Limits:
         return {"fault": (*LEVELS, NONE)}
 
     def rules(self, cell: Cell, world: World) -> Rules:
@@ -78,5 +75,5 @@ class Faults(Factor):
     def seconds(self, cell: Cell, before: Cell | None) -> float:
         return of(cell.fault).drain_s
 
-    def controls(self, place: Place, observers: Observers, control: ControlPlane | None) -> Iterator[factor.Control]:
+    def controls(self, reach: Reach) -> Iterator[factor.Control]:
         yield Control()

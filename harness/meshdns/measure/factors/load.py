@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar
 
+from meshdns.core.schema import Bounds, Limits
 from meshdns.core.world import Nets, World
 from meshdns.measure.cell import Cell
 from meshdns.measure.factors.arm import NULL
@@ -33,9 +33,7 @@ def _others(cell: Cell) -> Rules:
 
 
 class Load(Factor):
-    bounds: ClassVar = {"rate_hz": (0.0, 20_000.0), "concurrency": (1.0, 1000.0)}
-
-    def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
+    def levels(self, world: World) -> Limits:
         return {
             "kind": ("lookup", "request"),
             "connection": ("new", "keepalive", "none"),
@@ -43,19 +41,18 @@ class Load(Factor):
             "wait": ("spin", "block"),
             "tool": ("agent", "h2load", "dnsperf"),
             "body_bytes": BODY_SIZES,
+            "rate_hz": Bounds(0, 20_000),
+            "concurrency": Bounds(1, 1000),
         }
 
     def rules(self, cell: Cell, world: World) -> Rules:
-        request = cell.kind == "request"
+        request, opened = cell.kind == "request", cell.arrival != "closed"
         yield not request or cell.connection != "none", "a request needs connection new or keepalive"
         yield (
             request or cell.connection != "new",
             "a lookup has connection none, or keepalive to use one socket for all",
         )
-        yield (
-            (cell.rate_hz > 0) == (cell.arrival != "closed"),
-            "open loops need rate_hz above 0, closed loops have none",
-        )
+        yield (cell.rate_hz > 0) == opened, "open loops need rate_hz above 0, closed loops have none"
         yield request or not (cell.body_bytes or cell.tls), "a lookup has neither body_bytes nor tls"
         yield from _others(cell)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
+from meshdns.core.schema import Limits
 from meshdns.core.world import Nets, World
 from meshdns.lab import names
 from meshdns.measure.cell import Cell
@@ -15,7 +15,7 @@ _LIBC_S = 0.0007  # what a call of getaddrinfo takes, with its files (rounded fr
 
 
 class Name(Factor):
-    def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
+    def levels(self, world: World) -> Limits:
         return {
             "lookup": ("none", "wire", "getaddrinfo"),
             "name_kind": ("fqdn", "short", "external", "absent"),
@@ -32,10 +32,7 @@ class Name(Factor):
             "getaddrinfo blocks its caller: arrival closed, concurrency 1",
         )
         yield not by_libc or cell.wait == "block", "getaddrinfo waits in the C library: wait block"
-        yield (
-            cell.lookup == "none" or not request or "A" in cell.qtype.split("+"),
-            "a request needs an IPv4 address: A",
-        )
+        yield cell.lookup == "none" or not request or "A" in cell.qtype.split("+"), "a request needs an IPv4 address: A"
         yield (
             not by_libc or request or cell.connection == "none",
             "getaddrinfo has sockets of its own: a lookup by it has connection none",
@@ -43,12 +40,10 @@ class Name(Factor):
 
     def job(self, so_far: Job, cell: Cell, world: World, nets: Nets) -> Job:
         name = names.application_name(world, cell.name_kind, backend.service_of(cell, world))
-        asked = replace(so_far, name=name, server=world.dns_address(world.arms.get(cell.arm))).having(
-            lookup=cell.lookup
-        )
+        asked = replace(so_far, name=name, server=world.dns_address(world.arms.get(cell.arm)))
         # An A-only name has no AAAA, an absent name no address: that is the answer, not a failure.
         only = cell.qtype == "AAAA"
-        return asked.having(accept_nodata=only, accept_nxdomain=only or cell.name_kind == "absent")
+        return asked.having(lookup=cell.lookup, accept_nodata=only, accept_nxdomain=only or cell.name_kind == "absent")
 
     def request_s(self, so_far_s: float, cell: Cell, world: World, timeout_s: float) -> float:
         return _LIBC_S if cell.lookup == "getaddrinfo" else so_far_s

@@ -3,42 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
+from meshdns.core.schema import Limits
 from meshdns.core.world import World
-from meshdns.lab.controlplane import POLICIES, ControlPlane
-from meshdns.lab.observers import Observers
-from meshdns.lab.place import Ended, Place
+from meshdns.lab.controlplane import POLICIES
 from meshdns.measure.cell import Cell
 from meshdns.measure.factors import factor
-from meshdns.measure.factors.factor import Factor, Rules
+from meshdns.measure.factors.factor import Factor, Reach, Rules
 
 POLICY_S = 0.4  # until one has taken another's place at every sidecar (from data/sample)
 LEVELS = sorted(file.stem for file in POLICIES.glob("*.yaml"))
 
 
-class Control(factor.Control):
-    """The control plane's configuration."""
-
-    def __init__(self, control: ControlPlane) -> None:
-        self._control = control
-
-    def apply(self, cell: Cell) -> None:
-        self._control.enforce(cell.policy)
-
-    def undo(self) -> None:
-        self._control.enforce("none")
-
-    def state(self) -> object:
-        return self._control.policy
-
-    def ended(self) -> Ended:
-        """See `factor.Control`: by changes."""
-        return self._control.ended
-
-
 class Policy(Factor):
-    def levels(self, world: World) -> dict[str, tuple[Any, ...]]:
+    def levels(self, world: World) -> Limits:
         return {"policy": (*LEVELS, "none")}
 
     def rules(self, cell: Cell, world: World) -> Rules:
@@ -48,6 +26,6 @@ class Policy(Factor):
     def seconds(self, cell: Cell, before: Cell | None) -> float:
         return POLICY_S if before is not None and before.policy != cell.policy else 0.0
 
-    def controls(self, place: Place, observers: Observers, control: ControlPlane | None) -> Iterator[factor.Control]:
-        if control:
-            yield Control(control)
+    def controls(self, reach: Reach) -> Iterator[factor.Control]:
+        if reach.control:
+            yield factor.OfControlPlane(reach.control, "policy", reach.control.enforce)
