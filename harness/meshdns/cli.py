@@ -186,7 +186,7 @@ def _engine(options: argparse.Namespace) -> int:
         print(browser.chromium, browser.driver)
         return 0
     engine.ensure(say)
-    for tag in engine.images(say, testbed.images_of(worlds.shipped(), ())).tags.values():
+    for tag in engine.images(say, testbed.images_of(worlds.shipped(), ())).values():
         print(tag)
     return 0
 
@@ -248,7 +248,7 @@ def _bed(world: World | None = None, groups: Collection[str] = (), images: Colle
         return testbed.Testbed({}, nets, project, state, world=testbed.world_of(state))
     testbed.require_nets(nets)
     engine.ensure(say)
-    tags = engine.images(say, images or testbed.images_of(world, groups)).tags
+    tags = engine.images(say, images or testbed.images_of(world, groups))
     return testbed.Testbed(tags, nets, project, state, frozenset(groups), world)
 
 

@@ -23,7 +23,7 @@ def find(folder: Path, announce: process.Announce, version: str = "") -> Path:
 
 
 def _pinned(announce: process.Announce) -> str:
-    return engine.images(announce, [IMAGE]).tags[IMAGE]
+    return engine.images(announce, [IMAGE])[IMAGE]
 
 
 def _variant(version: str, announce: process.Announce) -> str:

@@ -34,7 +34,7 @@ def session() -> Iterator[Session]:
             environment.setenv(name, value)
         locks.machine().ask()
         engine.ensure(lambda _: None)
-        images = engine.images(lambda _: None, testbed.images_of(WORLD, GROUPS)).tags
+        images = engine.images(lambda _: None, testbed.images_of(WORLD, GROUPS))
         project = cli._project()
         bed = Testbed(images, cli._nets(), project, testbed.state_of(project), GROUPS, WORLD)
         with locks.testbed("tests", project).hold("tests of changes"):

@@ -20,7 +20,7 @@ import time
 from meshdns import cli
 from meshdns.lab.compose import engine, testbed
 from meshdns.lab import world
-images = engine.images(cli.say, testbed.images_of(world.shipped(), ())).tags
+images = engine.images(cli.say, testbed.images_of(world.shipped(), ()))
 place = testbed.Testbed(images, cli._nets(), cli._project(), testbed.state_of(cli._project()))
 """
 LONG = JOB | {"arrival": {"process": "constant", "rate_hz": 10.0}, "count": 600, "wait": "spin"}  # a minute

@@ -425,7 +425,7 @@ def _lives(pid: int) -> bool:
 def test_images_of_this_tree_exist_and_a_second_call_says_nothing():
     wanted = images_of(WORLD, ())
     first = engine.images(lambda _: None, wanted)
-    assert first.tags.keys() == wanted
+    assert first.keys() == wanted
     said: list[str] = []
     assert engine.images(said.append, wanted) == first
     assert said == []
@@ -435,10 +435,9 @@ def test_images_of_this_tree_exist_and_a_second_call_says_nothing():
 @pytest.mark.testbed
 def test_a_failed_build_is_one_message_with_its_log(tmp_path, monkeypatch):
     (tmp_path / "Dockerfile").write_text(f"# image\nFROM {engine.BASE_TAG} AS broken\nRUN echo the-reason && exit 7\n")
-    engine.base_image(lambda _: None)
     monkeypatch.setattr(engine, "DOCKERFILE", tmp_path / "Dockerfile")
     monkeypatch.setattr(engine.paths, "WORK", tmp_path / "work")
     with pytest.raises(errors.EnvironmentProblem) as caught:
-        engine.build_images(lambda _: None, ["broken"])
+        engine.images(lambda _: None, ["broken"])
     assert "the-reason" in caught.value.text()
     assert "the-reason" in (tmp_path / "work/logs/build-broken.log").read_text()

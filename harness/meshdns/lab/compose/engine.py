@@ -23,7 +23,7 @@ from typing import Any
 
 from meshdns.core import errors, paths, process
 from meshdns.lab import parts
-from meshdns.lab.compose import daemon, debian, dockercli, recipe
+from meshdns.lab.compose import daemon, debian, recipe
 
 BASE_TAG = "meshdns/base:trixie"
 _REGISTRY_BASE = f"debian:{debian.BASE_SUITE}-slim"
@@ -78,14 +78,6 @@ class Engine:
 
 
 @dataclass(frozen=True)
-class ImageSet:
-    """Images of these very sources."""
-
-    base: str
-    tags: Mapping[str, str]  # image -> tag, e.g. "envoy" -> "meshdns/envoy:0123456789ab"
-
-
-@dataclass(frozen=True)
 class Browser:
     """What the tests drive."""
 
@@ -95,8 +87,8 @@ class Browser:
 
 def look() -> Engine:
     """What is there, without judging it."""
-    version = dockercli.run("--version", timeout_s=_ASK_TIMEOUT_S)
-    answer = dockercli.run("info", "--format", "{{json .}}", timeout_s=_ASK_TIMEOUT_S)
+    version = process.run("docker", "--version", timeout_s=_ASK_TIMEOUT_S)
+    answer = process.run("docker", "info", "--format", "{{json .}}", timeout_s=_ASK_TIMEOUT_S)
     info = _object(answer.out)
     plugins = (info.get("ClientInfo") or {}).get("Plugins") or []
     versions = {plugin["Name"]: plugin.get("Version", "") for plugin in plugins if not plugin.get("Err")}
@@ -153,7 +145,7 @@ def _leave() -> str:
 
 def _parts() -> str:
     """What the server is made of: podman's socket, which `docker info` cannot tell from docker's, says so here."""
-    return dockercli.run("version", "--format", "{{json .Server}}", timeout_s=_ASK_TIMEOUT_S).out
+    return process.run("docker", "version", "--format", "{{json .Server}}", timeout_s=_ASK_TIMEOUT_S).out
 
 
 def _text(path: Path) -> str:
@@ -176,7 +168,7 @@ def endpoint() -> str:
     if host := os.environ.get("DOCKER_HOST"):
         return host
     form = "{{.Endpoints.docker.Host}}"
-    found = dockercli.run("context", "inspect", "--format", form, timeout_s=_ASK_TIMEOUT_S)
+    found = process.run("docker", "context", "inspect", "--format", form, timeout_s=_ASK_TIMEOUT_S)
     return found.out.strip() if found.ok else ""
 
 
@@ -267,7 +259,7 @@ def _mend(engine: Engine, announce: process.Announce) -> None:
 
 
 def _answers() -> bool:
-    return dockercli.run("version", "--format", "{{.Server.Version}}", timeout_s=_READY_TIMEOUT_S).ok
+    return process.run("docker", "version", "--format", "{{.Server.Version}}", timeout_s=_READY_TIMEOUT_S).ok
 
 
 def _ensure_packages(engine: Engine, here: debian.Distribution, announce: process.Announce) -> None:
@@ -339,19 +331,13 @@ def browser_step(here: debian.Distribution) -> str:
     return "brew install --cask chromium chromedriver" if platform.system() == "Darwin" else "dnf install chromedriver"
 
 
-def images(announce: process.Announce, wanted: Collection[str]) -> ImageSet:
-    """These images exist; no others are built, as some take minutes."""
-    base_image(announce)
-    return ImageSet(BASE_TAG, build_images(announce, wanted))
-
-
 def base_image(announce: process.Announce) -> None:
     """BASE_TAG exists: pulled, or made from Debian's packages where no registry answers."""
     if BASE_TAG in _image_ids():
         return
     announce(f"pulling {_REGISTRY_BASE}")
     # -q would be silent until the end; without it the first line comes once the registry has answered.
-    pull = dockercli.run("pull", _REGISTRY_BASE, timeout_s=_PULL_TIMEOUT_S, hush_s=_REGISTRY_SILENCE_S)
+    pull = process.run("docker", "pull", _REGISTRY_BASE, timeout_s=_PULL_TIMEOUT_S, hush_s=_REGISTRY_SILENCE_S)
     if pull.ok:
         _docker("tag", _REGISTRY_BASE, BASE_TAG)
         return
@@ -379,8 +365,12 @@ def _ensure_mmdebstrap(announce: process.Announce, pull: process.Finished) -> No
     debian.install(packages)
 
 
-def build_images(announce: process.Announce, wanted: Collection[str]) -> dict[str, str]:
-    """These images of the Dockerfile exist under tags that name their content; image -> tag."""
+def images(announce: process.Announce, wanted: Collection[str]) -> dict[str, str]:
+    """These images of the Dockerfile exist; image -> tag, which names its content, "web" -> "meshdns/web:0123456789ab".
+
+    No others are built, as some take minutes.
+    """
+    base_image(announce)
     made = _recipe()
     tags, missing = _tags(made, wanted)
     if not missing:
@@ -398,7 +388,7 @@ def _sweep() -> None:
         context = Path(folder)
         (context / DOCKERFILE.name).write_bytes(DOCKERFILE.read_bytes())
         command = ("--target", _SWEEP, "--output", "type=cacheonly", "--build-arg", f"WHEN={time.time_ns()}")
-        dockercli.run(*_BUILDX, *_dockerfile(context), *command, str(context), timeout_s=_SWEEP_TIMEOUT_S)
+        process.run("docker", *_BUILDX, *_dockerfile(context), *command, str(context), timeout_s=_SWEEP_TIMEOUT_S)
 
 
 def build_variant(announce: process.Announce, name: str, tag: str, change: Callable[[str, bytes], bytes]) -> str:
@@ -485,7 +475,8 @@ def ca_bundle() -> Path | None:
 def _build_argv(name: str, tag: str, context: Path) -> tuple[str, ...]:
     bundle = ca_bundle()
     return (
-        *dockercli.argv(*_BUILDX),
+        "docker",
+        *_BUILDX,
         *("--load", "--progress", "plain", *_dockerfile(context), "--target", name),
         *(word for name, image in _official().items() for word in ("--build-arg", f"{name}={image}")),
         *(["--secret", f"id=ca,src={bundle}"] if bundle else []),
@@ -506,7 +497,7 @@ def _image_ids() -> dict[str, str]:
 
 
 def _docker(*argv: str, timeout_s: float = _ASK_TIMEOUT_S) -> str:
-    done = dockercli.run(*argv, timeout_s=timeout_s)
+    done = process.run("docker", *argv, timeout_s=timeout_s)
     if not done.ok:
         raise errors.EnvironmentProblem(
             f"docker {argv[0]} failed: {done.last_lines(2)}", step="meshdns doctor says what is missing"

@@ -32,7 +32,7 @@ from meshdns.lab import locks, readiness
 from meshdns.lab import parts as components
 from meshdns.lab import world as worlds
 from meshdns.lab.channel import Channel
-from meshdns.lab.compose import cgroups, dockercli, rendering, sdk
+from meshdns.lab.compose import cgroups, rendering, sdk
 from meshdns.lab.parts.component import Secrets
 from meshdns.lab.place import Account, Part, Usage, address
 
@@ -312,9 +312,7 @@ class Testbed:
 
     def interactive(self, *arguments: str) -> int:
         """`docker compose` with our project and the terminal; its exit code."""
-        return subprocess.call(
-            dockercli.argv(*self._compose(*arguments)), env=os.environ | self._environment(partial=True)
-        )
+        return subprocess.call(self._compose(*arguments), env=os.environ | self._environment(partial=True))
 
     # -- up and down -----------------------------------------------------------------------------------------------
 
@@ -397,7 +395,7 @@ class Testbed:
         env = os.environ | self._environment(partial=True)
         down = self._compose("down", "--volumes", "--remove-orphans", "--timeout", "2")
         for _ in range(2):  # what an interrupted start was still making is in the way only once
-            done = dockercli.run(*down, timeout_s=DOWN_TIMEOUT_S, env=env)
+            done = process.run(*down, timeout_s=DOWN_TIMEOUT_S, env=env)
             if done.ok or not self.containers():
                 break
         if not done.ok and self.containers():
@@ -439,7 +437,7 @@ class Testbed:
             self.state.mkdir(parents=True, exist_ok=True)
             rendered.write_text(rendering.composition(self.world, self.nets, self.world.groups))
         where = ("--project-directory", str(paths.HOME), "-f", str(rendered))
-        return ("compose", "-p", self.project, *where, *arguments)
+        return ("docker", "compose", "-p", self.project, *where, *arguments)
 
     def _environment(self, partial: bool = False) -> dict[str, str]:
         client, mesh = cpu_sets()
@@ -460,7 +458,7 @@ class Testbed:
         }
 
     def _compose_up(self, *services: str) -> None:
-        done = dockercli.run(
+        done = process.run(
             *self._compose("up", "--detach", "--no-build", "--pull", "never", "--quiet-pull", *services),
             timeout_s=UP_TIMEOUT_S,
             env=self._environment(partial=True),
