@@ -53,9 +53,6 @@ class ApiServer(Component):
         )
         return Container(command, user=NOBODY, mounts=(Mount(f"state/{at.service}", "/keys"),), abrupt=True)
 
-    def ready(self, at: At) -> None:
-        return None  # who tells it the world waits for it
-
     def files(self, at: At) -> dict[str, str]:
         return {f"{at.service}/{name}": text for name, text in at.keys.plane.items() if name != keys.ADMIN}
 

@@ -26,8 +26,5 @@ class Client(Component):
         search, server = " ".join(at.world.search), at.world.dns_address(at.pod)
         return {at.resolv_conf: at.rendered("dns/resolv.conf", search=search, name_server=server)}
 
-    def ready(self, at: At) -> None:
-        return None  # it does nothing until it is talked to
-
 
 PART = Client()

@@ -13,6 +13,7 @@ from meshdns.interception import mechanisms
 from meshdns.interception.conventions import ISTIO
 from meshdns.lab import ports
 from meshdns.lab.parts.component import (
+    ASKED,
     IDENTITY,
     LOOPBACK,
     At,
@@ -23,7 +24,6 @@ from meshdns.lab.parts.component import (
     Mount,
     Page,
     Pairs,
-    answered,
 )
 
 _SECRETS = "/var/run/secrets"
@@ -136,7 +136,8 @@ class IstioProxy(Component):
                 yield "requests at the servers' sidecars", counts.get("servers/envoy_rq", 0), made.requests
             return
         if client.dns_proxy:
-            yield from answered(counts)
+            asked = counts.get("pod/dnsproxy/queries", 0), counts.get(ASKED, 0)
+            yield "queries at the DNS proxy, against the client's", *asked
         if made.requests:
             yield "connections passed through unrouted", counts.get("pod/envoy/passthrough_cx", 0), 0
             if not made.tls:

@@ -55,9 +55,6 @@ class Istiod(Component):
         start = ("sh", "-c", f'. /keys/{_SETTINGS} && exec pilot-discovery "$@"', "istiod")
         return Container(command, entrypoint=start, mounts=mounts, environment=known | _SWITCHES, abrupt=True)
 
-    def ready(self, at: At) -> None:
-        return None  # see `apiserver`
-
     def files(self, at: At) -> dict[str, str]:
         if not at.keys.plane:
             return {}

@@ -21,9 +21,6 @@ class Loader(Component):
             mounts=(Mount("cgroup2", "/cgroup2"), Mount(f"state/{at.pod.pod}", "/rules")),
         )
 
-    def ready(self, at: At) -> Page:
-        return self.page(at)
-
     def page(self, at: At) -> Page:
         return {"url": f"{LOOPBACK}:{ports.PORT_LOADER}/counters"}
 

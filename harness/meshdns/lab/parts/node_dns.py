@@ -34,9 +34,6 @@ class NodeDns(NameServer):
     def container(self, at: At) -> Container:
         return coredns.running(at, user=f"{ISTIO.uid}:{ISTIO.uid}")
 
-    def ready(self, at: At) -> Page:
-        return self.page(at)
-
     def files(self, at: At) -> dict[str, str]:
         return {
             f"{at.service}/{coredns.COREFILE}": at.configuration(coredns.COREFILE, CONFIG_MAP),

@@ -43,9 +43,6 @@ class Queries(Component):
         mounts = (Mount(f"state/{at.pod.pod}", "/rules"),)
         return Container(tuple(command), capabilities=("NET_ADMIN",), mounts=mounts, abrupt=True)
 
-    def ready(self, at: At) -> Page:
-        return self.page(at)
-
     def files(self, at: At) -> dict[str, str]:
         return {f"{at.pod.pod}/queries": "".join(f"{line}\n" for line in _rules(at))}
 

@@ -17,9 +17,6 @@ class Rules(Component):
         mounts = (Mount(f"state/{at.resolv_conf}", "/etc/resolv.conf"), Mount(f"state/{at.pod.pod}", "/rules"))
         return Container(("sh", "-e", "/rules/apply"), capabilities=("NET_ADMIN",), mounts=mounts)
 
-    def ready(self, at: At) -> None:
-        return None
-
     def files(self, at: At) -> dict[str, str]:
         return {f"{at.pod.pod}/{name}": text for name, text in rules.files(at.world, at.nets, at.pod).items()}
 

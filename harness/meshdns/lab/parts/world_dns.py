@@ -18,9 +18,6 @@ class WorldDns(NameServer):
             abrupt=True,
         )
 
-    def ready(self, at: At) -> None:
-        return None
-
     def files(self, at: At) -> dict[str, str]:
         world, nets = at.world, at.nets
         served = {each.host: world.answered(nets, each, in_pod=False) for each in world.services if each.external}
