@@ -276,8 +276,7 @@ def _status(_: argparse.Namespace) -> int:
     rows = status.rows(bed)
     if not rows:
         raise errors.TestbedError("the testbed is not up", step="run `meshdns up`")
-    heads = ["pod", "container", "health", "address", "intercepted"]
-    print(tabulate([(r.pod, r.container, r.state, r.address, r.intercepted) for r in rows], heads, tablefmt="plain"))
+    print(tabulate(rows, status.COLUMNS, tablefmt="plain"))
     if bed.world.live:
         print("", *controlplane.summary(bed), sep="\n")
     return 0
@@ -303,7 +302,7 @@ def _exec(options: argparse.Namespace) -> int:
 def _down(options: argparse.Namespace) -> int:
     bed = _bed()
     with _used(bed, options):
-        for line in bed.down().lines():
+        for line in bed.down():
             say(line)
     return 0
 

@@ -59,7 +59,7 @@ def test_half_a_part_is_none() -> None:
     class Silent(NameServer):
         image = "dns"
 
-    with pytest.raises(TypeError, match=r"abstract methods? .?container.?, .?ready"):
+    with pytest.raises(TypeError, match=r"abstract method .?container"):
         Silent()
 
 

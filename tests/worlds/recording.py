@@ -20,7 +20,7 @@ import time
 import urllib.parse
 from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from string import Template
@@ -73,16 +73,6 @@ Answer = tuple[dict[str, Any], bytes]
 Asked = Callable[[dict[str, Any]], Answer]
 
 
-@dataclass
-class Removed:
-    """What `down` found: parts."""
-
-    count: int
-
-    def lines(self) -> Iterator[str]:
-        yield f"removed {self.count} parts"
-
-
 class Line:
     """A program's input and output, where the program is a function."""
 
@@ -108,7 +98,7 @@ class Line:
 
 @dataclass
 class Plane:
-    """Istio's own control plane, as `lab.plane` has it: whom it tells has accepted it before the next question."""
+    """Istio's own control plane, as `lab.live` has it: whom it tells has accepted it before the next question."""
 
     place: Recording
     service: str
@@ -203,11 +193,11 @@ class Recording:
         code = REFUSED if refused else 0 if done else None
         return Part(service, f"id of {service}", "running" if code is None else "exited", code)
 
-    def down(self) -> Removed:
+    def down(self) -> list[str]:
         self.asked.append(("down",))
         count = len(self.states)
         self.states = {}
-        return Removed(count)
+        return [f"removed {count} parts"]
 
     def exec(self, where: str, argv: Sequence[str], *, timeout_s: float, given: str = "", image: str = "") -> str:
         self.asked.append(("exec", where, *argv))

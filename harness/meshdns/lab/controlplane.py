@@ -14,7 +14,7 @@ import urllib.parse
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dns.exception
 import dns.message
@@ -28,7 +28,10 @@ from meshdns.lab import observers, parts
 from meshdns.lab.channel import Channel
 from meshdns.lab.parts import istiod
 from meshdns.lab.place import Ended, Place
-from meshdns.lab.plane import ENDING, GONE, READY, UNREADY, Plane
+from meshdns.lab.plane import ENDING, GONE, READY, UNREADY
+
+if TYPE_CHECKING:
+    from meshdns.lab import live
 
 POLICIES = paths.COMPOSE / "policies"
 NONE = "none"
@@ -66,7 +69,7 @@ class ControlPlane:
     """The control plane of a place where it is live."""
 
     place: Place
-    plane: Plane
+    plane: live.Plane
     observer: Channel  # the one that asks servers
     policy: str = NONE
     debounce: str = istiod.USUAL

@@ -23,9 +23,8 @@ from kubernetes.client.exceptions import ApiException
 
 from meshdns.core import errors
 from meshdns.core.schema import Fault, Place, refuse
-from meshdns.core.world import World
+from meshdns.core.world import Manifest, World
 from meshdns.lab import keys
-from meshdns.lab.objects import Object
 
 TIMEOUT_S = 30
 NODE = "meshdns"  # where all Pods are; nobody looks for it
@@ -74,11 +73,11 @@ class Api:
     def define(self, crds: str) -> None:
         """Istio's kinds are known."""
         documents = [each for each in yaml.load_all(crds, yaml.CSafeLoader) if each]
-        refuse([fault for each in documents for fault in self._put(Object("Istio's own", each))], "the API server")
+        refuse([fault for each in documents for fault in self._put(Manifest("Istio's own", each))], "the API server")
         names = {each["metadata"]["name"] for each in documents}
         self._awaited("Istio's kinds", lambda: names <= self._established())
 
-    def apply(self, world: World, told: Sequence[Object]) -> None:
+    def apply(self, world: World, told: Sequence[Manifest]) -> None:
         """All of it is there, the oldest first. InputError names what was refused."""
         pods = [each for each in told if each.kind == "Pod"]
         for namespace in sorted({each.namespace for each in told} | {ISTIO}):
@@ -109,29 +108,29 @@ class Api:
         kind = "ValidatingWebhookConfiguration"
         self._make({"apiVersion": _ADMISSION, "kind": kind, "metadata": {"name": "istiod"}, "webhooks": [hook]})
 
-    def judge(self, told: Sequence[Object]) -> None:
+    def judge(self, told: Sequence[Manifest]) -> None:
         """Istio's own validation takes all of it, as it stands. InputError names what it refused."""
         theirs = [each for each in told if each.api.partition("/")[0].endswith("istio.io")]
         refuse([fault for each in theirs for fault in self._tried(each, self._judge, each)], "the world")
 
-    def put(self, told: Sequence[Object]) -> None:
+    def put(self, told: Sequence[Manifest]) -> None:
         """These are there as they stand, whatever was before. InputError names what was refused."""
         refuse([fault for each in told for fault in self._tried(each, self._replace, each)], "the change")
 
-    def remove(self, told: Sequence[Object]) -> None:
+    def remove(self, told: Sequence[Manifest]) -> None:
         """These are gone."""
         for each in told:
             kind = self._kind(each)
             with contextlib.suppress(dynamic.exceptions.NotFoundError):
                 kind.delete(name=each.name, **_within(kind, each))
 
-    def tell_endpoints(self, told: Sequence[Object]) -> None:
+    def tell_endpoints(self, told: Sequence[Manifest]) -> None:
         """EndpointSlices say this of their endpoints from now on."""
         for each in told:
             body = {"endpoints": each.document["endpoints"]}
             self._patch(self._kind(each), each, body)
 
-    def tell_pod(self, pod: Object, *, ready: bool) -> None:
+    def tell_pod(self, pod: Manifest, *, ready: bool) -> None:
         """A Pod's status says so from now on."""
         self._patch(self._kind(pod).status, pod, {"status": {"conditions": _conditions(ready=ready)}})
 
@@ -161,27 +160,27 @@ class Api:
 
     # -- one object --------------------------------------------------------------------------------------------------
 
-    def _put(self, one: Object, status: Json | None = None) -> Iterator[Fault]:
+    def _put(self, one: Manifest, status: Json | None = None) -> Iterator[Fault]:
         yield from self._tried(one, self._create, one, status)
 
-    def _tried(self, one: Object, verb: Callable[..., object], *arguments: object) -> Iterator[Fault]:
+    def _tried(self, one: Manifest, verb: Callable[..., object], *arguments: object) -> Iterator[Fault]:
         """The fault that it is, if it is refused."""
         try:
             verb(*arguments)
         except (ApiException, dynamic.exceptions.ResourceNotFoundError) as error:
             yield Fault(Place(one.file), f"{one.kind} {one.namespace}/{one.name}", _said(error))
 
-    def _create(self, one: Object, status: Json | None) -> None:
+    def _create(self, one: Manifest, status: Json | None) -> None:
         kind = self._kind(one)
         kind.create(body=_body(one), **_within(kind, one))
         if status:
             self._patch(kind.status, one, {"status": status})
 
-    def _patch(self, kind: Any, one: Object, body: Json) -> None:
+    def _patch(self, kind: Any, one: Manifest, body: Json) -> None:
         where = {"name": one.name, "namespace": one.namespace}
         kind.patch(body=body, **where, content_type="application/merge-patch+json")
 
-    def _replace(self, one: Object) -> None:
+    def _replace(self, one: Manifest) -> None:
         kind, body = self._kind(one), _body(one)
         try:
             before = kind.get(name=one.name, **_within(kind, one))
@@ -191,7 +190,7 @@ class Api:
         body["metadata"] = body["metadata"] | {"resourceVersion": before.metadata.resourceVersion}
         kind.replace(body=body, **_within(kind, one))
 
-    def _judge(self, one: Object) -> None:
+    def _judge(self, one: Manifest) -> None:
         """Written again without effect: whoever judges is asked."""
         kind = self._kind(one)
         body = {"spec": one.document.get("spec", {})}
@@ -207,7 +206,7 @@ class Api:
             if error.status != _CONFLICT:
                 raise
 
-    def _kind(self, one: Object) -> Any:
+    def _kind(self, one: Manifest) -> Any:
         return self._api.resources.get(api_version=one.api, kind=one.kind)
 
     def _established(self) -> set[str]:
@@ -248,12 +247,12 @@ def awaited(what: str, asked: Callable[[], Found], well: Well = lambda: None) ->
     raise errors.TestbedError(f"did not come up within {TIMEOUT_S} s{why}", place=what, step="see `meshdns logs`")
 
 
-def account(pod: Object) -> str:
+def account(pod: Manifest) -> str:
     """The service account of a Pod."""
     return str(pod.document["spec"].get("serviceAccountName", "default"))
 
 
-def _body(one: Object) -> Json:
+def _body(one: Manifest) -> Json:
     """As a person would write it: what others write of it is left out, and a Pod is on a node, with an account."""
     body = {key: value for key, value in one.document.items() if key != "status"}
     body["metadata"] = {key: value for key, value in body["metadata"].items() if key != "creationTimestamp"}
@@ -262,7 +261,7 @@ def _body(one: Object) -> Json:
     return body
 
 
-def _within(kind: Any, one: Object) -> dict[str, str]:
+def _within(kind: Any, one: Manifest) -> dict[str, str]:
     return {"namespace": one.namespace} if kind.namespaced else {}
 
 
@@ -271,7 +270,7 @@ def _plain(kind: str, name: str, namespace: str = "") -> Json:
     return {"apiVersion": "v1", "kind": kind, "metadata": metadata}
 
 
-def _status(one: Object, world: World) -> Json | None:
+def _status(one: Manifest, world: World) -> Json | None:
     """What others than a person say of it: of a Pod the kubelet, of the others what the manifest says."""
     if one.kind != "Pod":
         return one.document.get("status")

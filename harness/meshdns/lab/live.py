@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from meshdns.core import errors
-from meshdns.core.world import LIVE, Nets, Pod, World
+from meshdns.core.world import LIVE, Manifest, Nets, Pod, World
 from meshdns.lab import keys, kubernetes, objects, parts, ports, readiness, recorder
-from meshdns.lab.objects import Object
 from meshdns.lab.parts import apiserver, istiod
 from meshdns.lab.parts.component import At
 from meshdns.lab.parts.istio_proxy import handed
@@ -40,7 +39,7 @@ def services(world: World, nets: Nets) -> list[str]:
 
 
 class Plane:
-    """The one of a place of which etcd and API server run."""
+    """The one of a place of which etcd and API server run; TestbedError where who is asked does not answer."""
 
     def __init__(self, place: Place, folder: Path) -> None:
         """`folder` has what was rendered. Raises TestbedError where the API server does not answer."""
@@ -94,7 +93,10 @@ class Plane:
 
     @kubernetes.told()
     def report(self, pods: Mapping[str, str]) -> int:
-        """See `plane.Plane`."""
+        """What a kubelet and the controller of EndpointSlices would write of pods that became so (`plane`).
+
+        The instant right before the first of it, in nanoseconds of CLOCK_MONOTONIC.
+        """
         self._states |= pods
         told = [each for each in self._told if each.kind in ("EndpointSlice", "Pod")]
         slices = [self._with_states(each) for each in told if set(pods) & {*_targets(each)}]
@@ -105,19 +107,19 @@ class Plane:
                 self._api.tell_pod(each, ready=pods[each.name] == READY)
         return at_ns
 
-    def _with_states(self, told: Object) -> Object:
+    def _with_states(self, told: Manifest) -> Manifest:
         """An EndpointSlice as it is by now."""
         known = zip(told.document["endpoints"], map(self._states.get, _targets(told)), strict=True)
         there = [(each, state) for each, state in known if state != GONE]
         endpoints = [{**each, "conditions": CONDITIONS[state]} if state else each for each, state in there]
-        return Object(told.file, {**told.document, "endpoints": endpoints})
+        return Manifest(told.file, {**told.document, "endpoints": endpoints})
 
     @cached_property
-    def _told(self) -> list[Object]:
+    def _told(self) -> list[Manifest]:
         return objects.told(self._world, self._nets)
 
     def sidecars(self) -> dict[str, dict[str, Any]]:
-        """See `plane.Plane`."""
+        """Of each that is connected, by pod: type URL -> what was sent last, when, and what was accepted."""
         request = urllib.request.Request(f"http://{self._address}:{istiod.READY_PORT}/debug/syncz")
         request.add_header("Authorization", f"Bearer {self._operator}")
         try:
@@ -129,7 +131,7 @@ class Plane:
         return {each["proxy"].partition(".")[0]: each.get("resources", {}) for each in found}
 
     def names(self, pod: Pod) -> dict[str, list[str]]:
-        """See `plane.Plane`."""
+        """What it tells the agent of a pod of names: host -> addresses."""
         return recorder.names(self._world, self._nets, pod, f"{self._address}:{ports.PORT_XDS}")
 
     @cached_property
@@ -142,7 +144,7 @@ class Plane:
         return recorder.record(self._world, self._nets, f"{self._address}:{ports.PORT_XDS}", version)
 
 
-def _targets(told: Object) -> Iterator[str]:
+def _targets(told: Manifest) -> Iterator[str]:
     """The pod behind each endpoint of an EndpointSlice; empty where it is nobody's."""
     for endpoint in told.document.get("endpoints") or ():
         yield str(endpoint.get("targetRef", {}).get("name", ""))

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from meshdns.core.world import Nets, World
+from meshdns.core.world import Manifest, Nets, World
 
 REVERSE = "in-addr.arpa"
 _SPECIFICATION = "1.1.0"
@@ -61,27 +61,23 @@ def _zone(records: list[str], ttl_s: int, *, origin: str, server: str) -> str:
     return "\n".join([f"$ORIGIN {origin}", f"$TTL {ttl_s}", soa, *dict.fromkeys(records)]) + "\n"
 
 
-def _services(world: World) -> Iterator[tuple[Document, list[Document]]]:
+def _services(world: World) -> Iterator[tuple[Manifest, list[Document]]]:
     """Those of the world, each with its EndpointSlices."""
-    documents = [each.document for each in world.manifests]
-    for one in (each for each in documents if each["kind"] == "Service"):
-        namespace, name = _place(one)
-        slices = [
-            each
-            for each in documents
-            if each["kind"] == "EndpointSlice"
-            and (_place(each)[0], each["metadata"]["labels"].get("kubernetes.io/service-name")) == (namespace, name)
-        ]
-        yield one, slices
+    slices = [each for each in world.manifests if each.kind == "EndpointSlice"]
+    for one in (each for each in world.manifests if each.kind == "Service"):
+        named = (one.namespace, one.name)
+        yield one, [each.document for each in slices if (each.namespace, each.service) == named]
 
 
-def _of_service(service: Document, slices: list[Document], nets: Nets) -> Iterator[str]:
+def _of_service(service: Manifest, slices: list[Document], nets: Nets) -> Iterator[str]:
     """Address records and SRV records; those of endpoints are there whether it has a ClusterIP or not."""
     name, address, endpoints = _name(service), _cluster_ip(service), _endpoints(slices, nets)
     yield from ([f"{name} IN A {address}"] if address else (f"{name} IN A {one.address}" for one in endpoints))
     yield from (f"{one.name}.{name} IN A {one.address}" for one in endpoints)
     targets = [name] if address else [f"{one.name}.{name}" for one in endpoints]
-    ports = service["spec"].get("ports", ()) if address else [port for each in slices for port in each["ports"]]
+    ports = (
+        service.document["spec"].get("ports", ()) if address else [port for each in slices for port in each["ports"]]
+    )
     for port in (each for each in ports if each.get("name")):
         at = f"_{port['name']}._{port.get('protocol', 'TCP').lower()}.{name}"
         yield from (f"{at} IN SRV 0 {100 // len(targets)} {port['port']} {target}" for target in targets)
@@ -98,18 +94,13 @@ def _endpoints(slices: list[Document], nets: Nets) -> list[_Endpoint]:
     return found
 
 
-def _place(document: Document) -> tuple[str, str]:
-    return document["metadata"].get("namespace", "default"), document["metadata"]["name"]
-
-
-def _name(service: Document) -> str:
+def _name(service: Manifest) -> str:
     """Relative to the domain."""
-    namespace, name = _place(service)
-    return f"{name}.{namespace}.svc"
+    return f"{service.name}.{service.namespace}.svc"
 
 
-def _cluster_ip(service: Document) -> str:
-    address = service["spec"].get("clusterIP") or ""
+def _cluster_ip(service: Manifest) -> str:
+    address = service.document["spec"].get("clusterIP") or ""
     return "" if address == "None" else str(address)
 
 

@@ -18,6 +18,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,34 +56,27 @@ _ATTACHED = frozenset({"dnsproxy", "observer"})  # images of what runs beside an
 _ENGINE_FACTS = ("ServerVersion", "Driver", "CgroupVersion", "CgroupDriver", "KernelVersion", "OperatingSystem")
 
 
-@dataclass(frozen=True)
-class Removed:
-    """What `down` has found, and what it could not remove."""
-
-    project: str
-    parts: tuple[Part, ...]
-    networks: tuple[str, ...]
-    kept: Mapping[str, tuple[str, ...]]  # of these networks -> containers of others that are on it
-
-    def lines(self) -> Iterator[str]:
-        """What a person wants to know of it."""
-        gone = len(self.networks) - len(self.kept)
-        if self.parts or gone:
-            what = f"{_counted(len(self.parts), 'container')} and {_counted(gone, 'network')}"
-            yield f"removed {what} of project {self.project}{origin(self.parts)}"
-        elif not self.kept:
-            yield f"there was nothing of project {self.project} to remove"
-        for name, others in self.kept.items():
-            if others:
-                yield (
-                    f"network {name} stayed: containers of others are on it ({', '.join(others)}); take them off, e.g. "
-                    f"by `docker network disconnect {name} {others[0]}`, and run `meshdns down` again"
-                )
-            else:
-                yield (
-                    f"network {name} stayed: the engine counts containers on it that are gone; restart the engine and "
-                    f"run `docker network rm {name}`, or take other subnets by MESHDNS_PODS and MESHDNS_WORLD"
-                )
+def removed(
+    project: str, parts: Collection[Part], networks: Collection[str], kept: Mapping[str, Sequence[str]]
+) -> Iterator[str]:
+    """What `down` has found, in words, and what it could not remove: `kept` are networks, with containers of others."""
+    gone = len(networks) - len(kept)
+    if parts or gone:
+        what = f"{_counted(len(parts), 'container')} and {_counted(gone, 'network')}"
+        yield f"removed {what} of project {project}{origin(parts)}"
+    elif not kept:
+        yield f"there was nothing of project {project} to remove"
+    for name, others in kept.items():
+        if others:
+            yield (
+                f"network {name} stayed: containers of others are on it ({', '.join(others)}); take them off, e.g. "
+                f"by `docker network disconnect {name} {others[0]}`, and run `meshdns down` again"
+            )
+        else:
+            yield (
+                f"network {name} stayed: the engine counts containers on it that are gone; restart the engine and "
+                f"run `docker network rm {name}`, or take other subnets by MESHDNS_PODS and MESHDNS_WORLD"
+            )
 
 
 def origin(parts: Collection[Part]) -> str:
@@ -148,8 +142,6 @@ class Testbed:
     state: Path = STATE
     groups: frozenset[str] = frozenset()  # of pods, beside the core
     world: World = field(default_factory=worlds.shipped)
-    _client: docker.DockerClient | None = None
-    _lock: locks.Lock | None = None
     _groups: dict[str, cgroups.Group | None] = field(default_factory=dict)  # service -> its cgroup, once asked for
 
     def __post_init__(self) -> None:
@@ -160,12 +152,10 @@ class Testbed:
         """The Compose project's."""
         return self.project
 
-    @property
+    @cached_property
     def client(self) -> docker.DockerClient:
         """The engine's API. Raises EnvironmentProblem."""
-        if self._client is None:
-            self._client = sdk.client()
-        return self._client
+        return sdk.client()
 
     # -- what runs, and in it --------------------------------------------------------------------------------------
 
@@ -381,14 +371,12 @@ class Testbed:
             finally:
                 self.down()
 
-    def down(self) -> Removed:
+    def down(self) -> list[str]:
         """No container or volume of the project is left, nor a network that the engine lets go. Safe to call twice."""
         with _uninterrupted(), self.exclusive():
             parts, networks = self.parts(), self._networks()
             self._remove()
-            return Removed(
-                self.project, tuple(parts), tuple(networks), {each: self._on(each) for each in self._networks()}
-            )
+            return [*removed(self.project, parts, networks, {each: self._on(each) for each in self._networks()})]
 
     def _remove(self) -> None:
         self._groups.clear()
@@ -509,13 +497,11 @@ class Testbed:
 
     # -- what may stand in the way ---------------------------------------------------------------------------------
 
-    @property
+    @cached_property  # an engine that dies is not asked again
     def lock(self) -> locks.Lock:
         """Held by whoever changes or uses this testbed, from whichever checkout. Raises TestbedError."""
-        if self._lock is None:  # remembered: an engine that dies is not asked again
-            with sdk.asked():
-                self._lock = locks.testbed(str(self.client.info().get("ID", "")), self.project)
-        return self._lock
+        with sdk.asked():
+            return locks.testbed(str(self.client.info().get("ID", "")), self.project)
 
     def exclusive(
         self, use: str = "a Python program", *, force: bool = False, announce: process.Announce = print
