@@ -12,7 +12,6 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,36 +43,27 @@ _GROUPS = "networking.istio.io", "security.istio.io", "telemetry.istio.io", "ext
 Json = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Access:
-    """Where an API server is, as whom it is spoken to, and by whom its certificate is signed."""
-
-    url: str
-    token: str
-    ca_file: Path
-
-
 class Api:
     """One API server that answers."""
 
-    def __init__(self, access: Access, well: Well = lambda: None) -> None:
-        """Waits until it does. Raises TestbedError, or what `well` raises meanwhile."""
+    def __init__(self, url: str, token: str, ca_file: Path, well: Well) -> None:
+        """Waits until it does; `ca_file` is of its signer. Raises TestbedError, or what `well` raises meanwhile."""
         self._well = well
-        settings = client.Configuration(host=access.url)
-        settings.ssl_ca_cert, settings.retries = str(access.ca_file), False
-        settings.api_key = {"authorization": f"Bearer {access.token}"}
+        settings = client.Configuration(host=url)
+        settings.ssl_ca_cert, settings.retries = str(ca_file), False
+        settings.api_key = {"authorization": f"Bearer {token}"}
         settings.tls_server_name = keys.API_SERVER
         settings.proxy = None  # it is on this machine, whatever the environment says
         plain = client.ApiClient(settings)
         made: Callable[..., Any] = dynamic.DynamicClient
-        cache = str(access.ca_file.with_name("kinds.json"))
+        cache = str(ca_file.with_name("kinds.json"))
         self._api = self._awaited("the API server", lambda: made(plain, cache_file=cache))
-        self._awaited("the API server", lambda: self._ask("get", "/readyz", serialize=False))
+        self._awaited("the API server", lambda: self._api.request("get", "/readyz", serialize=False))
 
     def define(self, crds: str) -> None:
         """Istio's kinds are known."""
         documents = [each for each in yaml.load_all(crds, yaml.CSafeLoader) if each]
-        refuse([fault for each in documents for fault in self._put(Manifest("Istio's own", each))], "the API server")
+        self._each(self._create, [Manifest("Istio's own", each) for each in documents], "the API server")
         names = {each["metadata"]["name"] for each in documents}
         self._awaited("Istio's kinds", lambda: names <= self._established())
 
@@ -90,7 +80,7 @@ class Api:
             if number:
                 time.sleep(_AGE_S)
             for each in group:
-                faults += self._put(each, _status(each, world))
+                faults += self._tried(self._create, each, _status(each, world))
         refuse(faults, "the world")
 
     def ask_istio(self, url: str) -> None:
@@ -111,11 +101,11 @@ class Api:
     def judge(self, told: Sequence[Manifest]) -> None:
         """Istio's own validation takes all of it, as it stands. InputError names what it refused."""
         theirs = [each for each in told if each.api.partition("/")[0].endswith("istio.io")]
-        refuse([fault for each in theirs for fault in self._tried(each, self._judge, each)], "the world")
+        self._each(self._judge, theirs, "the world")
 
     def put(self, told: Sequence[Manifest]) -> None:
         """These are there as they stand, whatever was before. InputError names what was refused."""
-        refuse([fault for each in told for fault in self._tried(each, self._replace, each)], "the change")
+        self._each(self._replace, told, "the change")
 
     def remove(self, told: Sequence[Manifest]) -> None:
         """These are gone."""
@@ -146,12 +136,14 @@ class Api:
             spec["boundObjectRef"] = {"kind": "Pod", "apiVersion": "v1", "name": pod}
         path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token"
         body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
-        return str(self._ask("post", path, body=body).status.token)
+        return str(self._api.request("post", path, body=body).status.token)
 
     def root(self, namespace: str) -> str:
         """The certificate of Istio's authority. Raises TestbedError where istiod does not write it."""
         path = f"/api/v1/namespaces/{namespace}/configmaps/{ROOT}"
-        return str(self._awaited("the certificate of Istio's authority", lambda: self._ask("get", path).data[ROOT_KEY]))
+        return str(
+            self._awaited("the certificate of Istio's authority", lambda: self._api.request("get", path).data[ROOT_KEY])
+        )
 
     def allocated(self) -> bool:
         """Whether each ServiceEntry that gets virtual IPs has them."""
@@ -160,17 +152,17 @@ class Api:
 
     # -- one object --------------------------------------------------------------------------------------------------
 
-    def _put(self, one: Manifest, status: Json | None = None) -> Iterator[Fault]:
-        yield from self._tried(one, self._create, one, status)
+    def _each(self, verb: Callable[[Manifest], None], told: Sequence[Manifest], what: str) -> None:
+        refuse([fault for each in told for fault in self._tried(verb, each)], what)
 
-    def _tried(self, one: Manifest, verb: Callable[..., object], *arguments: object) -> Iterator[Fault]:
+    def _tried(self, verb: Callable[..., object], one: Manifest, *more: object) -> Iterator[Fault]:
         """The fault that it is, if it is refused."""
         try:
-            verb(*arguments)
+            verb(one, *more)
         except (ApiException, dynamic.exceptions.ResourceNotFoundError) as error:
             yield Fault(Place(one.file), f"{one.kind} {one.namespace}/{one.name}", _said(error))
 
-    def _create(self, one: Manifest, status: Json | None) -> None:
+    def _create(self, one: Manifest, status: Json | None = None) -> None:
         kind = self._kind(one)
         kind.create(body=_body(one), **_within(kind, one))
         if status:
@@ -214,9 +206,6 @@ class Api:
         found = {each.metadata.name: each.status.conditions or [] for each in kind.get().items}
         return {name for name, all_ in found.items() if any(_holds(each, "Established") for each in all_)}
 
-    def _ask(self, method: str, path: str, **more: Any) -> Any:
-        return self._api.request(method, path, **more)
-
     def _awaited(self, what: str, asked: Callable[[], Found]) -> Found:
         return awaited(what, asked, self._well)
 
@@ -232,7 +221,7 @@ def told() -> Iterator[None]:
         ) from None
 
 
-def awaited(what: str, asked: Callable[[], Found], well: Well = lambda: None) -> Found:
+def awaited(what: str, asked: Callable[[], Found], well: Well) -> Found:
     """What is true at last of something that starts. Raises TestbedError, or what `well` raises meanwhile."""
     deadline = time.monotonic() + TIMEOUT_S
     why = ""

@@ -50,8 +50,8 @@ class Plane:
         self._address = f"{self._nets.plane}.{self._pod.host}"
         self._states: dict[str, str] = {}  # of pods that were told of
         token = (own / keys.TOKENS).read_text().partition(",")[0]
-        access = kubernetes.Access(apiserver.url(self._world, self._nets), token, own / keys.AUTHORITY)
-        self._api = kubernetes.Api(access, self._well)
+        url = apiserver.url(self._world, self._nets)
+        self._api = kubernetes.Api(url, token, own / keys.AUTHORITY, self._well)
 
     def _well(self) -> None:
         readiness.refuse_ended(self._place)
