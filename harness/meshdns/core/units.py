@@ -37,11 +37,6 @@ class Spread(Protocol):
         """The upper bound; infinity if unknown."""
 
 
-def us_to_ns(us: float) -> float:
-    """Nanoseconds."""
-    return us * NS_PER_US
-
-
 def unit_for(values_ns: Iterable[float]) -> Unit:
     """The one unit for a row of durations: the largest in which the largest value is at least 1."""
     largest = max((abs(value) for value in values_ns if math.isfinite(value)), default=0.0)

@@ -9,7 +9,7 @@ import json
 from collections.abc import Collection, Iterator
 
 from meshdns.core.world import Pod
-from meshdns.lab import ports
+from meshdns.lab import ports, rules
 from meshdns.lab.parts import coredns
 from meshdns.lab.parts.component import (
     ASKED,
@@ -84,14 +84,10 @@ def _rules(at: At) -> Iterator[str]:
     for port in (53, ports.PORT_DNS_DIRECT):
         for what in ("udp", "tcp --tcp-flags PSH PSH"):
             protocol, _, flags = what.partition(" ")
-            yield f"-A PREROUTING ! -i lo -p {protocol} --dport {port} {flags} {_count('all')} -j QUERIES"
+            yield f"-A PREROUTING ! -i lo -p {protocol} --dport {port} {flags} {rules.count('all')} -j QUERIES"
     for client in at.world.clients:
-        yield f"-A QUERIES -s {at.nets.pod(client.host)}/32 {_count(_from(client))} -j RETURN"
+        yield f"-A QUERIES -s {at.nets.pod(client.host)}/32 {rules.count(_from(client))} -j RETURN"
     yield from ("COMMIT", "*nat", f":{_DELAYED} - [0:0]", f"-A PREROUTING -p udp --dport 53 -j {_DELAYED}", "COMMIT")
-
-
-def _count(name: str) -> str:
-    return f'-m comment --comment "meshdns:{name}"'
 
 
 PART = Queries()
