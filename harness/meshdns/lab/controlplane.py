@@ -22,7 +22,7 @@ import dns.query
 
 from meshdns.ads.types import EDS, LDS, NDS
 from meshdns.core import errors, paths
-from meshdns.core.world import Pod, Service, World
+from meshdns.core.world import Pod, Service
 from meshdns.interception.conventions import ISTIO
 from meshdns.lab import observers, parts
 from meshdns.lab.channel import Channel
@@ -75,11 +75,6 @@ class ControlPlane:
     debounce: str = istiod.USUAL
     ended: Ended = field(default_factory=Ended)  # by changes
 
-    @property
-    def world(self) -> World:
-        """What the testbed is made of."""
-        return self.place.world
-
     # -- its configuration -----------------------------------------------------------------------------------------
 
     def enforce(self, policy: str) -> None:
@@ -125,7 +120,7 @@ class ControlPlane:
         self._await(settled, lambda: next(iter(waiting), "istiod does not answer"))
 
     def _sidecars(self) -> list[Pod]:
-        return [pod for pod in self.world.up(self.place.groups) if pod.sidecar]
+        return [pod for pod in self.place.world.up(self.place.groups) if pod.sidecar]
 
     def _await(self, holds: Callable[[], bool], otherwise: str | Callable[[], str]) -> None:
         deadline = time.monotonic() + SETTLE_TIMEOUT_S
@@ -205,7 +200,7 @@ class ControlPlane:
         if service.resolved:
             self._forgotten(service.host, lambda: _members(observer, service.host) == usual, "its sidecar")
         elif not (service.cluster_ip or client.dns_proxy):
-            server = self.place.address(self.world.dns_pod(client).pod)
+            server = self.place.address(self.place.world.dns_pod(client).pod)
             self._forgotten(service.host, lambda: _answers(server, service.host) == usual, "the cluster DNS")
 
     def pooled(self, service: Service, observer: Channel) -> int:
@@ -224,13 +219,13 @@ class ControlPlane:
 
     def _kill(self, pod: str) -> int:
         """Application and sidecar end at once; the instant in CLOCK_MONOTONIC."""
-        services = _services(self.world.named(pod))
+        services = _services(self.place.world.named(pod))
         self._set_ended(*services)
         return self.place.kill(*services)
 
     def _start(self, pod: str) -> None:
         """They run and answer again."""
-        there = self.world.named(pod)
+        there = self.place.world.named(pod)
         services = _services(there)
         self.place.start(*services)
         self._unset_ended(*services)

@@ -6,7 +6,7 @@ import json
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -50,22 +50,18 @@ class Plane:
         self._address = f"{self._nets.plane}.{self._pod.host}"
         self._states: dict[str, str] = {}  # of pods that were told of
         token = (own / keys.TOKENS).read_text().partition(",")[0]
-        url = apiserver.url(self._world, self._nets)
+        url, self._well = apiserver.url(self._world, self._nets), partial(readiness.refuse_ended, place)
         self._api = kubernetes.Api(url, token, own / keys.AUTHORITY, self._well)
-
-    def _well(self) -> None:
-        readiness.refuse_ended(self._place)
 
     @kubernetes.told()
     def tell(self, start: Callable[[], None]) -> None:
         """The API server has the world; istiod, which `start` starts then, knows and accepts it. Raises InputError."""
-        told = objects.told(self._world, self._nets)
         self._api.define(self._place.exec(self._pod.pod, ["cat", _CRDS], timeout_s=20, image=istiod.PART.image))
-        self._api.apply(self._world, told)
+        self._api.apply(self._world, self._told)
         start()
         kubernetes.awaited("istiod", self.is_ready, self._well)
         self._api.ask_istio(f"https://localhost:{istiod.WEBHOOK_PORT}/validate")
-        self._api.judge(told)
+        self._api.judge(self._told)
         kubernetes.awaited("virtual IPs of ServiceEntries", self._api.allocated, self._well)
 
     def is_ready(self) -> bool:

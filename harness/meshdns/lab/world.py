@@ -253,7 +253,7 @@ class _Builder:
         resolv_conf = {"searches": [*self.search], "options": [{"name": "ndots", "value": "5"}]}
         own = {"nameservers": [named], **resolv_conf}
         known = named in self.dns or (named == node_dns.ADDRESS and self._configured([node_dns.CONFIG_MAP], COREFILE))
-        if known and _listed(field.data) == own and one.spec.text("dnsPolicy") == "None":
+        if known and field.data == own and one.spec.text("dnsPolicy") == "None":
             return "" if named in self.dns and self.dns[named].name == DNS else named
         have = ", ".join(f"{address} ({each.name})" for address, each in self.dns.items())
         step = f"set dnsPolicy to None, and give one of {have} with the searches and ndots that other pods have"
@@ -399,13 +399,6 @@ def _part(one: _Read, container: Fields) -> str:
     step = f"known: {', '.join(parts.ALL)}, as the container's name, or its image's"
     one.fault(f"{image or 'nothing'} is no part of a testbed", step, "spec", "containers")
     return ""
-
-
-def _listed(data: object) -> object:
-    """With lists for tuples."""
-    if isinstance(data, dict):
-        return {key: _listed(each) for key, each in data.items()}
-    return [_listed(each) for each in data] if isinstance(data, tuple | list) else data
 
 
 def _place(one: _Read) -> tuple[str, int]:

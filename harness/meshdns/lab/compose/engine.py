@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import time
 import urllib.parse
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -391,15 +391,6 @@ def _sweep() -> None:
         process.run("docker", *_BUILDX, *_dockerfile(context), *command, str(context), timeout_s=_SWEEP_TIMEOUT_S)
 
 
-def build_variant(announce: process.Announce, name: str, tag: str, change: Callable[[str, bytes], bytes]) -> str:
-    """One image of what `change` makes of each source file; its tag, which must be one of no other image."""
-    base_image(announce)
-    given = {DOCKERFILE.name: DOCKERFILE.read_bytes(), **_recipe().files}
-    announce(f"building image: {tag}")
-    _build({name: tag}, {path: change(path, content) for path, content in given.items()})
-    return tag
-
-
 def _build(tags: Mapping[str, str], files: Mapping[str, bytes]) -> None:
     """Stages of a Dockerfile, from a context of these files."""
     logs = paths.WORK / "logs"
@@ -421,16 +412,6 @@ def _build(tags: Mapping[str, str], files: Mapping[str, bytes]) -> None:
                 place=tag,
                 step=f"the whole log is {command.log}",
             )
-
-
-def take(image: str, path: str, folder: Path) -> Path:
-    """A file of an image, copied into a folder."""
-    container = _docker("create", image).strip()
-    try:
-        _docker("cp", f"{container}:{path}", str(folder), timeout_s=_PULL_TIMEOUT_S)
-    finally:
-        _docker("rm", container)
-    return folder / Path(path).name
 
 
 def missing_images() -> list[str]:

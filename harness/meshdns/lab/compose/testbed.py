@@ -467,10 +467,6 @@ class Testbed:
 
     # -- rendered state --------------------------------------------------------------------------------------------
 
-    def keys(self) -> Secrets:
-        """The passwords of the testbed that is up."""
-        return Secrets(**json.loads((self.state / "secrets.json").read_text()))
-
     def _render(self) -> None:
         keys = rendering.new_secrets(live=LIVE in self.groups)
         shutil.rmtree(self.state, ignore_errors=True)
@@ -488,7 +484,8 @@ class Testbed:
         """What is mounted equals what we would render now, and the images are the same."""
         try:
             groups = frozenset(json.loads((self.state / "groups.json").read_text()))
-            rendered = rendering.files(self.world, self.nets, self.keys(), groups)
+            keys = Secrets(**json.loads((self.state / "secrets.json").read_text()))
+            rendered = rendering.files(self.world, self.nets, keys, groups)
             # One with more groups has more images.
             same = self._environment().items() <= json.loads((self.state / "environment.json").read_text()).items()
             return same and all((self.state / path).read_text() == text for path, text in rendered.items())
