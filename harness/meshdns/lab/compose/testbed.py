@@ -132,7 +132,7 @@ def _cgroup2() -> str:
 
 @dataclass
 class Testbed:
-    """Containers of one Compose project on this machine's engine: a `place.Place`."""
+    """Containers of one Compose project on this machine's engine: a `place.Place`, which says what it is asked."""
 
     __test__ = False  # the name is the domain's; pytest must not collect it
 
@@ -160,14 +160,12 @@ class Testbed:
     # -- what runs, and in it --------------------------------------------------------------------------------------
 
     def exec(self, where: str, argv: Sequence[str], *, timeout_s: float, given: str = "", image: str = "") -> str:
-        """See `Place`."""
         with sdk.asked(where, f"{argv[0]} was not started"), self._container(where, image) as container:
             return sdk.run(sdk.Program(self.client.api, container, argv), where, argv[0], timeout_s, given)
 
     def talk(
         self, where: str, argv: Sequence[str], *, env: Mapping[str, str] | None = None, image: str = ""
     ) -> Channel:
-        """See `Place`."""
         with sdk.asked(where, f"{argv[0]} was not started"), contextlib.ExitStack() as stack:
             container = stack.enter_context(self._container(where, image))
             return Channel(sdk.Program(self.client.api, container, argv, env, stack.pop_all), where)
@@ -201,7 +199,6 @@ class Testbed:
                 joined.remove(force=True)
 
     def kill(self, *services: str, signal: str = "SIGKILL") -> int:
-        """See `Place`."""
         at_ns = time.monotonic_ns()  # by name: to look containers up first would take longer than what is measured
         with sdk.asked(", ".join(services), "could not be killed"):
             for service in services:
@@ -210,7 +207,6 @@ class Testbed:
         return at_ns
 
     def start(self, *services: str) -> None:
-        """See `Place`."""
         with sdk.asked(", ".join(services), "could not be started"):
             for service in services:
                 name = f"{self.project}-{service}-1"
@@ -228,11 +224,9 @@ class Testbed:
         return {each: group.read() for each in services if (group := self._groups[each])}
 
     def address(self, pod: str) -> str:
-        """See `Place`."""
         return address(self.world, self.nets, pod)
 
     def put(self, path: str, text: str | None) -> None:
-        """See `Place`."""
         target = self.state / path
         target.parent.mkdir(parents=True, exist_ok=True)
         if text is None:
@@ -243,14 +237,12 @@ class Testbed:
         fresh.replace(target)
 
     def read(self, path: str) -> str:
-        """See `Place`."""
         try:
             return (self.state / path).read_text()
         except FileNotFoundError:
             raise errors.TestbedError("there is no such file", place=path, step="see `meshdns status`") from None
 
     def plane(self) -> live.Plane:
-        """See `Place`."""
         from meshdns.lab import live  # noqa: PLC0415  Kubernetes' client library takes a second, also of every `down`
 
         return live.Plane(self, self.state)
@@ -258,14 +250,12 @@ class Testbed:
     # -- what is there ---------------------------------------------------------------------------------------------
 
     def parts(self) -> list[Part]:
-        """See `Place`."""
         label = f"com.docker.compose.project={self.project}"
         with sdk.asked():
             found = self.client.api.containers(all=True, filters={"label": label})
         return [_part(one) for one in found if one["Labels"].get("com.docker.compose.oneoff") != "True"]
 
     def account(self, part: Part) -> Account:
-        """See `Place`."""
         with sdk.asked():
             try:
                 state = self.client.api.inspect_container(part.id)["State"]
@@ -275,7 +265,6 @@ class Testbed:
         return Account(int(state["ExitCode"]), bool(state["OOMKilled"]), state["FinishedAt"], tuple(log))
 
     def facts(self) -> dict[str, Any]:
-        """See `Place`."""
         with sdk.asked():
             info = self.client.info()
             ids = {role: str(self.client.images.get(tag).id) for role, tag in sorted(self.images.items())}
