@@ -117,8 +117,7 @@ class Api:
     def tell_endpoints(self, told: Sequence[Manifest]) -> None:
         """EndpointSlices say this of their endpoints from now on."""
         for each in told:
-            body = {"endpoints": each.document["endpoints"]}
-            self._patch(self._kind(each), each, body)
+            self._patch(self._kind(each), each, {"endpoints": each.document["endpoints"]})
 
     def tell_pod(self, pod: Manifest, *, ready: bool) -> None:
         """A Pod's status says so from now on."""
@@ -168,9 +167,9 @@ class Api:
         if status:
             self._patch(kind.status, one, {"status": status})
 
-    def _patch(self, kind: Any, one: Manifest, body: Json) -> None:
+    def _patch(self, kind: Any, one: Manifest, body: Json, **more: str) -> None:
         where = {"name": one.name, "namespace": one.namespace}
-        kind.patch(body=body, **where, content_type="application/merge-patch+json")
+        kind.patch(body=body, **where, content_type="application/merge-patch+json", **more)
 
     def _replace(self, one: Manifest) -> None:
         kind, body = self._kind(one), _body(one)
@@ -184,10 +183,7 @@ class Api:
 
     def _judge(self, one: Manifest) -> None:
         """Written again without effect: whoever judges is asked."""
-        kind = self._kind(one)
-        body = {"spec": one.document.get("spec", {})}
-        where = {"name": one.name, "namespace": one.namespace, "dry_run": "All"}
-        kind.patch(body=body, **where, content_type="application/merge-patch+json")
+        self._patch(self._kind(one), one, {"spec": one.document.get("spec", {})}, dry_run="All")
 
     def _make(self, document: Json) -> None:
         """It is there, from before or from now."""

@@ -76,7 +76,9 @@ class Lock:
                 ours.depth -= 1
                 if not ours.depth and _held.get(self.path) is ours:  # not so in a fork: it is its parent's
                     del _held[self.path]
-                    _free(ours.descriptor)
+                    if ours.descriptor is not None:
+                        os.ftruncate(ours.descriptor, 0)
+                        os.close(ours.descriptor)
 
     def ask(self, *, force: bool = False, announce: process.Announce = print) -> None:
         """Nobody else has it. Raises EnvironmentProblem, or with `force` says who has it."""
@@ -216,12 +218,6 @@ def _said(descriptor: int) -> str:
     if not _WORDS.fullmatch(said):
         return "somebody who does not say who"
     return "".join(letter if letter.isprintable() else "?" for letter in said)
-
-
-def _free(descriptor: int | None) -> None:
-    if descriptor is not None:
-        os.ftruncate(descriptor, 0)
-        os.close(descriptor)
 
 
 def _forked() -> None:

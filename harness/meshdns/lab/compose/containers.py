@@ -54,7 +54,10 @@ def composition(world: World, nets: Nets, groups: Collection[str]) -> dict[str, 
     every = [certificates, *(at.part.container(at) for each in pods.values() for at in each)]
     sources = {mount.source for container in every for mount in container.mounts}
     return {
-        "networks": {name: _network(f"${{MESHDNS_{name.upper()}}}.0/24") for name in _networks(groups)},
+        "networks": {
+            name: {"internal": True, "ipam": {"config": [{"subnet": f"${{MESHDNS_{name.upper()}}}.0/24"}]}}
+            for name in ("pods", "world", *["plane"] * (LIVE in groups))
+        },
         "volumes": dict.fromkeys(
             sorted(each.removeprefix("volume/") for each in sources if each.startswith("volume/"))
         ),
@@ -62,19 +65,12 @@ def composition(world: World, nets: Nets, groups: Collection[str]) -> dict[str, 
     }
 
 
-def _networks(groups: Collection[str]) -> tuple[str, ...]:
-    return ("pods", "world", *["plane"] * (LIVE in groups))
-
-
-def _network(subnet: str) -> dict[str, Any]:
-    return {"internal": True, "ipam": {"config": [{"subnet": subnet}]}}
-
-
 def _service(container: Container, image: str) -> Service:
     found: Service = {
         "restart": "no",
         "read_only": True,
-        "tmpfs": ["/tmp", *_in_memory(container)],  # noqa: S108  the container's own
+        # What is writable beside /tmp is the proxy's user's.
+        "tmpfs": ["/tmp", *(f"{each}:uid=1337,gid=1337,mode=0755" for each in container.writable)],  # noqa: S108
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],
         "cpuset": f"${{MESHDNS_CPU_{container.cpus.upper()}}}",
@@ -92,11 +88,6 @@ def _service(container: Container, image: str) -> Service:
         "stop_signal": "SIGKILL" if container.abrupt else "",
     }
     return found | {key: value for key, value in more.items() if value}
-
-
-def _in_memory(container: Container) -> list[str]:
-    """Folders of the proxy's user, who has no other that it may write to."""
-    return [f"{folder}:uid=1337,gid=1337,mode=0755" for folder in container.writable]
 
 
 def _volume(mount: Mount) -> str | dict[str, Any]:

@@ -75,6 +75,7 @@ _SERVER_FILTER = (
 )
 # A sidecar that connects to itself without end takes all descriptors there are, and ends: Istio sets no limit.
 _LIMITED = {"runtimeValues": {"overload.global_downstream_max_connections": "1000"}}
+# Of a Prometheus page: name, labels, value.
 _SERIES = re.compile(r"^([a-z]\w*)(\{.+\})?(?:\{\})? ([0-9.e+]+)$", re.MULTILINE)
 
 
@@ -124,10 +125,10 @@ class IstioProxy(Component):
     def counts(self, body: str, at: At, client: Pod) -> Counts:
         names, front = (_CLIENT | _resolving(at.world), "pod/") if at.pod.arm else (_SERVER, "")
         found: dict[str, float] = {} if at.pod.arm else dict.fromkeys(names.values(), 0.0)
-        for series, value in _series(body):
+        for name, labels, value in _SERIES.findall(body):
             for pattern, ours in names.items():
-                if re.fullmatch(pattern.replace("{", r"\{").replace("}", r"\}"), series):
-                    found[front + ours] = found.get(front + ours, 0) + value
+                if re.fullmatch(pattern.replace("{", r"\{").replace("}", r"\}"), name + labels):
+                    found[front + ours] = found.get(front + ours, 0) + float(value)
         return found
 
     def equal(self, at: At, client: Pod, counts: Counts, made: Made) -> Pairs:
@@ -156,12 +157,6 @@ def _identity(at: At) -> Iterator[Mount]:
         return
     for folder in ("tokens", "istio"):
         yield Mount(f"state/{handed(at.service, folder)}", f"{_SECRETS}/{folder}")
-
-
-def _series(body: str) -> Iterator[tuple[str, float]]:
-    """Each series of a Prometheus page, as `name{labels}`, with its value."""
-    for name, labels, value in _SERIES.findall(body):
-        yield name + labels, float(value)
 
 
 def _resolving(world: World) -> dict[str, str]:
