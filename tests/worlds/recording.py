@@ -36,9 +36,9 @@ from meshdns.core.world import LIVE, Nets, Pod, Service, World
 from meshdns.lab import controlplane, parts, place, ports, readiness, watch
 from meshdns.lab.channel import Channel
 from meshdns.lab.compose import rendering
+from meshdns.lab.controlplane import READY
 from meshdns.lab.parts import istiod
 from meshdns.lab.place import REFUSED, Account, Part, Usage
-from meshdns.lab.plane import READY
 from meshdns.measure.factors import fault
 from shipped import WORLD
 

@@ -28,7 +28,6 @@ from meshdns.lab import observers, parts
 from meshdns.lab.channel import Channel
 from meshdns.lab.parts import istiod
 from meshdns.lab.place import Ended, Place
-from meshdns.lab.plane import ENDING, GONE, READY, UNREADY
 
 if TYPE_CHECKING:
     from meshdns.lab import live
@@ -39,6 +38,8 @@ SETTLE_TIMEOUT_S = 30
 RESOLVE_TIMEOUT_S = 90  # the longest refresh rate of a sidecar's clusters is a minute, records live for half of one
 GRACE_S = 2.0  # between a replica that is ending and its end
 STAY_S = 5.0  # of a Service that comes and goes, and of an istiod that is away
+# What becomes of a pod, as its endpoints say it; one that is gone is not listed.
+READY, UNREADY, ENDING, GONE = "ready", "unready", "ending", "gone"
 _FAILING, _SPARE = "shop-1", "shop-4"
 _POLL_S, _ASK_S = 0.02, 2
 # A Service that nobody calls.

@@ -13,14 +13,20 @@ from typing import Any
 from meshdns.core import errors
 from meshdns.core.world import LIVE, Manifest, Nets, Pod, World
 from meshdns.lab import keys, kubernetes, objects, parts, ports, readiness, recorder
+from meshdns.lab.controlplane import ENDING, GONE, READY, UNREADY
 from meshdns.lab.parts import apiserver, istiod
 from meshdns.lab.parts.component import At
 from meshdns.lab.parts.istio_proxy import handed
 from meshdns.lab.place import Place
-from meshdns.lab.plane import CONDITIONS, GONE, READY
 from meshdns.lab.recording import Recording
 
 _CRDS = "/usr/share/istio/crd-all.gen.yaml"  # in istiod's image
+# Conditions of an endpoint, as the controller of EndpointSlices writes them.
+_CONDITIONS: Mapping[str, Mapping[str, bool]] = {
+    READY: {"ready": True, "serving": True, "terminating": False},
+    UNREADY: {"ready": False, "serving": False, "terminating": False},
+    ENDING: {"ready": False, "serving": True, "terminating": True},
+}
 _TIMEOUT_S = 2
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is on this machine
 
@@ -89,7 +95,7 @@ class Plane:
 
     @kubernetes.told()
     def report(self, pods: Mapping[str, str]) -> int:
-        """What a kubelet and the controller of EndpointSlices would write of pods that became so (`plane`).
+        """What a kubelet and the controller of EndpointSlices would write of pods that became so.
 
         The instant right before the first of it, in nanoseconds of CLOCK_MONOTONIC.
         """
@@ -107,7 +113,7 @@ class Plane:
         """An EndpointSlice as it is by now."""
         known = zip(told.document["endpoints"], map(self._states.get, _targets(told)), strict=True)
         there = [(each, state) for each, state in known if state != GONE]
-        endpoints = [{**each, "conditions": CONDITIONS[state]} if state else each for each, state in there]
+        endpoints = [{**each, "conditions": _CONDITIONS[state]} if state else each for each, state in there]
         return Manifest(told.file, {**told.document, "endpoints": endpoints})
 
     @cached_property

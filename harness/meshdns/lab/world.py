@@ -193,8 +193,7 @@ class _Builder:
         made_of, sidecar = tuple(_part(one, each) for each in containers), notes.get(_INJECT) == "true"
         if len({*made_of}) < len(made_of):
             one.fault("two containers are the same part", "leave one of them out", "spec", "containers")
-        for name in made_of:
-            self._mounts(one, name, parts.ALL[name].configured_by if name else "")
+        needs = [*self._needs(one, made_of)]
         if len(made_of) > 1 and (sidecar or "arm" in notes):
             one.fault("a Pod that is an arm or has a sidecar has one container here", "leave one", "spec", "containers")
         self.pods[one.name] = Pod(
@@ -220,28 +219,24 @@ class _Builder:
             plane=notes.get("plane") == "true",
             name_server=self._name_server(one),
             ready=notes.get("ready") != "false",
-            needs_live=next(filter(None, self._needs(one, made_of)), ""),
+            needs_live=next(filter(None, needs), ""),
             ports=tuple(_port(port, "containerPort") for each in containers[:1] for port in _each(each, "ports")),
         )
 
-    def _mounts(self, one: _Read, part: str, key: str) -> None:
-        """A ConfigMap with what configures a part."""
-        volumes = [each.within("configMap").text("name") for each in _each(one.spec, "volumes")]
-        if key and not self._configured(volumes, key):
-            step = f"mount a ConfigMap that has it, as a volume: {part} is configured by it"
-            one.fault(f"none of its volumes is a ConfigMap with {key}", step, "spec", "volumes")
-
-    def _configured(self, names: Sequence[str], key: str) -> bool:
-        """Whether one of these ConfigMaps has the key."""
-        return any(each.name in names and key in each.top.pairs("data") for each in self.of("ConfigMap"))
+    def _said(self, *config_maps: str) -> dict[str, Field]:
+        """What these say together."""
+        held = [each.top.pairs("data") for each in self.of("ConfigMap") if each.name in config_maps]
+        return {key: value for each in reversed(held) for key, value in each.items()}
 
     def _needs(self, one: _Read, made_of: Sequence[str]) -> Iterator[str]:
         """Why its parts need Istio's own control plane, as the ConfigMaps that it mounts configure them."""
-        volumes = [each.within("configMap").text("name") for each in _each(one.spec, "volumes")]
-        for part in (parts.ALL[name] for name in made_of if name):
-            for held in (each.top.pairs("data") for each in self.of("ConfigMap") if each.name in volumes):
-                if part.configured_by in held:
-                    yield part.needs_live(held[part.configured_by].text())
+        said = self._said(*(each.within("configMap").text("name") for each in _each(one.spec, "volumes")))
+        for name, part in ((name, parts.ALL[name]) for name in made_of if name):
+            if (key := part.configured_by) in said:
+                yield part.needs_live(said[key].text())
+            elif key:
+                step = f"mount a ConfigMap that has it, as a volume: {name} is configured by it"
+                one.fault(f"none of its volumes is a ConfigMap with {key}", step, "spec", "volumes")
 
     def _name_server(self, one: _Read) -> str:
         """The cluster DNS that its resolv.conf names; empty where it is the usual one."""
@@ -252,7 +247,7 @@ class _Builder:
         named = servers[0].text() if len(servers) == 1 else ""
         resolv_conf = {"searches": [*self.search], "options": [{"name": "ndots", "value": "5"}]}
         own = {"nameservers": [named], **resolv_conf}
-        known = named in self.dns or (named == node_dns.ADDRESS and self._configured([node_dns.CONFIG_MAP], COREFILE))
+        known = named in self.dns or (named == node_dns.ADDRESS and COREFILE in self._said(node_dns.CONFIG_MAP))
         if known and field.data == own and one.spec.text("dnsPolicy") == "None":
             return "" if named in self.dns and self.dns[named].name == DNS else named
         have = ", ".join(f"{address} ({each.name})" for address, each in self.dns.items())

@@ -30,7 +30,6 @@ State = Literal["ok", "missing", "warn"]
 _DISK_BYTES = 6 * 10**9  # images 1.2 GB, their build cache 2.5 GB, virtual environment 1.1 GB, and runs
 _MEMORY_BYTES = 2 * 10**9  # containers half a GiB, two notebook kernels of some 600 MB at most
 _CPUS = 2  # on one, the client and the proxies it measures would take turns
-_NETS = Nets()  # where nothing else is asked for
 _LAB_PORT = 8888
 _STEAL_SHARE = 0.01  # above it a p99 may be the neighbour's
 _STEADY_CLOCKS = ("tsc", "arch_sys_counter", "kvm-clock", "hyperv_clocksource_tsc_page")  # read without a system call
@@ -46,7 +45,7 @@ class Finding:
     mend: str = ""  # the one command, or what to change
 
 
-def examine(nets: Nets = _NETS, project: str = testbed.PROJECT) -> list[Finding]:
+def examine(nets: Nets, project: str) -> list[Finding]:
     """All findings, in the order in which they matter; `nets` are the networks that testbed `project` would take."""
     here = engine.look()
     return [
@@ -162,7 +161,7 @@ def host_routes(path: Path = Path("/proc/net/route")) -> list[str]:
     return routes
 
 
-def _subnets(nets: Nets, project: str = testbed.PROJECT) -> list[Finding]:
+def _subnets(nets: Nets, project: str) -> list[Finding]:
     if problem := nets.problem():
         mend = "export MESHDNS_PODS=198.18.7 MESHDNS_WORLD=198.19.7"
         return [Finding("subnets", "missing", problem, mend)]

@@ -84,10 +84,6 @@ class At:
         text = Template((paths.COMPOSE / name).read_text())
         return text.substitute(pod_net=self.nets.pods, world_net=self.nets.world, **values)
 
-    def configuration(self, key: str, name: str = "") -> str:
-        """What a ConfigMap of this name says, or one that its Pod mounts; empty where none has this key."""
-        return self.world.configuration(self.pod.pod, key, name)
-
     def outer(self, page: str) -> Page:
         """A page on the pod's address."""
         return {"url": f"http://{self.address}:{page}"}

@@ -35,8 +35,9 @@ class NodeDns(NameServer):
         return coredns.running(at, user=f"{ISTIO.uid}:{ISTIO.uid}")
 
     def files(self, at: At) -> dict[str, str]:
+        corefile = at.world.configuration(at.pod.pod, coredns.COREFILE, CONFIG_MAP)
         return {
-            f"{at.service}/{coredns.COREFILE}": at.configuration(coredns.COREFILE, CONFIG_MAP),
+            f"{at.service}/{coredns.COREFILE}": corefile,
             f"{at.service}/resolv.conf": coredns.own_resolv_conf(at),
         }
 
