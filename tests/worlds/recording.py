@@ -35,7 +35,7 @@ from meshdns.core import errors, resolver
 from meshdns.core.world import LIVE, Nets, Pod, Service, World
 from meshdns.lab import controlplane, parts, place, ports, readiness, watch
 from meshdns.lab.channel import Channel
-from meshdns.lab.compose import rendering
+from meshdns.lab.compose import containers
 from meshdns.lab.controlplane import READY
 from meshdns.lab.parts import istiod
 from meshdns.lab.place import REFUSED, Account, Part, Usage
@@ -174,8 +174,8 @@ class Recording:
 
     def up(self, announce: Callable[[str], None]) -> None:
         self.asked.append(("up",))
-        keys = rendering.new_secrets(live=self.world.live)
-        self.files = dict(rendering.files(self.world, self.nets, keys, self.groups))
+        keys = containers.new_secrets(live=self.world.live)
+        self.files = dict(containers.files(self.world, self.nets, keys, self.groups))
         self.files["secrets.json"] = json.dumps(dataclasses.asdict(keys))
         services = yaml.safe_load(self.files["compose.yaml"])["services"]
         self.states = {service: self._begun(service) for service in services}

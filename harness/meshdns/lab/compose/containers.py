@@ -1,4 +1,4 @@
-"""The Compose file: a world's pods as containers.
+"""The Compose file: a world's pods as containers, and the files that they mount.
 
 Every arm is up at once, so that arms can be measured in interleaved blocks. A pod is a container that owns the network
 namespace, one that applies rules and exits, and the application with its sidecar; client pods also hold an observer.
@@ -12,16 +12,45 @@ MESHDNS_CGROUP2 and MESHDNS_IMAGE_… (images).
 
 from __future__ import annotations
 
+import base64
+import dataclasses
+import json
+import secrets
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import yaml
+
 from meshdns.core.world import CORE, LIVE, OUTSIDE, Nets, World
-from meshdns.lab import parts
-from meshdns.lab.parts.component import IDENTITY, At, Container, Mount
+from meshdns.lab import names, newkeys, parts
+from meshdns.lab.parts.component import IDENTITY, At, Container, Mount, Secrets
 
 Service = dict[str, Any]
 _DONE, _STARTED = {"condition": "service_completed_successfully"}, {"condition": "service_started"}
 _SHARED = "volume/tls-", IDENTITY  # made by `tls`
+
+
+def new_secrets(*, live: bool = False) -> Secrets:
+    """Fresh ones; dnsdist wants 32 bytes in base64 for its console."""
+    console = base64.b64encode(secrets.token_bytes(32)).decode()
+    return Secrets(console, secrets.token_urlsafe(18), newkeys.made() if live else {})
+
+
+def files(world: World, nets: Nets, keys: Secrets, groups: Collection[str]) -> dict[str, str]:
+    """Every file of the state folder: path relative to it -> content."""
+    found = {
+        "compose.yaml": rendered(world, nets, groups),
+        "world.json": json.dumps(world.to_json(), indent=1),
+        "conformance.json": json.dumps(dataclasses.asdict(names.conformance_world(world, nets)), indent=1),
+    }
+    for at in (each for pod in world.pods for each in parts.of(world, nets, pod, keys=keys)):
+        found |= at.part.files(at)
+    return found
+
+
+def rendered(world: World, nets: Nets, groups: Collection[str]) -> str:
+    """The Compose file as it is written."""
+    return yaml.safe_dump(composition(world, nets, groups), sort_keys=False, width=120)
 
 
 def _certificates(world: World) -> Container:

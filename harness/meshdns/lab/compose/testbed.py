@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 
 import docker
 import docker.errors
-import yaml
 from docker.models.containers import Container
 
 from meshdns.core import errors, paths, process, schema
@@ -33,7 +32,7 @@ from meshdns.lab import locks, readiness
 from meshdns.lab import parts as components
 from meshdns.lab import world as worlds
 from meshdns.lab.channel import Channel
-from meshdns.lab.compose import cgroups, rendering, sdk
+from meshdns.lab.compose import cgroups, containers, sdk
 from meshdns.lab.parts.component import Secrets
 from meshdns.lab.place import Account, Part, Usage, address
 
@@ -412,7 +411,7 @@ class Testbed:
         rendered = self.state / "compose.yaml"
         if not rendered.exists():  # of a testbed that another checkout has started, or of none
             self.state.mkdir(parents=True, exist_ok=True)
-            rendered.write_text(rendering.composition(self.world, self.nets, self.world.groups))
+            rendered.write_text(containers.rendered(self.world, self.nets, self.world.groups))
         where = ("--project-directory", str(paths.HOME), "-f", str(rendered))
         return ("docker", "compose", "-p", self.project, *where, *arguments)
 
@@ -452,14 +451,14 @@ class Testbed:
         raise errors.TestbedError(fact, place=str(self.state / "compose.yaml"), step=step)
 
     def _services(self) -> list[str]:
-        return list(yaml.safe_load(rendering.composition(self.world, self.nets, self.groups))["services"])
+        return list(containers.composition(self.world, self.nets, self.groups)["services"])
 
     # -- rendered state --------------------------------------------------------------------------------------------
 
     def _render(self) -> None:
-        keys = rendering.new_secrets(live=LIVE in self.groups)
+        keys = containers.new_secrets(live=LIVE in self.groups)
         shutil.rmtree(self.state, ignore_errors=True)
-        for path, content in rendering.files(self.world, self.nets, keys, self.groups).items():
+        for path, content in containers.files(self.world, self.nets, keys, self.groups).items():
             target = self.state / path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(content)
@@ -474,7 +473,7 @@ class Testbed:
         try:
             groups = frozenset(json.loads((self.state / "groups.json").read_text()))
             keys = Secrets(**json.loads((self.state / "secrets.json").read_text()))
-            rendered = rendering.files(self.world, self.nets, keys, groups)
+            rendered = containers.files(self.world, self.nets, keys, groups)
             # One with more groups has more images.
             same = self._environment().items() <= json.loads((self.state / "environment.json").read_text()).items()
             return same and all((self.state / path).read_text() == text for path, text in rendered.items())
