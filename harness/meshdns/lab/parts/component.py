@@ -88,6 +88,10 @@ class At:
         """A page on the pod's address."""
         return {"url": f"http://{self.address}:{page}"}
 
+    def inner(self, page: str) -> Page:
+        """One on its loopback, for its own observer alone."""
+        return {"url": f"{LOOPBACK}:{page}"}
+
 
 @dataclass(frozen=True)
 class Made:

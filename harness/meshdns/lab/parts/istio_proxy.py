@@ -12,19 +12,7 @@ from meshdns.core.world import Pod, World
 from meshdns.interception import mechanisms
 from meshdns.interception.conventions import ISTIO
 from meshdns.lab import ports
-from meshdns.lab.parts.component import (
-    ASKED,
-    IDENTITY,
-    LOOPBACK,
-    At,
-    Component,
-    Container,
-    Counts,
-    Made,
-    Mount,
-    Page,
-    Pairs,
-)
+from meshdns.lab.parts.component import ASKED, IDENTITY, At, Component, Container, Counts, Made, Mount, Page, Pairs
 
 _SECRETS = "/var/run/secrets"
 _OUTBOUND = r'cluster_name="outbound\|\d+\|[\w-]*\|[\w.-]+"'
@@ -114,13 +102,13 @@ class IstioProxy(Component):
 
     def ready(self, at: At) -> Page:
         page = f"{ISTIO.ready_port}/healthz/ready"
-        return {"url": f"{LOOPBACK}:{page}"} if at.pod.arm else at.outer(page)
+        return at.inner(page) if at.pod.arm else at.outer(page)
 
     def page(self, at: At) -> Page:
         client = (_CLIENT_FILTER, *[_POLICIES_FILTER] * at.world.live)
         wanted = "|".join(client) if at.pod.arm else _SERVER_FILTER
         page = f"{ISTIO.status_port}/stats/prometheus?filter={urllib.parse.quote(f'^({wanted})$', safe='')}"
-        return {"url": f"{LOOPBACK}:{page}"} if at.pod.arm else at.outer(page)
+        return at.inner(page) if at.pod.arm else at.outer(page)
 
     def counts(self, body: str, at: At, client: Pod) -> Counts:
         names, front = (_CLIENT | _resolving(at.world), "pod/") if at.pod.arm else (_SERVER, "")

@@ -6,7 +6,7 @@ import json
 
 from meshdns.core.world import Pod
 from meshdns.lab import ports
-from meshdns.lab.parts.component import LOOPBACK, At, Component, Container, Counts, Mount, Page
+from meshdns.lab.parts.component import At, Component, Container, Counts, Mount, Page
 
 
 class Loader(Component):
@@ -22,7 +22,7 @@ class Loader(Component):
         )
 
     def page(self, at: At) -> Page:
-        return {"url": f"{LOOPBACK}:{ports.PORT_LOADER}/counters"}
+        return at.inner(f"{ports.PORT_LOADER}/counters")
 
     def counts(self, body: str, at: At, client: Pod) -> Counts:
         """The programs count what rules count elsewhere, by the same names."""

@@ -11,18 +11,7 @@ from meshdns.core.world import Pod
 from meshdns.interception.conventions import ISTIO
 from meshdns.lab import ports
 from meshdns.lab.parts import coredns
-from meshdns.lab.parts.component import (
-    ASKED,
-    FROM_POD,
-    LOOPBACK,
-    At,
-    Container,
-    Counts,
-    Made,
-    NameServer,
-    Page,
-    Pairs,
-)  # fmt: skip
+from meshdns.lab.parts.component import ASKED, FROM_POD, At, Container, Counts, Made, NameServer, Page, Pairs
 
 ADDRESS, CONFIG_MAP = "169.254.20.10", "node-local-dns"  # as its manifest has them
 _PASSED_ON = re.compile(r'^coredns_proxy_request_duration_seconds_count{.*to="([^"]+):53".*} (\S+)', re.MULTILINE)
@@ -42,7 +31,7 @@ class NodeDns(NameServer):
         }
 
     def page(self, at: At) -> Page:
-        return {"url": f"{LOOPBACK}:{ports.PORT_NODE_DNS}/metrics"}
+        return at.inner(f"{ports.PORT_NODE_DNS}/metrics")
 
     def counts(self, body: str, at: At, client: Pod) -> Counts:
         cluster = at.world.dns_cluster_ip
