@@ -367,7 +367,7 @@ def test_a_control_plane_and_a_server_that_end_are_told_by_a_run_that_goes_on_wi
     runs = small.state.parent / "runs"
     running = start_elsewhere(small, "run", "--plan", str(plan_file))
     wait_until(running, lambda: blocks_in(runs), "no block")
-    small.kill("plane-istiod", signal="SIGTERM")
+    small.client.api.kill(f"{small.project}-plane-istiod-1", "SIGTERM")
     wait_until(running, lambda: state_of(small, "plane-istiod") == "exited", "istiod runs")
     small.kill("legacy-1")
     code, last = ended(running)

@@ -220,15 +220,12 @@ class Recording:
         answer = self._agent if argv[-1] == "agent" else self._observer
         return Channel(Line(lambda request: answer(pod, request), lambda: self._runs(where)), where)
 
-    def kill(self, *services: str, signal: str = "SIGKILL") -> int:
-        self.asked.append(("kill", *services, signal))
+    def kill(self, *services: str) -> int:
+        self.asked.append(("kill", *services))
         at_ns = time.monotonic_ns()
         for service in services:
             self._require(service)
-            if signal in ("SIGKILL", "SIGTERM"):
-                self.states[service] = dataclasses.replace(self.states[service], state="exited", code=137)
-            elif signal == "SIGSTOP":
-                self.states[service] = dataclasses.replace(self.states[service], state="paused")
+            self.states[service] = dataclasses.replace(self.states[service], state="exited", code=137)
         return at_ns
 
     def start(self, *services: str) -> None:

@@ -135,11 +135,8 @@ class Place(Protocol):
         The program's standard input ends with the channel, and with this process, however that ends.
         """
 
-    def kill(self, *services: str, signal: str = "SIGKILL") -> int:
-        """Signal their first processes; the instant right before that, in nanoseconds of CLOCK_MONOTONIC.
-
-        After SIGKILL they have ended; SIGSTOP holds all their processes until `start`.
-        """
+    def kill(self, *services: str) -> int:
+        """They have ended, by SIGKILL; the instant right before that, in nanoseconds of CLOCK_MONOTONIC."""
 
     def start(self, *services: str) -> None:
         """They run, those that had ended from their beginning; nobody waits until they answer."""

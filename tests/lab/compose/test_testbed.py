@@ -37,7 +37,6 @@ ASKED = {
     "beside a pod": lambda bed: bed.talk("dns", ["true"], image="client"),
     "start": lambda bed: bed.start("dns-coredns"),
     "end": lambda bed: bed.kill("dns-coredns"),
-    "pause": lambda bed: bed.kill("dns-coredns", signal="SIGSTOP"),
     "usage": lambda bed: bed.usage(["dns-coredns"]),
     "account": lambda bed: bed.account(Part("dns-coredns", "x", "running", None)),
     "networks": lambda bed: bed._refuse_busy_networks(),

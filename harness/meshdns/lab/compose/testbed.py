@@ -197,20 +197,17 @@ class Testbed:
             with contextlib.suppress(*sdk.ERRORS):
                 joined.remove(force=True)
 
-    def kill(self, *services: str, signal: str = "SIGKILL") -> int:
+    def kill(self, *services: str) -> int:
         at_ns = time.monotonic_ns()  # by name: to look containers up first would take longer than what is measured
         with sdk.asked(", ".join(services), "could not be killed"):
             for service in services:
-                name = f"{self.project}-{service}-1"
-                self.client.api.pause(name) if signal == "SIGSTOP" else self.client.api.kill(name, signal)
+                self.client.api.kill(f"{self.project}-{service}-1", "SIGKILL")
         return at_ns
 
     def start(self, *services: str) -> None:
         with sdk.asked(", ".join(services), "could not be started"):
             for service in services:
-                name = f"{self.project}-{service}-1"
-                is_paused = self.client.api.inspect_container(name)["State"]["Paused"]
-                self.client.api.unpause(name) if is_paused else self.client.api.start(name)
+                self.client.api.start(f"{self.project}-{service}-1")
 
     def usage(self, services: Collection[str]) -> dict[str, Usage]:
         """See `Place`: two small files a service, once its cgroup is known."""
