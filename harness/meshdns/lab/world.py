@@ -42,9 +42,7 @@ _CALLED: dict[str, tuple[str, ...]] = {"backend": (), "group": ()}
 _ALLOWED = {
     "Pod": _POD, "Service": _CALLED | {"told": _TRUTH}, "ServiceEntry": _CALLED | {"served-by": ()},
 }  # fmt: skip
-_ISTIO: dict[str, dict[str, tuple[str, ...]]] = {
-    "Pod": {_INJECT: (), _PROXY: (), _INTERCEPTION: tuple(_MODES), _EXCLUDED: ()},
-}
+_ISTIO: dict[str, tuple[str, ...]] = {_INJECT: (), _PROXY: (), _INTERCEPTION: tuple(_MODES), _EXCLUDED: ()}  # of a Pod
 _PORTS = 1, 65535
 _SETTINGS = (
     "domain", "cluster-ips", "virtual-ips", "unroutable", "external-name", "external-pod", "lookup",
@@ -73,7 +71,7 @@ class _Read:
         """Its annotations, ours without their prefix; those that nobody honours are faults."""
         found: dict[str, str] = {}
         ours = {f"{OURS}{key}": few for key, few in _ALLOWED.get(self.kind, {}).items()}
-        theirs = _ISTIO.get(self.kind, {})
+        theirs = _ISTIO if self.kind == "Pod" else {}
         for key, field in self.meta.pairs("annotations").items():
             if key in ours or key in theirs:
                 found[key.removeprefix(OURS)] = field.into(str, {**ours, **theirs}[key]) or ""

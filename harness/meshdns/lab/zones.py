@@ -7,7 +7,6 @@ its plugin `kubernetes`. Neither has a record NS, which that plugin would add to
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from meshdns.core.world import Manifest, Nets, World
@@ -15,14 +14,6 @@ from meshdns.core.world import Manifest, Nets, World
 REVERSE = "in-addr.arpa"
 _SPECIFICATION = "1.1.0"
 Document = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class _Endpoint:
-    """A ready address of a Service."""
-
-    name: str  # below that of the Service: its hostname, or the address with dashes
-    address: str
 
 
 def cluster(world: World, nets: Nets, ttl_s: int) -> str:
@@ -51,7 +42,7 @@ def reverse(world: World, nets: Nets, ttl_s: int) -> str:
         whole = f"{_name(service)}.{world.domain}."
         if address := _cluster_ip(service):
             records.append(f"{_backwards(address)} IN PTR {whole}")
-        records += [f"{_backwards(one.address)} IN PTR {one.name}.{whole}" for one in _endpoints(slices, nets)]
+        records += [f"{_backwards(at)} IN PTR {name}.{whole}" for name, at in _endpoints(slices, nets)]
     return _zone(records, ttl_s, origin=f"{REVERSE}.", server=f"ns.dns.{world.domain}.")
 
 
@@ -72,9 +63,9 @@ def _services(world: World) -> Iterator[tuple[Manifest, list[Document]]]:
 def _of_service(service: Manifest, slices: list[Document], nets: Nets) -> Iterator[str]:
     """Address records and SRV records; those of endpoints are there whether it has a ClusterIP or not."""
     name, address, endpoints = _name(service), _cluster_ip(service), _endpoints(slices, nets)
-    yield from ([f"{name} IN A {address}"] if address else (f"{name} IN A {one.address}" for one in endpoints))
-    yield from (f"{one.name}.{name} IN A {one.address}" for one in endpoints)
-    targets = [name] if address else [f"{one.name}.{name}" for one in endpoints]
+    yield from (f"{name} IN A {each}" for each in ([address] if address else [at for _, at in endpoints]))
+    yield from (f"{own}.{name} IN A {at}" for own, at in endpoints)
+    targets = [name] if address else [f"{own}.{name}" for own, _ in endpoints]
     ports = (
         service.document["spec"].get("ports", ()) if address else [port for each in slices for port in each["ports"]]
     )
@@ -83,14 +74,15 @@ def _of_service(service: Manifest, slices: list[Document], nets: Nets) -> Iterat
         yield from (f"{at} IN SRV 0 {100 // len(targets)} {port['port']} {target}" for target in targets)
 
 
-def _endpoints(slices: list[Document], nets: Nets) -> list[_Endpoint]:
+def _endpoints(slices: list[Document], nets: Nets) -> list[tuple[str, str]]:
+    """Ready addresses, each after its name below the Service's: its hostname, or the address with dashes."""
     usual = f"{Nets().pods}."
     found = []
     for endpoint in (one for each in slices for one in each.get("endpoints") or ()):
         if (endpoint.get("conditions") or {}).get("ready", True):
             for address in endpoint["addresses"]:
                 here = address.replace(usual, f"{nets.pods}.") if address.startswith(usual) else address
-                found.append(_Endpoint(endpoint.get("hostname") or here.replace(".", "-"), here))
+                found.append((endpoint.get("hostname") or here.replace(".", "-"), here))
     return found
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -302,10 +303,12 @@ def test_ca_bundle_prefers_the_variable(monkeypatch, tmp_path):
         ('ID=fedora\nVERSION_ID="42"\n', ("", False)),
     ],
 )
-def test_distribution(tmp_path, text, expected):
+def test_distribution(tmp_path, monkeypatch, text, expected):
     path = tmp_path / "os-release"
     path.write_text(text)
-    found = debian.distribution(path)
+    monkeypatch.setattr(platform, "_os_release_candidates", (str(path),))
+    monkeypatch.setattr(platform, "_os_release_cache", None)
+    found = debian.distribution()
     assert (found.family, found.has_plugins) == expected
 
 
