@@ -59,7 +59,7 @@ class TestCompose(PlaceContract):
     def test_whom_nobody_could_join_leaves_nothing(self, bed: Testbed) -> None:
         with pytest.raises(errors.TestbedError, match=r"^nobody: "):
             bed.exec("nobody", ["true"], timeout_s=5, image="client")
-        assert [each.name for each in bed.containers() if "attached" in str(each.name)] == []
+        assert [each["Names"] for each in bed.containers() if "attached" in str(each["Names"])] == []
 
     def test_a_program_ends_with_its_conversation(self, bed: Testbed) -> None:
         with bed.talk("client-ip-app", AGENT) as agent:

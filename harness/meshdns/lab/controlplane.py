@@ -115,13 +115,11 @@ class ControlPlane:
         waiting: list[str] = []
 
         def settled() -> bool:
-            waiting[:] = unsettled(self.plane.sidecars(), self._sidecars(), since_s, types)
+            sidecars = [pod for pod in self.place.world.up(self.place.groups) if pod.sidecar]
+            waiting[:] = unsettled(self.plane.sidecars(), sidecars, since_s, types)
             return not waiting
 
         self._await(settled, lambda: next(iter(waiting), "istiod does not answer"))
-
-    def _sidecars(self) -> list[Pod]:
-        return [pod for pod in self.place.world.up(self.place.groups) if pod.sidecar]
 
     def _await(self, holds: Callable[[], bool], otherwise: str | Callable[[], str]) -> None:
         deadline = time.monotonic() + SETTLE_TIMEOUT_S

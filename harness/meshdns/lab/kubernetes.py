@@ -12,6 +12,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,7 +35,6 @@ TOKEN_LIFE_S = int(keys.LIFE.total_seconds())
 ROOT, ROOT_KEY = "istio-ca-root-cert", "root-cert.pem"  # ConfigMap that istiod writes into each namespace
 _AGE_S = 1.1  # creation times have whole seconds
 _POLL_S = 0.05
-_ALWAYS, _READY = ("Initialized", "PodScheduled"), ("ContainersReady", "Ready")  # conditions of a Pod
 _CONFLICT = 409
 Found = TypeVar("Found")
 Well = Callable[[], None]  # raises where what is waited for has ended
@@ -123,6 +123,7 @@ class Api:
         """A Pod's status says so from now on."""
         self._patch(self._kind(pod).status, pod, {"status": {"conditions": _conditions(ready=ready)}})
 
+    @cached_property
     def operator(self) -> str:
         """A token by which istiod lets its own pages be read: of an account of its namespace."""
         self._make(_plain("ServiceAccount", OPERATOR, ISTIO))
@@ -200,7 +201,8 @@ class Api:
     def _established(self) -> set[str]:
         kind = self._api.resources.get(api_version="apiextensions.k8s.io/v1", kind="CustomResourceDefinition")
         found = {each.metadata.name: each.status.conditions or [] for each in kind.get().items}
-        return {name for name, all_ in found.items() if any(_holds(each, "Established") for each in all_)}
+        holds = ("Established", "True")
+        return {name for name, all_ in found.items() if holds in {(each.type, each.status) for each in all_}}
 
     def _awaited(self, what: str, asked: Callable[[], Found]) -> Found:
         return awaited(what, asked, self._well)
@@ -266,12 +268,8 @@ def _status(one: Manifest, world: World) -> Json | None:
 
 def _conditions(*, ready: bool) -> list[Json]:
     """Of a Pod that runs."""
-    holds = [{"type": each, "status": "True"} for each in _ALWAYS]
-    return [*holds, *({"type": each, "status": "True" if ready else "False"} for each in _READY)]
-
-
-def _holds(condition: Any, name: str) -> bool:
-    return bool(condition.type == name and condition.status == "True")
+    holds = {"Initialized": True, "PodScheduled": True, "ContainersReady": ready, "Ready": ready}
+    return [{"type": each, "status": str(value)} for each, value in holds.items()]
 
 
 def _gets_address(entry: Json) -> bool:

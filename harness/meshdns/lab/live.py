@@ -123,7 +123,7 @@ class Plane:
     def sidecars(self) -> dict[str, dict[str, Any]]:
         """Of each that is connected, by pod: type URL -> what was sent last, when, and what was accepted."""
         request = urllib.request.Request(f"http://{self._address}:{istiod.READY_PORT}/debug/syncz")
-        request.add_header("Authorization", f"Bearer {self._operator}")
+        request.add_header("Authorization", f"Bearer {self._api.operator}")
         try:
             with _DIRECT.open(request, timeout=_TIMEOUT_S) as answer:
                 found = json.load(answer)
@@ -135,10 +135,6 @@ class Plane:
     def names(self, pod: Pod) -> dict[str, list[str]]:
         """What it tells the agent of a pod of names: host -> addresses."""
         return recorder.names(self._world, self._nets, pod, f"{self._address}:{ports.PORT_XDS}")
-
-    @cached_property
-    def _operator(self) -> str:
-        return self._api.operator()
 
     def record(self) -> Recording:
         """What it tells each sidecar."""

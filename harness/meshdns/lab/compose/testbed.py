@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 
 import docker
 import docker.errors
-from docker.models.containers import Container
 
 from meshdns.core import errors, paths, process, schema
 from meshdns.core.world import LIVE, Nets, World
@@ -246,10 +245,7 @@ class Testbed:
     # -- what is there ---------------------------------------------------------------------------------------------
 
     def parts(self) -> list[Part]:
-        label = f"com.docker.compose.project={self.project}"
-        with sdk.asked():
-            found = self.client.api.containers(all=True, filters={"label": label})
-        return [_part(one) for one in found if one["Labels"].get("com.docker.compose.oneoff") != "True"]
+        return [_part(one) for one in self.containers() if one["Labels"].get("com.docker.compose.oneoff") != "True"]
 
     def account(self, part: Part) -> Account:
         with sdk.asked():
@@ -272,11 +268,12 @@ class Testbed:
             "versions": {"docker": importlib.metadata.version("docker")},
         }
 
-    def containers(self) -> list[Container]:
-        """All containers of the project, stopped and attached ones too. Raises TestbedError when the engine is gone."""
+    def containers(self) -> list[dict[str, Any]]:
+        """The engine's list of the project's, stopped and attached ones too. Raises TestbedError where it is gone."""
         label = f"com.docker.compose.project={self.project}"
         with sdk.asked():
-            return self.client.containers.list(all=True, filters={"label": label}, ignore_removed=True)
+            found: list[dict[str, Any]] = self.client.api.containers(all=True, filters={"label": label})
+            return found
 
     def require(self, service: str) -> None:
         """Raises TestbedError unless there is a container of this service."""
@@ -379,7 +376,7 @@ class Testbed:
             )
         for left in self.containers():  # observers that were attached when their run was killed
             with contextlib.suppress(*sdk.ERRORS):
-                left.remove(force=True)
+                self.client.api.remove_container(left["Id"], force=True)
         shutil.rmtree(self.state, ignore_errors=True)
         self._remove_networks()
 
