@@ -72,7 +72,11 @@ class Plane:
 
     def is_ready(self) -> bool:
         """Whether istiod says that it knows everything."""
-        return _answers(f"http://{self._address}:{istiod.READY_PORT}/ready")
+        try:
+            with _DIRECT.open(f"http://{self._address}:{istiod.READY_PORT}/ready", timeout=_TIMEOUT_S) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
 
     @kubernetes.told()
     def hand_out(self) -> None:
@@ -146,11 +150,3 @@ def _targets(told: Manifest) -> Iterator[str]:
     """The pod behind each endpoint of an EndpointSlice; empty where it is nobody's."""
     for endpoint in told.document.get("endpoints") or ():
         yield str(endpoint.get("targetRef", {}).get("name", ""))
-
-
-def _answers(page: str) -> bool:
-    try:
-        with _DIRECT.open(page, timeout=_TIMEOUT_S) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False

@@ -5,9 +5,7 @@ namespace, one that applies rules and exits, and the application with its sideca
 There are no health checks here: each would be an exec every few seconds beside the measurement. `meshdns up` waits
 until every proxy and name server answers, and asks them itself.
 
-What differs between machines and starts is a variable: MESHDNS_COMPOSE (the folder compose/), MESHDNS_STATE (what is
-rendered), MESHDNS_PODS, MESHDNS_WORLD and MESHDNS_PLANE (the networks' first three octets), MESHDNS_CPU_… (CPU sets),
-MESHDNS_CGROUP2 and MESHDNS_IMAGE_… (images).
+What differs between machines and starts is a variable of `testbed`.
 """
 
 from __future__ import annotations

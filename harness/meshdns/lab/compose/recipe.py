@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from string import Template
@@ -60,7 +60,8 @@ def read(dockerfile: Path, package: Path, values: Mapping[str, str]) -> Recipe:
         path.relative_to(root).as_posix(): path.read_bytes()
         for name in sorted({name for stage in stages.values() for name in stage.copied})
         for root in [roots.get(Path(name).parts[0], dockerfile.parent)]
-        for path in _files(root / name)
+        for path in (root / name, *(root / name).rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
     }
     return Recipe(arguments, stages, files)
 
@@ -72,7 +73,3 @@ def _stage(text: str, arguments: Mapping[str, str]) -> tuple[str, Stage]:
     copied = [path for line in re.findall(r"^COPY (?!--)(.+) \S+$", rest, re.MULTILINE) for path in line.split()]
     others = dict.fromkeys([origin, *re.findall(r"\bfrom=([^\s,]+)", rest)])
     return name, Stage(f"{first}\n{rest}", tuple(copied), tuple(others))
-
-
-def _files(place: Path) -> Iterator[Path]:
-    yield from (each for each in (place, *place.rglob("*")) if each.is_file() and "__pycache__" not in each.parts)

@@ -156,8 +156,11 @@ def _resolving(world: World) -> dict[str, str]:
 def _environment(at: At) -> Iterator[tuple[str, str]]:
     """As the injector and the node give it."""
     pod, address = at.pod, at.address
-    config = {
-        **_plane(at),
+    config: dict[str, Any] = {}
+    if not at.world.live:  # else Istio's own default
+        config["discoveryAddress"] = f"{at.world.address(at.nets, 'recorded')}:{ports.PORT_XDS}"
+        config["controlPlaneAuthPolicy"] = "NONE"
+    config |= {
         "binaryPath": "/usr/local/bin/envoy",
         "proxyBootstrapTemplatePath": "/var/lib/istio/envoy/envoy_bootstrap_tmpl.json",
         "concurrency": 1,
@@ -186,16 +189,6 @@ def _environment(at: At) -> Iterator[tuple[str, str]]:
     if pod.told_virtual_ips and pod.dns != "agent":  # its own proxy is in nobody's way
         yield "DNS_PROXY_ADDR", f"127.0.0.1:{ports.PORT_DNS_ASIDE}"
     yield from pod.proxy_metadata.items()
-
-
-def _plane(at: At) -> dict[str, str]:
-    """Who configures it, as its proxy's configuration says; Istio's own default where it is Istio."""
-    if at.world.live:
-        return {}
-    return {
-        "discoveryAddress": f"{at.world.address(at.nets, 'recorded')}:{ports.PORT_XDS}",
-        "controlPlaneAuthPolicy": "NONE",
-    }
 
 
 PART = IstioProxy()
