@@ -478,7 +478,3 @@ def _publish(runs: Path, out: Path, parameters: Mapping[str, object], notebooks:
     with Progress(len(notebooks), "publishing", unit="") as progress:
         name = runs.resolve().name or "runs"  # `.` and `..` too have names, and only `/` has none
         return report.publish(runs, out / name, parameters, notebooks, progress.stage)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,13 +12,12 @@ from typing import Any
 from meshdns.core.world import Manifest, Nets, World
 
 REVERSE = "in-addr.arpa"
-_SPECIFICATION = "1.1.0"
 Document = Mapping[str, Any]
 
 
 def cluster(world: World, nets: Nets, ttl_s: int) -> str:
     """The zone of the cluster's domain, with the names that are answered in unusual ways."""
-    records = [f'dns-version IN TXT "{_SPECIFICATION}"', f"ns.dns IN A {world.dns_cluster_ip}"]
+    records = ['dns-version IN TXT "1.1.0"', f"ns.dns IN A {world.dns_cluster_ip}"]
     for service, slices in _services(world):
         records += _of_service(service, slices, nets)
     # Plugin `kubernetes` makes these of any address (`pods insecure`); here they are those that somebody has.

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 PROJECT = "meshdns"
 PROJECTS = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")  # Compose's rule; the length is for names made of it
-COMPOSE = paths.COMPOSE
 STATE = paths.WORK / "state"
 UP_TIMEOUT_S = 300
 READY = "ready"  # file of a testbed whose start was completed; one that a kill left half-way has none
@@ -378,7 +377,11 @@ class Testbed:
             with contextlib.suppress(*sdk.ERRORS):
                 self.client.api.remove_container(left["Id"], force=True)
         shutil.rmtree(self.state, ignore_errors=True)
-        self._remove_networks()
+        # What Compose could not remove in time: engine 20.10 at times counts endpoints that are gone, and keeps an
+        # empty network until it is restarted. The next `up` takes it again; who wants its subnet is told by `down`.
+        for name in self._networks():
+            with contextlib.suppress(*sdk.ERRORS):  # one that is kept does not keep the others
+                self.client.api.remove_network(name)
 
     def _networks(self) -> list[str]:
         label = f"com.docker.compose.project={self.project}"
@@ -390,16 +393,6 @@ class Testbed:
         with sdk.asked():
             found = self.client.api.inspect_network(network).get("Containers") or {}
         return tuple(sorted(each["Name"] for key, each in found.items() if not key.startswith("ep-")))
-
-    def _remove_networks(self) -> None:
-        """What Compose could not remove in time.
-
-        Engine 20.10 at times counts endpoints that are gone, and keeps an empty network until it is restarted. The next
-        `up` of this project takes it again; whoever wants its subnet is told by `down`.
-        """
-        for name in self._networks():
-            with contextlib.suppress(*sdk.ERRORS):  # one that is kept does not keep the others
-                self.client.api.remove_network(name)
 
     def _compose(self, *arguments: str) -> tuple[str, ...]:
         rendered = self.state / "compose.yaml"
@@ -415,7 +408,7 @@ class Testbed:
         if partial:  # Compose wants every variable, also those of services that nobody asks it to start
             images = {f"MESHDNS_IMAGE_{each.image.upper()}": "none" for each in components.ALL.values()} | images
         return {
-            "MESHDNS_COMPOSE": str(COMPOSE),
+            "MESHDNS_COMPOSE": str(paths.COMPOSE),
             "MESHDNS_STATE": str(self.state),
             "MESHDNS_PODS": self.nets.pods,
             "MESHDNS_WORLD": self.nets.world,
