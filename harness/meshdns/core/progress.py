@@ -1,7 +1,5 @@
 """Progress of long work: what runs, elapsed and remaining time, live medians. Silent when nobody watches."""
 
-from __future__ import annotations
-
 import sys
 from typing import Self
 

@@ -1,7 +1,5 @@
 """The manifests of a world as Istio's control plane is told them: without what is the laboratory's own."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

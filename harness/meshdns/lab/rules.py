@@ -5,8 +5,6 @@ translation as kube-proxy's iptables mode does it, routes for the virtual ranges
 comment, which have no verdict.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from meshdns.core.world import Nets, Pod, World

@@ -1,7 +1,5 @@
 """What the Dockerfile makes each image of, so that a tag changes with just that."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Istio's control plane: it configures sidecars, tells agents names, and signs certificates."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """An application server."""
 
-from __future__ import annotations
-
 import re
 from typing import ClassVar
 
