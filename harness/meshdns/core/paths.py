@@ -29,6 +29,14 @@ def locate(folder: str | Path) -> Path:
     return next((place / path for place in (here, *here.parents, RESOURCES) if (place / path).is_dir()), here / path)
 
 
+def text(path: str | Path) -> str:
+    """What a file says, without white space around it; nothing where it cannot be read."""
+    try:
+        return Path(path).read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
 def commit() -> str:
     """The commit of the checkout, with a mark if it has been changed since; empty where there is none."""
     if not (RESOURCES / ".git").exists():  # another project's checkout may lie around

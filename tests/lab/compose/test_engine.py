@@ -157,7 +157,7 @@ def test_a_client_that_fails_by_what_it_was_told_is_left_alone(docker, machine, 
     if told:
         monkeypatch.setenv(told, "tcp://[nowhere")
     else:
-        monkeypatch.setattr(engine, "_text", lambda _: '{"currentContext": "nowhere"}')
+        monkeypatch.setattr(engine.paths, "text", lambda _: '{"currentContext": "nowhere"}')
     with pytest.raises(errors.EnvironmentProblem, match=f"nowhere, or run: {mend}"):
         engine.ensure(lambda text: pytest.fail(f"tried: {text}"))
     assert machine == []

@@ -195,7 +195,7 @@ def _disk() -> Finding:
 
 
 def _memory(here: engine.Engine) -> Finding:
-    available = re.search(r"MemAvailable:\s+(\d+) kB", _read("/proc/meminfo"))
+    available = re.search(r"MemAvailable:\s+(\d+) kB", paths.text("/proc/meminfo"))
     free = (
         int(available[1]) * 1024 if available else here.memory_bytes
     )  # no /proc: the engine runs in a machine of its own
@@ -218,14 +218,14 @@ def _kernel(here: engine.Engine) -> Finding:
 
 
 def _clock() -> Finding:
-    source = _read("/sys/devices/system/clocksource/clocksource0/current_clocksource")
+    source = paths.text("/sys/devices/system/clocksource/clocksource0/current_clocksource")
     if not source or source in _STEADY_CLOCKS:
         return Finding("clock", "ok", source or "not told by this system")
     return Finding("clock", "warn", f"{source}: reading it costs microseconds", "boot with clocksource=tsc")
 
 
 def _governor() -> Finding:
-    governor = _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    governor = paths.text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     if governor in ("", "performance"):
         return Finding("cpu governor", "ok", governor or "none: frequency is not ours to set")
     mend = "sudo cpupower frequency-set -g performance"
@@ -234,7 +234,7 @@ def _governor() -> Finding:
 
 def _steal() -> Finding:
     """Since boot: CPU time that the hypervisor gave to others."""
-    words = _read("/proc/stat").partition("\n")[0].split()[1:9]
+    words = paths.text("/proc/stat").partition("\n")[0].split()[1:9]
     if len(words) < 8:
         return Finding("steal", "ok", "not told by this system")
     share = int(words[7]) / max(sum(map(int, words)), 1)
@@ -249,10 +249,3 @@ def _chromium() -> Finding:
         return Finding("chromium", "ok", str(browser.chromium))
     mend = engine.browser_step(debian.distribution())
     return Finding("chromium", "warn", "absent: only the browser tests need it", mend)
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return ""

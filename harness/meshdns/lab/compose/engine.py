@@ -131,7 +131,7 @@ def _named(context: str) -> str:
 
 def _context() -> str:
     """What the client goes by, which fails without telling it where there is no such context."""
-    told = _object(_text(_configuration() / "config.json")).get("currentContext")
+    told = _object(paths.text(_configuration() / "config.json")).get("currentContext")
     return os.environ.get("DOCKER_CONTEXT") or str(told or "default")
 
 
@@ -144,13 +144,6 @@ def _leave() -> str:
 def _parts() -> str:
     """What the server is made of: podman's socket, which `docker info` cannot tell from docker's, says so here."""
     return process.run("docker", "version", "--format", "{{json .Server}}", timeout_s=_ASK_TIMEOUT_S).out
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
 
 
 def _object(text: str) -> dict[str, Any]:
