@@ -192,9 +192,9 @@ class Bed:
         if self.failure:
             raise self.failure
 
-    def down(self) -> testbed.Removed:
+    def down(self) -> list[str]:
         self.asked.append(("down",))
-        return testbed.Removed("meshdns", (), (), {})
+        return []
 
     def parts(self) -> list[Part]:
         return self.there
@@ -317,14 +317,14 @@ def test_what_somebody_measures_is_left_alone_unless_it_is_forced(
 
 def test_down_says_what_it_has_removed_and_what_has_stayed() -> None:
     part = Part("dns-coredns", "1", "running", None, 0.0, "/a/checkout")
-    said = list(testbed.Removed("mine", (part, part), ("mine_pods", "mine_world"), {"mine_pods": ()}).lines())
+    said = list(testbed.removed("mine", [part, part], ["mine_pods", "mine_world"], {"mine_pods": ()}))
     assert said[0].startswith("removed 2 containers and 1 network of project mine, started from /a/checkout at 19")
     assert said[1].startswith("network mine_pods stayed: ")
     assert "restart the engine and run `docker network rm mine_pods`" in said[1]
-    [used] = testbed.Removed("mine", (), ("mine_pods",), {"mine_pods": ("theirs",)}).lines()
+    [used] = testbed.removed("mine", [], ["mine_pods"], {"mine_pods": ["theirs"]})
     assert "containers of others are on it (theirs)" in used
     assert "docker network disconnect mine_pods theirs" in used
-    assert list(testbed.Removed("mine", (), (), {}).lines()) == ["there was nothing of project mine to remove"]
+    assert list(testbed.removed("mine", [], [], {})) == ["there was nothing of project mine to remove"]
 
 
 def test_a_report_that_could_not_be_written_is_refused_before_anything_is_measured(

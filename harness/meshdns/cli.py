@@ -91,49 +91,44 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print version, commit, Istio and Python, and exit")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="name")
 
-    def verb(name: str, action: object, text: str) -> argparse.ArgumentParser:
-        sub = verbs.add_parser(name, help=text, description=text)
+    def verb(name: str, action: object, text: str, *shared: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=text, parents=shared)
         sub.set_defaults(verb=action)
         return sub
 
-    def world(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        sub.add_argument("--world", type=Path, action="append", default=[], metavar="FILE",
-                         help="manifests of the pods and Services, a file or a folder, also several times (default: "
-                         "compose/worlds)")  # fmt: skip
-        return sub
-
-    def live(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        sub.add_argument("--live", action="store_true",
-                         help="with Istio's own control plane, also where what it says was recorded")  # fmt: skip
-        return sub
-
-    def force(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        sub.add_argument("--force", action="store_true", help="also while somebody uses the testbed or measures here")
-        return sub
+    # What several verbs take.
+    world, live, force = (argparse.ArgumentParser(add_help=False) for _ in range(3))
+    world.add_argument("--world", type=Path, action="append", default=[], metavar="FILE",
+                       help="manifests of the pods and Services, a file or a folder, also several times (default: "
+                       "compose/worlds)")  # fmt: skip
+    live.add_argument("--live", action="store_true",
+                      help="with Istio's own control plane, also where what it says was recorded")  # fmt: skip
+    force.add_argument("--force", action="store_true", help="also while somebody uses the testbed or measures here")
 
     verb("doctor", _doctor, "what is there, what is missing, and the command that mends it")
     one = verb("engine", _engine, "find or install the container engine, build the images of every testbed")
     one.add_argument("--browser", action="store_true", help="chromium and its driver instead (for the tests)")
-    force(live(world(verb("up", _up, "start the testbed and wait until it answers"))))
+    verb("up", _up, "start the testbed and wait until it answers", world, live, force)
     verb("status", _status, "a table of the testbed's containers")
     one = verb("logs", _logs, "a container's log")
     one.add_argument("service", nargs="?", help="as in `meshdns status`; all if left out")
-    one = force(verb("exec", _exec, "run a command in a container"))
+    one = verb("exec", _exec, "run a command in a container", force)
     one.add_argument("service")
     one.add_argument("command", nargs=argparse.REMAINDER)
-    force(verb("down", _down, "remove the testbed"))
-    one = verb("run", _run, "measure a plan; prints the run's folder")
-    _plan_options(force(live(world(one))))
+    verb("down", _down, "remove the testbed", force)
+    one = verb("run", _run, "measure a plan; prints the run's folder", world, live, force)
+    _plan_options(one)
     one.add_argument("--dry-run", action="store_true", help="print the time it will take and the first block")
-    one = force(live(world(verb("trace", _trace, "one request: what every hop saw of it"))))
+    one = verb("trace", _trace, "one request: what every hop saw of it", world, live, force)
     one.add_argument("url", help="http://HOST[:PORT]/PATH or https://…, as an application in the pod would ask")
     one.add_argument("--arm", default="mode1", help="the client pod that asks (default: mode1)")
     one.add_argument("--json", action="store_true", help="the whole observation instead of a table")
     _standalone(verb)
-    one = world(force(verb("record", _record, "what Istio's own control plane tells sidecars")))
+    one = verb("record", _record, "what Istio's own control plane tells sidecars", force, world)
     one.add_argument("--out", type=Path, metavar="FOLDER", help="for the answers (default: compose/recorded)")
-    one = verb("report", _report, "measure a plan, or take stored runs, and publish the notebooks as HTML")
-    what = _plan_options(force(live(world(one))))
+    words = "measure a plan, or take stored runs, and publish the notebooks as HTML"
+    one = verb("report", _report, words, world, live, force)
+    what = _plan_options(one)
     stored = "publish these stored runs (e.g. data/sample) instead of measuring (no engine needed)"
     what.add_argument("--runs", type=paths.locate, metavar="FOLDER", help=stored)
     one.add_argument("--out", type=Path, default=paths.REPORTS, help="folder for reports (default: reports/)")
@@ -186,7 +181,7 @@ def _engine(options: argparse.Namespace) -> int:
         print(browser.chromium, browser.driver)
         return 0
     engine.ensure(say)
-    for tag in engine.images(say, testbed.images_of(worlds.shipped(), ())).tags.values():
+    for tag in engine.images(say, testbed.images_of(worlds.shipped(), ())).values():
         print(tag)
     return 0
 
@@ -248,7 +243,7 @@ def _bed(world: World | None = None, groups: Collection[str] = (), images: Colle
         return testbed.Testbed({}, nets, project, state, world=testbed.world_of(state))
     testbed.require_nets(nets)
     engine.ensure(say)
-    tags = engine.images(say, images or testbed.images_of(world, groups)).tags
+    tags = engine.images(say, images or testbed.images_of(world, groups))
     return testbed.Testbed(tags, nets, project, state, frozenset(groups), world)
 
 
@@ -276,8 +271,7 @@ def _status(_: argparse.Namespace) -> int:
     rows = status.rows(bed)
     if not rows:
         raise errors.TestbedError("the testbed is not up", step="run `meshdns up`")
-    heads = ["pod", "container", "health", "address", "intercepted"]
-    print(tabulate([(r.pod, r.container, r.state, r.address, r.intercepted) for r in rows], heads, tablefmt="plain"))
+    print(tabulate(rows, status.COLUMNS, tablefmt="plain"))
     if bed.world.live:
         print("", *controlplane.summary(bed), sep="\n")
     return 0
@@ -303,7 +297,7 @@ def _exec(options: argparse.Namespace) -> int:
 def _down(options: argparse.Namespace) -> int:
     bed = _bed()
     with _used(bed, options):
-        for line in bed.down().lines():
+        for line in bed.down():
             say(line)
     return 0
 
@@ -482,7 +476,3 @@ def _publish(runs: Path, out: Path, parameters: Mapping[str, object], notebooks:
     with Progress(len(notebooks), "publishing", unit="") as progress:
         name = runs.resolve().name or "runs"  # `.` and `..` too have names, and only `/` has none
         return report.publish(runs, out / name, parameters, notebooks, progress.stage)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -63,7 +63,7 @@ def say(line: str) -> None:
 def up(kind: str) -> Iterator[Testbed]:
     """A testbed of this kind, and nothing left of it afterwards."""
     groups = frozenset({kind} & {LIVE})
-    tags = engine.images(say, testbed.images_of(WORLD, groups)).tags
+    tags = engine.images(say, testbed.images_of(WORLD, groups))
     project = f"meshdns-bench-{kind}"
     bed = Testbed(tags, NETS[kind], project, testbed.state_of(project), groups, WORLD)
     with bed.exclusive("tests/bench/live.py"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from meshdns.core import process
@@ -19,11 +20,11 @@ def find(folder: Path, announce: process.Announce, version: str = "") -> Path:
     if given := os.environ.get(GIVEN):
         return Path(given)
     engine.ensure(announce)
-    return engine.take(_variant(version, announce) if version else _pinned(announce), PLACE, folder)
+    return _take(_variant(version, announce) if version else _pinned(announce), PLACE, folder)
 
 
 def _pinned(announce: process.Announce) -> str:
-    return engine.images(announce, [IMAGE]).tags[IMAGE]
+    return engine.images(announce, [IMAGE])[IMAGE]
 
 
 def _variant(version: str, announce: process.Announce) -> str:
@@ -36,7 +37,26 @@ def _variant(version: str, announce: process.Announce) -> str:
             )
         return content.replace(b"-mod=readonly", b"-mod=mod") if path == engine.DOCKERFILE.name else content
 
-    return engine.build_variant(announce, IMAGE, f"meshdns/{IMAGE}:istio-{version}", change)
+    return _build(announce, f"meshdns/{IMAGE}:istio-{version}", change)
+
+
+def _build(announce: process.Announce, tag: str, change: Callable[[str, bytes], bytes]) -> str:
+    """One image of what `change` makes of each source file; its tag, which must be one of no other image."""
+    engine.base_image(announce)
+    given = {engine.DOCKERFILE.name: engine.DOCKERFILE.read_bytes(), **engine._recipe().files}
+    announce(f"building image: {tag}")
+    engine._build({IMAGE: tag}, {path: change(path, content) for path, content in given.items()})
+    return tag
+
+
+def _take(image: str, path: str, folder: Path) -> Path:
+    """A file of an image, copied into a folder."""
+    container = engine._docker("create", image).strip()
+    try:
+        engine._docker("cp", f"{container}:{path}", str(folder), timeout_s=300.0)
+    finally:
+        engine._docker("rm", container)
+    return folder / Path(path).name
 
 
 def stamp(binary: Path) -> str:

@@ -32,7 +32,7 @@ def test_what_is_not_as_stated_is_on_the_page_and_in_the_exit_code(
 def test_another_version_is_another_line_of_the_same_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     changed = {}
 
-    def build(announce: object, name: str, tag: str, change: object) -> str:
+    def build(announce: object, tag: str, change: object) -> str:
         folder = engine.DOCKERFILE.parent
         for path in ("Dockerfile", "istio/go.mod", "istio/go.sum", "coredns/go.mod"):
             before = (folder / path).read_bytes().decode().splitlines()
@@ -40,9 +40,9 @@ def test_another_version_is_another_line_of_the_same_recipe(monkeypatch: pytest.
             changed[path] = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
         return tag
 
-    monkeypatch.setattr(engine, "build_variant", build)
+    monkeypatch.setattr(binary, "_build", build)
     monkeypatch.setattr(engine, "ensure", lambda announce: None)
-    monkeypatch.setattr(engine, "take", lambda image, path, folder: folder / image)
+    monkeypatch.setattr(binary, "_take", lambda image, path, folder: folder / image)
     monkeypatch.delenv(binary.GIVEN, raising=False)
     assert binary.find(tmp_path, print, "v1.99.0").name == "sidecar:istio-v1.99.0"
     assert [b for _, b in changed["istio/go.mod"]] == ["require istio.io/istio v1.99.0"]

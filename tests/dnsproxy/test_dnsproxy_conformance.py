@@ -102,7 +102,7 @@ def envoy(where: conformance.World) -> Iterator[str]:
     from meshdns.lab.compose import engine
 
     engine.ensure(lambda _: None)
-    images = engine.images(lambda _: None, ["sidecar"]).tags
+    images = engine.images(lambda _: None, ["sidecar"])
     text = json.dumps(dns_filter(where, 5300))
     alone = ["docker", "run", "--detach", "--rm", "--network", "none", "--entrypoint", "envoy"]
     run = [*alone, images["sidecar"], "--config-yaml", text]

@@ -278,7 +278,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
              "excluded.json": json.dumps({**CAPTURED_DNS, "outbound_ports_exclude": "80,53"})}  # fmt: skip
     for name, text in files.items():
         (folder / name).write_text(text)
-    made = Lab(engine.images(said.append, ["client", "coredns", "dnsproxy", "observer", "sidecar", "web"]).tags, folder)
+    made = Lab(engine.images(said.append, ["client", "coredns", "dnsproxy", "observer", "sidecar", "web"]), folder)
     everything = ("loader", "envoy", "app", "pod", "dest", "resolver", "peer")
     made.remove(*everything)
     process.run("docker", "network", "rm", PREFIX, timeout_s=30)
@@ -527,7 +527,7 @@ COMMIT
 def netfilter(script: str) -> str:
     """What a shell script says in the pod's network namespace, with the right to change rules."""
     return docker("run", "--rm", "--network", f"container:{PREFIX}-pod", "--cap-drop", "ALL", "--cap-add", "NET_ADMIN",
-                  engine.images(lambda _: None, ["observer"]).tags["observer"], "sh", "-ec", script)  # fmt: skip
+                  engine.images(lambda _: None, ["observer"])["observer"], "sh", "-ec", script)  # fmt: skip
 
 
 def test_a_second_loader_of_the_pod_is_refused_before_it_does_harm(pod: Lab) -> None:

@@ -46,7 +46,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if find_library("bpf") is None:
         pytest.skip("needs libbpf: apt-get install libbpf1")
     engine.ensure(lambda line: None)
-    image = engine.images(lambda line: None, ["observer"]).tags["observer"]
+    image = engine.images(lambda line: None, ["observer"])["observer"]
     folder = tmp_path_factory.mktemp("programs")
     made = process.run("docker", "create", image, timeout_s=60).out.strip()
     copied = process.run("docker", "cp", f"{made}:{OBJECT}", str(folder), timeout_s=60)

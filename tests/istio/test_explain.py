@@ -19,7 +19,7 @@ from meshdns.core.world import Nets
 from meshdns.istio import explain, reader, records, verbs
 from meshdns.istio.registry import Registry
 from meshdns.istio.resources import Resources
-from meshdns.lab.compose import rendering
+from meshdns.lab.compose import containers
 from shipped import WORLD
 
 COMPOSE = Path(__file__).parents[2] / "compose"
@@ -48,7 +48,7 @@ def test_the_yaml_and_the_testbed_are_one_mesh(mesh: Registry) -> None:
 
 
 def test_the_records_of_the_zone_file_are_the_models(mesh: Registry) -> None:
-    text = rendering.files(WORLD.of(()), Nets(), rendering.new_secrets(), ())["dns-coredns/cluster.zone"]
+    text = containers.files(WORLD.of(()), Nets(), containers.new_secrets(), ())["dns-coredns/cluster.zone"]
     written = {
         (f"{name}.cluster.local.", data)
         for name, data in re.findall(r"^((?!answer-)[\w-]+\.[\w-]+\.svc)\s+IN A\s+(\S+)", text, re.M)

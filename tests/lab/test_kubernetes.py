@@ -37,7 +37,7 @@ def test_who_gets_a_virtual_ip(change: dict[str, object], waits: bool) -> None:
 def test_who_never_comes_up_is_named_and_who_has_ended_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kubernetes, "TIMEOUT_S", 0.2)
     with pytest.raises(errors.TestbedError, match="istiod: did not come up within"):
-        kubernetes.awaited("istiod", lambda: False)
+        kubernetes.awaited("istiod", lambda: False, lambda: None)
 
     def ended() -> None:
         raise errors.TestbedError("the container ended with code 1", place="plane-istiod")

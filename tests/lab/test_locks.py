@@ -172,7 +172,7 @@ def test_a_full_disk_is_told_as_one_or_leaves_the_holder_without_words(
 
 def test_what_a_file_says_is_not_believed_to_be_harmless(start: Start) -> None:
     holder = start()
-    locks.machine().path.write_text('{"user": "\\u001b[2J", "pid": 1, "use": "x", "folder": "y", "since": "z"}')
+    locks.machine().path.write_text("\u001b[2J (process 1, x) from y since z")
     assert locks.machine().holder() == "?[2J (process 1, x) from y since z"
     locks.machine().path.write_text("[" * 5000)
     assert locks.machine().holder() == "somebody who does not say who"

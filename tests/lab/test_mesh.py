@@ -12,7 +12,7 @@ import yaml
 from meshdns.core import resolver
 from meshdns.core.world import LIVE, Nets
 from meshdns.lab import parts, ports, rules
-from meshdns.lab.compose import rendering
+from meshdns.lab.compose import containers
 from shipped import WORLD
 
 NETS = Nets()
@@ -52,7 +52,7 @@ def test_questions_are_recursive_queries_without_edns() -> None:
 
 
 def test_resolv_conf_holds_the_search_list_the_agent_uses() -> None:
-    text = rendering.files(WORLD.of(()), NETS, rendering.new_secrets(), ())["resolv.conf"]
+    text = containers.files(WORLD.of(()), NETS, containers.new_secrets(), ())["resolv.conf"]
     assert f"search {' '.join(WORLD.search)}\n" in text
     assert f"nameserver {WORLD.dns_cluster_ip}\n" in text
 
@@ -107,19 +107,19 @@ def test_endpoints_are_drawn_with_equal_probability() -> None:
 
 @pytest.mark.parametrize("groups", GROUPS)
 def test_every_file_is_rendered_without_a_placeholder_left(groups: frozenset[str]) -> None:
-    there, keys = WORLD.of(groups), rendering.new_secrets(live=LIVE in groups)
-    files = rendering.files(there, NETS, keys, groups)
+    there, keys = WORLD.of(groups), containers.new_secrets(live=LIVE in groups)
+    files = containers.files(there, NETS, keys, groups)
     for path, text in files.items():
         assert path == "compose.yaml" or "$" not in re.sub(r"\$(TTL|ORIGIN)\b", "", text), path
         if path.endswith(".json"):
             json.loads(text)
-    moved = rendering.files(there, Nets("198.18.7", "198.19.7"), keys, groups)
+    moved = containers.files(there, Nets("198.18.7", "198.19.7"), keys, groups)
     assert not any("198.18.0." in text or "198.19.0." in text for path, text in moved.items() if path != "world.json")
 
 
 def test_a_pod_mounts_only_what_is_rendered_and_owns_a_namespace_that_others_join() -> None:
     for groups in GROUPS:
-        files = rendering.files(WORLD.of(groups), NETS, rendering.new_secrets(live=LIVE in groups), groups)
+        files = containers.files(WORLD.of(groups), NETS, containers.new_secrets(live=LIVE in groups), groups)
         services, folders = yaml.safe_load(files["compose.yaml"])["services"], {path.split("/")[0] for path in files}
         folders |= {
             f"{parts.sidecar(pod)}-live" for pod in WORLD.injected if LIVE in groups

@@ -22,6 +22,6 @@ class TestRecording(PlaceContract):
     def test_nothing_is_left_once_it_is_down(self) -> None:
         found = Recording()
         found.up(lambda _: None)
-        assert list(found.down().lines()) != []
+        assert found.down() != []
         assert found.parts() == []
         assert [asked[0] for asked in found.asked][-1] == "down"

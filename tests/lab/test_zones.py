@@ -71,7 +71,7 @@ def corefile(pod: str) -> tuple[At, list[str]]:
 
 def test_a_corefile_is_as_the_configmap_has_it_but_for_its_plugin_kubernetes() -> None:
     at, lines = corefile("dns")
-    given = at.configuration("Corefile").splitlines()
+    given = at.world.configuration(at.pod.pod, "Corefile").splitlines()
     begin = next(n for n, line in enumerate(given) if "kubernetes" in line)
     end = given.index("    }", begin) + 1
     assert lines[:begin] == given[:begin]

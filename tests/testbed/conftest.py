@@ -39,7 +39,7 @@ def bed() -> Iterator[Testbed]:
         engine.ensure(said.append)
         # With every pod, as the commands that tests start.
         every = WORLD.groups - WORLD.live_groups
-        images = engine.images(said.append, testbed.images_of(WORLD, every)).tags
+        images = engine.images(said.append, testbed.images_of(WORLD, every))
         own = Testbed(images, nets, project, testbed.state_of(project), every)
         # The testbed's lock is for those commands to take; this one keeps the tests of two checkouts apart.
         with locks.testbed("tests", project).hold("tests of the testbed"):

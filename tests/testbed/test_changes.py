@@ -34,7 +34,7 @@ def session() -> Iterator[Session]:
             environment.setenv(name, value)
         locks.machine().ask()
         engine.ensure(lambda _: None)
-        images = engine.images(lambda _: None, testbed.images_of(WORLD, GROUPS)).tags
+        images = engine.images(lambda _: None, testbed.images_of(WORLD, GROUPS))
         project = cli._project()
         bed = Testbed(images, cli._nets(), project, testbed.state_of(project), GROUPS, WORLD)
         with locks.testbed("tests", project).hold("tests of changes"):
@@ -112,7 +112,8 @@ def test_nobody_notices_that_istiod_is_away(session: Session, control: ControlPl
     assert set(found.table.column("outcome").to_pylist()) == {"ok"}
     assert control.plane.service in control.ended.ever
     assert not control.ended.now
-    assert not list(controlplane.unsettled(control.plane.sidecars(), control._sidecars()))
+    sidecars = [pod for pod in control.place.world.up(control.place.groups) if pod.sidecar]
+    assert not list(controlplane.unsettled(control.plane.sidecars(), sidecars))
 
 
 def test_a_policy_that_denies_comes_while_requests_are_made(session: Session) -> None:

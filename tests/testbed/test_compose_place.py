@@ -20,7 +20,7 @@ import time
 from meshdns import cli
 from meshdns.lab.compose import engine, testbed
 from meshdns.lab import world
-images = engine.images(cli.say, testbed.images_of(world.shipped(), ())).tags
+images = engine.images(cli.say, testbed.images_of(world.shipped(), ()))
 place = testbed.Testbed(images, cli._nets(), cli._project(), testbed.state_of(cli._project()))
 """
 LONG = JOB | {"arrival": {"process": "constant", "rate_hz": 10.0}, "count": 600, "wait": "spin"}  # a minute
@@ -59,7 +59,7 @@ class TestCompose(PlaceContract):
     def test_whom_nobody_could_join_leaves_nothing(self, bed: Testbed) -> None:
         with pytest.raises(errors.TestbedError, match=r"^nobody: "):
             bed.exec("nobody", ["true"], timeout_s=5, image="client")
-        assert [each.name for each in bed.containers() if "attached" in str(each.name)] == []
+        assert [each["Names"] for each in bed.containers() if "attached" in str(each["Names"])] == []
 
     def test_a_program_ends_with_its_conversation(self, bed: Testbed) -> None:
         with bed.talk("client-ip-app", AGENT) as agent:

@@ -87,7 +87,7 @@ def own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def bed(of: World = WORLD, *, alone: bool = True, groups: Collection[str] = (LIVE,)) -> Testbed:
     engine.ensure(lambda _: None)
     needed = {at.part.image for at in live.parts_of(of, cli._nets())} if alone else testbed.images_of(of, groups)
-    images, project = engine.images(lambda _: None, needed).tags, cli._project()
+    images, project = engine.images(lambda _: None, needed), cli._project()
     return Testbed(images, cli._nets(), project, testbed.state_of(project), frozenset(groups), of)
 
 

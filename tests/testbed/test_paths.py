@@ -262,7 +262,7 @@ def test_a_trace_shows_every_namespace_and_the_address_asked_for(bed: Testbed, a
         assert "outbound_0.0.0.0_80;" in seen.chains[f"client-{arm}"]["0.0.0.0_80"]
     elif arm == "plain":  # a sidecar may use a connection that stood already
         assert seen.rules[seen.request["replica"]] == {"inbound_tcp": 1}
-    assert not [c.name for c in bed.containers() if "-attached-" in c.name]
+    assert not [each["Names"] for each in bed.containers() if "-attached-" in str(each["Names"])]
 
 
 def test_a_trace_of_a_name_that_does_not_exist_says_so(bed: Testbed) -> None:
@@ -325,7 +325,8 @@ def test_nothing_leaves_the_machine(bed: Testbed) -> None:
 
 
 def test_containers_hold_no_more_privilege_than_they_need(bed: Testbed) -> None:
-    for container in bed.containers():
+    label = f"com.docker.compose.project={bed.project}"
+    for container in bed.client.containers.list(all=True, filters={"label": label}):
         host = container.attrs["HostConfig"]
         service = container.labels["com.docker.compose.service"]
         assert host["CapDrop"] == ["ALL"], service

@@ -20,7 +20,7 @@ import time
 import urllib.parse
 from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from string import Template
@@ -35,10 +35,10 @@ from meshdns.core import errors, resolver
 from meshdns.core.world import LIVE, Nets, Pod, Service, World
 from meshdns.lab import controlplane, parts, place, ports, readiness, watch
 from meshdns.lab.channel import Channel
-from meshdns.lab.compose import rendering
+from meshdns.lab.compose import containers
+from meshdns.lab.controlplane import READY
 from meshdns.lab.parts import istiod
 from meshdns.lab.place import REFUSED, Account, Part, Usage
-from meshdns.lab.plane import READY
 from meshdns.measure.factors import fault
 from shipped import WORLD
 
@@ -73,16 +73,6 @@ Answer = tuple[dict[str, Any], bytes]
 Asked = Callable[[dict[str, Any]], Answer]
 
 
-@dataclass
-class Removed:
-    """What `down` found: parts."""
-
-    count: int
-
-    def lines(self) -> Iterator[str]:
-        yield f"removed {self.count} parts"
-
-
 class Line:
     """A program's input and output, where the program is a function."""
 
@@ -108,7 +98,7 @@ class Line:
 
 @dataclass
 class Plane:
-    """Istio's own control plane, as `lab.plane` has it: whom it tells has accepted it before the next question."""
+    """Istio's own control plane, as `lab.live` has it: whom it tells has accepted it before the next question."""
 
     place: Recording
     service: str
@@ -184,8 +174,8 @@ class Recording:
 
     def up(self, announce: Callable[[str], None]) -> None:
         self.asked.append(("up",))
-        keys = rendering.new_secrets(live=self.world.live)
-        self.files = dict(rendering.files(self.world, self.nets, keys, self.groups))
+        keys = containers.new_secrets(live=self.world.live)
+        self.files = dict(containers.files(self.world, self.nets, keys, self.groups))
         self.files["secrets.json"] = json.dumps(dataclasses.asdict(keys))
         services = yaml.safe_load(self.files["compose.yaml"])["services"]
         self.states = {service: self._begun(service) for service in services}
@@ -203,11 +193,11 @@ class Recording:
         code = REFUSED if refused else 0 if done else None
         return Part(service, f"id of {service}", "running" if code is None else "exited", code)
 
-    def down(self) -> Removed:
+    def down(self) -> list[str]:
         self.asked.append(("down",))
         count = len(self.states)
         self.states = {}
-        return Removed(count)
+        return [f"removed {count} parts"]
 
     def exec(self, where: str, argv: Sequence[str], *, timeout_s: float, given: str = "", image: str = "") -> str:
         self.asked.append(("exec", where, *argv))
@@ -230,15 +220,12 @@ class Recording:
         answer = self._agent if argv[-1] == "agent" else self._observer
         return Channel(Line(lambda request: answer(pod, request), lambda: self._runs(where)), where)
 
-    def kill(self, *services: str, signal: str = "SIGKILL") -> int:
-        self.asked.append(("kill", *services, signal))
+    def kill(self, *services: str) -> int:
+        self.asked.append(("kill", *services))
         at_ns = time.monotonic_ns()
         for service in services:
             self._require(service)
-            if signal in ("SIGKILL", "SIGTERM"):
-                self.states[service] = dataclasses.replace(self.states[service], state="exited", code=137)
-            elif signal == "SIGSTOP":
-                self.states[service] = dataclasses.replace(self.states[service], state="paused")
+            self.states[service] = dataclasses.replace(self.states[service], state="exited", code=137)
         return at_ns
 
     def start(self, *services: str) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats as scipy_stats
 
-from meshdns.core import errors
+from meshdns.core import errors, units
 
 Floats = NDArray[np.float64]
 
@@ -24,12 +24,9 @@ POWER = 0.80  # the usual chance of seeing an effect that is there
 
 
 @dataclass(frozen=True)
-class Interval:
+class Interval(units.Spread):
     """An estimate and the bounds that hold it at CONFIDENCE."""
 
-    estimate: float
-    low: float
-    high: float
     n: int  # blocks
 
     @property

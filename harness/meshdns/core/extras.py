@@ -1,7 +1,5 @@
 """Packages that come with an extra of this project, as the metadata of the installation lists them."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.metadata
 import re

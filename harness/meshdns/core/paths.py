@@ -4,8 +4,6 @@ In a checkout both are the project's root. In an installation what comes with it
 reports and the testbed's state are put where the person stands.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from meshdns.core import process
@@ -29,6 +27,14 @@ def locate(folder: str | Path) -> Path:
     path = Path(str(folder)).expanduser()  # papermill takes a folder called 2026 for a number
     here = Path.cwd()
     return next((place / path for place in (here, *here.parents, RESOURCES) if (place / path).is_dir()), here / path)
+
+
+def text(path: str | Path) -> str:
+    """What a file says, without white space around it; nothing where it cannot be read."""
+    try:
+        return Path(path).read_text(errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def commit() -> str:

@@ -5,8 +5,6 @@ own, and gone when the function is left, also by Ctrl-C. What the programs say i
 shall stay, the container engine, is started by `detach`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal
@@ -127,16 +125,14 @@ class _Running:
             self._code = code
             return True
         elapsed = time.monotonic() - self._started
-        silent = self._command.hush_s is not None and elapsed > self._command.hush_s and not self._said_anything()
+        hush_s = self._command.hush_s
+        silent = hush_s is not None and elapsed > hush_s and os.fstat(self._out.fileno()).st_size == 0
         if silent or elapsed > self._command.timeout_s:
             self.stop()
             self._err.write(f"\n{self._command.argv[0]}: stopped after {elapsed:.0f} s\n".encode())
             self._code = 124
             return True
         return False
-
-    def _said_anything(self) -> bool:
-        return os.fstat(self._out.fileno()).st_size > 0
 
     def stop(self) -> None:
         if self._process is None or self._process.poll() is not None:

@@ -1,9 +1,6 @@
 """Progress of long work: what runs, elapsed and remaining time, live medians. Silent when nobody watches."""
 
-from __future__ import annotations
-
 import sys
-from types import TracebackType
 from typing import Self
 
 from tqdm import tqdm
@@ -40,8 +37,6 @@ class Progress:
         """The bar shows."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """The bar is gone."""
         self._bar.close()

@@ -4,11 +4,10 @@ Times are nanoseconds inside and get a unit only when printed. Three significant
 rarely agrees in the fourth. Intervals print as many digits as their half-width justifies.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from typing import Literal
 
 NS_PER_US = 1_000
 NS_PER_MS = 1_000_000
@@ -21,25 +20,13 @@ SIGNIFICANT_DIGITS = 3  # see the module docstring
 UNKNOWN = "?"  # printed for what one block cannot tell, so that it is never taken for a zero
 
 
-class Spread(Protocol):
-    """What an interval must show to be printed; `stats.Interval` does."""
+@dataclass(frozen=True)
+class Spread:
+    """What an interval must show to be printed; a bound that is not known is infinite."""
 
-    @property
-    def estimate(self) -> float:
-        """The middle."""
-
-    @property
-    def low(self) -> float:
-        """The lower bound; minus infinity if unknown."""
-
-    @property
-    def high(self) -> float:
-        """The upper bound; infinity if unknown."""
-
-
-def us_to_ns(us: float) -> float:
-    """Nanoseconds."""
-    return us * NS_PER_US
+    estimate: float
+    low: float
+    high: float
 
 
 def unit_for(values_ns: Iterable[float]) -> Unit:

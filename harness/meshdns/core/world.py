@@ -147,6 +147,36 @@ class Manifest:
     document: Mapping[str, Any]
     group: str = CORE  # as of the Service that it is, or belongs to
 
+    @property
+    def api(self) -> str:
+        """Its API's group and version."""
+        return str(self.document["apiVersion"])
+
+    @property
+    def kind(self) -> str:
+        """As it says itself."""
+        return str(self.document["kind"])
+
+    @property
+    def name(self) -> str:
+        """Within its namespace."""
+        return str(self.document["metadata"]["name"])
+
+    @property
+    def namespace(self) -> str:
+        """Of one that has one."""
+        return str(self.document["metadata"].get("namespace", "default"))
+
+    @property
+    def service(self) -> str:
+        """The Service that an EndpointSlice is of."""
+        return str((self.document["metadata"].get("labels") or {}).get("kubernetes.io/service-name", ""))
+
+    @property
+    def created(self) -> str:
+        """When it says that it was made; among equals Istio lets the oldest win."""
+        return str(self.document["metadata"].get("creationTimestamp") or "")
+
 
 @dataclass(frozen=True)
 class World:
@@ -273,12 +303,11 @@ class World:
 
     def configuration(self, pod: str, key: str, name: str = "") -> str:
         """What a ConfigMap of this name says, or one that the pod mounts; empty where none has this key."""
-        documents = [each.document for each in self.manifests]
-        own = next(each for each in documents if (each["kind"], each["metadata"]["name"]) == ("Pod", pod))
-        mounted = [volume["configMap"]["name"] for volume in own["spec"].get("volumes", ()) if "configMap" in volume]
+        own = next(each.document["spec"] for each in self.manifests if (each.kind, each.name) == ("Pod", pod))
+        mounted = [volume["configMap"]["name"] for volume in own.get("volumes", ()) if "configMap" in volume]
         named = [name] if name else mounted
-        maps = [each for each in documents if each["kind"] == "ConfigMap" and each["metadata"]["name"] in named]
-        return next((str(each["data"][key]) for each in maps if key in each["data"]), "")
+        maps = [each.document["data"] for each in self.manifests if each.kind == "ConfigMap" and each.name in named]
+        return next((str(each[key]) for each in maps if key in each), "")
 
     def asks_node(self, pod: Pod) -> bool:
         """Whether its name server is the node's own, which keeps answers and asks the cluster DNS."""

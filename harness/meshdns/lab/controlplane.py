@@ -14,7 +14,7 @@ import urllib.parse
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dns.exception
 import dns.message
@@ -22,13 +22,15 @@ import dns.query
 
 from meshdns.ads.types import EDS, LDS, NDS
 from meshdns.core import errors, paths
-from meshdns.core.world import Pod, Service, World
+from meshdns.core.world import Pod, Service
 from meshdns.interception.conventions import ISTIO
 from meshdns.lab import observers, parts
 from meshdns.lab.channel import Channel
 from meshdns.lab.parts import istiod
 from meshdns.lab.place import Ended, Place
-from meshdns.lab.plane import ENDING, GONE, READY, UNREADY, Plane
+
+if TYPE_CHECKING:
+    from meshdns.lab import live
 
 POLICIES = paths.COMPOSE / "policies"
 NONE = "none"
@@ -36,6 +38,8 @@ SETTLE_TIMEOUT_S = 30
 RESOLVE_TIMEOUT_S = 90  # the longest refresh rate of a sidecar's clusters is a minute, records live for half of one
 GRACE_S = 2.0  # between a replica that is ending and its end
 STAY_S = 5.0  # of a Service that comes and goes, and of an istiod that is away
+# What becomes of a pod, as its endpoints say it; one that is gone is not listed.
+READY, UNREADY, ENDING, GONE = "ready", "unready", "ending", "gone"
 _FAILING, _SPARE = "shop-1", "shop-4"
 _POLL_S, _ASK_S = 0.02, 2
 # A Service that nobody calls.
@@ -66,16 +70,11 @@ class ControlPlane:
     """The control plane of a place where it is live."""
 
     place: Place
-    plane: Plane
+    plane: live.Plane
     observer: Channel  # the one that asks servers
     policy: str = NONE
     debounce: str = istiod.USUAL
     ended: Ended = field(default_factory=Ended)  # by changes
-
-    @property
-    def world(self) -> World:
-        """What the testbed is made of."""
-        return self.place.world
 
     # -- its configuration -----------------------------------------------------------------------------------------
 
@@ -116,13 +115,11 @@ class ControlPlane:
         waiting: list[str] = []
 
         def settled() -> bool:
-            waiting[:] = unsettled(self.plane.sidecars(), self._sidecars(), since_s, types)
+            sidecars = [pod for pod in self.place.world.up(self.place.groups) if pod.sidecar]
+            waiting[:] = unsettled(self.plane.sidecars(), sidecars, since_s, types)
             return not waiting
 
         self._await(settled, lambda: next(iter(waiting), "istiod does not answer"))
-
-    def _sidecars(self) -> list[Pod]:
-        return [pod for pod in self.world.up(self.place.groups) if pod.sidecar]
 
     def _await(self, holds: Callable[[], bool], otherwise: str | Callable[[], str]) -> None:
         deadline = time.monotonic() + SETTLE_TIMEOUT_S
@@ -202,7 +199,7 @@ class ControlPlane:
         if service.resolved:
             self._forgotten(service.host, lambda: _members(observer, service.host) == usual, "its sidecar")
         elif not (service.cluster_ip or client.dns_proxy):
-            server = self.place.address(self.world.dns_pod(client).pod)
+            server = self.place.address(self.place.world.dns_pod(client).pod)
             self._forgotten(service.host, lambda: _answers(server, service.host) == usual, "the cluster DNS")
 
     def pooled(self, service: Service, observer: Channel) -> int:
@@ -221,13 +218,13 @@ class ControlPlane:
 
     def _kill(self, pod: str) -> int:
         """Application and sidecar end at once; the instant in CLOCK_MONOTONIC."""
-        services = _services(self.world.named(pod))
+        services = _services(self.place.world.named(pod))
         self._set_ended(*services)
         return self.place.kill(*services)
 
     def _start(self, pod: str) -> None:
         """They run and answer again."""
-        there = self.world.named(pod)
+        there = self.place.world.named(pod)
         services = _services(there)
         self.place.start(*services)
         self._unset_ended(*services)

@@ -4,15 +4,13 @@ No kubelet and no controller runs: Pods have the addresses that the place gave t
 manifests, and what the API server or Istio refuses is said with the file in which it stands.
 """
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,9 +21,8 @@ from kubernetes.client.exceptions import ApiException
 
 from meshdns.core import errors
 from meshdns.core.schema import Fault, Place, refuse
-from meshdns.core.world import World
+from meshdns.core.world import Manifest, World
 from meshdns.lab import keys
-from meshdns.lab.objects import Object
 
 TIMEOUT_S = 30
 NODE = "meshdns"  # where all Pods are; nobody looks for it
@@ -36,7 +33,6 @@ TOKEN_LIFE_S = int(keys.LIFE.total_seconds())
 ROOT, ROOT_KEY = "istio-ca-root-cert", "root-cert.pem"  # ConfigMap that istiod writes into each namespace
 _AGE_S = 1.1  # creation times have whole seconds
 _POLL_S = 0.05
-_ALWAYS, _READY = ("Initialized", "PodScheduled"), ("ContainersReady", "Ready")  # conditions of a Pod
 _CONFLICT = 409
 Found = TypeVar("Found")
 Well = Callable[[], None]  # raises where what is waited for has ended
@@ -45,40 +41,31 @@ _GROUPS = "networking.istio.io", "security.istio.io", "telemetry.istio.io", "ext
 Json = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Access:
-    """Where an API server is, as whom it is spoken to, and by whom its certificate is signed."""
-
-    url: str
-    token: str
-    ca_file: Path
-
-
 class Api:
     """One API server that answers."""
 
-    def __init__(self, access: Access, well: Well = lambda: None) -> None:
-        """Waits until it does. Raises TestbedError, or what `well` raises meanwhile."""
+    def __init__(self, url: str, token: str, ca_file: Path, well: Well) -> None:
+        """Waits until it does; `ca_file` is of its signer. Raises TestbedError, or what `well` raises meanwhile."""
         self._well = well
-        settings = client.Configuration(host=access.url)
-        settings.ssl_ca_cert, settings.retries = str(access.ca_file), False
-        settings.api_key = {"authorization": f"Bearer {access.token}"}
+        settings = client.Configuration(host=url)
+        settings.ssl_ca_cert, settings.retries = str(ca_file), False
+        settings.api_key = {"authorization": f"Bearer {token}"}
         settings.tls_server_name = keys.API_SERVER
         settings.proxy = None  # it is on this machine, whatever the environment says
         plain = client.ApiClient(settings)
         made: Callable[..., Any] = dynamic.DynamicClient
-        cache = str(access.ca_file.with_name("kinds.json"))
+        cache = str(ca_file.with_name("kinds.json"))
         self._api = self._awaited("the API server", lambda: made(plain, cache_file=cache))
-        self._awaited("the API server", lambda: self._ask("get", "/readyz", serialize=False))
+        self._awaited("the API server", lambda: self._api.request("get", "/readyz", serialize=False))
 
     def define(self, crds: str) -> None:
         """Istio's kinds are known."""
         documents = [each for each in yaml.load_all(crds, yaml.CSafeLoader) if each]
-        refuse([fault for each in documents for fault in self._put(Object("Istio's own", each))], "the API server")
+        self._each(self._create, [Manifest("Istio's own", each) for each in documents], "the API server")
         names = {each["metadata"]["name"] for each in documents}
         self._awaited("Istio's kinds", lambda: names <= self._established())
 
-    def apply(self, world: World, told: Sequence[Object]) -> None:
+    def apply(self, world: World, told: Sequence[Manifest]) -> None:
         """All of it is there, the oldest first. InputError names what was refused."""
         pods = [each for each in told if each.kind == "Pod"]
         for namespace in sorted({each.namespace for each in told} | {ISTIO}):
@@ -91,7 +78,7 @@ class Api:
             if number:
                 time.sleep(_AGE_S)
             for each in group:
-                faults += self._put(each, _status(each, world))
+                faults += self._tried(self._create, each, _status(each, world))
         refuse(faults, "the world")
 
     def ask_istio(self, url: str) -> None:
@@ -109,32 +96,32 @@ class Api:
         kind = "ValidatingWebhookConfiguration"
         self._make({"apiVersion": _ADMISSION, "kind": kind, "metadata": {"name": "istiod"}, "webhooks": [hook]})
 
-    def judge(self, told: Sequence[Object]) -> None:
+    def judge(self, told: Sequence[Manifest]) -> None:
         """Istio's own validation takes all of it, as it stands. InputError names what it refused."""
         theirs = [each for each in told if each.api.partition("/")[0].endswith("istio.io")]
-        refuse([fault for each in theirs for fault in self._tried(each, self._judge, each)], "the world")
+        self._each(self._judge, theirs, "the world")
 
-    def put(self, told: Sequence[Object]) -> None:
+    def put(self, told: Sequence[Manifest]) -> None:
         """These are there as they stand, whatever was before. InputError names what was refused."""
-        refuse([fault for each in told for fault in self._tried(each, self._replace, each)], "the change")
+        self._each(self._replace, told, "the change")
 
-    def remove(self, told: Sequence[Object]) -> None:
+    def remove(self, told: Sequence[Manifest]) -> None:
         """These are gone."""
         for each in told:
             kind = self._kind(each)
             with contextlib.suppress(dynamic.exceptions.NotFoundError):
                 kind.delete(name=each.name, **_within(kind, each))
 
-    def tell_endpoints(self, told: Sequence[Object]) -> None:
+    def tell_endpoints(self, told: Sequence[Manifest]) -> None:
         """EndpointSlices say this of their endpoints from now on."""
         for each in told:
-            body = {"endpoints": each.document["endpoints"]}
-            self._patch(self._kind(each), each, body)
+            self._patch(self._kind(each), each, {"endpoints": each.document["endpoints"]})
 
-    def tell_pod(self, pod: Object, *, ready: bool) -> None:
+    def tell_pod(self, pod: Manifest, *, ready: bool) -> None:
         """A Pod's status says so from now on."""
         self._patch(self._kind(pod).status, pod, {"status": {"conditions": _conditions(ready=ready)}})
 
+    @cached_property
     def operator(self) -> str:
         """A token by which istiod lets its own pages be read: of an account of its namespace."""
         self._make(_plain("ServiceAccount", OPERATOR, ISTIO))
@@ -147,12 +134,14 @@ class Api:
             spec["boundObjectRef"] = {"kind": "Pod", "apiVersion": "v1", "name": pod}
         path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token"
         body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
-        return str(self._ask("post", path, body=body).status.token)
+        return str(self._api.request("post", path, body=body).status.token)
 
     def root(self, namespace: str) -> str:
         """The certificate of Istio's authority. Raises TestbedError where istiod does not write it."""
         path = f"/api/v1/namespaces/{namespace}/configmaps/{ROOT}"
-        return str(self._awaited("the certificate of Istio's authority", lambda: self._ask("get", path).data[ROOT_KEY]))
+        return str(
+            self._awaited("the certificate of Istio's authority", lambda: self._api.request("get", path).data[ROOT_KEY])
+        )
 
     def allocated(self) -> bool:
         """Whether each ServiceEntry that gets virtual IPs has them."""
@@ -161,27 +150,27 @@ class Api:
 
     # -- one object --------------------------------------------------------------------------------------------------
 
-    def _put(self, one: Object, status: Json | None = None) -> Iterator[Fault]:
-        yield from self._tried(one, self._create, one, status)
+    def _each(self, verb: Callable[[Manifest], None], told: Sequence[Manifest], what: str) -> None:
+        refuse([fault for each in told for fault in self._tried(verb, each)], what)
 
-    def _tried(self, one: Object, verb: Callable[..., object], *arguments: object) -> Iterator[Fault]:
+    def _tried(self, verb: Callable[..., object], one: Manifest, *more: object) -> Iterator[Fault]:
         """The fault that it is, if it is refused."""
         try:
-            verb(*arguments)
+            verb(one, *more)
         except (ApiException, dynamic.exceptions.ResourceNotFoundError) as error:
             yield Fault(Place(one.file), f"{one.kind} {one.namespace}/{one.name}", _said(error))
 
-    def _create(self, one: Object, status: Json | None) -> None:
+    def _create(self, one: Manifest, status: Json | None = None) -> None:
         kind = self._kind(one)
         kind.create(body=_body(one), **_within(kind, one))
         if status:
             self._patch(kind.status, one, {"status": status})
 
-    def _patch(self, kind: Any, one: Object, body: Json) -> None:
+    def _patch(self, kind: Any, one: Manifest, body: Json, **more: str) -> None:
         where = {"name": one.name, "namespace": one.namespace}
-        kind.patch(body=body, **where, content_type="application/merge-patch+json")
+        kind.patch(body=body, **where, content_type="application/merge-patch+json", **more)
 
-    def _replace(self, one: Object) -> None:
+    def _replace(self, one: Manifest) -> None:
         kind, body = self._kind(one), _body(one)
         try:
             before = kind.get(name=one.name, **_within(kind, one))
@@ -191,12 +180,9 @@ class Api:
         body["metadata"] = body["metadata"] | {"resourceVersion": before.metadata.resourceVersion}
         kind.replace(body=body, **_within(kind, one))
 
-    def _judge(self, one: Object) -> None:
+    def _judge(self, one: Manifest) -> None:
         """Written again without effect: whoever judges is asked."""
-        kind = self._kind(one)
-        body = {"spec": one.document.get("spec", {})}
-        where = {"name": one.name, "namespace": one.namespace, "dry_run": "All"}
-        kind.patch(body=body, **where, content_type="application/merge-patch+json")
+        self._patch(self._kind(one), one, {"spec": one.document.get("spec", {})}, dry_run="All")
 
     def _make(self, document: Json) -> None:
         """It is there, from before or from now."""
@@ -207,16 +193,14 @@ class Api:
             if error.status != _CONFLICT:
                 raise
 
-    def _kind(self, one: Object) -> Any:
+    def _kind(self, one: Manifest) -> Any:
         return self._api.resources.get(api_version=one.api, kind=one.kind)
 
     def _established(self) -> set[str]:
         kind = self._api.resources.get(api_version="apiextensions.k8s.io/v1", kind="CustomResourceDefinition")
         found = {each.metadata.name: each.status.conditions or [] for each in kind.get().items}
-        return {name for name, all_ in found.items() if any(_holds(each, "Established") for each in all_)}
-
-    def _ask(self, method: str, path: str, **more: Any) -> Any:
-        return self._api.request(method, path, **more)
+        holds = ("Established", "True")
+        return {name for name, all_ in found.items() if holds in {(each.type, each.status) for each in all_}}
 
     def _awaited(self, what: str, asked: Callable[[], Found]) -> Found:
         return awaited(what, asked, self._well)
@@ -233,7 +217,7 @@ def told() -> Iterator[None]:
         ) from None
 
 
-def awaited(what: str, asked: Callable[[], Found], well: Well = lambda: None) -> Found:
+def awaited(what: str, asked: Callable[[], Found], well: Well) -> Found:
     """What is true at last of something that starts. Raises TestbedError, or what `well` raises meanwhile."""
     deadline = time.monotonic() + TIMEOUT_S
     why = ""
@@ -248,12 +232,12 @@ def awaited(what: str, asked: Callable[[], Found], well: Well = lambda: None) ->
     raise errors.TestbedError(f"did not come up within {TIMEOUT_S} s{why}", place=what, step="see `meshdns logs`")
 
 
-def account(pod: Object) -> str:
+def account(pod: Manifest) -> str:
     """The service account of a Pod."""
     return str(pod.document["spec"].get("serviceAccountName", "default"))
 
 
-def _body(one: Object) -> Json:
+def _body(one: Manifest) -> Json:
     """As a person would write it: what others write of it is left out, and a Pod is on a node, with an account."""
     body = {key: value for key, value in one.document.items() if key != "status"}
     body["metadata"] = {key: value for key, value in body["metadata"].items() if key != "creationTimestamp"}
@@ -262,7 +246,7 @@ def _body(one: Object) -> Json:
     return body
 
 
-def _within(kind: Any, one: Object) -> dict[str, str]:
+def _within(kind: Any, one: Manifest) -> dict[str, str]:
     return {"namespace": one.namespace} if kind.namespaced else {}
 
 
@@ -271,7 +255,7 @@ def _plain(kind: str, name: str, namespace: str = "") -> Json:
     return {"apiVersion": "v1", "kind": kind, "metadata": metadata}
 
 
-def _status(one: Object, world: World) -> Json | None:
+def _status(one: Manifest, world: World) -> Json | None:
     """What others than a person say of it: of a Pod the kubelet, of the others what the manifest says."""
     if one.kind != "Pod":
         return one.document.get("status")
@@ -282,12 +266,8 @@ def _status(one: Object, world: World) -> Json | None:
 
 def _conditions(*, ready: bool) -> list[Json]:
     """Of a Pod that runs."""
-    holds = [{"type": each, "status": "True"} for each in _ALWAYS]
-    return [*holds, *({"type": each, "status": "True" if ready else "False"} for each in _READY)]
-
-
-def _holds(condition: Any, name: str) -> bool:
-    return bool(condition.type == name and condition.status == "True")
+    holds = {"Initialized": True, "PodScheduled": True, "ContainersReady": ready, "Ready": ready}
+    return [{"type": each, "status": str(value)} for each, value in holds.items()]
 
 
 def _gets_address(entry: Json) -> bool:

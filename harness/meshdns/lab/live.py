@@ -1,27 +1,30 @@
 """Istio's own control plane in a place: told the world, and what agents need of it handed to them."""
 
-from __future__ import annotations
-
 import json
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from meshdns.core import errors
-from meshdns.core.world import LIVE, Nets, Pod, World
+from meshdns.core.world import LIVE, Manifest, Nets, Pod, World
 from meshdns.lab import keys, kubernetes, objects, parts, ports, readiness, recorder
-from meshdns.lab.objects import Object
+from meshdns.lab.controlplane import ENDING, GONE, READY, UNREADY
 from meshdns.lab.parts import apiserver, istiod
 from meshdns.lab.parts.component import At
 from meshdns.lab.parts.istio_proxy import handed
 from meshdns.lab.place import Place
-from meshdns.lab.plane import CONDITIONS, GONE, READY
 from meshdns.lab.recording import Recording
 
 _CRDS = "/usr/share/istio/crd-all.gen.yaml"  # in istiod's image
+# Conditions of an endpoint, as the controller of EndpointSlices writes them.
+_CONDITIONS: Mapping[str, Mapping[str, bool]] = {
+    READY: {"ready": True, "serving": True, "terminating": False},
+    UNREADY: {"ready": False, "serving": False, "terminating": False},
+    ENDING: {"ready": False, "serving": True, "terminating": True},
+}
 _TIMEOUT_S = 2
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is on this machine
 
@@ -40,7 +43,7 @@ def services(world: World, nets: Nets) -> list[str]:
 
 
 class Plane:
-    """The one of a place of which etcd and API server run."""
+    """The one of a place of which etcd and API server run; TestbedError where who is asked does not answer."""
 
     def __init__(self, place: Place, folder: Path) -> None:
         """`folder` has what was rendered. Raises TestbedError where the API server does not answer."""
@@ -51,27 +54,27 @@ class Plane:
         self._address = f"{self._nets.plane}.{self._pod.host}"
         self._states: dict[str, str] = {}  # of pods that were told of
         token = (own / keys.TOKENS).read_text().partition(",")[0]
-        access = kubernetes.Access(apiserver.url(self._world, self._nets), token, own / keys.AUTHORITY)
-        self._api = kubernetes.Api(access, self._well)
-
-    def _well(self) -> None:
-        readiness.refuse_ended(self._place)
+        url, self._well = apiserver.url(self._world, self._nets), partial(readiness.refuse_ended, place)
+        self._api = kubernetes.Api(url, token, own / keys.AUTHORITY, self._well)
 
     @kubernetes.told()
     def tell(self, start: Callable[[], None]) -> None:
         """The API server has the world; istiod, which `start` starts then, knows and accepts it. Raises InputError."""
-        told = objects.told(self._world, self._nets)
         self._api.define(self._place.exec(self._pod.pod, ["cat", _CRDS], timeout_s=20, image=istiod.PART.image))
-        self._api.apply(self._world, told)
+        self._api.apply(self._world, self._told)
         start()
         kubernetes.awaited("istiod", self.is_ready, self._well)
         self._api.ask_istio(f"https://localhost:{istiod.WEBHOOK_PORT}/validate")
-        self._api.judge(told)
+        self._api.judge(self._told)
         kubernetes.awaited("virtual IPs of ServiceEntries", self._api.allocated, self._well)
 
     def is_ready(self) -> bool:
         """Whether istiod says that it knows everything."""
-        return _answers(f"http://{self._address}:{istiod.READY_PORT}/ready")
+        try:
+            with _DIRECT.open(f"http://{self._address}:{istiod.READY_PORT}/ready", timeout=_TIMEOUT_S) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
 
     @kubernetes.told()
     def hand_out(self) -> None:
@@ -94,7 +97,10 @@ class Plane:
 
     @kubernetes.told()
     def report(self, pods: Mapping[str, str]) -> int:
-        """See `plane.Plane`."""
+        """What a kubelet and the controller of EndpointSlices would write of pods that became so.
+
+        The instant right before the first of it, in nanoseconds of CLOCK_MONOTONIC.
+        """
         self._states |= pods
         told = [each for each in self._told if each.kind in ("EndpointSlice", "Pod")]
         slices = [self._with_states(each) for each in told if set(pods) & {*_targets(each)}]
@@ -105,21 +111,21 @@ class Plane:
                 self._api.tell_pod(each, ready=pods[each.name] == READY)
         return at_ns
 
-    def _with_states(self, told: Object) -> Object:
+    def _with_states(self, told: Manifest) -> Manifest:
         """An EndpointSlice as it is by now."""
         known = zip(told.document["endpoints"], map(self._states.get, _targets(told)), strict=True)
         there = [(each, state) for each, state in known if state != GONE]
-        endpoints = [{**each, "conditions": CONDITIONS[state]} if state else each for each, state in there]
-        return Object(told.file, {**told.document, "endpoints": endpoints})
+        endpoints = [{**each, "conditions": _CONDITIONS[state]} if state else each for each, state in there]
+        return Manifest(told.file, {**told.document, "endpoints": endpoints})
 
     @cached_property
-    def _told(self) -> list[Object]:
+    def _told(self) -> list[Manifest]:
         return objects.told(self._world, self._nets)
 
     def sidecars(self) -> dict[str, dict[str, Any]]:
-        """See `plane.Plane`."""
+        """Of each that is connected, by pod: type URL -> what was sent last, when, and what was accepted."""
         request = urllib.request.Request(f"http://{self._address}:{istiod.READY_PORT}/debug/syncz")
-        request.add_header("Authorization", f"Bearer {self._operator}")
+        request.add_header("Authorization", f"Bearer {self._api.operator}")
         try:
             with _DIRECT.open(request, timeout=_TIMEOUT_S) as answer:
                 found = json.load(answer)
@@ -129,12 +135,8 @@ class Plane:
         return {each["proxy"].partition(".")[0]: each.get("resources", {}) for each in found}
 
     def names(self, pod: Pod) -> dict[str, list[str]]:
-        """See `plane.Plane`."""
+        """What it tells the agent of a pod of names: host -> addresses."""
         return recorder.names(self._world, self._nets, pod, f"{self._address}:{ports.PORT_XDS}")
-
-    @cached_property
-    def _operator(self) -> str:
-        return self._api.operator()
 
     def record(self) -> Recording:
         """What it tells each sidecar."""
@@ -142,15 +144,7 @@ class Plane:
         return recorder.record(self._world, self._nets, f"{self._address}:{ports.PORT_XDS}", version)
 
 
-def _targets(told: Object) -> Iterator[str]:
+def _targets(told: Manifest) -> Iterator[str]:
     """The pod behind each endpoint of an EndpointSlice; empty where it is nobody's."""
     for endpoint in told.document.get("endpoints") or ():
         yield str(endpoint.get("targetRef", {}).get("name", ""))
-
-
-def _answers(page: str) -> bool:
-    try:
-        with _DIRECT.open(page, timeout=_TIMEOUT_S) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False

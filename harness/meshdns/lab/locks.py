@@ -4,20 +4,18 @@ The kernel keeps them (flock) and frees them when their holder ends, however it 
 their order cannot matter. A lock's file says who holds it, for those who are refused.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import pwd
+import re
 import stat
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -28,22 +26,9 @@ FOLDERS = (Path("/run/lock"), Path("/tmp"))  # noqa: S108  nothing in it is trus
 _STICKY_FOR_ALL = stat.S_ISVTX | stat.S_IWOTH
 _FOR_ALL = 0o666  # whoever comes next may be another user
 _LONGEST = 4096  # bytes of a file in a folder that everybody may write to
+_WORDS = re.compile(r".+ \(process \d+, .+\) from .+ since .+", re.DOTALL)  # of a holder, see `_say`
 # Somebody who merely looks has a lock for microseconds, and one who has just taken it has not said yet who it is.
 _TRIES, _PAUSE_S = 5, 0.02
-
-
-@dataclass(frozen=True)
-class Holder:
-    """Who holds a lock, as its file says."""
-
-    user: str
-    pid: int
-    use: str
-    folder: str
-    since: str  # local time
-
-    def __str__(self) -> str:
-        return f"{self.user} (process {self.pid}, {self.use}) from {self.folder} since {self.since}"
 
 
 @dataclass
@@ -89,7 +74,9 @@ class Lock:
                 ours.depth -= 1
                 if not ours.depth and _held.get(self.path) is ours:  # not so in a fork: it is its parent's
                     del _held[self.path]
-                    _free(ours.descriptor)
+                    if ours.descriptor is not None:
+                        os.ftruncate(ours.descriptor, 0)
+                        os.close(ours.descriptor)
 
     def ask(self, *, force: bool = False, announce: process.Announce = print) -> None:
         """Nobody else has it. Raises EnvironmentProblem, or with `force` says who has it."""
@@ -210,10 +197,10 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 def _say(descriptor: int, use: str) -> None:
     since = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
-    holder = Holder(_user(), os.getpid(), use, str(paths.HOME), since)
+    words = f"{_user()} (process {os.getpid()}, {use}) from {paths.HOME} since {since}"
     os.ftruncate(descriptor, 0)
     with contextlib.suppress(OSError):  # where the disk is full it is held without saying by whom
-        os.pwrite(descriptor, json.dumps(asdict(holder)).encode(), 0)
+        os.pwrite(descriptor, words.encode(), 0)
 
 
 def _user() -> str:
@@ -225,18 +212,10 @@ def _user() -> str:
 
 def _said(descriptor: int) -> str:
     """Who holds it; the file is anybody's to write, so it is read with care."""
-    try:
-        found = json.loads(os.pread(descriptor, _LONGEST, 0))
-        said = str(Holder(**{name: found[name] for name in Holder.__dataclass_fields__}))
-    except (ValueError, KeyError, TypeError, RecursionError):
+    said = os.pread(descriptor, _LONGEST, 0).decode(errors="replace")
+    if not _WORDS.fullmatch(said):
         return "somebody who does not say who"
     return "".join(letter if letter.isprintable() else "?" for letter in said)
-
-
-def _free(descriptor: int | None) -> None:
-    if descriptor is not None:
-        os.ftruncate(descriptor, 0)
-        os.close(descriptor)
 
 
 def _forked() -> None:

@@ -1,7 +1,5 @@
 """The names of the world: as an application spells them, and as the conformance suite asks for them."""
 
-from __future__ import annotations
-
 from meshdns.core.world import Nets, Service, World
 from meshdns.dnsproxy import conformance
 from meshdns.lab import ports
@@ -9,12 +7,13 @@ from meshdns.lab import ports
 
 def conformance_world(world: World, nets: Nets) -> conformance.World:
     """What of this world the conformance suite can ask for."""
+    headless = (each for each in world.told if not (each.external or each.cluster_ip))
     return conformance.World(
         namespace=world.namespace,
         domain=world.domain,
         search=world.search,
         service=_host(nets, world.looked_up, "Kubernetes", world),
-        headless=next((_host(nets, each, "Kubernetes", world) for each in world.told if _is_headless(each)), None),
+        headless=next((_host(nets, each, "Kubernetes", world) for each in headless), None),
         external=next((_host(nets, each, "External", world) for each in world.told if each.virtual_ip), None),
         other_service=None,
         foreign_service=None,
@@ -35,10 +34,6 @@ def _host(nets: Nets, service: Service, registry: str, world: World) -> conforma
     if service.external:
         return conformance.Host(service.host, (service.virtual_ip,), registry)
     return conformance.Host(service.host, tuple(addresses), registry, world.namespace, service.name)
-
-
-def _is_headless(service: Service) -> bool:
-    return not (service.external or service.cluster_ip)
 
 
 def application_name(world: World, name_kind: str, service: Service) -> str:

@@ -1,7 +1,5 @@
 """Makes the keys of a live plane."""
 
-from __future__ import annotations
-
 import datetime
 import secrets
 

@@ -6,15 +6,17 @@ part that holds the pod's network has the pod's own name.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from meshdns.core import errors, process
 from meshdns.core.world import Nets, World
 from meshdns.lab.channel import Channel
-from meshdns.lab.plane import Plane
+
+if TYPE_CHECKING:
+    from meshdns.lab import live
 
 REFUSED = 3  # exit code of a loader whose mechanism is not allowed here
 
@@ -85,13 +87,6 @@ class Ended:
     ever: AbstractSet[str] = frozenset()  # also those that it has started again
 
 
-class Removed(Protocol):
-    """What `down` has found, and what it could not remove."""
-
-    def lines(self) -> Iterator[str]:
-        """What a person wants to know of it."""
-
-
 class Place(Protocol):
     """A testbed: the core of the world's pods, and the pods of `groups`.
 
@@ -121,8 +116,8 @@ class Place(Protocol):
         What an earlier start left half-way is removed first; after a failure, or an interrupt, nothing is left.
         """
 
-    def down(self) -> Removed:
-        """Nothing of it is left that could be removed. Safe to call twice."""
+    def down(self) -> list[str]:
+        """Nothing of it is left that could be removed; what there was and what stayed, in words. Safe to call twice."""
 
     def exec(self, where: str, argv: Sequence[str], *, timeout_s: float, given: str = "", image: str = "") -> str:
         """What a program prints once it has ended well in a service, with `given` as its standard input.
@@ -140,11 +135,8 @@ class Place(Protocol):
         The program's standard input ends with the channel, and with this process, however that ends.
         """
 
-    def kill(self, *services: str, signal: str = "SIGKILL") -> int:
-        """Signal their first processes; the instant right before that, in nanoseconds of CLOCK_MONOTONIC.
-
-        After SIGKILL they have ended; SIGSTOP holds all their processes until `start`.
-        """
+    def kill(self, *services: str) -> int:
+        """They have ended, by SIGKILL; the instant right before that, in nanoseconds of CLOCK_MONOTONIC."""
 
     def start(self, *services: str) -> None:
         """They run, those that had ended from their beginning; nobody waits until they answer."""
@@ -161,7 +153,7 @@ class Place(Protocol):
     def read(self, path: str) -> str:
         """A file of the world as its parts have it."""
 
-    def plane(self) -> Plane:
+    def plane(self) -> live.Plane:
         """Istio's own control plane, of a place where it is live."""
 
     def parts(self) -> list[Part]:

@@ -4,8 +4,6 @@ A file for each type of resource. One that several pods are told alike stands on
 Addresses of the testbed's networks are placeholders, so that a recording serves a testbed on other networks as well.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -72,10 +70,11 @@ def of(world: World, istio: str, nodes: Mapping[str, Resource], told: Mapping[st
 def write(recording: Recording, folder: Path) -> list[str]:
     """The folder holds it; the names of the files that were otherwise before."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = recording.files()
-    other = [name for name, text in found.items() if not _is(folder / name, text)]
-    for name in other:
-        (folder / name).write_text(found[name])
+    other = []
+    for name, text in recording.files().items():
+        if not (folder / name).exists() or (folder / name).read_text() != text:
+            (folder / name).write_text(text)
+            other.append(name)
     return other
 
 
@@ -118,10 +117,6 @@ def _share(told: Mapping[str, Answers], url: str, nets: Nets) -> tuple[Shared, .
             pods.setdefault(key, []).append(pod)
     shared = [Shared(tuple(pods[key]), resource) for key, resource in found.items()]
     return tuple(sorted(shared, key=lambda each: (name_of(each.resource), each.pods)))
-
-
-def _is(file: Path, text: str) -> bool:
-    return file.exists() and file.read_text() == text
 
 
 def _file(url: str) -> str:

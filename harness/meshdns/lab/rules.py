@@ -5,8 +5,6 @@ translation as kube-proxy's iptables mode does it, routes for the virtual ranges
 comment, which have no verdict.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from meshdns.core.world import Nets, Pod, World
@@ -43,7 +41,8 @@ def counters(pod: Pod) -> list[tuple[tuple[str, ...], str]]:
     return [(("iptables-save", "-c"), mechanisms.COUNTED), *mechanisms.ALL[pod.mechanism].counters]
 
 
-def _count(name: str) -> str:
+def count(name: str) -> str:
+    """What has a rule counted by this name."""
     return f'-m comment --comment "meshdns:{name}"'
 
 
@@ -53,14 +52,14 @@ def _cluster_ips(world: World, nets: Nets) -> Iterator[str]:
     for address, pod in world.cluster_dns.items():
         for protocol in ("udp", "tcp"):
             match, target = f"-d {address}/32 -p {protocol} --dport 53", f"{world.address(nets, pod)}:53"
-            yield f"-A KUBE-SERVICES {match} {_count(f'clusterip_dns_{protocol}')} -j DNAT --to-destination {target}"
+            yield f"-A KUBE-SERVICES {match} {count(f'clusterip_dns_{protocol}')} -j DNAT --to-destination {target}"
     for service in (each for each in world.services if each.cluster_ip):
         for port, target_port in zip(service.ports, service.target_ports, strict=True):
             match = f"-d {service.cluster_ip}/32 -p tcp --dport {port}"
             for left, host in zip(range(len(service.hosts), 0, -1), service.hosts, strict=True):
                 chance = f"-m statistic --mode random --probability {1 / left:.8f}" if left > 1 else ""
                 target = f"{nets.pod(host)}:{target_port}"
-                yield f"-A KUBE-SERVICES {match} {chance} {_count('clusterip_tcp')} -j DNAT --to-destination {target}"
+                yield f"-A KUBE-SERVICES {match} {chance} {count('clusterip_tcp')} -j DNAT --to-destination {target}"
 
 
 def _dns_counts(pod: Pod) -> Iterator[str]:
@@ -69,8 +68,8 @@ def _dns_counts(pod: Pod) -> Iterator[str]:
     for protocol in ("udp", "tcp"):
         syn, suffix = ("", "") if protocol == "udp" else (" --syn", "_tcp")
         client, proxy = f"! --uid-owner {ISTIO.uid}", f"--uid-owner {ISTIO.uid}"
-        yield f"-A OUTPUT -p {protocol} --dport {asked}{syn} -m owner {client} {_count(f'dns_client{suffix}')}"
-        yield f"-A OUTPUT -p {protocol} --dport 53{syn} -m owner {proxy} {_count(f'dns_proxy{suffix}')}"
+        yield f"-A OUTPUT -p {protocol} --dport {asked}{syn} -m owner {client} {count(f'dns_client{suffix}')}"
+        yield f"-A OUTPUT -p {protocol} --dport 53{syn} -m owner {proxy} {count(f'dns_proxy{suffix}')}"
 
 
 def _answers(world: World, nets: Nets, pod: Pod) -> Iterator[str]:
@@ -101,7 +100,7 @@ def _escapes(world: World) -> Iterator[str]:
         "escaped_unroutable": world.unroutable,
     }
     for name, cidr in escapes.items():
-        yield f"-A POSTROUTING -d {cidr} ! -o lo {_count(name)} -j DROP"
+        yield f"-A POSTROUTING -d {cidr} ! -o lo {count(name)} -j DROP"
 
 
 def _node(world: World, nets: Nets, pod: Pod) -> str:

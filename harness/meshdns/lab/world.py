@@ -4,8 +4,6 @@ Ours begin with `meshdns/`; Istio's that are not honoured here are refused, as a
 that runs the pods plays the node, so a Pod's address is its `status.podIP`, on the default networks.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -42,9 +40,7 @@ _CALLED: dict[str, tuple[str, ...]] = {"backend": (), "group": ()}
 _ALLOWED = {
     "Pod": _POD, "Service": _CALLED | {"told": _TRUTH}, "ServiceEntry": _CALLED | {"served-by": ()},
 }  # fmt: skip
-_ISTIO: dict[str, dict[str, tuple[str, ...]]] = {
-    "Pod": {_INJECT: (), _PROXY: (), _INTERCEPTION: tuple(_MODES), _EXCLUDED: ()},
-}
+_ISTIO: dict[str, tuple[str, ...]] = {_INJECT: (), _PROXY: (), _INTERCEPTION: tuple(_MODES), _EXCLUDED: ()}  # of a Pod
 _PORTS = 1, 65535
 _SETTINGS = (
     "domain", "cluster-ips", "virtual-ips", "unroutable", "external-name", "external-pod", "lookup",
@@ -73,7 +69,7 @@ class _Read:
         """Its annotations, ours without their prefix; those that nobody honours are faults."""
         found: dict[str, str] = {}
         ours = {f"{OURS}{key}": few for key, few in _ALLOWED.get(self.kind, {}).items()}
-        theirs = _ISTIO.get(self.kind, {})
+        theirs = _ISTIO if self.kind == "Pod" else {}
         for key, field in self.meta.pairs("annotations").items():
             if key in ours or key in theirs:
                 found[key.removeprefix(OURS)] = field.into(str, {**ours, **theirs}[key]) or ""
@@ -193,8 +189,7 @@ class _Builder:
         made_of, sidecar = tuple(_part(one, each) for each in containers), notes.get(_INJECT) == "true"
         if len({*made_of}) < len(made_of):
             one.fault("two containers are the same part", "leave one of them out", "spec", "containers")
-        for name in made_of:
-            self._mounts(one, name, parts.ALL[name].configured_by if name else "")
+        needs = [*self._needs(one, made_of)]
         if len(made_of) > 1 and (sidecar or "arm" in notes):
             one.fault("a Pod that is an arm or has a sidecar has one container here", "leave one", "spec", "containers")
         self.pods[one.name] = Pod(
@@ -220,28 +215,24 @@ class _Builder:
             plane=notes.get("plane") == "true",
             name_server=self._name_server(one),
             ready=notes.get("ready") != "false",
-            needs_live=next(filter(None, self._needs(one, made_of)), ""),
+            needs_live=next(filter(None, needs), ""),
             ports=tuple(_port(port, "containerPort") for each in containers[:1] for port in _each(each, "ports")),
         )
 
-    def _mounts(self, one: _Read, part: str, key: str) -> None:
-        """A ConfigMap with what configures a part."""
-        volumes = [each.within("configMap").text("name") for each in _each(one.spec, "volumes")]
-        if key and not self._configured(volumes, key):
-            step = f"mount a ConfigMap that has it, as a volume: {part} is configured by it"
-            one.fault(f"none of its volumes is a ConfigMap with {key}", step, "spec", "volumes")
-
-    def _configured(self, names: Sequence[str], key: str) -> bool:
-        """Whether one of these ConfigMaps has the key."""
-        return any(each.name in names and key in each.top.pairs("data") for each in self.of("ConfigMap"))
+    def _said(self, *config_maps: str) -> dict[str, Field]:
+        """What these say together."""
+        held = [each.top.pairs("data") for each in self.of("ConfigMap") if each.name in config_maps]
+        return {key: value for each in reversed(held) for key, value in each.items()}
 
     def _needs(self, one: _Read, made_of: Sequence[str]) -> Iterator[str]:
         """Why its parts need Istio's own control plane, as the ConfigMaps that it mounts configure them."""
-        volumes = [each.within("configMap").text("name") for each in _each(one.spec, "volumes")]
-        for part in (parts.ALL[name] for name in made_of if name):
-            for held in (each.top.pairs("data") for each in self.of("ConfigMap") if each.name in volumes):
-                if part.configured_by in held:
-                    yield part.needs_live(held[part.configured_by].text())
+        said = self._said(*(each.within("configMap").text("name") for each in _each(one.spec, "volumes")))
+        for name, part in ((name, parts.ALL[name]) for name in made_of if name):
+            if (key := part.configured_by) in said:
+                yield part.needs_live(said[key].text())
+            elif key:
+                step = f"mount a ConfigMap that has it, as a volume: {name} is configured by it"
+                one.fault(f"none of its volumes is a ConfigMap with {key}", step, "spec", "volumes")
 
     def _name_server(self, one: _Read) -> str:
         """The cluster DNS that its resolv.conf names; empty where it is the usual one."""
@@ -252,8 +243,8 @@ class _Builder:
         named = servers[0].text() if len(servers) == 1 else ""
         resolv_conf = {"searches": [*self.search], "options": [{"name": "ndots", "value": "5"}]}
         own = {"nameservers": [named], **resolv_conf}
-        known = named in self.dns or (named == node_dns.ADDRESS and self._configured([node_dns.CONFIG_MAP], COREFILE))
-        if known and _listed(field.data) == own and one.spec.text("dnsPolicy") == "None":
+        known = named in self.dns or (named == node_dns.ADDRESS and COREFILE in self._said(node_dns.CONFIG_MAP))
+        if known and field.data == own and one.spec.text("dnsPolicy") == "None":
             return "" if named in self.dns and self.dns[named].name == DNS else named
         have = ", ".join(f"{address} ({each.name})" for address, each in self.dns.items())
         step = f"set dnsPolicy to None, and give one of {have} with the searches and ndots that other pods have"
@@ -399,13 +390,6 @@ def _part(one: _Read, container: Fields) -> str:
     step = f"known: {', '.join(parts.ALL)}, as the container's name, or its image's"
     one.fault(f"{image or 'nothing'} is no part of a testbed", step, "spec", "containers")
     return ""
-
-
-def _listed(data: object) -> object:
-    """With lists for tuples."""
-    if isinstance(data, dict):
-        return {key: _listed(each) for key, each in data.items()}
-    return [_listed(each) for each in data] if isinstance(data, tuple | list) else data
 
 
 def _place(one: _Read) -> tuple[str, int]:

@@ -4,30 +4,18 @@ They are read from the manifests, as the API server would tell them: CoreDNS' pl
 its plugin `kubernetes`. Neither has a record NS, which that plugin would add to each answer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from meshdns.core.world import Nets, World
+from meshdns.core.world import Manifest, Nets, World
 
 REVERSE = "in-addr.arpa"
-_SPECIFICATION = "1.1.0"
 Document = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class _Endpoint:
-    """A ready address of a Service."""
-
-    name: str  # below that of the Service: its hostname, or the address with dashes
-    address: str
 
 
 def cluster(world: World, nets: Nets, ttl_s: int) -> str:
     """The zone of the cluster's domain, with the names that are answered in unusual ways."""
-    records = [f'dns-version IN TXT "{_SPECIFICATION}"', f"ns.dns IN A {world.dns_cluster_ip}"]
+    records = ['dns-version IN TXT "1.1.0"', f"ns.dns IN A {world.dns_cluster_ip}"]
     for service, slices in _services(world):
         records += _of_service(service, slices, nets)
     # Plugin `kubernetes` makes these of any address (`pods insecure`); here they are those that somebody has.
@@ -51,7 +39,7 @@ def reverse(world: World, nets: Nets, ttl_s: int) -> str:
         whole = f"{_name(service)}.{world.domain}."
         if address := _cluster_ip(service):
             records.append(f"{_backwards(address)} IN PTR {whole}")
-        records += [f"{_backwards(one.address)} IN PTR {one.name}.{whole}" for one in _endpoints(slices, nets)]
+        records += [f"{_backwards(at)} IN PTR {name}.{whole}" for name, at in _endpoints(slices, nets)]
     return _zone(records, ttl_s, origin=f"{REVERSE}.", server=f"ns.dns.{world.domain}.")
 
 
@@ -61,55 +49,47 @@ def _zone(records: list[str], ttl_s: int, *, origin: str, server: str) -> str:
     return "\n".join([f"$ORIGIN {origin}", f"$TTL {ttl_s}", soa, *dict.fromkeys(records)]) + "\n"
 
 
-def _services(world: World) -> Iterator[tuple[Document, list[Document]]]:
+def _services(world: World) -> Iterator[tuple[Manifest, list[Document]]]:
     """Those of the world, each with its EndpointSlices."""
-    documents = [each.document for each in world.manifests]
-    for one in (each for each in documents if each["kind"] == "Service"):
-        namespace, name = _place(one)
-        slices = [
-            each
-            for each in documents
-            if each["kind"] == "EndpointSlice"
-            and (_place(each)[0], each["metadata"]["labels"].get("kubernetes.io/service-name")) == (namespace, name)
-        ]
-        yield one, slices
+    slices = [each for each in world.manifests if each.kind == "EndpointSlice"]
+    for one in (each for each in world.manifests if each.kind == "Service"):
+        named = (one.namespace, one.name)
+        yield one, [each.document for each in slices if (each.namespace, each.service) == named]
 
 
-def _of_service(service: Document, slices: list[Document], nets: Nets) -> Iterator[str]:
+def _of_service(service: Manifest, slices: list[Document], nets: Nets) -> Iterator[str]:
     """Address records and SRV records; those of endpoints are there whether it has a ClusterIP or not."""
     name, address, endpoints = _name(service), _cluster_ip(service), _endpoints(slices, nets)
-    yield from ([f"{name} IN A {address}"] if address else (f"{name} IN A {one.address}" for one in endpoints))
-    yield from (f"{one.name}.{name} IN A {one.address}" for one in endpoints)
-    targets = [name] if address else [f"{one.name}.{name}" for one in endpoints]
-    ports = service["spec"].get("ports", ()) if address else [port for each in slices for port in each["ports"]]
+    yield from (f"{name} IN A {each}" for each in ([address] if address else [at for _, at in endpoints]))
+    yield from (f"{own}.{name} IN A {at}" for own, at in endpoints)
+    targets = [name] if address else [f"{own}.{name}" for own, _ in endpoints]
+    ports = (
+        service.document["spec"].get("ports", ()) if address else [port for each in slices for port in each["ports"]]
+    )
     for port in (each for each in ports if each.get("name")):
         at = f"_{port['name']}._{port.get('protocol', 'TCP').lower()}.{name}"
         yield from (f"{at} IN SRV 0 {100 // len(targets)} {port['port']} {target}" for target in targets)
 
 
-def _endpoints(slices: list[Document], nets: Nets) -> list[_Endpoint]:
+def _endpoints(slices: list[Document], nets: Nets) -> list[tuple[str, str]]:
+    """Ready addresses, each after its name below the Service's: its hostname, or the address with dashes."""
     usual = f"{Nets().pods}."
     found = []
     for endpoint in (one for each in slices for one in each.get("endpoints") or ()):
         if (endpoint.get("conditions") or {}).get("ready", True):
             for address in endpoint["addresses"]:
                 here = address.replace(usual, f"{nets.pods}.") if address.startswith(usual) else address
-                found.append(_Endpoint(endpoint.get("hostname") or here.replace(".", "-"), here))
+                found.append((endpoint.get("hostname") or here.replace(".", "-"), here))
     return found
 
 
-def _place(document: Document) -> tuple[str, str]:
-    return document["metadata"].get("namespace", "default"), document["metadata"]["name"]
-
-
-def _name(service: Document) -> str:
+def _name(service: Manifest) -> str:
     """Relative to the domain."""
-    namespace, name = _place(service)
-    return f"{name}.{namespace}.svc"
+    return f"{service.name}.{service.namespace}.svc"
 
 
-def _cluster_ip(service: Document) -> str:
-    address = service["spec"].get("clusterIP") or ""
+def _cluster_ip(service: Manifest) -> str:
+    address = service.document["spec"].get("clusterIP") or ""
     return "" if address == "None" else str(address)
 
 

@@ -9,7 +9,6 @@ import json
 import platform
 import re
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 from meshdns import __version__
@@ -132,34 +131,27 @@ def _config_dump(observer: Channel) -> Any:
 
 def machine() -> dict[str, Any]:
     """Kernel, CPU and clock of this machine; identities only as hashes, to tell machines and boots apart."""
-    cpu = [line for line in _text("/proc/cpuinfo").splitlines() if line.startswith("model name")]
+    cpu = [line for line in paths.text("/proc/cpuinfo").splitlines() if line.startswith("model name")]
     clock = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
     return {
         "kernel": platform.release(),
         "architecture": platform.machine(),
         "cpu": cpu[0].split(":", 1)[1].strip() if cpu else "",
         "cpus": len(cpu),
-        "memory_kib": int(_text("/proc/meminfo").split()[1]),
-        "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "not exposed",
-        "clocksource": _text(clock),
+        "memory_kib": int(paths.text("/proc/meminfo").split()[1]),
+        "governor": paths.text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "not exposed",
+        "clocksource": paths.text(clock),
         "steal_share": steal_share(),
-        "conntrack_max": int(_text("/proc/sys/net/netfilter/nf_conntrack_max") or 0),
-        "machine_id_hash": hashlib.sha256(_text("/etc/machine-id").encode()).hexdigest()[:12],
-        "boot_id_hash": hashlib.sha256(_text("/proc/sys/kernel/random/boot_id").encode()).hexdigest()[:12],
+        "conntrack_max": int(paths.text("/proc/sys/net/netfilter/nf_conntrack_max") or 0),
+        "machine_id_hash": hashlib.sha256(paths.text("/etc/machine-id").encode()).hexdigest()[:12],
+        "boot_id_hash": hashlib.sha256(paths.text("/proc/sys/kernel/random/boot_id").encode()).hexdigest()[:12],
     }
 
 
 def steal_share() -> float:
     """CPU time taken by other guests of the host since boot, as a share of all (proc(5), /proc/stat)."""
-    ticks = [int(field) for field in _text("/proc/stat").splitlines()[0].split()[1:9]]
+    ticks = [int(field) for field in paths.text("/proc/stat").splitlines()[0].split()[1:9]]
     return ticks[7] / sum(ticks) if sum(ticks) else 0.0
-
-
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return ""
 
 
 def _names(place: Place, arms: Collection[str]) -> dict[str, dict[str, list[str]]]:

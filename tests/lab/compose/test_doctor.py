@@ -12,7 +12,7 @@ from meshdns.lab.compose import debian, doctor, engine, sdk
 
 
 def test_this_machine_is_described_whatever_it_is():
-    findings = doctor.examine()
+    findings = doctor.examine(Nets(), "meshdns")
     assert {"python", "engine", "disk", "memory", "cpus", "kernel", "clock", "steal"} <= {f.name for f in findings}
     assert all(finding.detail for finding in findings)
     assert all(finding.mend for finding in findings if finding.state != "ok"), "each trouble names what mends it"
@@ -20,7 +20,7 @@ def test_this_machine_is_described_whatever_it_is():
 
 def test_no_engine_hides_what_only_an_engine_could_tell(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    findings = {finding.name: finding for finding in doctor.examine()}
+    findings = {finding.name: finding for finding in doctor.examine(Nets(), "meshdns")}
     assert findings["engine"].state == "missing"
     assert not {"compose", "images", "subnet 198.18.0.0/24"} & set(findings)
 
@@ -49,7 +49,7 @@ def test_a_network_is_ours_by_its_label_as_for_up(monkeypatch, name, project, st
     engine_of = SimpleNamespace(api=SimpleNamespace(networks=lambda: [network]))
     monkeypatch.setattr(doctor, "host_routes", lambda: ["198.18.0.0/24"])  # the bridge's own route is no second holder
     monkeypatch.setattr(sdk, "client", lambda: engine_of)
-    pods, world = doctor._subnets(Nets())
+    pods, world = doctor._subnets(Nets(), "meshdns")
     assert (pods.state, world.state) == (state, "ok")
     assert state == "ok" or name in pods.detail
 
@@ -60,11 +60,11 @@ def test_the_readme_asks_for_what_the_doctor_looks_for():
 
 
 def test_the_networks_looked_at_are_those_asked_for():
-    assert [f.name for f in doctor._subnets(Nets("198.18.7", "198.19.7"))] == [
+    assert [f.name for f in doctor._subnets(Nets("198.18.7", "198.19.7"), "meshdns")] == [
         "subnet 198.18.7.0/24",
         "subnet 198.19.7.0/24",
     ]
-    (finding,) = doctor._subnets(Nets("10.0.0", "198.19.7"))
+    (finding,) = doctor._subnets(Nets("10.0.0", "198.19.7"), "meshdns")
     assert (finding.state, "10.0.0.0/24" in finding.detail) == ("missing", True)
 
 

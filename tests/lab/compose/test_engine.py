@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -156,7 +157,7 @@ def test_a_client_that_fails_by_what_it_was_told_is_left_alone(docker, machine, 
     if told:
         monkeypatch.setenv(told, "tcp://[nowhere")
     else:
-        monkeypatch.setattr(engine, "_text", lambda _: '{"currentContext": "nowhere"}')
+        monkeypatch.setattr(engine.paths, "text", lambda _: '{"currentContext": "nowhere"}')
     with pytest.raises(errors.EnvironmentProblem, match=f"nowhere, or run: {mend}"):
         engine.ensure(lambda text: pytest.fail(f"tried: {text}"))
     assert machine == []
@@ -302,10 +303,12 @@ def test_ca_bundle_prefers_the_variable(monkeypatch, tmp_path):
         ('ID=fedora\nVERSION_ID="42"\n', ("", False)),
     ],
 )
-def test_distribution(tmp_path, text, expected):
+def test_distribution(tmp_path, monkeypatch, text, expected):
     path = tmp_path / "os-release"
     path.write_text(text)
-    found = debian.distribution(path)
+    monkeypatch.setattr(platform, "_os_release_candidates", (str(path),))
+    monkeypatch.setattr(platform, "_os_release_cache", None)
+    found = debian.distribution()
     assert (found.family, found.has_plugins) == expected
 
 
@@ -425,7 +428,7 @@ def _lives(pid: int) -> bool:
 def test_images_of_this_tree_exist_and_a_second_call_says_nothing():
     wanted = images_of(WORLD, ())
     first = engine.images(lambda _: None, wanted)
-    assert first.tags.keys() == wanted
+    assert first.keys() == wanted
     said: list[str] = []
     assert engine.images(said.append, wanted) == first
     assert said == []
@@ -435,10 +438,9 @@ def test_images_of_this_tree_exist_and_a_second_call_says_nothing():
 @pytest.mark.testbed
 def test_a_failed_build_is_one_message_with_its_log(tmp_path, monkeypatch):
     (tmp_path / "Dockerfile").write_text(f"# image\nFROM {engine.BASE_TAG} AS broken\nRUN echo the-reason && exit 7\n")
-    engine.base_image(lambda _: None)
     monkeypatch.setattr(engine, "DOCKERFILE", tmp_path / "Dockerfile")
     monkeypatch.setattr(engine.paths, "WORK", tmp_path / "work")
     with pytest.raises(errors.EnvironmentProblem) as caught:
-        engine.build_images(lambda _: None, ["broken"])
+        engine.images(lambda _: None, ["broken"])
     assert "the-reason" in caught.value.text()
     assert "the-reason" in (tmp_path / "work/logs/build-broken.log").read_text()

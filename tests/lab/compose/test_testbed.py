@@ -37,7 +37,6 @@ ASKED = {
     "beside a pod": lambda bed: bed.talk("dns", ["true"], image="client"),
     "start": lambda bed: bed.start("dns-coredns"),
     "end": lambda bed: bed.kill("dns-coredns"),
-    "pause": lambda bed: bed.kill("dns-coredns", signal="SIGSTOP"),
     "usage": lambda bed: bed.usage(["dns-coredns"]),
     "account": lambda bed: bed.account(Part("dns-coredns", "x", "running", None)),
     "networks": lambda bed: bed._refuse_busy_networks(),
@@ -58,7 +57,8 @@ ASKED = {
 )
 @pytest.mark.parametrize("ask", ASKED)
 def test_an_engine_that_dies_is_one_message_wherever_it_is_asked(ask, error, tmp_path):
-    bed = Testbed({"client": "meshdns/client:x"}, state=tmp_path / "state", _client=Dead(error))
+    bed = Testbed({"client": "meshdns/client:x"}, state=tmp_path / "state")
+    bed.client = Dead(error)
     with pytest.raises(
         errors.TestbedError, match=f"container engine: it stopped answering .*; start it and {errors.AGAIN}"
     ):
@@ -66,9 +66,8 @@ def test_an_engine_that_dies_is_one_message_wherever_it_is_asked(ask, error, tmp
 
 
 def test_an_engine_that_dies_between_two_questions_is_told(tmp_path, monkeypatch):
-    bed = Testbed(
-        {}, state=tmp_path / "state", _client=Dead(requests.exceptions.ConnectionError("Connection aborted."))
-    )
+    bed = Testbed({}, state=tmp_path / "state")
+    bed.client = Dead(requests.exceptions.ConnectionError("Connection aborted."))
     monkeypatch.setattr(bed, "parts", lambda: [Part("client-ebpf-loader", "x", "exited", REFUSED)])
     with pytest.raises(errors.TestbedError, match="stopped answering"):
         readiness.refusals(bed)
@@ -77,7 +76,8 @@ def test_an_engine_that_dies_between_two_questions_is_told(tmp_path, monkeypatch
 
 def test_what_the_engine_refuses_is_not_taken_for_its_end(tmp_path):
     refusal = docker.errors.APIError("409 Client Error", explanation="container is paused")
-    bed = Testbed({"client": "meshdns/client:x"}, state=tmp_path / "state", _client=Dead(refusal))
+    bed = Testbed({"client": "meshdns/client:x"}, state=tmp_path / "state")
+    bed.client = Dead(refusal)
     with pytest.raises(errors.TestbedError, match="container is paused"):
         bed.facts()
 

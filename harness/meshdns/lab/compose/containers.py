@@ -1,27 +1,52 @@
-"""The Compose file: a world's pods as containers.
+"""The Compose file: a world's pods as containers, and the files that they mount.
 
 Every arm is up at once, so that arms can be measured in interleaved blocks. A pod is a container that owns the network
 namespace, one that applies rules and exits, and the application with its sidecar; client pods also hold an observer.
 There are no health checks here: each would be an exec every few seconds beside the measurement. `meshdns up` waits
 until every proxy and name server answers, and asks them itself.
 
-What differs between machines and starts is a variable: MESHDNS_COMPOSE (the folder compose/), MESHDNS_STATE (what is
-rendered), MESHDNS_PODS, MESHDNS_WORLD and MESHDNS_PLANE (the networks' first three octets), MESHDNS_CPU_… (CPU sets),
-MESHDNS_CGROUP2 and MESHDNS_IMAGE_… (images).
+What differs between machines and starts is a variable of `testbed`.
 """
 
-from __future__ import annotations
-
+import base64
+import dataclasses
+import json
+import secrets
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import yaml
+
 from meshdns.core.world import CORE, LIVE, OUTSIDE, Nets, World
-from meshdns.lab import parts
-from meshdns.lab.parts.component import IDENTITY, At, Container, Mount
+from meshdns.lab import names, newkeys, parts
+from meshdns.lab.parts.component import IDENTITY, At, Container, Mount, Secrets
 
 Service = dict[str, Any]
 _DONE, _STARTED = {"condition": "service_completed_successfully"}, {"condition": "service_started"}
 _SHARED = "volume/tls-", IDENTITY  # made by `tls`
+
+
+def new_secrets(*, live: bool = False) -> Secrets:
+    """Fresh ones; dnsdist wants 32 bytes in base64 for its console."""
+    console = base64.b64encode(secrets.token_bytes(32)).decode()
+    return Secrets(console, secrets.token_urlsafe(18), newkeys.made() if live else {})
+
+
+def files(world: World, nets: Nets, keys: Secrets, groups: Collection[str]) -> dict[str, str]:
+    """Every file of the state folder: path relative to it -> content."""
+    found = {
+        "compose.yaml": rendered(world, nets, groups),
+        "world.json": json.dumps(world.to_json(), indent=1),
+        "conformance.json": json.dumps(dataclasses.asdict(names.conformance_world(world, nets)), indent=1),
+    }
+    for at in (each for pod in world.pods for each in parts.of(world, nets, pod, keys=keys)):
+        found |= at.part.files(at)
+    return found
+
+
+def rendered(world: World, nets: Nets, groups: Collection[str]) -> str:
+    """The Compose file as it is written."""
+    return yaml.safe_dump(composition(world, nets, groups), sort_keys=False, width=120)
 
 
 def _certificates(world: World) -> Container:
@@ -54,7 +79,10 @@ def composition(world: World, nets: Nets, groups: Collection[str]) -> dict[str, 
     every = [certificates, *(at.part.container(at) for each in pods.values() for at in each)]
     sources = {mount.source for container in every for mount in container.mounts}
     return {
-        "networks": {name: _network(f"${{MESHDNS_{name.upper()}}}.0/24") for name in _networks(groups)},
+        "networks": {
+            name: {"internal": True, "ipam": {"config": [{"subnet": f"${{MESHDNS_{name.upper()}}}.0/24"}]}}
+            for name in ("pods", "world", *["plane"] * (LIVE in groups))
+        },
         "volumes": dict.fromkeys(
             sorted(each.removeprefix("volume/") for each in sources if each.startswith("volume/"))
         ),
@@ -62,19 +90,12 @@ def composition(world: World, nets: Nets, groups: Collection[str]) -> dict[str, 
     }
 
 
-def _networks(groups: Collection[str]) -> tuple[str, ...]:
-    return ("pods", "world", *["plane"] * (LIVE in groups))
-
-
-def _network(subnet: str) -> dict[str, Any]:
-    return {"internal": True, "ipam": {"config": [{"subnet": subnet}]}}
-
-
 def _service(container: Container, image: str) -> Service:
     found: Service = {
         "restart": "no",
         "read_only": True,
-        "tmpfs": ["/tmp", *_in_memory(container)],  # noqa: S108  the container's own
+        # What is writable beside /tmp is the proxy's user's.
+        "tmpfs": ["/tmp", *(f"{each}:uid=1337,gid=1337,mode=0755" for each in container.writable)],  # noqa: S108
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],
         "cpuset": f"${{MESHDNS_CPU_{container.cpus.upper()}}}",
@@ -92,11 +113,6 @@ def _service(container: Container, image: str) -> Service:
         "stop_signal": "SIGKILL" if container.abrupt else "",
     }
     return found | {key: value for key, value in more.items() if value}
-
-
-def _in_memory(container: Container) -> list[str]:
-    """Folders of the proxy's user, who has no other that it may write to."""
-    return [f"{folder}:uid=1337,gid=1337,mode=0755" for folder in container.writable]
 
 
 def _volume(mount: Mount) -> str | dict[str, Any]:

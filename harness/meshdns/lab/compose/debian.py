@@ -4,9 +4,8 @@ The machine's own package sources decide the mirror; nothing is added to them. O
 it has said so.
 """
 
-from __future__ import annotations
-
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -58,14 +57,13 @@ class Distribution:
         return ["docker-cli"] if self.family == "debian" and self.has_plugins else []
 
 
-def distribution(os_release: Path = Path("/etc/os-release")) -> Distribution:
+def distribution() -> Distribution:
     """What this machine runs."""
     try:
-        lines = os_release.read_text().splitlines()
+        facts = platform.freedesktop_os_release()
     except OSError:
         return Distribution("", 0.0)
-    facts = {key: value.strip().strip("\"'") for key, _, value in (line.partition("=") for line in lines)}
-    kin = [facts.get("ID", ""), *facts.get("ID_LIKE", "").split()]
+    kin = [facts["ID"], *facts.get("ID_LIKE", "").split()]
     family = next((name for name in ("ubuntu", "debian") if name in kin), "")
     try:
         version = float(facts.get("VERSION_ID", "inf"))

@@ -3,8 +3,6 @@
 Looks only: nothing is installed, started or changed, and nothing is judged that would merely be nicer.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ipaddress
 import os
@@ -30,7 +28,6 @@ State = Literal["ok", "missing", "warn"]
 _DISK_BYTES = 6 * 10**9  # images 1.2 GB, their build cache 2.5 GB, virtual environment 1.1 GB, and runs
 _MEMORY_BYTES = 2 * 10**9  # containers half a GiB, two notebook kernels of some 600 MB at most
 _CPUS = 2  # on one, the client and the proxies it measures would take turns
-_NETS = Nets()  # where nothing else is asked for
 _LAB_PORT = 8888
 _STEAL_SHARE = 0.01  # above it a p99 may be the neighbour's
 _STEADY_CLOCKS = ("tsc", "arch_sys_counter", "kvm-clock", "hyperv_clocksource_tsc_page")  # read without a system call
@@ -46,7 +43,7 @@ class Finding:
     mend: str = ""  # the one command, or what to change
 
 
-def examine(nets: Nets = _NETS, project: str = testbed.PROJECT) -> list[Finding]:
+def examine(nets: Nets, project: str) -> list[Finding]:
     """All findings, in the order in which they matter; `nets` are the networks that testbed `project` would take."""
     here = engine.look()
     return [
@@ -162,7 +159,7 @@ def host_routes(path: Path = Path("/proc/net/route")) -> list[str]:
     return routes
 
 
-def _subnets(nets: Nets, project: str = testbed.PROJECT) -> list[Finding]:
+def _subnets(nets: Nets, project: str) -> list[Finding]:
     if problem := nets.problem():
         mend = "export MESHDNS_PODS=198.18.7 MESHDNS_WORLD=198.19.7"
         return [Finding("subnets", "missing", problem, mend)]
@@ -198,7 +195,7 @@ def _disk() -> Finding:
 
 
 def _memory(here: engine.Engine) -> Finding:
-    available = re.search(r"MemAvailable:\s+(\d+) kB", _read("/proc/meminfo"))
+    available = re.search(r"MemAvailable:\s+(\d+) kB", paths.text("/proc/meminfo"))
     free = (
         int(available[1]) * 1024 if available else here.memory_bytes
     )  # no /proc: the engine runs in a machine of its own
@@ -221,14 +218,14 @@ def _kernel(here: engine.Engine) -> Finding:
 
 
 def _clock() -> Finding:
-    source = _read("/sys/devices/system/clocksource/clocksource0/current_clocksource")
+    source = paths.text("/sys/devices/system/clocksource/clocksource0/current_clocksource")
     if not source or source in _STEADY_CLOCKS:
         return Finding("clock", "ok", source or "not told by this system")
     return Finding("clock", "warn", f"{source}: reading it costs microseconds", "boot with clocksource=tsc")
 
 
 def _governor() -> Finding:
-    governor = _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    governor = paths.text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     if governor in ("", "performance"):
         return Finding("cpu governor", "ok", governor or "none: frequency is not ours to set")
     mend = "sudo cpupower frequency-set -g performance"
@@ -237,7 +234,7 @@ def _governor() -> Finding:
 
 def _steal() -> Finding:
     """Since boot: CPU time that the hypervisor gave to others."""
-    words = _read("/proc/stat").partition("\n")[0].split()[1:9]
+    words = paths.text("/proc/stat").partition("\n")[0].split()[1:9]
     if len(words) < 8:
         return Finding("steal", "ok", "not told by this system")
     share = int(words[7]) / max(sum(map(int, words)), 1)
@@ -252,10 +249,3 @@ def _chromium() -> Finding:
         return Finding("chromium", "ok", str(browser.chromium))
     mend = engine.browser_step(debian.distribution())
     return Finding("chromium", "warn", "absent: only the browser tests need it", mend)
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return ""

@@ -5,8 +5,6 @@ what takes time, and cost a fraction of a second when all is there. No container
 `testbed`.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os
@@ -16,14 +14,14 @@ import shutil
 import tempfile
 import time
 import urllib.parse
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from meshdns.core import errors, paths, process
 from meshdns.lab import parts
-from meshdns.lab.compose import daemon, debian, dockercli, recipe
+from meshdns.lab.compose import daemon, debian, recipe
 
 BASE_TAG = "meshdns/base:trixie"
 _REGISTRY_BASE = f"debian:{debian.BASE_SUITE}-slim"
@@ -78,14 +76,6 @@ class Engine:
 
 
 @dataclass(frozen=True)
-class ImageSet:
-    """Images of these very sources."""
-
-    base: str
-    tags: Mapping[str, str]  # image -> tag, e.g. "envoy" -> "meshdns/envoy:0123456789ab"
-
-
-@dataclass(frozen=True)
 class Browser:
     """What the tests drive."""
 
@@ -95,8 +85,8 @@ class Browser:
 
 def look() -> Engine:
     """What is there, without judging it."""
-    version = dockercli.run("--version", timeout_s=_ASK_TIMEOUT_S)
-    answer = dockercli.run("info", "--format", "{{json .}}", timeout_s=_ASK_TIMEOUT_S)
+    version = process.run("docker", "--version", timeout_s=_ASK_TIMEOUT_S)
+    answer = process.run("docker", "info", "--format", "{{json .}}", timeout_s=_ASK_TIMEOUT_S)
     info = _object(answer.out)
     plugins = (info.get("ClientInfo") or {}).get("Plugins") or []
     versions = {plugin["Name"]: plugin.get("Version", "") for plugin in plugins if not plugin.get("Err")}
@@ -141,7 +131,7 @@ def _named(context: str) -> str:
 
 def _context() -> str:
     """What the client goes by, which fails without telling it where there is no such context."""
-    told = _object(_text(_configuration() / "config.json")).get("currentContext")
+    told = _object(paths.text(_configuration() / "config.json")).get("currentContext")
     return os.environ.get("DOCKER_CONTEXT") or str(told or "default")
 
 
@@ -153,14 +143,7 @@ def _leave() -> str:
 
 def _parts() -> str:
     """What the server is made of: podman's socket, which `docker info` cannot tell from docker's, says so here."""
-    return dockercli.run("version", "--format", "{{json .Server}}", timeout_s=_ASK_TIMEOUT_S).out
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
+    return process.run("docker", "version", "--format", "{{json .Server}}", timeout_s=_ASK_TIMEOUT_S).out
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -176,7 +159,7 @@ def endpoint() -> str:
     if host := os.environ.get("DOCKER_HOST"):
         return host
     form = "{{.Endpoints.docker.Host}}"
-    found = dockercli.run("context", "inspect", "--format", form, timeout_s=_ASK_TIMEOUT_S)
+    found = process.run("docker", "context", "inspect", "--format", form, timeout_s=_ASK_TIMEOUT_S)
     return found.out.strip() if found.ok else ""
 
 
@@ -267,7 +250,7 @@ def _mend(engine: Engine, announce: process.Announce) -> None:
 
 
 def _answers() -> bool:
-    return dockercli.run("version", "--format", "{{.Server.Version}}", timeout_s=_READY_TIMEOUT_S).ok
+    return process.run("docker", "version", "--format", "{{.Server.Version}}", timeout_s=_READY_TIMEOUT_S).ok
 
 
 def _ensure_packages(engine: Engine, here: debian.Distribution, announce: process.Announce) -> None:
@@ -339,19 +322,13 @@ def browser_step(here: debian.Distribution) -> str:
     return "brew install --cask chromium chromedriver" if platform.system() == "Darwin" else "dnf install chromedriver"
 
 
-def images(announce: process.Announce, wanted: Collection[str]) -> ImageSet:
-    """These images exist; no others are built, as some take minutes."""
-    base_image(announce)
-    return ImageSet(BASE_TAG, build_images(announce, wanted))
-
-
 def base_image(announce: process.Announce) -> None:
     """BASE_TAG exists: pulled, or made from Debian's packages where no registry answers."""
     if BASE_TAG in _image_ids():
         return
     announce(f"pulling {_REGISTRY_BASE}")
     # -q would be silent until the end; without it the first line comes once the registry has answered.
-    pull = dockercli.run("pull", _REGISTRY_BASE, timeout_s=_PULL_TIMEOUT_S, hush_s=_REGISTRY_SILENCE_S)
+    pull = process.run("docker", "pull", _REGISTRY_BASE, timeout_s=_PULL_TIMEOUT_S, hush_s=_REGISTRY_SILENCE_S)
     if pull.ok:
         _docker("tag", _REGISTRY_BASE, BASE_TAG)
         return
@@ -379,8 +356,12 @@ def _ensure_mmdebstrap(announce: process.Announce, pull: process.Finished) -> No
     debian.install(packages)
 
 
-def build_images(announce: process.Announce, wanted: Collection[str]) -> dict[str, str]:
-    """These images of the Dockerfile exist under tags that name their content; image -> tag."""
+def images(announce: process.Announce, wanted: Collection[str]) -> dict[str, str]:
+    """These images of the Dockerfile exist; image -> tag, which names its content, "web" -> "meshdns/web:0123456789ab".
+
+    No others are built, as some take minutes.
+    """
+    base_image(announce)
     made = _recipe()
     tags, missing = _tags(made, wanted)
     if not missing:
@@ -398,16 +379,7 @@ def _sweep() -> None:
         context = Path(folder)
         (context / DOCKERFILE.name).write_bytes(DOCKERFILE.read_bytes())
         command = ("--target", _SWEEP, "--output", "type=cacheonly", "--build-arg", f"WHEN={time.time_ns()}")
-        dockercli.run(*_BUILDX, *_dockerfile(context), *command, str(context), timeout_s=_SWEEP_TIMEOUT_S)
-
-
-def build_variant(announce: process.Announce, name: str, tag: str, change: Callable[[str, bytes], bytes]) -> str:
-    """One image of what `change` makes of each source file; its tag, which must be one of no other image."""
-    base_image(announce)
-    given = {DOCKERFILE.name: DOCKERFILE.read_bytes(), **_recipe().files}
-    announce(f"building image: {tag}")
-    _build({name: tag}, {path: change(path, content) for path, content in given.items()})
-    return tag
+        process.run("docker", *_BUILDX, *_dockerfile(context), *command, str(context), timeout_s=_SWEEP_TIMEOUT_S)
 
 
 def _build(tags: Mapping[str, str], files: Mapping[str, bytes]) -> None:
@@ -431,16 +403,6 @@ def _build(tags: Mapping[str, str], files: Mapping[str, bytes]) -> None:
                 place=tag,
                 step=f"the whole log is {command.log}",
             )
-
-
-def take(image: str, path: str, folder: Path) -> Path:
-    """A file of an image, copied into a folder."""
-    container = _docker("create", image).strip()
-    try:
-        _docker("cp", f"{container}:{path}", str(folder), timeout_s=_PULL_TIMEOUT_S)
-    finally:
-        _docker("rm", container)
-    return folder / Path(path).name
 
 
 def missing_images() -> list[str]:
@@ -485,7 +447,8 @@ def ca_bundle() -> Path | None:
 def _build_argv(name: str, tag: str, context: Path) -> tuple[str, ...]:
     bundle = ca_bundle()
     return (
-        *dockercli.argv(*_BUILDX),
+        "docker",
+        *_BUILDX,
         *("--load", "--progress", "plain", *_dockerfile(context), "--target", name),
         *(word for name, image in _official().items() for word in ("--build-arg", f"{name}={image}")),
         *(["--secret", f"id=ca,src={bundle}"] if bundle else []),
@@ -506,7 +469,7 @@ def _image_ids() -> dict[str, str]:
 
 
 def _docker(*argv: str, timeout_s: float = _ASK_TIMEOUT_S) -> str:
-    done = dockercli.run(*argv, timeout_s=timeout_s)
+    done = process.run("docker", *argv, timeout_s=timeout_s)
     if not done.ok:
         raise errors.EnvironmentProblem(
             f"docker {argv[0]} failed: {done.last_lines(2)}", step="meshdns doctor says what is missing"

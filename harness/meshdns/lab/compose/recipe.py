@@ -1,12 +1,10 @@
 """What the Dockerfile makes each image of, so that a tag changes with just that."""
 
-from __future__ import annotations
-
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from string import Template
 
 
@@ -33,17 +31,16 @@ class Recipe:
 
     def uses(self, name: str, stage: str) -> bool:
         """Whether one stage is made of another, however far away."""
-        return name == stage or any(self.uses(other, stage) for other in self._others(name))
-
-    def _others(self, name: str) -> tuple[str, ...]:
-        return self.stages[name].others if name in self.stages else ()
+        made_of = self.stages[name].others if name in self.stages else ()
+        return name == stage or any(self.uses(other, stage) for other in made_of)
 
     def _digest(self, name: str, base: str) -> str:
         stage = self.stages.get(name)
         if stage is None:  # an image by name
             return base if name == self.arguments.get("BASE") else name
         digest = hashlib.sha256(stage.text.encode())
-        for path in sorted(path for path in self.files if any(_within(path, each) for each in stage.copied)):
+        copied = [path for path in self.files if any(PurePath(path).is_relative_to(each) for each in stage.copied)]
+        for path in sorted(copied):
             digest.update(f"{path} {len(self.files[path])}\n".encode() + self.files[path])
         for other in stage.others:
             digest.update(f"{self._digest(other, base)}\n".encode())
@@ -52,7 +49,8 @@ class Recipe:
 
 def read(dockerfile: Path, package: Path, values: Mapping[str, str]) -> Recipe:
     """What it says and copies, of the package or of its own folder; `values` are of arguments that have another."""
-    head, *texts = re.split(r"^(?=FROM )", _uncommented(dockerfile.read_text()), flags=re.MULTILINE)
+    uncommented = re.sub(r"^\s*#.*\n", "", dockerfile.read_text(), flags=re.MULTILINE)
+    head, *texts = re.split(r"^(?=FROM )", uncommented, flags=re.MULTILINE)
     arguments = {**dict(re.findall(r"^ARG (\w+)=(\S*)$", head, re.MULTILINE)), **values}
     stages = dict(_stage(text, arguments) for text in texts)
     roots = {package.name: package.parent}
@@ -60,13 +58,10 @@ def read(dockerfile: Path, package: Path, values: Mapping[str, str]) -> Recipe:
         path.relative_to(root).as_posix(): path.read_bytes()
         for name in sorted({name for stage in stages.values() for name in stage.copied})
         for root in [roots.get(Path(name).parts[0], dockerfile.parent)]
-        for path in _files(root / name)
+        for path in (root / name, *(root / name).rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
     }
     return Recipe(arguments, stages, files)
-
-
-def _uncommented(text: str) -> str:
-    return re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE)
 
 
 def _stage(text: str, arguments: Mapping[str, str]) -> tuple[str, Stage]:
@@ -76,11 +71,3 @@ def _stage(text: str, arguments: Mapping[str, str]) -> tuple[str, Stage]:
     copied = [path for line in re.findall(r"^COPY (?!--)(.+) \S+$", rest, re.MULTILINE) for path in line.split()]
     others = dict.fromkeys([origin, *re.findall(r"\bfrom=([^\s,]+)", rest)])
     return name, Stage(f"{first}\n{rest}", tuple(copied), tuple(others))
-
-
-def _within(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(f"{folder}/")
-
-
-def _files(place: Path) -> Iterator[Path]:
-    yield from (each for each in (place, *place.rglob("*")) if each.is_file() and "__pycache__" not in each.parts)

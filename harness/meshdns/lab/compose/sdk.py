@@ -1,7 +1,5 @@
 """The engine by its SDK: the client, its refusals as errors of ours, and programs that are run in containers."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket
@@ -75,12 +73,10 @@ class Program:
         self._kept = keeping()
 
     def write(self, data: bytes) -> None:
-        """See `channel.Line`."""
         self._socket.settimeout(_GRACE_S * 10)
         self._socket.sendall(data)
 
     def read(self, timeout_s: float) -> bytes:
-        """See `channel.Line`."""
         deadline = time.monotonic() + timeout_s
         while not (found := self._unframed()):
             self._socket.settimeout(max(deadline - time.monotonic(), 1e-3))
@@ -115,7 +111,6 @@ class Program:
         return int(self._api.exec_inspect(self._id)["ExitCode"] or 0)
 
     def close(self) -> str:
-        """See `channel.Line`."""
         if not self._closed:
             self._closed = True
             with contextlib.suppress(OSError):

@@ -18,13 +18,12 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import docker
 import docker.errors
-import yaml
-from docker.models.containers import Container
 
 from meshdns.core import errors, paths, process, schema
 from meshdns.core.world import LIVE, Nets, World
@@ -32,7 +31,7 @@ from meshdns.lab import locks, readiness
 from meshdns.lab import parts as components
 from meshdns.lab import world as worlds
 from meshdns.lab.channel import Channel
-from meshdns.lab.compose import cgroups, dockercli, rendering, sdk
+from meshdns.lab.compose import cgroups, containers, sdk
 from meshdns.lab.parts.component import Secrets
 from meshdns.lab.place import Account, Part, Usage, address
 
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 
 PROJECT = "meshdns"
 PROJECTS = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")  # Compose's rule; the length is for names made of it
-COMPOSE = paths.COMPOSE
 STATE = paths.WORK / "state"
 UP_TIMEOUT_S = 300
 READY = "ready"  # file of a testbed whose start was completed; one that a kill left half-way has none
@@ -55,34 +53,27 @@ _ATTACHED = frozenset({"dnsproxy", "observer"})  # images of what runs beside an
 _ENGINE_FACTS = ("ServerVersion", "Driver", "CgroupVersion", "CgroupDriver", "KernelVersion", "OperatingSystem")
 
 
-@dataclass(frozen=True)
-class Removed:
-    """What `down` has found, and what it could not remove."""
-
-    project: str
-    parts: tuple[Part, ...]
-    networks: tuple[str, ...]
-    kept: Mapping[str, tuple[str, ...]]  # of these networks -> containers of others that are on it
-
-    def lines(self) -> Iterator[str]:
-        """What a person wants to know of it."""
-        gone = len(self.networks) - len(self.kept)
-        if self.parts or gone:
-            what = f"{_counted(len(self.parts), 'container')} and {_counted(gone, 'network')}"
-            yield f"removed {what} of project {self.project}{origin(self.parts)}"
-        elif not self.kept:
-            yield f"there was nothing of project {self.project} to remove"
-        for name, others in self.kept.items():
-            if others:
-                yield (
-                    f"network {name} stayed: containers of others are on it ({', '.join(others)}); take them off, e.g. "
-                    f"by `docker network disconnect {name} {others[0]}`, and run `meshdns down` again"
-                )
-            else:
-                yield (
-                    f"network {name} stayed: the engine counts containers on it that are gone; restart the engine and "
-                    f"run `docker network rm {name}`, or take other subnets by MESHDNS_PODS and MESHDNS_WORLD"
-                )
+def removed(
+    project: str, parts: Collection[Part], networks: Collection[str], kept: Mapping[str, Sequence[str]]
+) -> Iterator[str]:
+    """What `down` has found, in words, and what it could not remove: `kept` are networks, with containers of others."""
+    gone = len(networks) - len(kept)
+    if parts or gone:
+        what = f"{_counted(len(parts), 'container')} and {_counted(gone, 'network')}"
+        yield f"removed {what} of project {project}{origin(parts)}"
+    elif not kept:
+        yield f"there was nothing of project {project} to remove"
+    for name, others in kept.items():
+        if others:
+            yield (
+                f"network {name} stayed: containers of others are on it ({', '.join(others)}); take them off, e.g. "
+                f"by `docker network disconnect {name} {others[0]}`, and run `meshdns down` again"
+            )
+        else:
+            yield (
+                f"network {name} stayed: the engine counts containers on it that are gone; restart the engine and "
+                f"run `docker network rm {name}`, or take other subnets by MESHDNS_PODS and MESHDNS_WORLD"
+            )
 
 
 def origin(parts: Collection[Part]) -> str:
@@ -138,7 +129,7 @@ def _cgroup2() -> str:
 
 @dataclass
 class Testbed:
-    """Containers of one Compose project on this machine's engine: a `place.Place`."""
+    """Containers of one Compose project on this machine's engine: a `place.Place`, which says what it is asked."""
 
     __test__ = False  # the name is the domain's; pytest must not collect it
 
@@ -148,8 +139,6 @@ class Testbed:
     state: Path = STATE
     groups: frozenset[str] = frozenset()  # of pods, beside the core
     world: World = field(default_factory=worlds.shipped)
-    _client: docker.DockerClient | None = None
-    _lock: locks.Lock | None = None
     _groups: dict[str, cgroups.Group | None] = field(default_factory=dict)  # service -> its cgroup, once asked for
 
     def __post_init__(self) -> None:
@@ -160,24 +149,20 @@ class Testbed:
         """The Compose project's."""
         return self.project
 
-    @property
+    @cached_property
     def client(self) -> docker.DockerClient:
         """The engine's API. Raises EnvironmentProblem."""
-        if self._client is None:
-            self._client = sdk.client()
-        return self._client
+        return sdk.client()
 
     # -- what runs, and in it --------------------------------------------------------------------------------------
 
     def exec(self, where: str, argv: Sequence[str], *, timeout_s: float, given: str = "", image: str = "") -> str:
-        """See `Place`."""
         with sdk.asked(where, f"{argv[0]} was not started"), self._container(where, image) as container:
             return sdk.run(sdk.Program(self.client.api, container, argv), where, argv[0], timeout_s, given)
 
     def talk(
         self, where: str, argv: Sequence[str], *, env: Mapping[str, str] | None = None, image: str = ""
     ) -> Channel:
-        """See `Place`."""
         with sdk.asked(where, f"{argv[0]} was not started"), contextlib.ExitStack() as stack:
             container = stack.enter_context(self._container(where, image))
             return Channel(sdk.Program(self.client.api, container, argv, env, stack.pop_all), where)
@@ -210,22 +195,17 @@ class Testbed:
             with contextlib.suppress(*sdk.ERRORS):
                 joined.remove(force=True)
 
-    def kill(self, *services: str, signal: str = "SIGKILL") -> int:
-        """See `Place`."""
+    def kill(self, *services: str) -> int:
         at_ns = time.monotonic_ns()  # by name: to look containers up first would take longer than what is measured
         with sdk.asked(", ".join(services), "could not be killed"):
             for service in services:
-                name = f"{self.project}-{service}-1"
-                self.client.api.pause(name) if signal == "SIGSTOP" else self.client.api.kill(name, signal)
+                self.client.api.kill(f"{self.project}-{service}-1", "SIGKILL")
         return at_ns
 
     def start(self, *services: str) -> None:
-        """See `Place`."""
         with sdk.asked(", ".join(services), "could not be started"):
             for service in services:
-                name = f"{self.project}-{service}-1"
-                is_paused = self.client.api.inspect_container(name)["State"]["Paused"]
-                self.client.api.unpause(name) if is_paused else self.client.api.start(name)
+                self.client.api.start(f"{self.project}-{service}-1")
 
     def usage(self, services: Collection[str]) -> dict[str, Usage]:
         """See `Place`: two small files a service, once its cgroup is known."""
@@ -238,11 +218,9 @@ class Testbed:
         return {each: group.read() for each in services if (group := self._groups[each])}
 
     def address(self, pod: str) -> str:
-        """See `Place`."""
         return address(self.world, self.nets, pod)
 
     def put(self, path: str, text: str | None) -> None:
-        """See `Place`."""
         target = self.state / path
         target.parent.mkdir(parents=True, exist_ok=True)
         if text is None:
@@ -253,14 +231,12 @@ class Testbed:
         fresh.replace(target)
 
     def read(self, path: str) -> str:
-        """See `Place`."""
         try:
             return (self.state / path).read_text()
         except FileNotFoundError:
             raise errors.TestbedError("there is no such file", place=path, step="see `meshdns status`") from None
 
     def plane(self) -> live.Plane:
-        """See `Place`."""
         from meshdns.lab import live  # noqa: PLC0415  Kubernetes' client library takes a second, also of every `down`
 
         return live.Plane(self, self.state)
@@ -268,14 +244,9 @@ class Testbed:
     # -- what is there ---------------------------------------------------------------------------------------------
 
     def parts(self) -> list[Part]:
-        """See `Place`."""
-        label = f"com.docker.compose.project={self.project}"
-        with sdk.asked():
-            found = self.client.api.containers(all=True, filters={"label": label})
-        return [_part(one) for one in found if one["Labels"].get("com.docker.compose.oneoff") != "True"]
+        return [_part(one) for one in self.containers() if one["Labels"].get("com.docker.compose.oneoff") != "True"]
 
     def account(self, part: Part) -> Account:
-        """See `Place`."""
         with sdk.asked():
             try:
                 state = self.client.api.inspect_container(part.id)["State"]
@@ -285,7 +256,6 @@ class Testbed:
         return Account(int(state["ExitCode"]), bool(state["OOMKilled"]), state["FinishedAt"], tuple(log))
 
     def facts(self) -> dict[str, Any]:
-        """See `Place`."""
         with sdk.asked():
             info = self.client.info()
             ids = {role: str(self.client.images.get(tag).id) for role, tag in sorted(self.images.items())}
@@ -297,11 +267,12 @@ class Testbed:
             "versions": {"docker": importlib.metadata.version("docker")},
         }
 
-    def containers(self) -> list[Container]:
-        """All containers of the project, stopped and attached ones too. Raises TestbedError when the engine is gone."""
+    def containers(self) -> list[dict[str, Any]]:
+        """The engine's list of the project's, stopped and attached ones too. Raises TestbedError where it is gone."""
         label = f"com.docker.compose.project={self.project}"
         with sdk.asked():
-            return self.client.containers.list(all=True, filters={"label": label}, ignore_removed=True)
+            found: list[dict[str, Any]] = self.client.api.containers(all=True, filters={"label": label})
+            return found
 
     def require(self, service: str) -> None:
         """Raises TestbedError unless there is a container of this service."""
@@ -312,9 +283,7 @@ class Testbed:
 
     def interactive(self, *arguments: str) -> int:
         """`docker compose` with our project and the terminal; its exit code."""
-        return subprocess.call(
-            dockercli.argv(*self._compose(*arguments)), env=os.environ | self._environment(partial=True)
-        )
+        return subprocess.call(self._compose(*arguments), env=os.environ | self._environment(partial=True))
 
     # -- up and down -----------------------------------------------------------------------------------------------
 
@@ -386,21 +355,19 @@ class Testbed:
             finally:
                 self.down()
 
-    def down(self) -> Removed:
+    def down(self) -> list[str]:
         """No container or volume of the project is left, nor a network that the engine lets go. Safe to call twice."""
         with _uninterrupted(), self.exclusive():
             parts, networks = self.parts(), self._networks()
             self._remove()
-            return Removed(
-                self.project, tuple(parts), tuple(networks), {each: self._on(each) for each in self._networks()}
-            )
+            return [*removed(self.project, parts, networks, {each: self._on(each) for each in self._networks()})]
 
     def _remove(self) -> None:
         self._groups.clear()
         env = os.environ | self._environment(partial=True)
         down = self._compose("down", "--volumes", "--remove-orphans", "--timeout", "2")
         for _ in range(2):  # what an interrupted start was still making is in the way only once
-            done = dockercli.run(*down, timeout_s=DOWN_TIMEOUT_S, env=env)
+            done = process.run(*down, timeout_s=DOWN_TIMEOUT_S, env=env)
             if done.ok or not self.containers():
                 break
         if not done.ok and self.containers():
@@ -411,9 +378,13 @@ class Testbed:
             )
         for left in self.containers():  # observers that were attached when their run was killed
             with contextlib.suppress(*sdk.ERRORS):
-                left.remove(force=True)
+                self.client.api.remove_container(left["Id"], force=True)
         shutil.rmtree(self.state, ignore_errors=True)
-        self._remove_networks()
+        # What Compose could not remove in time: engine 20.10 at times counts endpoints that are gone, and keeps an
+        # empty network until it is restarted. The next `up` takes it again; who wants its subnet is told by `down`.
+        for name in self._networks():
+            with contextlib.suppress(*sdk.ERRORS):  # one that is kept does not keep the others
+                self.client.api.remove_network(name)
 
     def _networks(self) -> list[str]:
         label = f"com.docker.compose.project={self.project}"
@@ -426,23 +397,13 @@ class Testbed:
             found = self.client.api.inspect_network(network).get("Containers") or {}
         return tuple(sorted(each["Name"] for key, each in found.items() if not key.startswith("ep-")))
 
-    def _remove_networks(self) -> None:
-        """What Compose could not remove in time.
-
-        Engine 20.10 at times counts endpoints that are gone, and keeps an empty network until it is restarted. The next
-        `up` of this project takes it again; whoever wants its subnet is told by `down`.
-        """
-        for name in self._networks():
-            with contextlib.suppress(*sdk.ERRORS):  # one that is kept does not keep the others
-                self.client.api.remove_network(name)
-
     def _compose(self, *arguments: str) -> tuple[str, ...]:
         rendered = self.state / "compose.yaml"
         if not rendered.exists():  # of a testbed that another checkout has started, or of none
             self.state.mkdir(parents=True, exist_ok=True)
-            rendered.write_text(rendering.composition(self.world, self.nets, self.world.groups))
+            rendered.write_text(containers.rendered(self.world, self.nets, self.world.groups))
         where = ("--project-directory", str(paths.HOME), "-f", str(rendered))
-        return ("compose", "-p", self.project, *where, *arguments)
+        return ("docker", "compose", "-p", self.project, *where, *arguments)
 
     def _environment(self, partial: bool = False) -> dict[str, str]:
         client, mesh = cpu_sets()
@@ -450,7 +411,7 @@ class Testbed:
         if partial:  # Compose wants every variable, also those of services that nobody asks it to start
             images = {f"MESHDNS_IMAGE_{each.image.upper()}": "none" for each in components.ALL.values()} | images
         return {
-            "MESHDNS_COMPOSE": str(COMPOSE),
+            "MESHDNS_COMPOSE": str(paths.COMPOSE),
             "MESHDNS_STATE": str(self.state),
             "MESHDNS_PODS": self.nets.pods,
             "MESHDNS_WORLD": self.nets.world,
@@ -463,7 +424,7 @@ class Testbed:
         }
 
     def _compose_up(self, *services: str) -> None:
-        done = dockercli.run(
+        done = process.run(
             *self._compose("up", "--detach", "--no-build", "--pull", "never", "--quiet-pull", *services),
             timeout_s=UP_TIMEOUT_S,
             env=self._environment(partial=True),
@@ -480,18 +441,14 @@ class Testbed:
         raise errors.TestbedError(fact, place=str(self.state / "compose.yaml"), step=step)
 
     def _services(self) -> list[str]:
-        return list(yaml.safe_load(rendering.composition(self.world, self.nets, self.groups))["services"])
+        return list(containers.composition(self.world, self.nets, self.groups)["services"])
 
     # -- rendered state --------------------------------------------------------------------------------------------
 
-    def keys(self) -> Secrets:
-        """The passwords of the testbed that is up."""
-        return Secrets(**json.loads((self.state / "secrets.json").read_text()))
-
     def _render(self) -> None:
-        keys = rendering.new_secrets(live=LIVE in self.groups)
+        keys = containers.new_secrets(live=LIVE in self.groups)
         shutil.rmtree(self.state, ignore_errors=True)
-        for path, content in rendering.files(self.world, self.nets, keys, self.groups).items():
+        for path, content in containers.files(self.world, self.nets, keys, self.groups).items():
             target = self.state / path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(content)
@@ -505,7 +462,8 @@ class Testbed:
         """What is mounted equals what we would render now, and the images are the same."""
         try:
             groups = frozenset(json.loads((self.state / "groups.json").read_text()))
-            rendered = rendering.files(self.world, self.nets, self.keys(), groups)
+            keys = Secrets(**json.loads((self.state / "secrets.json").read_text()))
+            rendered = containers.files(self.world, self.nets, keys, groups)
             # One with more groups has more images.
             same = self._environment().items() <= json.loads((self.state / "environment.json").read_text()).items()
             return same and all((self.state / path).read_text() == text for path, text in rendered.items())
@@ -514,13 +472,11 @@ class Testbed:
 
     # -- what may stand in the way ---------------------------------------------------------------------------------
 
-    @property
+    @cached_property  # an engine that dies is not asked again
     def lock(self) -> locks.Lock:
         """Held by whoever changes or uses this testbed, from whichever checkout. Raises TestbedError."""
-        if self._lock is None:  # remembered: an engine that dies is not asked again
-            with sdk.asked():
-                self._lock = locks.testbed(str(self.client.info().get("ID", "")), self.project)
-        return self._lock
+        with sdk.asked():
+            return locks.testbed(str(self.client.info().get("ID", "")), self.project)
 
     def exclusive(
         self, use: str = "a Python program", *, force: bool = False, announce: process.Announce = print

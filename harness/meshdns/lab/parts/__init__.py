@@ -1,13 +1,10 @@
 """The parts that pods are made of: a module each, found by being here. `component` says what one says of itself."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import json
 import pkgutil
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from meshdns.core import paths
@@ -16,14 +13,11 @@ from meshdns.interception import mechanisms
 from meshdns.lab.parts.component import At, Component, Secrets
 from meshdns.lab.place import Place
 
-
-def _found() -> Iterator[tuple[str, Component]]:
-    for module in pkgutil.iter_modules(__path__):
-        if module.name != "component":
-            yield module.name.replace("_", "-"), importlib.import_module(f"{__name__}.{module.name}").PART
-
-
-ALL = dict(_found())
+ALL: dict[str, Component] = {
+    module.name.replace("_", "-"): importlib.import_module(f"{__name__}.{module.name}").PART
+    for module in pkgutil.iter_modules(__path__)
+    if module.name != "component"
+}
 
 
 @functools.cache

@@ -1,7 +1,5 @@
 """Kubernetes' API server: istiod and the cluster DNS learn from it, and the place tells it the world."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from meshdns.core.world import Nets, World
@@ -52,9 +50,6 @@ class ApiServer(Component):
             "--profiling=false",
         )
         return Container(command, user=NOBODY, mounts=(Mount(f"state/{at.service}", "/keys"),), abrupt=True)
-
-    def ready(self, at: At) -> None:
-        return None  # who tells it the world waits for it
 
     def files(self, at: At) -> dict[str, str]:
         return {f"{at.service}/{name}": text for name, text in at.keys.plane.items() if name != keys.ADMIN}

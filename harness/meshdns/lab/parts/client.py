@@ -1,7 +1,5 @@
 """The application of a client pod: the load agent, and the other load generators."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from meshdns.lab.parts.component import At, Component, Container, Mount
@@ -25,9 +23,6 @@ class Client(Component):
     def files(self, at: At) -> dict[str, str]:
         search, server = " ".join(at.world.search), at.world.dns_address(at.pod)
         return {at.resolv_conf: at.rendered("dns/resolv.conf", search=search, name_server=server)}
-
-    def ready(self, at: At) -> None:
-        return None  # it does nothing until it is talked to
 
 
 PART = Client()

@@ -84,13 +84,13 @@ class At:
         text = Template((paths.COMPOSE / name).read_text())
         return text.substitute(pod_net=self.nets.pods, world_net=self.nets.world, **values)
 
-    def configuration(self, key: str, name: str = "") -> str:
-        """What a ConfigMap of this name says, or one that its Pod mounts; empty where none has this key."""
-        return self.world.configuration(self.pod.pod, key, name)
-
     def outer(self, page: str) -> Page:
         """A page on the pod's address."""
         return {"url": f"http://{self.address}:{page}"}
+
+    def inner(self, page: str) -> Page:
+        """One on its loopback, for its own observer alone."""
+        return {"url": f"{LOOPBACK}:{page}"}
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,6 @@ class Made:
     queries: int | None  # None: the C library made them, and nobody has counted
     by_name: bool
     tls: bool
-
-
-def answered(counts: Counts) -> Pairs:
-    """What must be equal where something in the pod answers its names."""
-    yield "queries at the DNS proxy, against the client's", counts.get("pod/dnsproxy/queries", 0), counts.get(ASKED, 0)
 
 
 class Component(ABC):
@@ -122,10 +117,6 @@ class Component(ABC):
     def container(self, at: At) -> Container:
         """How it runs."""
 
-    @abstractmethod
-    def ready(self, at: At) -> Page | Command | None:
-        """What answers once it does: a page, or a command that then prints `yes`; None: it need only run."""
-
     def files(self, at: At) -> dict[str, str]:
         """Rendered files -> content."""
         return {}
@@ -137,6 +128,10 @@ class Component(ABC):
     def page(self, at: At) -> Page | None:
         """Where it says what it counted; on the loopback its pod's own observer asks."""
         return None
+
+    def ready(self, at: At) -> Page | Command | None:
+        """What answers once it does: a page, or a command that then prints `yes`; None: it need only run."""
+        return self.page(at)
 
     def counts(self, body: str, at: At, client: Pod) -> Counts:
         """What such a page says, by our names."""
@@ -155,9 +150,6 @@ class Alike(Component):
 
     def container(self, at: At) -> Container:
         return self._container
-
-    def ready(self, at: At) -> Page | Command | None:
-        return None
 
 
 class NameServer(Component):

@@ -4,8 +4,6 @@ Where no API server is there, what plugin `kubernetes` would hear from one stand
 its place reads.
 """
 
-from __future__ import annotations
-
 import re
 from typing import ClassVar
 
@@ -37,7 +35,7 @@ class CoreDns(NameServer):
 
     def files(self, at: At) -> dict[str, str]:
         """See `Component`; its own resolv.conf is the node's, as `dnsPolicy: Default` has it."""
-        text = at.configuration(COREFILE)
+        text = at.world.configuration(at.pod.pod, COREFILE)
         outside = {"resolv.conf": own_resolv_conf(at)}
         files = outside | (_live(at, text) if at.world.live else _replayed(at, text))
         return {f"{at.service}/{name}": text for name, text in files.items()}

@@ -1,7 +1,5 @@
 """The sidecar as Istio injects it: its agent gets configuration and certificates, answers DNS, and runs Envoy."""
 
-from __future__ import annotations
-
 import json
 import re
 import urllib.parse
@@ -12,19 +10,7 @@ from meshdns.core.world import Pod, World
 from meshdns.interception import mechanisms
 from meshdns.interception.conventions import ISTIO
 from meshdns.lab import ports
-from meshdns.lab.parts.component import (
-    IDENTITY,
-    LOOPBACK,
-    At,
-    Component,
-    Container,
-    Counts,
-    Made,
-    Mount,
-    Page,
-    Pairs,
-    answered,
-)
+from meshdns.lab.parts.component import ASKED, IDENTITY, At, Component, Container, Counts, Made, Mount, Page, Pairs
 
 _SECRETS = "/var/run/secrets"
 _OUTBOUND = r'cluster_name="outbound\|\d+\|[\w-]*\|[\w.-]+"'
@@ -75,6 +61,7 @@ _SERVER_FILTER = (
 )
 # A sidecar that connects to itself without end takes all descriptors there are, and ends: Istio sets no limit.
 _LIMITED = {"runtimeValues": {"overload.global_downstream_max_connections": "1000"}}
+# Of a Prometheus page: name, labels, value.
 _SERIES = re.compile(r"^([a-z]\w*)(\{.+\})?(?:\{\})? ([0-9.e+]+)$", re.MULTILINE)
 
 
@@ -113,21 +100,21 @@ class IstioProxy(Component):
 
     def ready(self, at: At) -> Page:
         page = f"{ISTIO.ready_port}/healthz/ready"
-        return {"url": f"{LOOPBACK}:{page}"} if at.pod.arm else at.outer(page)
+        return at.inner(page) if at.pod.arm else at.outer(page)
 
     def page(self, at: At) -> Page:
         client = (_CLIENT_FILTER, *[_POLICIES_FILTER] * at.world.live)
         wanted = "|".join(client) if at.pod.arm else _SERVER_FILTER
         page = f"{ISTIO.status_port}/stats/prometheus?filter={urllib.parse.quote(f'^({wanted})$', safe='')}"
-        return {"url": f"{LOOPBACK}:{page}"} if at.pod.arm else at.outer(page)
+        return at.inner(page) if at.pod.arm else at.outer(page)
 
     def counts(self, body: str, at: At, client: Pod) -> Counts:
         names, front = (_CLIENT | _resolving(at.world), "pod/") if at.pod.arm else (_SERVER, "")
         found: dict[str, float] = {} if at.pod.arm else dict.fromkeys(names.values(), 0.0)
-        for series, value in _series(body):
+        for name, labels, value in _SERIES.findall(body):
             for pattern, ours in names.items():
-                if re.fullmatch(pattern.replace("{", r"\{").replace("}", r"\}"), series):
-                    found[front + ours] = found.get(front + ours, 0) + value
+                if re.fullmatch(pattern.replace("{", r"\{").replace("}", r"\}"), name + labels):
+                    found[front + ours] = found.get(front + ours, 0) + float(value)
         return found
 
     def equal(self, at: At, client: Pod, counts: Counts, made: Made) -> Pairs:
@@ -136,7 +123,8 @@ class IstioProxy(Component):
                 yield "requests at the servers' sidecars", counts.get("servers/envoy_rq", 0), made.requests
             return
         if client.dns_proxy:
-            yield from answered(counts)
+            asked = counts.get("pod/dnsproxy/queries", 0), counts.get(ASKED, 0)
+            yield "queries at the DNS proxy, against the client's", *asked
         if made.requests:
             yield "connections passed through unrouted", counts.get("pod/envoy/passthrough_cx", 0), 0
             if not made.tls:
@@ -157,12 +145,6 @@ def _identity(at: At) -> Iterator[Mount]:
         yield Mount(f"state/{handed(at.service, folder)}", f"{_SECRETS}/{folder}")
 
 
-def _series(body: str) -> Iterator[tuple[str, float]]:
-    """Each series of a Prometheus page, as `name{labels}`, with its value."""
-    for name, labels, value in _SERIES.findall(body):
-        yield name + labels, float(value)
-
-
 def _resolving(world: World) -> dict[str, str]:
     """How often Envoy resolved endpoints itself, in the clusters that do."""
     hosts = "|".join(re.escape(service.host) for service in world.told if service.resolved)
@@ -172,8 +154,11 @@ def _resolving(world: World) -> dict[str, str]:
 def _environment(at: At) -> Iterator[tuple[str, str]]:
     """As the injector and the node give it."""
     pod, address = at.pod, at.address
-    config = {
-        **_plane(at),
+    config: dict[str, Any] = {}
+    if not at.world.live:  # else Istio's own default
+        config["discoveryAddress"] = f"{at.world.address(at.nets, 'recorded')}:{ports.PORT_XDS}"
+        config["controlPlaneAuthPolicy"] = "NONE"
+    config |= {
         "binaryPath": "/usr/local/bin/envoy",
         "proxyBootstrapTemplatePath": "/var/lib/istio/envoy/envoy_bootstrap_tmpl.json",
         "concurrency": 1,
@@ -202,16 +187,6 @@ def _environment(at: At) -> Iterator[tuple[str, str]]:
     if pod.told_virtual_ips and pod.dns != "agent":  # its own proxy is in nobody's way
         yield "DNS_PROXY_ADDR", f"127.0.0.1:{ports.PORT_DNS_ASIDE}"
     yield from pod.proxy_metadata.items()
-
-
-def _plane(at: At) -> dict[str, str]:
-    """Who configures it, as its proxy's configuration says; Istio's own default where it is Istio."""
-    if at.world.live:
-        return {}
-    return {
-        "discoveryAddress": f"{at.world.address(at.nets, 'recorded')}:{ports.PORT_XDS}",
-        "controlPlaneAuthPolicy": "NONE",
-    }
 
 
 PART = IstioProxy()

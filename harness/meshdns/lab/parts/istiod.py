@@ -1,7 +1,5 @@
 """Istio's control plane: it configures sidecars, tells agents names, and signs certificates."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -54,9 +52,6 @@ class Istiod(Component):
         mounts = (Mount(f"state/{at.service}", "/keys"),)
         start = ("sh", "-c", f'. /keys/{_SETTINGS} && exec pilot-discovery "$@"', "istiod")
         return Container(command, entrypoint=start, mounts=mounts, environment=known | _SWITCHES, abrupt=True)
-
-    def ready(self, at: At) -> None:
-        return None  # see `apiserver`
 
     def files(self, at: At) -> dict[str, str]:
         if not at.keys.plane:

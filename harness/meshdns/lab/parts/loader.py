@@ -1,12 +1,10 @@
 """Holds the programs that intercept by eBPF: they stay as long as the container that loaded them."""
 
-from __future__ import annotations
-
 import json
 
 from meshdns.core.world import Pod
 from meshdns.lab import ports
-from meshdns.lab.parts.component import LOOPBACK, At, Component, Container, Counts, Mount, Page
+from meshdns.lab.parts.component import At, Component, Container, Counts, Mount, Page
 
 
 class Loader(Component):
@@ -21,11 +19,8 @@ class Loader(Component):
             mounts=(Mount("cgroup2", "/cgroup2"), Mount(f"state/{at.pod.pod}", "/rules")),
         )
 
-    def ready(self, at: At) -> Page:
-        return self.page(at)
-
     def page(self, at: At) -> Page:
-        return {"url": f"{LOOPBACK}:{ports.PORT_LOADER}/counters"}
+        return at.inner(f"{ports.PORT_LOADER}/counters")
 
     def counts(self, body: str, at: At, client: Pod) -> Counts:
         """The programs count what rules count elsewhere, by the same names."""

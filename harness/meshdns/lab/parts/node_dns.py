@@ -3,26 +3,13 @@
 The pod's own loopback stands for the node. It runs as the user that rules tell from the application.
 """
 
-from __future__ import annotations
-
 import re
 
 from meshdns.core.world import Pod
 from meshdns.interception.conventions import ISTIO
 from meshdns.lab import ports
 from meshdns.lab.parts import coredns
-from meshdns.lab.parts.component import (
-    ASKED,
-    FROM_POD,
-    LOOPBACK,
-    At,
-    Container,
-    Counts,
-    Made,
-    NameServer,
-    Page,
-    Pairs,
-)  # fmt: skip
+from meshdns.lab.parts.component import ASKED, FROM_POD, At, Container, Counts, Made, NameServer, Page, Pairs
 
 ADDRESS, CONFIG_MAP = "169.254.20.10", "node-local-dns"  # as its manifest has them
 _PASSED_ON = re.compile(r'^coredns_proxy_request_duration_seconds_count{.*to="([^"]+):53".*} (\S+)', re.MULTILINE)
@@ -34,17 +21,15 @@ class NodeDns(NameServer):
     def container(self, at: At) -> Container:
         return coredns.running(at, user=f"{ISTIO.uid}:{ISTIO.uid}")
 
-    def ready(self, at: At) -> Page:
-        return self.page(at)
-
     def files(self, at: At) -> dict[str, str]:
+        corefile = at.world.configuration(at.pod.pod, coredns.COREFILE, CONFIG_MAP)
         return {
-            f"{at.service}/{coredns.COREFILE}": at.configuration(coredns.COREFILE, CONFIG_MAP),
+            f"{at.service}/{coredns.COREFILE}": corefile,
             f"{at.service}/resolv.conf": coredns.own_resolv_conf(at),
         }
 
     def page(self, at: At) -> Page:
-        return {"url": f"{LOOPBACK}:{ports.PORT_NODE_DNS}/metrics"}
+        return at.inner(f"{ports.PORT_NODE_DNS}/metrics")
 
     def counts(self, body: str, at: At, client: Pod) -> Counts:
         cluster = at.world.dns_cluster_ip

@@ -3,13 +3,11 @@
 Rules in the pod's network count, and decide nothing; the page also has the name server's own count of the same moment.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection, Iterator
 
 from meshdns.core.world import Pod
-from meshdns.lab import ports
+from meshdns.lab import ports, rules
 from meshdns.lab.parts import coredns
 from meshdns.lab.parts.component import (
     ASKED,
@@ -42,9 +40,6 @@ class Queries(Component):
             command += ["--beside", f"{LOOPBACK}:{ports.PORT_COREDNS_METRICS}/metrics"]
         mounts = (Mount(f"state/{at.pod.pod}", "/rules"),)
         return Container(tuple(command), capabilities=("NET_ADMIN",), mounts=mounts, abrupt=True)
-
-    def ready(self, at: At) -> Page:
-        return self.page(at)
 
     def files(self, at: At) -> dict[str, str]:
         return {f"{at.pod.pod}/queries": "".join(f"{line}\n" for line in _rules(at))}
@@ -87,14 +82,10 @@ def _rules(at: At) -> Iterator[str]:
     for port in (53, ports.PORT_DNS_DIRECT):
         for what in ("udp", "tcp --tcp-flags PSH PSH"):
             protocol, _, flags = what.partition(" ")
-            yield f"-A PREROUTING ! -i lo -p {protocol} --dport {port} {flags} {_count('all')} -j QUERIES"
+            yield f"-A PREROUTING ! -i lo -p {protocol} --dport {port} {flags} {rules.count('all')} -j QUERIES"
     for client in at.world.clients:
-        yield f"-A QUERIES -s {at.nets.pod(client.host)}/32 {_count(_from(client))} -j RETURN"
+        yield f"-A QUERIES -s {at.nets.pod(client.host)}/32 {rules.count(_from(client))} -j RETURN"
     yield from ("COMMIT", "*nat", f":{_DELAYED} - [0:0]", f"-A PREROUTING -p udp --dport 53 -j {_DELAYED}", "COMMIT")
-
-
-def _count(name: str) -> str:
-    return f'-m comment --comment "meshdns:{name}"'
 
 
 PART = Queries()

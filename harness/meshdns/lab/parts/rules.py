@@ -1,7 +1,5 @@
 """Applies a pod's rules before anybody else starts, and ends."""
 
-from __future__ import annotations
-
 from meshdns.core.world import Pod
 from meshdns.lab import rules
 from meshdns.lab.parts.component import ASKED, At, Component, Container, Counts, Made, Mount, Pairs
@@ -16,9 +14,6 @@ class Rules(Component):
     def container(self, at: At) -> Container:
         mounts = (Mount(f"state/{at.resolv_conf}", "/etc/resolv.conf"), Mount(f"state/{at.pod.pod}", "/rules"))
         return Container(("sh", "-e", "/rules/apply"), capabilities=("NET_ADMIN",), mounts=mounts)
-
-    def ready(self, at: At) -> None:
-        return None
 
     def files(self, at: At) -> dict[str, str]:
         return {f"{at.pod.pod}/{name}": text for name, text in rules.files(at.world, at.nets, at.pod).items()}

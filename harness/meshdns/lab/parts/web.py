@@ -1,7 +1,5 @@
 """An application server."""
 
-from __future__ import annotations
-
 import re
 from typing import ClassVar
 
@@ -28,11 +26,8 @@ class Web(Component):
         known = {"REPLICA": at.pod.pod} | ({} if at.pod.ready else {"READY": "no"})
         return Container(("sh", "/etc/meshdns/start.sh"), user=NOBODY, mounts=mounts, environment=known)
 
-    def ready(self, at: At) -> Page:
-        return at.outer(f"{ports.PORT_PAGES}/status")
-
     def page(self, at: At) -> Page:
-        return self.ready(at)
+        return at.outer(f"{ports.PORT_PAGES}/status")
 
     def counts(self, body: str, at: At, client: Pod) -> Counts:
         match = _REQUESTS.search(body)

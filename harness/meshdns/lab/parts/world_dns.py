@@ -1,7 +1,5 @@
 """The name server of the world outside, which a cluster DNS asks: CoreDNS with a zone file."""
 
-from __future__ import annotations
-
 from meshdns.lab.parts.component import LOW_PORTS, NOBODY, At, Container, Mount, NameServer
 
 
@@ -17,9 +15,6 @@ class WorldDns(NameServer):
             mounts=(Mount(f"state/{at.service}", "/etc/coredns"),),
             abrupt=True,
         )
-
-    def ready(self, at: At) -> None:
-        return None
 
     def files(self, at: At) -> dict[str, str]:
         world, nets = at.world, at.nets

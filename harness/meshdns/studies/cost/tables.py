@@ -305,7 +305,7 @@ def spent(runs: store.Runs, chosen: pd.DataFrame) -> pd.DataFrame:
         rows.append(dict.fromkeys(ROLES, 0.0))
         for service, us in used.items():
             if found := role(step, service, runs.world):
-                rows[-1][found] = rows[-1].get(found, 0.0) + units.us_to_ns(float(us))
+                rows[-1][found] = rows[-1].get(found, 0.0) + float(us) * units.NS_PER_US
     columns = dict.fromkeys([*ROLES, *(name for row in rows for name in row)])
     return pd.DataFrame(rows, columns=[*columns]).fillna(0.0).div(np.maximum(cells.asked(runs, chosen), 1), axis=0)
 
