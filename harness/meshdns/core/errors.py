@@ -3,6 +3,8 @@
 A message says the fact, the place and the next step, in that order and once. The class decides the exit code.
 """
 
+from __future__ import annotations
+
 import errno
 
 AGAIN = "run the same command again"  # ends a step where nothing was begun that could be gone on with

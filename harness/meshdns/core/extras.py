@@ -1,5 +1,7 @@
 """Packages that come with an extra of this project, as the metadata of the installation lists them."""
 
+from __future__ import annotations
+
 import contextlib
 import importlib.metadata
 import re

@@ -4,6 +4,8 @@ In a checkout both are the project's root. In an installation what comes with it
 reports and the testbed's state are put where the person stands.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
 
 from meshdns.core import process

@@ -3,6 +3,8 @@
 A plan of one question lies in the folder of its study; those that ask several include them.
 """
 
+from __future__ import annotations
+
 import functools
 import tomllib
 from dataclasses import dataclass

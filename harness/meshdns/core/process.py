@@ -5,6 +5,8 @@ own, and gone when the function is left, also by Ctrl-C. What the programs say i
 shall stay, the container engine, is started by `detach`.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import signal

@@ -1,5 +1,7 @@
 """Progress of long work: what runs, elapsed and remaining time, live medians. Silent when nobody watches."""
 
+from __future__ import annotations
+
 import sys
 from typing import Self
 

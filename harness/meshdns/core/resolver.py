@@ -1,5 +1,7 @@
 """What a stub resolver asks for a name: the search list, as messages ready to send (resolv.conf(5), RFC 1035)."""
 
+from __future__ import annotations
+
 import dns.flags
 import dns.message
 import dns.name

@@ -4,6 +4,8 @@ Times are nanoseconds inside and get a unit only when printed. Three significant
 rarely agrees in the fourth. Intervals print as many digits as their half-width justifies.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -4,6 +4,8 @@ How the lines travel is the place's. The program ends when its standard input do
 ends the load.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import time

@@ -1,5 +1,7 @@
 """Keys of a live plane, as files: an authority, what the API server shows and signs with, the token of who tells it."""
 
+from __future__ import annotations
+
 import base64
 import datetime
 from collections.abc import Mapping

@@ -4,6 +4,8 @@ No kubelet and no controller runs: Pods have the addresses that the place gave t
 manifests, and what the API server or Istio refuses is said with the file in which it stands.
 """
 
+from __future__ import annotations
+
 import base64
 import contextlib
 import itertools

@@ -1,5 +1,7 @@
 """Istio's own control plane in a place: told the world, and what agents need of it handed to them."""
 
+from __future__ import annotations
+
 import json
 import time
 import urllib.request

@@ -4,6 +4,8 @@ The kernel keeps them (flock) and frees them when their holder ends, however it 
 their order cannot matter. A lock's file says who holds it, for those who are refused.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import fcntl

@@ -1,5 +1,7 @@
 """The names of the world: as an application spells them, and as the conformance suite asks for them."""
 
+from __future__ import annotations
+
 from meshdns.core.world import Nets, Service, World
 from meshdns.dnsproxy import conformance
 from meshdns.lab import ports

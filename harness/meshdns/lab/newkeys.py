@@ -1,5 +1,7 @@
 """Makes the keys of a live plane."""
 
+from __future__ import annotations
+
 import datetime
 import secrets
 

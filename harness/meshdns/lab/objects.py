@@ -1,5 +1,7 @@
 """The manifests of a world as Istio's control plane is told them: without what is the laboratory's own."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import re

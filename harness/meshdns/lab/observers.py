@@ -1,5 +1,7 @@
 """The observers of a place: programs in its pods that read counters and pages, and capture packets."""
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any

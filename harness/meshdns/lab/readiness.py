@@ -1,5 +1,7 @@
 """Whether everything in a place answers: before anything is measured, and again after a sidecar was down."""
 
+from __future__ import annotations
+
 import contextlib
 import json
 import re

@@ -1,5 +1,7 @@
 """Asks an istiod what it would tell each sidecar of a world, as the agent in its pod would ask."""
 
+from __future__ import annotations
+
 import queue
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -4,6 +4,8 @@ A file for each type of resource. One that several pods are told alike stands on
 Addresses of the testbed's networks are placeholders, so that a recording serves a testbed on other networks as well.
 """
 
+from __future__ import annotations
+
 import json
 import os
 from collections.abc import Mapping, Sequence

@@ -5,6 +5,8 @@ translation as kube-proxy's iptables mode does it, routes for the virtual ranges
 comment, which have no verdict.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 from meshdns.core.world import Nets, Pod, World

@@ -1,5 +1,7 @@
 """What a person wants to know of a place that is up: a row for each part."""
 
+from __future__ import annotations
+
 from meshdns.lab.place import Place
 
 COLUMNS = ("pod", "container", "health", "address", "intercepted")

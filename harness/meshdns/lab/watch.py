@@ -1,5 +1,7 @@
 """Whether every part of a place is still as it must be while a run needs it, and what became of one that is not."""
 
+from __future__ import annotations
+
 import contextlib
 import signal
 import time

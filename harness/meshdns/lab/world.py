@@ -4,6 +4,8 @@ Ours begin with `meshdns/`; Istio's that are not honoured here are refused, as a
 that runs the pods plays the node, so a Pod's address is its `status.podIP`, on the default networks.
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

@@ -4,6 +4,8 @@ They are read from the manifests, as the API server would tell them: CoreDNS' pl
 its plugin `kubernetes`. Neither has a record NS, which that plugin would add to each answer.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from typing import Any
 

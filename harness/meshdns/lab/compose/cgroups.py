@@ -1,5 +1,7 @@
 """CPU time and memory of containers, read from the cgroup files that the kernel has for them."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
 

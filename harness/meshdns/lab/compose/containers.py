@@ -8,6 +8,8 @@ until every proxy and name server answers, and asks them itself.
 What differs between machines and starts is a variable of `testbed`.
 """
 
+from __future__ import annotations
+
 import base64
 import dataclasses
 import json

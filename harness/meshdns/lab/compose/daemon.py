@@ -1,5 +1,7 @@
 """dockerd on this machine: whether it is installed, and how it is started, with or without a service manager."""
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import os

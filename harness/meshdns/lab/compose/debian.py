@@ -4,6 +4,8 @@ The machine's own package sources decide the mirror; nothing is added to them. O
 it has said so.
 """
 
+from __future__ import annotations
+
 import os
 import platform
 import shutil

@@ -3,6 +3,8 @@
 Looks only: nothing is installed, started or changed, and nothing is judged that would merely be nicer.
 """
 
+from __future__ import annotations
+
 import contextlib
 import ipaddress
 import os

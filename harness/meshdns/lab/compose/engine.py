@@ -5,6 +5,8 @@ what takes time, and cost a fraction of a second when all is there. No container
 `testbed`.
 """
 
+from __future__ import annotations
+
 import importlib.util
 import json
 import os

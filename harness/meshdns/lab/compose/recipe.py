@@ -1,5 +1,7 @@
 """What the Dockerfile makes each image of, so that a tag changes with just that."""
 
+from __future__ import annotations
+
 import hashlib
 import re
 from collections.abc import Mapping

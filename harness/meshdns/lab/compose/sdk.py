@@ -1,5 +1,7 @@
 """The engine by its SDK: the client, its refusals as errors of ours, and programs that are run in containers."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import socket

@@ -1,5 +1,7 @@
 """The parts that pods are made of: a module each, found by being here. `component` says what one says of itself."""
 
+from __future__ import annotations
+
 import functools
 import importlib
 import json

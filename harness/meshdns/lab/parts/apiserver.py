@@ -1,5 +1,7 @@
 """Kubernetes' API server: istiod and the cluster DNS learn from it, and the place tells it the world."""
 
+from __future__ import annotations
+
 from typing import ClassVar
 
 from meshdns.core.world import Nets, World

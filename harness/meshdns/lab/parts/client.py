@@ -1,5 +1,7 @@
 """The application of a client pod: the load agent, and the other load generators."""
 
+from __future__ import annotations
+
 from typing import ClassVar
 
 from meshdns.lab.parts.component import At, Component, Container, Mount

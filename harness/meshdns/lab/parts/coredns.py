@@ -4,6 +4,8 @@ Where no API server is there, what plugin `kubernetes` would hear from one stand
 its place reads.
 """
 
+from __future__ import annotations
+
 import re
 from typing import ClassVar
 

@@ -1,5 +1,7 @@
 """dnsdist before a cluster DNS: it delays answers, and is asked only where a plan wants that."""
 
+from __future__ import annotations
+
 from typing import ClassVar
 
 from meshdns.lab.parts.component import NOBODY, At, Command, Container, Mount, NameServer, Page

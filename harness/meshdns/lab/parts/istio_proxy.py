@@ -1,5 +1,7 @@
 """The sidecar as Istio injects it: its agent gets configuration and certificates, answers DNS, and runs Envoy."""
 
+from __future__ import annotations
+
 import json
 import re
 import urllib.parse

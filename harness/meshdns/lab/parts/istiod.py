@@ -1,5 +1,7 @@
 """Istio's control plane: it configures sidecars, tells agents names, and signs certificates."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import ClassVar
 

@@ -1,5 +1,7 @@
 """Holds the programs that intercept by eBPF: they stay as long as the container that loaded them."""
 
+from __future__ import annotations
+
 import json
 
 from meshdns.core.world import Pod

@@ -3,6 +3,8 @@
 The pod's own loopback stands for the node. It runs as the user that rules tell from the application.
 """
 
+from __future__ import annotations
+
 import re
 
 from meshdns.core.world import Pod

@@ -3,6 +3,8 @@
 Rules in the pod's network count, and decide nothing; the page also has the name server's own count of the same moment.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Collection, Iterator
 

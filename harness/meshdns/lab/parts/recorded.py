@@ -1,5 +1,7 @@
 """Serves what istiod answered for this world, as it was recorded, to the sidecars of Istio's pods."""
 
+from __future__ import annotations
+
 import json
 
 from meshdns.lab import ports, recording

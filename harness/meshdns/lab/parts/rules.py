@@ -1,5 +1,7 @@
 """Applies a pod's rules before anybody else starts, and ends."""
 
+from __future__ import annotations
+
 from meshdns.core.world import Pod
 from meshdns.lab import rules
 from meshdns.lab.parts.component import ASKED, At, Component, Container, Counts, Made, Mount, Pairs

@@ -1,5 +1,7 @@
 """An application server."""
 
+from __future__ import annotations
+
 import re
 from typing import ClassVar
 

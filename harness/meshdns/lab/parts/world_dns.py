@@ -1,5 +1,7 @@
 """The name server of the world outside, which a cluster DNS asks: CoreDNS with a zone file."""
 
+from __future__ import annotations
+
 from meshdns.lab.parts.component import LOW_PORTS, NOBODY, At, Container, Mount, NameServer
 
 
