@@ -135,6 +135,11 @@ def matrix(frame: pd.DataFrame, by: Sequence[str], value: str = "value") -> pd.D
     return present.pivot_table(index=BLOCK, columns=list(by), values=value, aggfunc="mean", observed=True)
 
 
+def medians(runs: store.Runs, chosen: pd.DataFrame, by: Sequence[str], measure: str = "from_due") -> pd.DataFrame:
+    """Blocks by levels: p50 of that measure."""
+    return matrix(per_cell(runs, chosen, measure), by)
+
+
 def column(values: pd.DataFrame, level: Hashable) -> Values:
     """What the blocks have at this level; nothing if it was not measured."""
     if level not in values.columns:

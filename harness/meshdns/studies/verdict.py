@@ -66,7 +66,7 @@ def counted_at(path: pd.DataFrame, arm: str, backend: str) -> dict[str, Any] | N
 
 def counted_in(path: pd.DataFrame, arm: str) -> dict[str, int]:
     """Sums over the backends of an arm."""
-    whole = path[path["arm"] == arm].drop(columns=["arm", "backend", "seconds"])
+    whole = path[path["arm"] == arm].drop(columns=["arm", "backend"])
     return {str(name): int(total) for name, total in whole.sum().items()} if len(whole) else {}
 
 

@@ -9,43 +9,19 @@ import pandas as pd
 
 from meshdns import store
 from meshdns.analysis import stats, text
-from meshdns.studies.cost.tables import (
-    KEPT,
-    LADDER,
-    MODE1,
-    MODE2,
-    REQUEST,
-    RESOLVED,
-    change,
-    changes,
-    difference,
-    floor,
-    path,
-)
-from meshdns.studies.verdict import (
-    COST,
-    DEPENDS,
-    REFUTED,
-    UNDECIDED,
-    Verdict,
-    both,
-    counted_at,
-    unmeasured,
-)
+from meshdns.studies.cost import tables
+from meshdns.studies.cost.tables import KEPT, MODE1, MODE2, REQUEST, RESOLVED
+from meshdns.studies.verdict import COST, DEPENDS, REFUTED, UNDECIDED, Verdict, both, counted_at, unmeasured
 
 # Experiments whose arms are compared by name -> those that claims are judged by.
-JUDGED = dict.fromkeys((REQUEST, KEPT), tuple(arm for arm, _ in LADDER))
+JUDGED = dict.fromkeys((REQUEST, KEPT), tuple(arm for arm, _ in tables.LADDER))
 
 
 def verdicts(runs: store.Runs) -> Iterator[Verdict]:
     """What these runs say of them."""
-    yield resolving_cost(
-        difference(runs, MODE1, RESOLVED),
-        floor(runs),
-        counted_at(path(runs), *RESOLVED),
-        counted_at(path(runs), *MODE1),
-    )
-    yield choice(changes(runs), changes(runs, KEPT))
+    found, path = tables.difference(runs, MODE1, RESOLVED), tables.path(runs)
+    yield resolving_cost(found, tables.floor(runs), counted_at(path, *RESOLVED), counted_at(path, *MODE1))
+    yield choice(tables.changes(runs), tables.changes(runs, KEPT))
 
 
 def resolving_cost(
@@ -77,7 +53,7 @@ def resolving_cost(
 
 def choice(new: pd.DataFrame, kept: pd.DataFrame) -> Verdict:
     """C13: only the word performance is decided here, new connections and kept ones apart."""
-    fresh, open_ = _change(new), _change(kept)
+    fresh, open_ = (tables.row_of(table, (MODE1, MODE2), tables.CLIENT_ONLY) for table in (new, kept))
     if fresh is None:
         return unmeasured("C13", "needs requests in both modes")
     found = fresh["p50"]
@@ -101,12 +77,3 @@ def choice(new: pd.DataFrame, kept: pd.DataFrame) -> Verdict:
         else f"on the connection: mode 2 is faster where every request resolves its name, slower on kept ones; {rest}"
     )
     return Verdict("C13", DEPENDS, because, numbers, COST)
-
-
-def _change(table: pd.DataFrame) -> dict[Any, Any] | None:
-    if table.empty:
-        return None
-    for pair in ((MODE1, MODE2), (("mode1", "plain"), ("mode2-agent", "plain"))):
-        if found := table[table["change"] == change(*pair)].to_dict("records"):
-            return found[0]
-    return None
