@@ -198,6 +198,13 @@ def counter(chosen: pd.DataFrame, name: str) -> Values:
     return np.array([float(each.get(name, 0)) for each in chosen["counters"]], dtype=float)
 
 
+def rows(table: pd.DataFrame, **levels: object) -> list[dict[Any, Any]]:
+    """The rows of a table at these levels."""
+    for name, level in levels.items():
+        table = table[table[name] == level]
+    return table.to_dict("records")
+
+
 def blocks_of(frame: pd.DataFrame) -> int:
     """How many blocks the rows come from."""
     return len({*zip(frame["run"], frame["block"], strict=True)}) if len(frame) else 0

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pandas as pd
 
 from meshdns import store
-from meshdns.analysis import gates, text
+from meshdns.analysis import cells, gates, text
 from meshdns.core import units
 from meshdns.studies.change import tables, ways
+from meshdns.studies.change.load import Row
 from meshdns.studies.change.spells import Spell
-from meshdns.studies.change.tables import NEW, Row, rows
+from meshdns.studies.change.tables import NEW
 
 PLAN = "meshdns report --plan change"
 SAID = {"up": "added", "down": "shut down", "replace": "replaced", "unready": "unready", "crash": "killed"}  # a replica
@@ -60,7 +61,7 @@ def answer(found: pd.DataFrame) -> str:
     """How long names and endpoints are stale for new connections, by how they are known and arm, names first."""
     if found.empty:
         return f"This run did not change endpoints under load; `{PLAN}` does."
-    new = [row for row in rows(found, connection=NEW) if row["followed"].n]
+    new = [row for row in cells.rows(found, connection=NEW) if row["followed"].n]
     if not new:
         return "No change met a load on new connections in a valid cell."
     stale: dict[str, list[Row]] = {_NAME: []}
@@ -116,7 +117,7 @@ def spread(spell: Spell) -> str:
 def gathered_answer(found: pd.DataFrame) -> str:
     """How soon an added replica is asked by istiod's debounce; "" if that was not measured."""
     parts: dict[str, list[str]] = {}
-    for row in rows(found):
+    for row in cells.rows(found):
         spell, gathers = row["followed"], str(WORDS.value("debounce", row["debounce"]))
         lasts = spell if spell.late or not spell.n else units.duration(spell.p50)
         parts.setdefault(gathers, []).append(f"{lasts} with {row['endpoints']}")
@@ -128,7 +129,7 @@ def errors_answer(found: pd.DataFrame) -> str:
     """What the changes cost in failures; "" if nothing was measured."""
     if found.empty:
         return ""
-    worst = max(rows(found), key=lambda row: float(row["errors"].values.mean()))
+    worst = max(cells.rows(found), key=lambda row: float(row["errors"].values.mean()))
     if not worst["failed"]:
         return f"No request failed because of a change, in {text.blocks(max(each.n for each in found['errors']))}."
     said = f"The most failed requests of all: {worst['failed']} of the {worst['after']} that ended after the change, "
@@ -150,7 +151,7 @@ def kept_answer(found: pd.DataFrame) -> str:
 def unnoticed_answer(found: pd.DataFrame) -> str:
     """Whether requests failed; "" if that was not measured."""
     parts: dict[str, list[str]] = {}
-    for row in rows(found):
+    for row in cells.rows(found):
         said = f"{row['failed']} of {row['requests']} requests in {row['arm']}"
         parts.setdefault(str(WORDS.value("change", row["change"])), []).append(said)
     each = [f"{text.listed(said)} fail while {change}" for change, said in parts.items()]

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 import pandas as pd
 
 from meshdns import store
+from meshdns.analysis import cells
 from meshdns.core import units
 from meshdns.studies.change import answer, tables, ways
-from meshdns.studies.change.tables import KEPT, NEW, Row, rows
+from meshdns.studies.change.load import Row
+from meshdns.studies.change.tables import KEPT, NEW
 from meshdns.studies.verdict import DEPENDS, FOLLOWING, REFUTED, SUPPORTED, UNDECIDED, Verdict, unmeasured
 
 
@@ -22,9 +24,9 @@ def learnt(found: pd.DataFrame) -> Verdict:
     """C14: whether traffic followed each change, with endpoints pushed to the sidecar and with headless Services."""
     headless = found[found["sidecar"].astype(bool) & found["endpoints"].map(ways.is_name).astype(bool)]
     kinds = {
-        "Service (EDS)": rows(found, endpoints=ways.EDS),
-        "headless, new connections": rows(headless, connection=NEW),
-        "headless, kept alive": rows(headless, connection=KEPT),
+        "Service (EDS)": cells.rows(found, endpoints=ways.EDS),
+        "headless, new connections": cells.rows(headless, connection=NEW),
+        "headless, kept alive": cells.rows(headless, connection=KEPT),
     }
     kinds = {name: [row for row in each if row["followed"].n] for name, each in kinds.items()}
     if not any(kinds.values()):

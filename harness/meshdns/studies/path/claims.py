@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import pandas as pd
 
 from meshdns import store
-from meshdns.analysis import text
+from meshdns.analysis import cells, text
 from meshdns.studies.cost import tables as cost
 from meshdns.studies.names import tables as names
 from meshdns.studies.path.answer import MEASURE, condition, end, meaning, named, redirected, share
-from meshdns.studies.path.tables import ANSWERS, GUARDED, KNOWING, OUTCOMES, UNGUARDED, Row, counts, matrix, rows
+from meshdns.studies.path.tables import ANSWERS, GUARDED, KNOWING, OUTCOMES, UNGUARDED, Row, counts, matrix
 from meshdns.studies.verdict import (
     COST,
     DEPENDS,
@@ -54,8 +54,8 @@ def _outcomes(found: list[Row]) -> str:
 
 def bypass(matrix: pd.DataFrame) -> Verdict:
     """C1: a pod's real address, with nothing that intercepts, while a sidecar stands by."""
-    without = rows(matrix, answer="pod", arm=GUARDED, intercepted=False, sidecar="up")
-    beside = rows(matrix, answer="pod", arm=GUARDED, intercepted=True, sidecar="up")
+    without = cells.rows(matrix, answer="pod", arm=GUARDED, intercepted=False, sidecar="up")
+    beside = cells.rows(matrix, answer="pod", arm=GUARDED, intercepted=True, sidecar="up")
     if not without:
         return unmeasured("C1", _NO_MATRIX)
     numbers = f"without interception {_outcomes(without)}"
@@ -75,8 +75,8 @@ def interception(path: pd.DataFrame, matrix: pd.DataFrame) -> Verdict:
         f"{each['redirected']} of {each['requests']} connections redirected in {arm}" for arm, each in sums.items()
     ]
     uneven = any(each["redirected"] != each["requests"] for each in sums.values())
-    away = rows(matrix, home=False, arm=GUARDED, intercepted=True, sidecar="up")
-    home = rows(matrix, home=True, arm=GUARDED, intercepted=True, sidecar="up")
+    away = cells.rows(matrix, home=False, arm=GUARDED, intercepted=True, sidecar="up")
+    home = cells.rows(matrix, home=True, arm=GUARDED, intercepted=True, sidecar="up")
     if away:
         numbers.append(f"{share(away)} to answers outside the pod")
         uneven |= any(row["redirected"] != row["requests"] for row in away)
@@ -99,7 +99,7 @@ def interception(path: pd.DataFrame, matrix: pd.DataFrame) -> Verdict:
 
 def loop(matrix: pd.DataFrame) -> Verdict:
     """C3: answered with the sidecar's own address and port, with the guard that Istio configures and without."""
-    found = rows(matrix, to_sidecar=True, sidecar="up", intercepted=True)
+    found = cells.rows(matrix, to_sidecar=True, sidecar="up", intercepted=True)
     if not found:
         return unmeasured("C3", _NO_MATRIX)
     numbers = "; ".join(
@@ -119,7 +119,7 @@ def loop(matrix: pd.DataFrame) -> Verdict:
 def without_sidecar(matrix: pd.DataFrame) -> Verdict:
     """C5: mode 1's own answer, the ClusterIP, with a sidecar that is down."""
     kept, open_ = (
-        rows(matrix, answer="clusterip", arm=GUARDED, intercepted=on, sidecar="down") for on in (True, False)
+        cells.rows(matrix, answer="clusterip", arm=GUARDED, intercepted=on, sidecar="down") for on in (True, False)
     )
     if not kept or not open_:
         return unmeasured("C5", _NO_MATRIX)
@@ -217,7 +217,7 @@ def virtual_answers(path: pd.DataFrame, matrix: pd.DataFrame) -> Verdict:
 def _captured(matrix: pd.DataFrame, answer: str) -> Row | None:
     """The cell of mode 2's sidecar, captured and up; for 127.0.0.1 that of mode 1's if there is none."""
     arms = (KNOWING, *[GUARDED] * (answer == "loopback"))
-    found = [row for arm in arms for row in rows(matrix, answer=answer, arm=arm, intercepted=True, sidecar="up")]
+    found = [row for arm in arms for row in cells.rows(matrix, answer=answer, arm=arm, intercepted=True, sidecar="up")]
     return found[0] if found else None
 
 
@@ -270,8 +270,8 @@ def mode2_path(path: pd.DataFrame, matrix: pd.DataFrame) -> Verdict:
         numbers.append(f"{arm}: {counted} ({allocated}), forwarded {sums['forwarded']}")
         broken += [f"{what} in {arm}" for what, (seen, made) in parts.items() if seen != made]
         broken += [f"kept inside the pod in {arm}"] * bool(sums["forwarded"])
-    cells = rows(matrix, answer="virtual", arm=KNOWING)
-    for row in cells:
+    virtual = cells.rows(matrix, answer="virtual", arm=KNOWING)
+    for row in virtual:
         where = condition(row["intercepted"], row["sidecar"])
         numbers.append(f"a virtual IP, {where}: {_outcomes([row])}")
         if row["intercepted"] and row["sidecar"] == "up" and row["proxied"] != row["requests"]:
@@ -279,5 +279,5 @@ def mode2_path(path: pd.DataFrame, matrix: pd.DataFrame) -> Verdict:
     if broken:
         return Verdict("C7", REFUTED, f"not every call was {' or '.join(broken)}", "; ".join(numbers), COST)
     because = "for names the sidecar knows, every query and connection ended in it"
-    because += ", and a virtual IP leads nowhere else" if cells and not any(row["direct"] for row in cells) else ""
-    return Verdict("C7", SUPPORTED, because, "; ".join(numbers), WAY if cells else COST)
+    because += ", and a virtual IP leads nowhere else" if virtual and not any(row["direct"] for row in virtual) else ""
+    return Verdict("C7", SUPPORTED, because, "; ".join(numbers), WAY if virtual else COST)

@@ -223,20 +223,11 @@ def _ended(row: Row) -> str | None:
     return "leaving_pod" if row["lost"] and row["escaped"] else "in_pod"
 
 
-def rows(table: pd.DataFrame, **levels: object) -> list[Row]:
-    """The rows at these levels."""
-    for name, level in levels.items():
-        table = table[table[name] == level]
-    return table.to_dict("records")
-
-
 def checks(runs: store.Runs) -> pd.DataFrame:
     """How many cells are valid, which here means: offered, and answered with that address.
 
     A row even where none was measured. Raises ReportError if most cells are invalid.
     """
-    every = runs.cells[runs.cells["experiment"] == ANSWERS]
     chosen = cells.select(runs, ANSWERS)
-    blocks, asked = cells.blocks_of(chosen), int(cells.asked(runs, chosen).sum())
-    row = {"experiment": ANSWERS, "blocks": blocks, "cells": len(every), "invalid_cells": len(every) - len(chosen)}
-    return provenance.judged(runs, [row | {"requests": asked}], provenance.too_many_invalid)
+    row = provenance.counted(runs, ANSWERS, chosen) | {"requests": int(cells.asked(runs, chosen).sum())}
+    return provenance.judged(runs, [row], provenance.too_many_invalid)
