@@ -7,9 +7,9 @@ place is here, and what is of one study in the `Words` of its answer.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,8 @@ from meshdns.analysis import absent, stats
 from meshdns.core import units
 
 ABSENT = "–"  # not measured, or too few samples; never a zero
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
 
 
 def interval(each: stats.Interval | None, *, signed: bool = False) -> str:
@@ -181,6 +183,14 @@ def said(sentences: Sequence[str]) -> Markdown:
     """Sentences as paragraphs of a page; what they quote of stored runs is text, neither HTML nor a link."""
     words = (re.sub(r"[\\<]|(?<=\])\(|(?<=:)/(?=/)", r"\\\g<0>", each) for each in sentences if each)
     return Markdown("\n\n".join(words))  # type: ignore[no-untyped-call]
+
+
+def grouped(pairs: Iterable[tuple[Key, Value]]) -> dict[Key, list[Value]]:
+    """The values of each key, both in their order."""
+    found: dict[Key, list[Value]] = {}
+    for key, value in pairs:
+        found.setdefault(key, []).append(value)
+    return found
 
 
 def blocks(n: int) -> str:

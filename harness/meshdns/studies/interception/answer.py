@@ -80,7 +80,7 @@ def _headline(table: pd.DataFrame) -> str:
 
 
 def _of(measure: Measure, table: pd.DataFrame) -> str:
-    rows = table[table["measure"] == measure.name].to_dict("records")
+    rows = cells.rows(table, measure=measure.name)
     if not rows:
         return ""
     blocks, said = max(row["blocks"] for row in rows), _SAID[measure.name]
@@ -114,21 +114,19 @@ def rules_answer(table: pd.DataFrame) -> str:
     if table.empty:
         return ""
     said = [_added(measure, table) for measure in mechanisms.SWEEPS.values()]
-    found: dict[bool | None, list[str]] = {True: [], False: [], None: []}
-    for row in table[table["measure"] == mechanisms.KEPT.name].to_dict("records"):
-        found[row["as_expected"]].append(_name(row["mechanism"]))
+    kept = cells.rows(table, measure=mechanisms.KEPT.name)
+    found = text.grouped((row["as_expected"], _name(row["mechanism"])) for row in kept)
     phrases = {True: "it is so with", False: "it is not so with", None: "not resolved with"}
-    told = "; ".join(f"{phrases[each]} {text.listed(names)}" for each, names in found.items() if names)
-    rule = (
-        "Rules that are asked once a flow should cost a kept connection nothing, rules asked for each packet something"
-    )
-    decided = found[True] or found[False]
+    told = "; ".join(f"{said} {text.listed(found[each])}" for each, said in phrases.items() if each in found)
+    rule = "Rules that are asked once a flow should cost a kept connection nothing, "
+    rule += "rules asked for each packet something"
+    decided = found.keys() & {True, False}
     said.append(f"{rule}: {told if decided else 'these blocks decide it for no mechanism'}.")
     return " ".join(each for each in said if each)
 
 
 def _added(measure: Measure, table: pd.DataFrame) -> str:
-    rows = table[table["measure"] == measure.name].to_dict("records")
+    rows = cells.rows(table, measure=measure.name)
     if not rows:
         return ""
     told = [(_name(row["mechanism"]), str(row["per_rule"]).lstrip("+"), row["reading"] in text.CLEAR) for row in rows]

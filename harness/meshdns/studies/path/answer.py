@@ -211,16 +211,12 @@ def share(found: list[Row]) -> str:
 
 
 def _fates(found: list[Row]) -> str:
-    by_outcome: dict[str, list[str]] = {}
-    for row in found:
-        by_outcome.setdefault(str(row["outcome"]), []).append(meaning(row["answer"]))
+    by_outcome = text.grouped((row["outcome"], meaning(row["answer"])) for row in found)
     return "; ".join(f"{outcome}: {text.listed(answers)}" for outcome, answers in by_outcome.items())
 
 
 def _loops(table: pd.DataFrame) -> list[str]:
     """How loops were ended, with and without the guard."""
-    ends: dict[str, list[str]] = {}
-    for row in cells.rows(table, to_sidecar=True, intercepted=True, sidecar="up"):
-        if row["looped"]:
-            ends.setdefault(end(row), []).append(named(row))
+    tried = cells.rows(table, to_sidecar=True, intercepted=True, sidecar="up")
+    ends = text.grouped((end(row), named(row)) for row in tried if row["looped"])
     return [f"A loop was ended {each}: {text.listed(begun)}." for each, begun in ends.items()]

@@ -40,7 +40,10 @@ def table(runs: store.Runs) -> pd.DataFrame:
     for level, mine in parts(runs, levels.assign(**texts), *by):
         backend = level["backend"]
         of = chosen[(chosen[by] == [*level.values()]).all(axis=1)]
-        row: Row = _service(runs.world, backend) | _answers(mine, backend, runs.world)
+        service = runs.world.backends.get(backend)
+        host, port = (service.host, service.ports[0]) if service else (backend, None)
+        row: Row = {"host": host, "port": port, "protocol": "TCP" if backend in TCP else "HTTP"}
+        row |= _answers(mine, backend, runs.world)
         row |= {"blocks": cells.blocks_of(mine), "requests_made": int(of["made"].sum())}
         if seen.pod(level["arm"]).sidecar:  # what it sent by what it knows of services
             row |= {"in_sidecar": int(of["connections" if backend in TCP else "requests"].sum())}
@@ -53,12 +56,6 @@ _TABLE = [
     *SERVICE, "arm", "host", "blocks", "connections", "answered", "addresses", "right", "wrong", "none", "right_share",
     "answered_by", "requests_made", "in_sidecar", "passed_through", "right_share_values",
 ]  # fmt: skip
-
-
-def _service(world: World, backend: str) -> Row:
-    service = world.backends.get(backend)
-    host, port = (service.host, service.ports[0]) if service else (backend, None)
-    return {"host": host, "port": port, "protocol": "TCP" if backend in TCP else "HTTP"}
 
 
 def _answers(mine: pd.DataFrame, backend: str, world: World) -> Row:
