@@ -58,11 +58,6 @@ def leaving(table: Frame, arms: Iterable[str]) -> Frame:
     return table
 
 
-def left_out(table: pd.DataFrame) -> list[str]:
-    """The arms that the table leaves out."""
-    return list(table.attrs.get(LEFT_OUT, ()))
-
-
 def known(table: pd.DataFrame) -> tuple[str, ...]:
     """What the table knows not to be measured."""
     return tuple(table.attrs.get(ATTRIBUTE, ()))

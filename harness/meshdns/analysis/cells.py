@@ -124,9 +124,8 @@ def pooled(runs: store.Runs, chosen: pd.DataFrame, by: str, measure: str, probab
     rows, position = requests_of(runs, chosen)
     values, levels = MEASURES[measure](rows), chosen[by].to_numpy()[position]
     groups = {str(level): values[levels == level] for level in pd.unique(chosen[by])}
-    return {
-        level: stats.quantile(each, probability) for level, each in groups.items() if enough(len(each), probability)
-    }
+    known = {level: each for level, each in groups.items() if enough(len(each), probability)}
+    return {level: float(np.quantile(each, probability)) for level, each in known.items()}
 
 
 def matrix(frame: pd.DataFrame, by: Sequence[str], value: str = "value") -> pd.DataFrame:

@@ -83,16 +83,11 @@ def rows(ax: Axes, labels: Sequence[str]) -> None:
     ax.grid(visible=False, axis="y")
 
 
-def widest(frame: pd.DataFrame, name: str) -> float:
-    """The far end of all intervals and of the blocks' bulk, µs; outlying blocks must not press the rest together."""
-    ends = [each.high if np.isfinite(each.high) else each.estimate for each in frame[name]]
+def from_zero(ax: Axes, frame: pd.DataFrame, label: str) -> None:
+    """A zero-based axis of p50; blocks beyond it are counted in its label, as outliers must not press the rest together."""
+    ends = [each.high if np.isfinite(each.high) else each.estimate for each in frame["p50"]]
     bulk = [np.quantile(each, 0.9) for each in frame["values"] if len(each)]
-    return float(np.nanmax([*ends, *bulk])) / units.NS_PER_US
-
-
-def from_zero(ax: Axes, frame: pd.DataFrame, name: str, label: str) -> None:
-    """A zero-based axis; blocks beyond it are counted in its label."""
-    right = 1.08 * widest(frame, name)
+    right = 1.08 * float(us(np.nanmax([*ends, *bulk])))
     beyond = sum(int((us(each) > right).sum()) for each in frame["values"] if len(each) < VISIBLE_BLOCKS)
     ax.set_xlim(0, right)
     ax.set_xlabel(f"{label}, µs" + (f" ({beyond} of the blocks beyond the axis)" if beyond else ""))

@@ -33,7 +33,7 @@ def latencies(table: pd.DataFrame, label: str = "p50 from the due time") -> Axes
         for y, row in enumerate(table.to_dict("records")):
             drawing.mark(ax, y, row["p50"], seen[row["arm"]], row["values"])
         drawing.rows(ax, list(table["arm"]))
-        drawing.from_zero(ax, table, "p50", label)
+        drawing.from_zero(ax, table, label)
         return ax
 
 

@@ -131,13 +131,14 @@ def shown(table: pd.DataFrame, words: Words = Words(), columns: Sequence[str] | 
     Columns of raw values are left out. Without a row it says whether that was not measured, as the table knows, or
     nothing is there.
     """
-    arms = absent.left_out(table)
+    arms = table.attrs.get(absent.LEFT_OUT, ())
     beside = f"Left out here: {', '.join(arms)}. {words.left_out}".rstrip() if arms else ""
     if table.empty:
         missing = absent.known(table)
         if missing and not arms:
             return absent.Absent(missing)
-        return _with_words(Shown({"": ["nothing to list"]}, index=[""]), beside)
+        table = pd.DataFrame({"": ["nothing to list"]})
+        columns = None
     out: dict[str, Any] = {}
     for column, cells in (table if columns is None else table[[*columns]]).items():
         name = str(column)
@@ -150,12 +151,9 @@ def shown(table: pd.DataFrame, words: Words = Words(), columns: Sequence[str] | 
             out[f"{said}, %"] = [ABSENT if each is None else percent(each.relative) for each in values]
         else:
             out[said] = [_cell(value) for value in values]
-    return _with_words(Shown(out, index=[""] * len(table)), beside)  # row numbers would read as data
-
-
-def _with_words(table: Shown, words: str) -> Shown:
-    table.words = words
-    return table
+    whole = Shown(out, index=[""] * len(table))  # row numbers would read as data
+    whole.words = beside
+    return whole
 
 
 _READ: Mapping[type, Callable[[Any], str]] = {

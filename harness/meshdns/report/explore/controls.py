@@ -92,7 +92,8 @@ class _Panel:
         experiment = self.experiment.value
         for chosen, factor in ((self.arm, "arm"), (self.name_kind, "name_kind")):
             found = numbers.levels(self.runs, experiment, factor)
-            _offer(chosen, found, found if factor == "arm" else _usual(found))
+            usual = [*(level for level in found if level in USUAL), *found][:1]
+            _offer(chosen, found, found if factor == "arm" else usual)
         varied = numbers.further_factors(self.runs, experiment)
         begun = numbers.begin_with(self.runs, experiment, USUAL)
         self.further = {name: _list(name, found, begun[name]) for name, found in varied.items()}
@@ -123,10 +124,6 @@ def _left_out(runs: store.Runs, selection: Selection) -> str:
     state = "included" if selection.invalid else "left out"
     note = f"{invalid} of them invalid and {state}" if invalid else "none invalid"
     return f"{len(every)} cells, {note}; {text.ABSENT} means too few requests for that percentile"
-
-
-def _usual(found: Sequence[Hashable]) -> list[Hashable]:
-    return [*(level for level in found if level in USUAL), *found][:1]
 
 
 def _list(title: str, options: Sequence[Any], value: Sequence[Hashable] = ()) -> widgets.SelectMultiple:

@@ -84,11 +84,9 @@ def _work(values: Values) -> str:
 
 
 def _planned(values: Values) -> str:
-    if not values["planned_hz"]:
+    if not (planned_hz := values["planned_hz"]):
         return ""
-    return (
-        f"{units.number(values['rate'].estimate / values['planned_hz'])} times the highest planned, {{planned_hz:/s}}"
-    )
+    return f"{units.number(values['rate'].estimate / planned_hz)} times the highest planned, {{planned_hz:/s}}"
 
 
 def _laws(values: Values) -> str:

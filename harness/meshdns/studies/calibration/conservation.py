@@ -42,10 +42,12 @@ def conservation(runs: store.Runs) -> list[Check]:
     counts = {name: cells.counter(dns, counter) for name, counter in names.COUNTERS.items()}
     seen = looks.of_runs(runs)
     proxied = np.array([seen.pod(str(arm)).dns_proxy for arm in dns["arm"]], dtype=bool)
+    refused = sum(any(str(reason).startswith(REJECTED) for reason in reasons) for reasons in every["reasons"])
+    verdict = judge(refused <= STRAY * len(every)) if len(every) else UNMEASURED
     return [
         _residual("conservation_dns", dns, names.disagreement(counts, proxied)),
         _residual("conservation_servers", served, unserved),
-        _rejected(every),
+        Check("conservation_rejected", verdict, {"refused": refused, "cells": len(every), "limit": STRAY}),
     ]
 
 
@@ -57,12 +59,6 @@ def _residual(item: str, chosen: pd.DataFrame, residual: NDArray[np.float64]) ->
     verdict = judge(not off.any(), RED if trusted or off.mean() > STRAY else AMBER)
     counted = {"off": int(off.sum()), "cells": residual.size, "by": residual.sum(), "trusted": trusted}
     return Check(item, verdict, counted)
-
-
-def _rejected(every: pd.DataFrame) -> Check:
-    refused = sum(any(str(reason).startswith(REJECTED) for reason in reasons) for reasons in every["reasons"])
-    verdict = judge(refused <= STRAY * len(every)) if len(every) else UNMEASURED
-    return Check("conservation_rejected", verdict, {"refused": refused, "cells": len(every), "limit": STRAY})
 
 
 def gaps(runs: store.Runs) -> pd.DataFrame:
@@ -191,18 +187,17 @@ def precision(runs: store.Runs) -> list[Check]:
     for experiment in COMPARED:
         by = ["arm"] if experiment == names.LOOKUP else ["arm", "backend"]
         medians = cells.medians(runs, cells.select(runs, experiment), by, "from_start")
-        pairs = pd.DataFrame(
-            [
-                {"names": (_name(a), _name(b)), "slower": width / max(p50s), "faster": width / min(p50s)}
-                for a, b in itertools.combinations(medians.columns, 2)
-                if (found := cells.paired(medians, a, b)) is not None and _backend(a) == _backend(b)
-                for width, p50s in [(found.absolute.half_width, (medians[a].mean(), medians[b].mean()))]
-            ]
-        )
         values: dict[str, Any] = {"experiment": experiment, "limit": PRECISION}
-        if pairs.empty:
+        rows = []
+        for a, b in itertools.combinations(medians.columns, 2):
+            found = cells.paired(medians, a, b) if _backend(a) == _backend(b) else None
+            if found is not None:
+                width, p50s = found.absolute.half_width, (medians[a].mean(), medians[b].mean())
+                rows.append({"names": (_name(a), _name(b)), "slower": width / max(p50s), "faster": width / min(p50s)})
+        if not rows:
             checked.append(Check("precision", values=values))
             continue
+        pairs = pd.DataFrame(rows)
         worst = pairs.sort_values("slower").iloc[-1]
         values |= {"widest": worst["slower"], "middle": pairs["slower"].median(), "names": worst["names"]}
         values |= {"wide": int((pairs["slower"] > PRECISION).sum()), "pairs": len(pairs)}

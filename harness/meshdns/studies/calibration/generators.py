@@ -90,8 +90,7 @@ def lag(runs: store.Runs) -> list[Check]:
     Amber while lateness is felt in tails alone: a late start is charged to the request, whose median stays.
     """
     found, gate = [], {"limit": LAG_SHARE, "gate_hz": LAG_RATE_HZ, "behind_ns": BEHIND_NS}
-    rows: list[dict[Any, Any]] = lag_table(runs).to_dict("records")
-    for row in rows:
+    for row in cells.rows(lag_table(runs)):
         late = RED if row["p99"] >= LAG_NS else AMBER
         verdict = judge(row["p99"] < min(LAG_SHARE * row["latency"], LAG_NS), late)
         found.append(Check("send_lag", verdict if row["rate_hz"] == LAG_RATE_HZ else STATED, row | gate))
@@ -225,7 +224,7 @@ def _loop_residual(runs: store.Runs, chosen: pd.DataFrame) -> NDArray[np.float64
 
 def others(runs: store.Runs) -> list[Check]:
     """Others on the same loop. Each, the agent too, is held to Little's law before its p50 is compared."""
-    rows: list[dict[Any, Any]] = compared(runs).to_dict("records")
+    rows = cells.rows(compared(runs))
     laws = {(row["kind"], row["generator"]): row["littles_residual"] for row in rows}
     checked = []
     for row in rows:

@@ -82,10 +82,7 @@ def _medians(runs: store.Runs, experiment: str) -> pd.DataFrame:
 def _steps(levels: Iterable[Sequence[object]], seen: looks.Looks) -> list[Level]:
     """The steps that were measured: the ladder, then any other in the order of the world."""
     measured = [(str(arm), str(backend)) for arm, backend in levels]
-    further = [level for level in measured if level not in LADDER]
-    order = seen.held(arm for arm, _ in further)
-    further.sort(key=lambda level: (order.index(level[0]), level[1]))
-    return [*(level for level in LADDER if level in measured), *further]
+    return sorted(measured, key=lambda step: (looks.place(LADDER, step), looks.place(seen.arms, step[0]), *step))
 
 
 def _compared(steps: Sequence[Level], seen: looks.Looks) -> list[tuple[Level, Level]]:
@@ -255,9 +252,7 @@ def behind_client(table: pd.DataFrame) -> list[str]:
 def cpu(runs: store.Runs) -> pd.DataFrame:
     """A row per step: CPU time per request in each kind of container, and their sum (intervals in ns)."""
     chosen = cells.select(runs, REQUEST, tool="agent")
-    each = spent(runs, chosen)
-    each = each.assign(without_client=each.drop(columns=CLIENT).sum(axis=1), total=each.sum(axis=1))
-    found = {name: cells.matrix(chosen.assign(value=each[name]), STEP) for name in each.columns}
+    found = spent_by(runs, chosen, STEP)
     rows = [
         {"step": label(step), "arm": step[0], "blocks": len(cells.column(found["total"], step))}
         | {name: cells.interval(values, step) for name, values in found.items()}
@@ -296,6 +291,13 @@ def spent(runs: store.Runs, chosen: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*columns]).fillna(0.0).div(np.maximum(cells.asked(runs, chosen), 1), axis=0)
 
 
+def spent_by(runs: store.Runs, chosen: pd.DataFrame, by: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """The same by role, without the client and in all: blocks by levels."""
+    each = spent(runs, chosen)
+    each = each.assign(without_client=each.drop(columns=CLIENT).sum(axis=1), total=each.sum(axis=1))
+    return {str(name): cells.matrix(chosen.assign(value=each[name]), by) for name in each}
+
+
 # What the path of a request looks like in counters; sums over valid cells.
 _PATH = {
     "redirected": "pod/rule/redirect_tcp",
@@ -330,6 +332,17 @@ def path(runs: store.Runs) -> pd.DataFrame:
     )
     table = sums.groupby(["arm", "backend"], observed=True)[["requests", *kinds, *_PATH]].sum().astype(int)
     return table.reindex(sorted(table.index, key=lambda step: looks.place(LADDER, step))).reset_index()
+
+
+def counted_at(table: pd.DataFrame, step: Level) -> dict[Any, Any] | None:
+    """The row of that step, if it was measured."""
+    return next(iter(cells.rows(table, arm=step[0], backend=step[1])), None)
+
+
+def counted_in(table: pd.DataFrame, arm: str) -> dict[str, int]:
+    """Sums over the backends of an arm."""
+    whole = table[table["arm"] == arm].drop(columns=STEP)
+    return {str(name): int(total) for name, total in whole.sum().items()} if len(whole) else {}
 
 
 @dataclass(frozen=True)

@@ -162,9 +162,10 @@ def cpu(runs: store.Runs) -> pd.DataFrame:
     """
     rows: list[Row] = []
     for measure in MEASURES:
-        spent = _spent(runs, measure.cells(runs), measure.by)
-        others = spent["without_client"]
-        noise = cells.noise_floor(_spent(runs, measure.equal(runs), "arm")["without_client"], *mechanisms.EQUAL)
+        spent = cost.spent_by(runs, measure.cells(runs), [measure.by])
+        others, _ = spent["without_client"], spent.pop("total")
+        equal = cost.spent_by(runs, measure.equal(runs), ["arm"])["without_client"]
+        noise = cells.noise_floor(equal, *mechanisms.EQUAL)
         for each in compared(runs):
             level = measure.of(each)
             if not len(cells.column(others, level)):
@@ -178,13 +179,6 @@ def cpu(runs: store.Runs) -> pd.DataFrame:
             )
     idle = [name for name in cost.ROLES if not any(row[name].estimate > 0 for row in rows)]
     return absent.of(pd.DataFrame(rows).drop(columns=idle, errors="ignore"), runs, *TIMED)
-
-
-def _spent(runs: store.Runs, chosen: pd.DataFrame, by: str) -> dict[str, pd.DataFrame]:
-    """CPU time per request in each role and in all but the client, blocks by levels."""
-    spent = cost.spent(runs, chosen)
-    spent["without_client"] = spent.drop(columns=cost.CLIENT).sum(axis=1)
-    return {str(name): cells.matrix(chosen.assign(value=spent[name]), [by]) for name in spent}
 
 
 def _made(chosen: pd.DataFrame, name: str) -> cells.Values:

@@ -44,15 +44,17 @@ def answer(runs: store.Runs) -> str:
         return "No valid lookups without a mesh were measured, so there is nothing to compare with."
     base = rows[BASE]
     opening = f"Without a mesh a cluster name is answered in {text.interval(base['p50'])}"
-    said = [f"{opening} (p50, {text.blocks(base['blocks'])})."]
-    order = dict.fromkeys([*(arm for arm in (MODE2, MODE2_ENVOY, MODE1) if arm in rows), *rows])
-    said += [_arm_sentence(arm, rows[arm]) for arm in order if arm not in (BASE, TWIN)]
-    return " ".join(reversed(said[:2])) + "".join(f" {each}" for each in said[2:])
+    order = [arm for arm in dict.fromkeys([*_LABELS, *rows]) if arm in rows.keys() - {BASE, TWIN}]
+    said = [_arm_sentence(arm, rows[arm]) for arm in order]
+    said.insert(1, f"{opening} (p50, {text.blocks(base['blocks'])}).")  # behind what is compared with it
+    return " ".join(said)
+
+
+_LABELS = {MODE2: "Mode 2", MODE2_ENVOY: "Mode 2 by Envoy's own DNS filter", MODE1: "Mode 1"}
 
 
 def _arm_sentence(arm: str, row: dict[Any, Any]) -> str:
-    label = {MODE1: "Mode 1", MODE2: "Mode 2", MODE2_ENVOY: "Mode 2 by Envoy's own DNS filter"}.get(arm, arm)
-    opening = f"{label} answers a cluster name in {text.interval(row['p50'])}"
+    opening = f"{_LABELS.get(arm, arm)} answers a cluster name in {text.interval(row['p50'])}"
     difference, verdict = row["p50_against_plain"], row["reading"]
     if verdict in text.CLEAR:
         return f"{opening}, {text.size(difference)} than without a mesh ({text.blocks(difference.absolute.n)})."

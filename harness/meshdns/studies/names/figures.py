@@ -27,7 +27,7 @@ def names(table: pd.DataFrame, lookup: str) -> Axes:
             offset = step * (arms.index(row["arm"]) - (len(arms) - 1) / 2)
             drawing.mark(ax, y + offset, row["p50"], seen[row["arm"]], row["values"], spread=0.38 * step)
         drawing.rows(ax, [f"{name} {qtype}" + (f", ndots {ndots}" if several else "") for name, qtype, ndots in levels])
-        drawing.from_zero(ax, part, "p50", f"{lookup}: p50")
+        drawing.from_zero(ax, part, f"{lookup}: p50")
         drawing.legend(ax, drawing.arm_handles(seen, arms), min(drawing.columns(arms, drawing.AXES_LETTERS), 4))
         return ax
 

@@ -154,9 +154,9 @@ def matrix(runs: store.Runs) -> pd.DataFrame:
     table = looks.ordered(table, dict(zip(LEVELS, orders, strict=True)))
     rows = table.to_dict("records")
     table["mode"] = [mode(clients.pod(row["arm"])) for row in rows]
-    table["home"] = [_home(runs, row["answer"]) for row in rows]
-    ports = {name: answer.port for name, answer in runs.world.answers.items()}
-    table["to_sidecar"] = table["home"] & (table["answer"].map(ports) == ISTIO.outbound_port)
+    home = {name: answer for name, answer in runs.world.answers.items() if answer.address.startswith(("127.", "{own}"))}
+    table["home"] = table["answer"].isin(home)
+    table["to_sidecar"] = [row["answer"] in home and home[row["answer"]].port == ISTIO.outbound_port for row in rows]
     table["outcome"] = [_outcome(row) for row in rows]
     table["ended"] = pd.Series(map(_ended, rows), dtype=object)
     each = [round((row["passed_through"] + row["at_guard"]) / max(row["requests"], 1)) for row in rows]
@@ -167,11 +167,6 @@ def matrix(runs: store.Runs) -> pd.DataFrame:
 def mode(client: Client) -> str:
     """Whose sidecar it is: that of mode 2 knows virtual IPs."""
     return "mode2" if client.virtual_ips or client.dns_proxy else "mode1"
-
-
-def _home(runs: store.Runs, answer: str) -> bool:
-    given = runs.world.answers.get(answer)
-    return given is not None and given.address.startswith(("127.", "{own}"))
 
 
 def _client(runs: store.Runs, chosen: pd.DataFrame) -> Row:
