@@ -165,7 +165,6 @@ def noise_floor(values: pd.DataFrame, a: Hashable, twin: Hashable) -> stats.Nois
 
 
 def _both(values: pd.DataFrame, a: Hashable, b: Hashable) -> tuple[Values, Values]:
-    """Two levels in the blocks that have both."""
     if a not in values.columns or b not in values.columns:
         return np.empty(0), np.empty(0)
     first, second = (values[level].to_numpy(dtype=float) for level in (a, b))

@@ -84,7 +84,7 @@ def rows(ax: Axes, labels: Sequence[str]) -> None:
 
 
 def from_zero(ax: Axes, frame: pd.DataFrame, label: str) -> None:
-    """A zero-based axis of p50; blocks beyond it are counted in its label, as outliers must not press the rest together."""
+    """A zero-based axis of p50; outlying blocks must not press the rest together, and are counted in its label."""
     ends = [each.high if np.isfinite(each.high) else each.estimate for each in frame["p50"]]
     bulk = [np.quantile(each, 0.9) for each in frame["values"] if len(each)]
     right = 1.08 * float(us(np.nanmax([*ends, *bulk])))

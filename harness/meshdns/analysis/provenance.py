@@ -36,16 +36,9 @@ def table(runs: store.Runs) -> pd.DataFrame:
     rows = []
     for header in runs.headers:
         versions, machine = branch(header.facts, "versions"), branch(header.facts, "machine")
-        rows.append(
-            {
-                "run": header.name,
-                "finished": header.finished or "unfinished",
-                "blocks": header.blocks,
-                "seed": header.seed,
-            }
-            | {name: str(versions.get(name, "unknown")) for name in _FACTS}
-            | {name: str(machine.get(name, "unknown")) for name in _MACHINE}
-        )
+        row = {"run": header.name, "finished": header.finished or "unfinished", "blocks": header.blocks}
+        row |= {"seed": header.seed} | {name: str(versions.get(name, "unknown")) for name in _FACTS}
+        rows.append(row | {name: str(machine.get(name, "unknown")) for name in _MACHINE})
     return pd.DataFrame(rows).set_index("run").T
 
 

@@ -33,8 +33,6 @@ def panel(runs: str | Path | store.Runs) -> widgets.VBox:
 
 
 class _Panel:
-    """The widgets of one panel and what they show."""
-
     def __init__(self, runs: store.Runs) -> None:
         self.runs = runs
         names = [header.name for header in runs.headers]
@@ -104,7 +102,6 @@ class _Panel:
         self._show()
 
     def _show(self, _: object = None) -> None:
-        """Picture and table are of the present selection."""
         if self.changing:
             return
         selection = self.selection()

@@ -172,7 +172,6 @@ def equal_arms(runs: store.Runs) -> list[Check]:
 
 
 def _false_positives(compared: Sequence[stats.Difference]) -> Check:
-    """How many comparisons of equal arms differ, of all that are made."""
     if not compared:
         return Check("false_positives")
     clear, chance = sum(each.clear for each in compared), 1 - stats.CONFIDENCE

@@ -85,7 +85,6 @@ def _followed(ax: Axes, table: pd.DataFrame, places: list[float]) -> None:
 
 
 def _named(ax: Axes, labels: list[str], headings: list[int]) -> None:
-    """A line per label, headings in bold."""
     drawing.rows(ax, labels)
     for heading in headings:
         ax.get_yticklabels()[heading].set_fontweight("bold")
@@ -148,7 +147,6 @@ def timeline(table: pd.DataFrame) -> list[Axes]:
 
 
 def _shares(ax: Axes, part: pd.DataFrame) -> None:
-    """Shares of one panel, stacked."""
     begin = part["from_ns"].to_numpy(dtype=float) / units.NS_PER_S
     edges = np.append(begin, begin[-1] + tables.BIN_NS / units.NS_PER_S)
     below = np.zeros(len(edges))

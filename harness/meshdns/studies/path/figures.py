@@ -32,8 +32,6 @@ _WORDS = {"connects": "connect", "closes": "close", "refuses": "refused"}  # of 
 
 @dataclass(frozen=True)
 class _Arrow:
-    """One message, ready to be drawn."""
-
     at_us: float
     begin: str  # lifelines
     end: str

@@ -179,7 +179,6 @@ def _client(runs: store.Runs, chosen: pd.DataFrame) -> Row:
 
 
 def _outcomes(per_cell: pd.DataFrame) -> pd.DataFrame:
-    """Requests of each cell by outcome."""
     served = per_cell["served"]
     proxied = np.minimum(served, per_cell["forwarded"] + per_cell["passed_through"])
     # More connections from the sidecar than requests, or one that names its port: it was to connect to itself.

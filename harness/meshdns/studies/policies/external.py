@@ -7,8 +7,6 @@ them apart. A connection reached the right server if that is who answered it.
 
 from __future__ import annotations
 
-import ipaddress
-
 import pandas as pd
 
 from meshdns import store
@@ -16,7 +14,7 @@ from meshdns.analysis import absent, cells, looks, shares
 from meshdns.core.world import World
 from meshdns.studies.policies.tables import EXTERNAL, TCP, Row, Rows, parts
 
-REAL, VIRTUAL = "real", "virtual"
+REAL, VIRTUAL = "real", "virtual"  # a virtual address is one that only sidecars know
 SERVICE = ("backend", "protocol", "port")
 
 
@@ -67,7 +65,7 @@ def _answers(mine: pd.DataFrame, backend: str, world: World) -> Row:
     wrong = int((other & ~right).sum())
     return {
         "connections": len(mine),
-        "answered": tuple(dict.fromkeys(kind(each, world) for each in addresses)),
+        "answered": tuple(dict.fromkeys(VIRTUAL if world.is_virtual(each) else REAL for each in addresses)),
         "addresses": tuple(addresses),
         "right": int(right.sum()),
         "wrong": wrong,
@@ -76,11 +74,6 @@ def _answers(mine: pd.DataFrame, backend: str, world: World) -> Row:
         "answered_by": mine["replica"][mine["replica"] != ""].value_counts().to_dict(),
         "right_share_values": (per_block["sum"] / per_block["size"]).to_numpy(dtype=float),
     }
-
-
-def kind(address: str, world: World) -> str:
-    """Whether the address is one that only sidecars know."""
-    return VIRTUAL if ipaddress.ip_address(address) in ipaddress.ip_network(world.virtual_ips) else REAL
 
 
 def meshed(found: pd.DataFrame, *backends: str) -> Rows:
