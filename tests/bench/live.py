@@ -17,6 +17,8 @@ import random
 import sys
 from collections.abc import Iterator, Mapping
 
+import numpy as np
+
 from meshdns.analysis import stats
 from meshdns.core import errors
 from meshdns.core.progress import Progress
@@ -84,7 +86,7 @@ def medians(what: Plan, number: int, opened: Session) -> Medians:
     cells, took_ns = (found.table[name].to_numpy() for name in ("cell", "end_ns"))
     took_ns = took_ns - found.table["start_ns"].to_numpy()
     valid = [one for one in found.records if one.valid]
-    return {_named(one.parameters): stats.quantile(took_ns[cells == one.cell], 0.5) for one in valid}
+    return {_named(one.parameters): float(np.quantile(took_ns[cells == one.cell], 0.5)) for one in valid}
 
 
 def measured(what: Plan, opened: Mapping[str, Session]) -> dict[Cell, list[float]]:

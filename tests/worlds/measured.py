@@ -290,7 +290,7 @@ def _cpu(cell: Cell, made: int, rng: np.random.Generator) -> dict[str, float]:
 
 def _facts() -> dict[str, Any]:
     judged = {
-        "resolution_ns": 1.0, "read_p50_ns": 60, "read_p99_ns": 90, "spin_ns": 10**9, "gaps": 1, "gap_ns": 80_000,
+        "resolution_ns": 1.0, "cost_p50_ns": 60, "cost_p99_ns": 90, "gaps_over_50us": 1, "gap_share": 8e-5,
         "longest_gap_ns": 80_000, "backwards": 0,
     }  # fmt: skip
     return {

@@ -20,8 +20,7 @@ from meshdns.core import plans
 MIME = "application/vnd.meshdns.absent+json"
 ATTRIBUTE, LEFT_OUT = "absent", "left out"  # of a table
 TRACES, CONFORMANCE = "traces", "conformance"  # no experiments, but facts of a run
-_BY = {TRACES: ("quick",), CONFORMANCE: ("quick",)}
-_FACTS = {
+_FACTS = {  # that the quick plan brings along
     TRACES: "the way of a traced request in each mode",
     CONFORMANCE: "how the DNS proxies answer what Istio's agent is known to answer",
 }
@@ -59,11 +58,6 @@ def leaving(table: Frame, arms: Iterable[str]) -> Frame:
     return table
 
 
-def left_out(table: pd.DataFrame) -> list[str]:
-    """The arms that the table leaves out."""
-    return list(table.attrs.get(LEFT_OUT, ()))
-
-
 def known(table: pd.DataFrame) -> tuple[str, ...]:
     """What the table knows not to be measured."""
     return tuple(table.attrs.get(ATTRIBUTE, ()))
@@ -76,14 +70,10 @@ def tell(names: Iterable[str]) -> None:
 
 def sentence(names: Iterable[str]) -> str:
     """What was not measured, and by which plan it is, in Markdown; "" of nothing."""
-    by_plans: dict[tuple[str, ...], list[str]] = {}
+    by_commands: dict[str, list[str]] = {}
     for name in dict.fromkeys(names):
-        measuring = _BY.get(name) or tuple(plans.measuring(name))
-        by_plans.setdefault(measuring, []).append(_FACTS.get(name) or plans.about(name))
-    parts = [f"{', '.join(words)}{_measured_by(each)}" for each, words in by_plans.items()]
+        measuring = ["quick"] if name in _FACTS else plans.measuring(name)
+        commands = " or ".join(f"`meshdns report --plan {each}`" for each in measuring)
+        by_commands.setdefault(commands, []).append(_FACTS.get(name) or plans.about(name))
+    parts = [", ".join(words) + (f" ({by})" if by else "") for by, words in by_commands.items()]
     return f"Not measured in these runs: {'; '.join(parts)}." if parts else ""
-
-
-def _measured_by(names: tuple[str, ...]) -> str:
-    commands = " or ".join(f"`meshdns report --plan {each}`" for each in names)
-    return f" ({commands})" if commands else ""

@@ -124,15 +124,19 @@ def pooled(runs: store.Runs, chosen: pd.DataFrame, by: str, measure: str, probab
     rows, position = requests_of(runs, chosen)
     values, levels = MEASURES[measure](rows), chosen[by].to_numpy()[position]
     groups = {str(level): values[levels == level] for level in pd.unique(chosen[by])}
-    return {
-        level: stats.quantile(each, probability) for level, each in groups.items() if enough(len(each), probability)
-    }
+    known = {level: each for level, each in groups.items() if enough(len(each), probability)}
+    return {level: float(np.quantile(each, probability)) for level, each in known.items()}
 
 
 def matrix(frame: pd.DataFrame, by: Sequence[str], value: str = "value") -> pd.DataFrame:
     """Blocks by levels."""
     present = frame.dropna(subset=[value])
     return present.pivot_table(index=BLOCK, columns=list(by), values=value, aggfunc="mean", observed=True)
+
+
+def medians(runs: store.Runs, chosen: pd.DataFrame, by: Sequence[str], measure: str = "from_due") -> pd.DataFrame:
+    """Blocks by levels: p50 of that measure."""
+    return matrix(per_cell(runs, chosen, measure), by)
 
 
 def column(values: pd.DataFrame, level: Hashable) -> Values:
@@ -161,7 +165,6 @@ def noise_floor(values: pd.DataFrame, a: Hashable, twin: Hashable) -> stats.Nois
 
 
 def _both(values: pd.DataFrame, a: Hashable, b: Hashable) -> tuple[Values, Values]:
-    """Two levels in the blocks that have both."""
     if a not in values.columns or b not in values.columns:
         return np.empty(0), np.empty(0)
     first, second = (values[level].to_numpy(dtype=float) for level in (a, b))
@@ -191,6 +194,13 @@ def _of(planned: Mapping[str, Any], run: str, chosen: pd.DataFrame) -> NDArray[n
 def counter(chosen: pd.DataFrame, name: str) -> Values:
     """That counter of each cell; 0 where the cell's path has none."""
     return np.array([float(each.get(name, 0)) for each in chosen["counters"]], dtype=float)
+
+
+def rows(table: pd.DataFrame, **levels: object) -> list[dict[Any, Any]]:
+    """The rows of a table at these levels."""
+    for name, level in levels.items():
+        table = table[table[name] == level]
+    return table.to_dict("records")
 
 
 def blocks_of(frame: pd.DataFrame) -> int:

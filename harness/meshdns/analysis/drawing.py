@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
@@ -30,15 +31,14 @@ LANES = 3  # arms that a row has room for, side by side; with more of them it is
 @contextmanager
 def axes(height: float) -> Iterator[Axes]:
     """Axes of that height in inches, in our style."""
-    # Loads the backend now: a notebook's switches to interactive when it loads, and leaving the style would undo that.
-    plt.draw_if_interactive()  # type: ignore[no-untyped-call]
-    with plt.style.context(STYLE):
-        yield plt.subplots(figsize=(WIDTH, height))[1]
+    with grid(1, 1, height) as places:
+        yield places[0, 0]
 
 
 @contextmanager
 def grid(rows: int, columns: int, height: float, **how: Any) -> Iterator[Any]:
     """Axes in rows and columns, the whole of that height in inches, in our style."""
+    # Loads the backend now: a notebook's switches to interactive when it loads, and leaving the style would undo that.
     plt.draw_if_interactive()  # type: ignore[no-untyped-call]
     with plt.style.context(STYLE):
         yield plt.subplots(rows, columns, figsize=(WIDTH, height), squeeze=False, **how)[1]
@@ -83,26 +83,28 @@ def rows(ax: Axes, labels: Sequence[str]) -> None:
     ax.grid(visible=False, axis="y")
 
 
-def widest(frame: pd.DataFrame, name: str) -> float:
-    """The far end of all intervals and of the blocks' bulk, µs; outlying blocks must not press the rest together."""
-    ends = [each.high if np.isfinite(each.high) else each.estimate for each in frame[name]]
+def from_zero(ax: Axes, frame: pd.DataFrame, label: str) -> None:
+    """A zero-based axis of p50; outlying blocks must not press the rest together, and are counted in its label."""
+    ends = [each.high if np.isfinite(each.high) else each.estimate for each in frame["p50"]]
     bulk = [np.quantile(each, 0.9) for each in frame["values"] if len(each)]
-    return float(np.nanmax([*ends, *bulk])) / units.NS_PER_US
-
-
-def from_zero(ax: Axes, frame: pd.DataFrame, name: str, label: str) -> None:
-    """A zero-based axis; blocks beyond it are counted in its label."""
-    right = 1.08 * widest(frame, name)
+    right = 1.08 * float(us(np.nanmax([*ends, *bulk])))
     beyond = sum(int((us(each) > right).sum()) for each in frame["values"] if len(each) < VISIBLE_BLOCKS)
     ax.set_xlim(0, right)
     ax.set_xlabel(f"{label}, µs" + (f" ({beyond} of the blocks beyond the axis)" if beyond else ""))
 
 
-def unmeasured(ax: Axes, names: Sequence[str]) -> None:
+def unmeasured(names: Sequence[str]) -> Axes:
     """An empty figure that says so, and what was not measured beside it: a published page has only the latter."""
-    ax.set_axis_off()
-    ax.set_title("not measured in this run")
     absent.tell(names)
+    with axes(tall(0)) as ax:
+        ax.set_axis_off()
+        ax.set_title("not measured in this run")
+        return ax
+
+
+def legend(ax: Axes, handles: Sequence[Artist], columns: int) -> None:
+    """A legend over the axes, flush with them."""
+    ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, handletextpad=0.3)
 
 
 def arm_handles(seen: looks.Looks, arms: Sequence[str]) -> list[Line2D]:

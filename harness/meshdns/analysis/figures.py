@@ -26,25 +26,23 @@ _SHADES = (
 
 def latencies(table: pd.DataFrame, label: str = "p50 from the due time") -> Axes:
     """One row per arm: p50 with its interval, and every block."""
+    if table.empty:
+        return drawing.unmeasured(absent.known(table))
     seen = looks.of(table)
     with drawing.axes(drawing.tall(len(table))) as ax:
-        if table.empty:
-            drawing.unmeasured(ax, absent.known(table))
-            return ax
         for y, row in enumerate(table.to_dict("records")):
             drawing.mark(ax, y, row["p50"], seen[row["arm"]], row["values"])
         drawing.rows(ax, list(table["arm"]))
-        drawing.from_zero(ax, table, "p50", label)
+        drawing.from_zero(ax, table, label)
         return ax
 
 
 def stacked(table: pd.DataFrame, parts: Sequence[str], label: str, total: str = "total", words: Words = NONE) -> Axes:
     """One bar per step, its parts end to end; the line at its end is the interval of the total."""
+    if table.empty:
+        return drawing.unmeasured(absent.known(table))
     seen = looks.of(table)
     with drawing.axes(1.7 + 0.36 * len(table)) as ax:
-        if table.empty:
-            drawing.unmeasured(ax, absent.known(table))
-            return ax
         shown = [part for part in parts if max(each.estimate for each in table[part]) > 0]
         left = np.zeros(len(table))
         for part, (colour, hatch) in zip(shown, itertools.cycle(_SHADES), strict=False):
@@ -70,11 +68,10 @@ def differences(
     words: Words = NONE,
 ) -> Axes:
     """One row per change: the paired difference with its interval; the band is what equal arms differ by."""
+    if table.empty:
+        return drawing.unmeasured(absent.known(table))
     seen = looks.of(table)
     with drawing.axes(drawing.tall(len(table))) as ax:
-        if table.empty:
-            drawing.unmeasured(ax, absent.known(table))
-            return ax
         if floor is not None:
             ax.axvspan(-drawing.us(floor.absolute), drawing.us(floor.absolute), color="#dddddd", zorder=0)
         ax.axvline(0, color="#222222", linewidth=1)

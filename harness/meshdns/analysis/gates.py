@@ -39,7 +39,7 @@ def within(found: stats.Interval, low: float, high: float, otherwise: str = RED)
     return GREEN if low <= found.low and found.high <= high else UNKNOWN
 
 
-def fact(facts: dict[str, Any], *names: str) -> float:
-    """The first of these facts that is a number; NaN if none is."""
-    found = next((facts[name] for name in names if isinstance(facts.get(name), int | float)), math.nan)
-    return float(found)
+def fact(facts: Mapping[str, Any], name: str) -> float:
+    """That fact, if it is a number; else NaN."""
+    found = facts.get(name)
+    return float(found) if isinstance(found, int | float) else math.nan

@@ -36,16 +36,9 @@ def table(runs: store.Runs) -> pd.DataFrame:
     rows = []
     for header in runs.headers:
         versions, machine = branch(header.facts, "versions"), branch(header.facts, "machine")
-        rows.append(
-            {
-                "run": header.name,
-                "finished": header.finished or "unfinished",
-                "blocks": header.blocks,
-                "seed": header.seed,
-            }
-            | {name: str(versions.get(name, "unknown")) for name in _FACTS}
-            | {name: str(machine.get(name, "unknown")) for name in _MACHINE}
-        )
+        row = {"run": header.name, "finished": header.finished or "unfinished", "blocks": header.blocks}
+        row |= {"seed": header.seed} | {name: str(versions.get(name, "unknown")) for name in _FACTS}
+        rows.append(row | {name: str(machine.get(name, "unknown")) for name in _MACHINE})
     return pd.DataFrame(rows).set_index("run").T
 
 
@@ -137,19 +130,25 @@ def judged(
     return reconciled(runs, pd.DataFrame([*rows, *more]))
 
 
+def counted(runs: store.Runs, experiment: str, good: pd.DataFrame) -> dict[str, Any]:
+    """How a row of an experiment begins, of whose cells these are good."""
+    every = int((runs.cells["experiment"] == experiment).sum())
+    return {
+        "experiment": experiment,
+        "blocks": cells.blocks_of(good),
+        "cells": every,
+        "invalid_cells": every - len(good),
+    }
+
+
 def _check(runs: store.Runs, experiment: str) -> dict[str, Any]:
-    every = runs.cells[runs.cells["experiment"] == experiment]
     chosen = cells.select(runs, experiment)
     good, position = cells.requests_of(runs, chosen)
     bad, _ = cells.requests_of(runs, chosen, failed=True)
     timed = chosen["rate_hz"].to_numpy(dtype=float)[position] > 0  # a closed loop is never late
     late = cells.MEASURES["lag"](good)[timed]
     lag = f"{np.quantile(late, 0.99) / 1_000:.1f}" if len(late) else text.ABSENT
-    return {
-        "experiment": experiment,
-        "blocks": cells.blocks_of(chosen),
-        "cells": len(every),
-        "invalid_cells": len(every) - len(chosen),
+    return counted(runs, experiment, chosen) | {
         "requests": len(good) + len(bad),
         "failed": len(bad),
         "of_those_offered": float((len(good) + len(bad)) / max(chosen["offered"].sum(), 1)),

@@ -118,12 +118,6 @@ class BreakEven:
     line: Line
 
 
-def quantile(values: ArrayLike, probability: float) -> float:
-    """The quantile, interpolated linearly between order statistics; NaN of nothing."""
-    array = np.asarray(values, dtype=float)
-    return float(np.quantile(array, probability, method="linear")) if array.size else math.nan
-
-
 def quantiles_by_group(values: ArrayLike, group: ArrayLike, probabilities: Sequence[float]) -> Floats:
     """One row per group 0..max, one column per probability; NaN for a group without values."""
     array, codes = np.asarray(values), np.asarray(group)

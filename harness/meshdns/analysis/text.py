@@ -7,9 +7,9 @@ place is here, and what is of one study in the `Words` of its answer.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,8 @@ from meshdns.analysis import absent, stats
 from meshdns.core import units
 
 ABSENT = "–"  # not measured, or too few samples; never a zero
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
 
 
 def interval(each: stats.Interval | None, *, signed: bool = False) -> str:
@@ -129,13 +131,14 @@ def shown(table: pd.DataFrame, words: Words = Words(), columns: Sequence[str] | 
     Columns of raw values are left out. Without a row it says whether that was not measured, as the table knows, or
     nothing is there.
     """
-    arms = absent.left_out(table)
+    arms = table.attrs.get(absent.LEFT_OUT, ())
     beside = f"Left out here: {', '.join(arms)}. {words.left_out}".rstrip() if arms else ""
     if table.empty:
         missing = absent.known(table)
         if missing and not arms:
             return absent.Absent(missing)
-        return _with_words(Shown({"": ["nothing to list"]}, index=[""]), beside)
+        table = pd.DataFrame({"": ["nothing to list"]})
+        columns = None
     out: dict[str, Any] = {}
     for column, cells in (table if columns is None else table[[*columns]]).items():
         name = str(column)
@@ -148,12 +151,9 @@ def shown(table: pd.DataFrame, words: Words = Words(), columns: Sequence[str] | 
             out[f"{said}, %"] = [ABSENT if each is None else percent(each.relative) for each in values]
         else:
             out[said] = [_cell(value) for value in values]
-    return _with_words(Shown(out, index=[""] * len(table)), beside)  # row numbers would read as data
-
-
-def _with_words(table: Shown, words: str) -> Shown:
-    table.words = words
-    return table
+    whole = Shown(out, index=[""] * len(table))  # row numbers would read as data
+    whole.words = beside
+    return whole
 
 
 _READ: Mapping[type, Callable[[Any], str]] = {
@@ -181,6 +181,14 @@ def said(sentences: Sequence[str]) -> Markdown:
     """Sentences as paragraphs of a page; what they quote of stored runs is text, neither HTML nor a link."""
     words = (re.sub(r"[\\<]|(?<=\])\(|(?<=:)/(?=/)", r"\\\g<0>", each) for each in sentences if each)
     return Markdown("\n\n".join(words))  # type: ignore[no-untyped-call]
+
+
+def grouped(pairs: Iterable[tuple[Key, Value]]) -> dict[Key, list[Value]]:
+    """The values of each key, both in their order."""
+    found: dict[Key, list[Value]] = {}
+    for key, value in pairs:
+        found.setdefault(key, []).append(value)
+    return found
 
 
 def blocks(n: int) -> str:

@@ -139,11 +139,9 @@ def _pictures(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 
 
 def _absent(cell: nbformat.NotebookNode) -> list[str]:
-    """What the cell shows not to be measured."""
     shown = (output.get("data", {}).get(absent.MIME, {}) for output in cell.get("outputs", []))
     return [str(name) for each in shown for name in each.get("names", [])]
 
 
 def _tag(cell: nbformat.NotebookNode) -> str:
-    """The first tag, or nothing."""
     return str(next(iter(cell.metadata.get("tags", [])), ""))

@@ -31,18 +31,12 @@ def _rows(runs: store.Runs, experiment: str) -> list[dict[str, Any]]:
     chosen = every[every["valid"].astype(bool)].reset_index(drop=True)
     by = ["arm", "factors"]
     p50, p90 = (cells.matrix(cells.per_cell(runs, chosen, "from_due", p), by) for p in (0.5, 0.9))
-    rows = []
-    order = looks.of_runs(runs).held(every["arm"])
-    groups = {(str(arm), str(said)): mine for (arm, said), mine in every.groupby(by, sort=False)}
-    for level, mine in sorted(groups.items(), key=lambda each: order.index(each[0][0])):
+    rows, order = [], looks.of_runs(runs).held(every["arm"])
+    for level, mine in sorted(every.groupby(by, sort=False), key=lambda each: order.index(str(each[0][0]))):
         good = mine[mine["valid"].astype(bool)]
-        row = dict(zip(by, level, strict=True)) | {
-            "blocks": cells.blocks_of(good),
-            "invalid_cells": len(mine) - len(good),
-        }
-        rows.append(
-            {"experiment": experiment} | row | {"p50": cells.interval(p50, level), "p90": cells.interval(p90, level)}
-        )
+        row = {"experiment": experiment} | dict(zip(by, level, strict=True))
+        row |= {"blocks": cells.blocks_of(good), "invalid_cells": len(mine) - len(good)}
+        rows.append(row | {"p50": cells.interval(p50, level), "p90": cells.interval(p90, level)})
     return rows
 
 

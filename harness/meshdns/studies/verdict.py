@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import pandas as pd
+from typing import Literal
 
 from meshdns.analysis import stats, text
 from meshdns.core import units
@@ -56,21 +54,6 @@ class Verdict:
 def unmeasured(claim: str, why: str = "no experiment of these runs decides it") -> Verdict:
     """No verdict, and what it would need."""
     return Verdict(claim, UNMEASURED, why, "", "")
-
-
-def counted_at(path: pd.DataFrame, arm: str, backend: str) -> dict[str, Any] | None:
-    """What was counted for one arm and backend."""
-    found = path[(path["arm"] == arm) & (path["backend"] == backend)]
-    return {str(key): value for key, value in found.iloc[0].items()} if len(found) else None
-
-
-def counted_in(path: pd.DataFrame, arm: str) -> dict[str, int]:
-    """Sums over the backends of an arm."""
-    whole = path[path["arm"] == arm].drop(columns=["arm", "backend", "seconds"])
-    return {str(name): int(total) for name, total in whole.sum().items()} if len(whole) else {}
-
-
-Rows = list[dict[Any, Any]]
 
 
 def both(found: stats.Difference) -> str:

@@ -14,6 +14,7 @@ import pytest
 import changes_world
 from drawn import labels, strictly
 from meshdns import store
+from meshdns.analysis import cells
 from meshdns.studies.change import figures, tables
 
 NOTEBOOK = Path(__file__).parents[3] / "notebooks" / "05-following-change.ipynb"
@@ -47,7 +48,7 @@ def test_the_figure_has_a_mark_per_row_and_hollow_ones_for_never(usual: store.Ru
     ]
     at = {line.get_ydata()[0]: line.get_xdata()[0] for line in marks(times)}
     assert len(at) == len(mine)  # none hides another
-    cached = tables.rows(mine, change="up", arm="plain-cache")[0]
+    cached = cells.rows(mine, change="up", arm="plain-cache")[0]
     assert at[5] == pytest.approx(min(cached["followed"].p50 / 1e9, cached["rest_s"]))
 
 

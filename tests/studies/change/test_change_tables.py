@@ -14,7 +14,7 @@ import pytest
 import changes_world
 from changes_world import World
 from meshdns import store
-from meshdns.analysis import absent, gates, text
+from meshdns.analysis import absent, cells, gates, text
 from meshdns.core import errors
 from meshdns.lab.controlplane import EFFECTS
 from meshdns.measure import counters
@@ -38,7 +38,7 @@ def world(tmp_path: Path) -> Callable[..., store.Runs]:
 def row(found: pd.DataFrame, *levels: str) -> dict[str, Any]:
     """The row of this change, backend, arm and connection."""
     names = ("change", "backend", "arm", "connection")
-    only = tables.rows(found, **dict(zip(names, levels, strict=False)))
+    only = cells.rows(found, **dict(zip(names, levels, strict=False)))
     assert len(only) == 1
     return only[0]
 
@@ -153,7 +153,7 @@ def test_endpoints_and_names_follow_by_istiods_debounce(usual: store.Runs, other
     assert list(table["debounce"]) == [each for each in tables.DEBOUNCES for _ in range(2)]
     assert list(table["endpoints"][:2]) == ["EDS", "name table"]
     truth = {each: World().follows | World().gathers.get(each, {}) for each in tables.DEBOUNCES}
-    for each in tables.rows(table):
+    for each in cells.rows(table):
         assert each["blocks"] == 4
         assert each["followed"].p50 / S == pytest.approx(truth[each["debounce"]][each["endpoints"]], abs=0.06)
     said = answer.gathered_answer(table)
@@ -185,7 +185,7 @@ def test_a_minute_without_a_failure_meets_the_bar(minutes: store.Runs) -> None:
 
 
 def test_what_was_not_watched_long_enough_is_not_judged(minutes: store.Runs) -> None:
-    away = tables.rows(tables.unnoticed(minutes), change="istiod")[0]
+    away = cells.rows(tables.unnoticed(minutes), change="istiod")[0]
     for how in ({"longest_s": 45.0}, {"rate_hz": 100.0}):
         assert tables.quiet(away | how) is None
     assert tables.quiet(away | {"failed": 1}) == gates.MISSED

@@ -31,7 +31,7 @@ def matrix(*cells: Cell) -> pd.DataFrame:
 
 
 NOTHING = tables.matrix(traces.answered(Cell("pod", valid=False)))
-NO_REQUESTS = pd.DataFrame(columns=["arm", "backend", "seconds"])
+NO_REQUESTS = pd.DataFrame(columns=["arm", "backend"])
 
 
 def test_interception_is_refuted_by_connections_that_were_not_redirected(usual: store.Runs, tmp_path: Path) -> None:

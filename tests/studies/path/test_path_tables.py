@@ -9,7 +9,7 @@ import pytest
 
 import traces
 from meshdns import store
-from meshdns.analysis import absent, text
+from meshdns.analysis import absent, cells, text
 from meshdns.core import errors
 from meshdns.core.world import Answer
 from meshdns.studies.path import answer, tables
@@ -18,7 +18,7 @@ from traces import Cell
 
 
 def outcome(runs: store.Runs, given: str, intercepted: bool = True, sidecar: str = "up", arm: str = "answers") -> str:
-    found = tables.rows(tables.matrix(runs), answer=given, arm=arm, intercepted=intercepted, sidecar=sidecar)
+    found = cells.rows(tables.matrix(runs), answer=given, arm=arm, intercepted=intercepted, sidecar=sidecar)
     assert len(found) == 1
     return f"{found[0]['outcome']} {answer.end(found[0])}".strip()
 
@@ -63,7 +63,7 @@ def test_served_requests_of_one_cell_may_take_two_ways() -> None:
 
 def test_mixed_outcomes_are_counts() -> None:
     mixed = Cell("pod", {}, ("ok", "ok", "connect_error", "timeout"), intercepted=False)
-    found = tables.rows(tables.matrix(traces.answered(mixed)), answer="pod")[0]
+    found = cells.rows(tables.matrix(traces.answered(mixed)), answer="pod")[0]
     assert found["outcome"] == "4 direct, 2 refused, 2 lost"
     assert found["requests"] == sum(found[name] for name in tables.OUTCOMES) == 8
 
@@ -92,7 +92,7 @@ def test_each_modes_sidecar_has_rows_of_its_own(usual: store.Runs) -> None:
     table = tables.matrix(usual)
     assert set(table["mode"]) == {tables.mode(WORLD.arms[arm]) for arm in WORLD.answering} == {"mode1", "mode2"}
     of = {
-        mode: tables.rows(table, mode=mode, answer="virtual", intercepted=True, sidecar="up")
+        mode: cells.rows(table, mode=mode, answer="virtual", intercepted=True, sidecar="up")
         for mode in ("mode1", "mode2")
     }
     assert [each["outcome"] for each in (*of["mode1"], *of["mode2"])] == ["lost", "proxied"]

@@ -50,7 +50,6 @@ def test_addresses_are_told_as_real_or_virtual(usual: store.Runs) -> None:
     kinds = {arm: row(table, "api", arm)["answered"] for arm in ARMS}
     assert kinds == {"plain": real, "mode1": real, "mode2-agent": virtual}
     assert row(table, "redis", "mode2-agent")["addresses"] == ("240.240.0.33",)
-    assert external.kind("198.18.0.71", WORLD) == external.REAL
 
 
 def test_the_sidecars_counts_hold_the_warm_up_and_are_absent_without_one(usual: store.Runs) -> None:

@@ -33,8 +33,6 @@ def panel(runs: str | Path | store.Runs) -> widgets.VBox:
 
 
 class _Panel:
-    """The widgets of one panel and what they show."""
-
     def __init__(self, runs: store.Runs) -> None:
         self.runs = runs
         names = [header.name for header in runs.headers]
@@ -92,7 +90,8 @@ class _Panel:
         experiment = self.experiment.value
         for chosen, factor in ((self.arm, "arm"), (self.name_kind, "name_kind")):
             found = numbers.levels(self.runs, experiment, factor)
-            _offer(chosen, found, found if factor == "arm" else _usual(found))
+            usual = [*(level for level in found if level in USUAL), *found][:1]
+            _offer(chosen, found, found if factor == "arm" else usual)
         varied = numbers.further_factors(self.runs, experiment)
         begun = numbers.begin_with(self.runs, experiment, USUAL)
         self.further = {name: _list(name, found, begun[name]) for name, found in varied.items()}
@@ -103,7 +102,6 @@ class _Panel:
         self._show()
 
     def _show(self, _: object = None) -> None:
-        """Picture and table are of the present selection."""
         if self.changing:
             return
         selection = self.selection()
@@ -123,10 +121,6 @@ def _left_out(runs: store.Runs, selection: Selection) -> str:
     state = "included" if selection.invalid else "left out"
     note = f"{invalid} of them invalid and {state}" if invalid else "none invalid"
     return f"{len(every)} cells, {note}; {text.ABSENT} means too few requests for that percentile"
-
-
-def _usual(found: Sequence[Hashable]) -> list[Hashable]:
-    return [*(level for level in found if level in USUAL), *found][:1]
 
 
 def _list(title: str, options: Sequence[Any], value: Sequence[Hashable] = ()) -> widgets.SelectMultiple:

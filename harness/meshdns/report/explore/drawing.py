@@ -46,7 +46,8 @@ def _curves(ax: Axes, curves: pd.DataFrame, series: Sequence[str], percentiles: 
     seen = looks.of(curves)
     for name, curve in curves.groupby("series", sort=False):
         arm = str(curve["arm"].iloc[0])
-        colour, line = seen[arm].colour, _line(str(name), arm, series)
+        same = [each for each in series if each.split(",")[0] == arm]
+        colour, line = seen[arm].colour, LINES[same.index(str(name)) % len(LINES)]
         ax.step(curve["latency_ns"], curve["share"], where="post", color=colour, linestyle=line, label=str(name))
     for percentile in percentiles:
         ax.axhline(percentile / 100, color="0.75", linewidth=0.8, zorder=0)
@@ -67,17 +68,14 @@ def _blocks(ax: Axes, per_block: pd.DataFrame, numbers: pd.DataFrame) -> None:
         ax.plot(values, [at] * len(values), "|", color=look.colour, alpha=0.45, markersize=7)
         labels.append(f"{row.series}  p{row.percentile:g}")
         if isinstance(row.interval, stats.Interval) and row.interval.n > 1:
-            _interval(ax, row.interval, at, look)
+            low = max(row.interval.low, 0.0)  # a latency is not negative, whatever Student says of few blocks
+            ends = [low, row.interval.high]
+            ax.plot(ends, [at, at], color=look.colour, linewidth=2.5, solid_capstyle="butt", alpha=0.9)
+            ax.plot([row.interval.estimate], [at], look.marker, color=look.colour, markersize=5)
     ax.set_yticks(range(len(labels)), labels)
     ax.invert_yaxis()
     ax.set_xlabel("value of a block (ticks), mean and 95 % interval")
     _latency_axis(ax, per_block["value_ns"])
-
-
-def _interval(ax: Axes, interval: stats.Interval, at: int, look: looks.Look) -> None:
-    low = max(interval.low, 0.0)  # a latency is not negative, whatever Student says of few blocks
-    ax.plot([low, interval.high], [at, at], color=look.colour, linewidth=2.5, solid_capstyle="butt", alpha=0.9)
-    ax.plot([interval.estimate], [at], look.marker, color=look.colour, markersize=5)
 
 
 def _latency_axis(ax: Axes, values: pd.Series) -> None:
@@ -89,9 +87,3 @@ def _latency_axis(ax: Axes, values: pd.Series) -> None:
         ax.xaxis.set_minor_formatter(NullFormatter())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda ns, _: units.duration(ns) if ns else "0"))
     ax.tick_params(axis="x", labelsize=8)
-
-
-def _line(series: str, arm: str, all_series: Sequence[str]) -> str:
-    """A line style that tells the arm's series apart."""
-    same = [each for each in all_series if each.split(",")[0] == arm]
-    return LINES[same.index(series) % len(LINES)]

@@ -117,16 +117,9 @@ def ecdf(runs: store.Runs, selection: Selection) -> pd.DataFrame:
 
 def shown(numbers: pd.DataFrame) -> pd.DataFrame:
     """The table as people read it."""
-    return pd.DataFrame(
-        {
-            "series": numbers["series"],
-            "phase": numbers["phase"],
-            "percentile": [f"p{percentile:g}" for percentile in numbers["percentile"]],
-            "estimate, 95 % interval": [text.interval(each) for each in numbers["interval"]],
-            "blocks": numbers["blocks"],
-            "requests": numbers["requests"],
-        }
-    )
+    words = numbers.assign(percentile=[f"p{percentile:g}" for percentile in numbers["percentile"]])
+    words["estimate, 95 % interval"] = [text.interval(each) for each in numbers["interval"]]
+    return words[["series", "phase", "percentile", "estimate, 95 % interval", "blocks", "requests"]]
 
 
 def _skipped(factor: str) -> tuple[str, ...]:

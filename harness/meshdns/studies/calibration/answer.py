@@ -78,25 +78,15 @@ def _lateness(values: Values) -> str:
     )
 
 
-def _trusted(values: Values) -> str:
-    return "{trusted} of them in cells that count" if values["off"] else ""
-
-
 def _work(values: Values) -> str:
     works = ", ".join(f"{units.duration(float(each), 'µs')} ({name})" for name, each in values["works"].items())
     return f"{{steps}} steps; worst: {{where}}; W, the agent's own work between requests of plain: {works}"
 
 
-def _floor(values: Values) -> str:
-    return f"plain-aa minus plain {{found:±}}, {text.blocks(values['found'].n)}"
-
-
 def _planned(values: Values) -> str:
-    if not values["planned_hz"]:
+    if not (planned_hz := values["planned_hz"]):
         return ""
-    return (
-        f"{units.number(values['rate'].estimate / values['planned_hz'])} times the highest planned, {{planned_hz:/s}}"
-    )
+    return f"{units.number(values['rate'].estimate / planned_hz)} times the highest planned, {{planned_hz:/s}}"
 
 
 def _laws(values: Values) -> str:
@@ -106,7 +96,15 @@ def _laws(values: Values) -> str:
     return f"Little's residual: {told}{'' if values['lawful'] else different}"
 
 
-_SAME = "residual 0 in every cell, rejected ones too"
+def _differing(what: str) -> _Said:
+    return _Said(
+        f"conservation: {what}",
+        "{off} of {cells} cells differ, by {by:.0f} in all",
+        "residual 0 in every cell, rejected ones too",
+        lambda values: "{trusted} of them in cells that count" if values["off"] else "",
+    )
+
+
 _MATCHED = ("{share:%}", "at least {limit:%}", "of {requests} requests")
 _BIAS = ("p50 {p50:+± µs}, p99 {p99:µs}", "p50 within {limit:µs}, interval too", "{requests} requests")
 _GATE = "p99 under {limit:%} of the median latency at {gate_hz:/s}"
@@ -135,12 +133,8 @@ _SAID = {
     ),
     "linearity_intercept": _Said("linearity: intercept", "{intercept:± µs}", ungated="none: the round trip"),
     "linearity_residual": _Said("linearity: largest residual", "{residual:n} µs", "at most {limit:n} µs"),
-    "conservation_dns": _Said(
-        "conservation: DNS queries", "{off} of {cells} cells differ, by {by:.0f} in all", _SAME, _trusted
-    ),
-    "conservation_servers": _Said(
-        "conservation: requests at the servers", "{off} of {cells} cells differ, by {by:.0f} in all", _SAME, _trusted
-    ),
+    "conservation_dns": _differing("DNS queries"),
+    "conservation_servers": _differing("requests at the servers"),
     "conservation_rejected": _Said(
         "conservation: cells rejected for it", "{refused} of {cells}", "at most {limit:%}",
         "counters that disagree with the client's own count; left out of every number",
@@ -160,7 +154,8 @@ _SAID = {
     ),
     "noise_floors": _Said("A/A: noise floor", "", _NOISE_GATE),
     "noise_floor": _Said(
-        "A/A, {experiment}: noise floor", "floor {floor.absolute:time} ({floor.relative:%})", _NOISE_GATE, _floor
+        "A/A, {experiment}: noise floor", "floor {floor.absolute:time} ({floor.relative:%})", _NOISE_GATE,
+        lambda values: f"plain-aa minus plain {{found:±}}, {text.blocks(values['found'].n)}",
     ),
     "false_positives": _Said(
         "A/A: false positives", "{clear} of {compared} comparisons differ, {expected:n} expected by chance",

@@ -36,25 +36,19 @@ def conservation(runs: store.Runs) -> list[Check]:
     dns = every[every["lookup"] != "none"].reset_index(drop=True)
     served = every[every["kind"] == "request"].reset_index(drop=True)
     # A request that was never made, or failed on its way, is no loss between the counters.
-    served = served[_answered(runs, served) == served["offered"]].reset_index(drop=True)
+    answered = np.bincount(cells.requests_of(runs, served)[1], minlength=len(served))
+    served = served[answered == served["offered"]].reset_index(drop=True)
     unserved = np.abs(cells.counter(served, "servers/nginx_rq") - cells.asked(runs, served))
-    return [
-        _residual("conservation_dns", dns, _dns_residual(runs, dns)),
-        _residual("conservation_servers", served, unserved),
-        _rejected(every),
-    ]
-
-
-def _answered(runs: store.Runs, chosen: pd.DataFrame) -> NDArray[np.int64]:
-    _, position = cells.requests_of(runs, chosen)
-    return np.bincount(position, minlength=len(chosen))
-
-
-def _dns_residual(runs: store.Runs, chosen: pd.DataFrame) -> NDArray[np.float64]:
-    counts = {name: cells.counter(chosen, counter) for name, counter in names.COUNTERS.items()}
+    counts = {name: cells.counter(dns, counter) for name, counter in names.COUNTERS.items()}
     seen = looks.of_runs(runs)
-    proxied = np.array([seen.pod(str(arm)).dns_proxy for arm in chosen["arm"]], dtype=bool)
-    return names.disagreement(counts, proxied)
+    proxied = np.array([seen.pod(str(arm)).dns_proxy for arm in dns["arm"]], dtype=bool)
+    refused = sum(any(str(reason).startswith(REJECTED) for reason in reasons) for reasons in every["reasons"])
+    verdict = judge(refused <= STRAY * len(every)) if len(every) else UNMEASURED
+    return [
+        _residual("conservation_dns", dns, names.disagreement(counts, proxied)),
+        _residual("conservation_servers", served, unserved),
+        Check("conservation_rejected", verdict, {"refused": refused, "cells": len(every), "limit": STRAY}),
+    ]
 
 
 def _residual(item: str, chosen: pd.DataFrame, residual: NDArray[np.float64]) -> Check:
@@ -67,12 +61,6 @@ def _residual(item: str, chosen: pd.DataFrame, residual: NDArray[np.float64]) ->
     return Check(item, verdict, counted)
 
 
-def _rejected(every: pd.DataFrame) -> Check:
-    refused = sum(any(str(reason).startswith(REJECTED) for reason in reasons) for reasons in every["reasons"])
-    verdict = judge(refused <= STRAY * len(every)) if len(every) else UNMEASURED
-    return Check("conservation_rejected", verdict, {"refused": refused, "cells": len(every), "limit": STRAY})
-
-
 def gaps(runs: store.Runs) -> pd.DataFrame:
     """A row per cell that is compared and has one request at a time: its mean request, and the gap to the next, ns.
 
@@ -80,20 +68,12 @@ def gaps(runs: store.Runs) -> pd.DataFrame:
     """
     chosen = cells.select(runs, *COMPARED, tool="agent", arrival="closed", concurrency=1, lookup="wire")
     rows, position = cells.requests_of(runs, chosen)
-    spans = pd.DataFrame({"cell": position, "start": rows["start_ns"].to_numpy(), "end": rows["end_ns"].to_numpy()})
-    spans["spent"] = spans["end"] - spans["start"]
-    found = spans.groupby("cell").agg(
-        n=("spent", "size"), spent=("spent", "sum"), first=("start", "min"), last=("end", "max")
-    )
-    found = found[found["n"] > 1]
-    wall = found["last"] - found["first"]
-    levels = chosen.loc[found.index, [*cells.BLOCK, "experiment", "arm", "backend"]]
-    return levels.assign(
-        mean_ns=found["spent"] / found["n"],
-        gap_ns=(wall - found["spent"]) / (found["n"] - 1),
-        wall_ns=wall,
-        n=found["n"],
-    ).reset_index(drop=True)
+    groups = rows.assign(spent_ns=rows["end_ns"] - rows["start_ns"]).groupby(position)
+    n, spent, wall = groups.size(), groups["spent_ns"].sum(), groups["end_ns"].max() - groups["start_ns"].min()
+    n = n[n > 1]
+    levels = chosen.loc[n.index, [*cells.BLOCK, "experiment", "arm", "backend"]]
+    levels = levels.assign(mean_ns=spent / n, gap_ns=(wall - spent) / (n - 1), wall_ns=wall, n=n)
+    return levels.reset_index(drop=True)
 
 
 def little_steps(runs: store.Runs) -> pd.DataFrame:
@@ -146,8 +126,7 @@ def _open_loop(runs: store.Runs) -> Check:
     overloaded = [name for name in runs.world.backends if runs.world.is_live(name)]
     chosen = chosen[(chosen["arrival"] != "closed") & ~chosen["backend"].isin(overloaded)].reset_index(drop=True)
     rows, position = cells.requests_of(runs, chosen)
-    spans = pd.DataFrame({"start": rows["start_ns"].to_numpy(), "end": rows["end_ns"].to_numpy()})
-    both = [stats.steady(each["start"], each["end"]) for _, each in spans.groupby(position)]
+    both = [stats.steady(each["start_ns"], each["end_ns"]) for _, each in rows.groupby(position)]
     if not both:
         return Check("little_open", values={"limit": LITTLE})
     seen, arrived = np.sum(both, axis=0)
@@ -173,7 +152,7 @@ def twins(runs: store.Runs) -> list[stats.Difference]:
     chosen = cells.select(runs, tool="agent")
     chosen = chosen[chosen["arm"].isin((names.BASE, names.TWIN))]
     by = [*(name for name in store.parameters(runs) if name not in ("arm", "tool")), "arm"]
-    medians = cells.matrix(cells.per_cell(runs, chosen, "from_due"), by)
+    medians = cells.medians(runs, chosen, by)
     levels = [level for level in map(tuple, medians.columns) if level[-1] == names.BASE]
     found = (cells.paired(medians, level, (*level[:-1], names.TWIN)) for level in levels)
     return [each for each in found if each is not None and each.absolute.n > 1]
@@ -193,7 +172,6 @@ def equal_arms(runs: store.Runs) -> list[Check]:
 
 
 def _false_positives(compared: Sequence[stats.Difference]) -> Check:
-    """How many comparisons of equal arms differ, of all that are made."""
     if not compared:
         return Check("false_positives")
     clear, chance = sum(each.clear for each in compared), 1 - stats.CONFIDENCE
@@ -207,19 +185,18 @@ def precision(runs: store.Runs) -> list[Check]:
     checked = []
     for experiment in COMPARED:
         by = ["arm"] if experiment == names.LOOKUP else ["arm", "backend"]
-        medians = cells.matrix(cells.per_cell(runs, cells.select(runs, experiment), "from_start"), by)
-        pairs = pd.DataFrame(
-            [
-                {"names": (_name(a), _name(b)), "slower": width / max(p50s), "faster": width / min(p50s)}
-                for a, b in itertools.combinations(medians.columns, 2)
-                if (found := cells.paired(medians, a, b)) is not None and _backend(a) == _backend(b)
-                for width, p50s in [(found.absolute.half_width, (medians[a].mean(), medians[b].mean()))]
-            ]
-        )
+        medians = cells.medians(runs, cells.select(runs, experiment), by, "from_start")
         values: dict[str, Any] = {"experiment": experiment, "limit": PRECISION}
-        if pairs.empty:
+        rows = []
+        for a, b in itertools.combinations(medians.columns, 2):
+            found = cells.paired(medians, a, b) if _backend(a) == _backend(b) else None
+            if found is not None:
+                width, p50s = found.absolute.half_width, (medians[a].mean(), medians[b].mean())
+                rows.append({"names": (_name(a), _name(b)), "slower": width / max(p50s), "faster": width / min(p50s)})
+        if not rows:
             checked.append(Check("precision", values=values))
             continue
+        pairs = pd.DataFrame(rows)
         worst = pairs.sort_values("slower").iloc[-1]
         values |= {"widest": worst["slower"], "middle": pairs["slower"].median(), "names": worst["names"]}
         values |= {"wide": int((pairs["slower"] > PRECISION).sum()), "pairs": len(pairs)}

@@ -14,10 +14,9 @@ from meshdns.studies.calibration import generators
 
 def residuals(table: pd.DataFrame) -> Axes:
     """Measured minus fitted line against the delay that was added: what measures straight stays near zero."""
+    if table.empty:
+        return drawing.unmeasured([generators.LADDER])
     with drawing.axes(3.0) as ax:
-        if table.empty:
-            drawing.unmeasured(ax, [generators.LADDER])
-            return ax
         ax.axhline(0, color="#222222", linewidth=1)
         ax.plot(table["added_us"], table["residual_us"], color=looks.OTHER.colour, marker=looks.OTHER.marker)
         ax.grid(visible=True, axis="y")
@@ -35,14 +34,12 @@ def biases(values: pd.DataFrame) -> Axes:
         "DNS phase, request": values[values["kind"] == "request"]["dns_bias"],
         "total, request": values[values["kind"] == "request"]["total_bias"],
     }
+    shown = {name: drawing.us(each.dropna()) for name, each in series.items() if each.notna().any()}
+    if not shown:
+        return drawing.unmeasured([generators.WIRE])
+    lines = (("-", "#222222"), ("--", "#777777"), (":", "#222222"))
     with drawing.axes(3.2) as ax:
-        shown = {name: drawing.us(each.dropna()) for name, each in series.items() if each.notna().any()}
-        if not shown:
-            drawing.unmeasured(ax, [generators.WIRE])
-            return ax
-        for (name, each), line, shade in zip(
-            shown.items(), ("-", "--", ":"), ("#222222", "#777777", "#222222"), strict=False
-        ):
+        for (name, each), (line, shade) in zip(shown.items(), lines, strict=False):
             sns.ecdfplot(x=each, ax=ax, label=name, linestyle=line, color=shade)
         for gate_ns in generators.BIAS_NS.values():
             ax.axvline(drawing.us(gate_ns), color="#bbbbbb", linewidth=1)

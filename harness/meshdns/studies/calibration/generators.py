@@ -35,18 +35,13 @@ LIKE = "agent, block"  # the agent that waits as other generators do
 
 def clock(runs: store.Runs) -> list[Check]:
     """Step, cost of reading, and the time that others take from the agent, worst arm of all runs."""
-    judged = [
-        each
-        for header in runs.headers
-        for each in provenance.branch(header.facts, "clock").values()
-        if isinstance(each, dict)
-    ]
+    judged = [each for header in runs.headers for each in provenance.branch(header.facts, "clock").values()]
     if not judged:
         return [Check("clock")]
-    step = max(fact(each, "resolution_ns") for each in judged)
-    cost = max(fact(each, "cost_p50_ns", "read_p50_ns") for each in judged)
-    tail = max(fact(each, "cost_p99_ns", "read_p99_ns") for each in judged)
-    share = max(_gap_share(each) for each in judged)
+    step, cost, tail, share = (
+        max(fact(each, name) for each in judged)
+        for name in ("resolution_ns", "cost_p50_ns", "cost_p99_ns", "gap_share")
+    )
     steps = [fact(each, "backwards") for each in judged if "backwards" in each]
     stolen = judge(share <= GAP_SHARE, AMBER if share <= GAP_SHARE_AMBER else RED)
     return [
@@ -55,12 +50,6 @@ def clock(runs: store.Runs) -> list[Check]:
         Check("clock_backwards", judge(sum(steps) == 0), {"steps": sum(steps)}) if steps else Check("clock_backwards"),
         Check("clock_stolen", stolen, {"share": share, "limit": GAP_SHARE}),
     ]
-
-
-def _gap_share(facts: dict[str, Any]) -> float:
-    if "gap_share" in facts:
-        return fact(facts, "gap_share")
-    return fact(facts, "gap_ns") / fact(facts, "spin_ns")
 
 
 _LOAD = ["kind", "connection", "arrival", "rate_hz"]
@@ -101,8 +90,7 @@ def lag(runs: store.Runs) -> list[Check]:
     Amber while lateness is felt in tails alone: a late start is charged to the request, whose median stays.
     """
     found, gate = [], {"limit": LAG_SHARE, "gate_hz": LAG_RATE_HZ, "behind_ns": BEHIND_NS}
-    rows: list[dict[Any, Any]] = lag_table(runs).to_dict("records")
-    for row in rows:
+    for row in cells.rows(lag_table(runs)):
         late = RED if row["p99"] >= LAG_NS else AMBER
         verdict = judge(row["p99"] < min(LAG_SHARE * row["latency"], LAG_NS), late)
         found.append(Check("send_lag", verdict if row["rate_hz"] == LAG_RATE_HZ else STATED, row | gate))
@@ -147,9 +135,7 @@ def ladder(runs: store.Runs) -> tuple[pd.DataFrame, stats.Line | None]:
     since a target that has waited also answers through colder caches.
     """
     chosen = cells.select(runs, LADDER, arm="null")
-    medians, wires = (
-        cells.matrix(cells.per_cell(runs, chosen, what), ["null_delay_us"]) for what in ("from_start", "on_the_wire")
-    )
+    medians, wires = (cells.medians(runs, chosen, ["null_delay_us"], what) for what in ("from_start", "on_the_wire"))
     both = medians.index[medians.notna().all(axis=1) & (wires > 0).all(axis=1)]
     medians, wires = medians.loc[both], wires.loc[both]
     if medians.shape[0] < 1 or medians.shape[1] < 2:
@@ -194,9 +180,8 @@ def headroom(runs: store.Runs) -> list[Check]:
         if rows.empty:
             checked.append(Check("rate", values=values))
             continue
-        spans = pd.DataFrame({"cell": position, "start": rows["start_ns"].to_numpy(), "end": rows["end_ns"].to_numpy()})
-        groups = spans.groupby("cell")
-        rates = groups.size() / (groups["end"].max() - groups["start"].min()) * units.NS_PER_S
+        groups = rows.groupby(position)
+        rates = groups.size() / (groups["end_ns"].max() - groups["start_ns"].min()) * units.NS_PER_S
         rate, highest = stats.interval(rates.to_numpy()), float(planned.get(kind, 0.0))
         verdict = within(rate, HEADROOM * highest, math.inf) if highest else STATED
         checked.append(Check("rate", verdict, {**values, "rate": rate, "planned_hz": highest}))
@@ -213,16 +198,14 @@ def compared(runs: store.Runs) -> pd.DataFrame:
     residual = cells.matrix(measured.assign(residual=_loop_residual(runs, chosen)), ["kind", "generator"], "residual")
     rows = [
         {
-            "kind": kind,
-            "generator": generator,
-            "blocks": len(cells.column(medians, (kind, generator))),
-            "p50": cells.interval(medians, (kind, generator)),
-            "against_agent": cells.paired(medians, (kind, LIKE), (kind, generator)) if generator != LIKE else None,
-            "littles_residual": float(np.median(found))
-            if (found := cells.column(residual, (kind, generator))).size
-            else math.nan,
+            "kind": level[0],
+            "generator": level[1],
+            "blocks": len(cells.column(medians, level)),
+            "p50": cells.interval(medians, level),
+            "against_agent": cells.paired(medians, (level[0], LIKE), level) if level[1] != LIKE else None,
+            "littles_residual": residual.get(level, pd.Series(dtype=float)).median(),
         }
-        for kind, generator in map(tuple, medians.columns)
+        for level in map(tuple, medians.columns)
     ]
     return absent.of(pd.DataFrame(rows), runs, OTHERS)
 
@@ -232,21 +215,16 @@ def _loop_residual(runs: store.Runs, chosen: pd.DataFrame) -> NDArray[np.float64
     rows, position = cells.requests_of(runs, chosen)
     spent = np.bincount(position, weights=cells.MEASURES["from_start"](rows), minlength=len(chosen))
     n = np.bincount(position, minlength=len(chosen))
-    wall = np.array(
-        [float(facts.get("run_time_s", facts.get("wall_ns", np.nan * 1.0) / 1e9)) for facts in chosen["agent"]],
-        dtype=float,
-    )
-    done = np.array(
-        [float(facts.get("completed", count)) for facts, count in zip(chosen["agent"], n, strict=True)], dtype=float
-    )
+    facts = [*chosen["agent"]]
+    wall = np.array([each.get("run_time_s", each.get("wall_ns", np.nan) / 1e9) for each in facts], dtype=float)
+    done = np.array([each.get("completed", count) for each, count in zip(facts, n, strict=True)], dtype=float)
     mean_s = np.divide(spent, n, out=np.full(len(chosen), np.nan), where=n > 0) / units.NS_PER_S
-    concurrency = chosen["concurrency"].to_numpy(dtype=float)
-    return stats.littles_residual(done * mean_s / wall, concurrency)
+    return stats.littles_residual(done * mean_s / wall, chosen["concurrency"].to_numpy(dtype=float))
 
 
 def others(runs: store.Runs) -> list[Check]:
     """Others on the same loop. Each, the agent too, is held to Little's law before its p50 is compared."""
-    rows: list[dict[Any, Any]] = compared(runs).to_dict("records")
+    rows = cells.rows(compared(runs))
     laws = {(row["kind"], row["generator"]): row["littles_residual"] for row in rows}
     checked = []
     for row in rows:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pandas as pd
 
 from meshdns import store
-from meshdns.analysis import gates, text
+from meshdns.analysis import cells, gates, text
 from meshdns.core import units
 from meshdns.studies.change import tables, ways
+from meshdns.studies.change.load import Row
 from meshdns.studies.change.spells import Spell
-from meshdns.studies.change.tables import NEW, Row, rows
+from meshdns.studies.change.tables import NEW
 
 PLAN = "meshdns report --plan change"
 SAID = {"up": "added", "down": "shut down", "replace": "replaced", "unready": "unready", "crash": "killed"}  # a replica
@@ -44,9 +45,12 @@ FOLLOWED = [
 GATHERED = ["debounce", "backend", "endpoints", "arm", "blocks", "followed", "followed_mean", "errors"]
 KEPT = ["change", "arm", "endpoints", "blocks", "connections", "stayed", "requests_on_them"]
 UNNOTICED = ["change", "arm", "rate_hz", "watched_s", "requests", "failed", "verdict"]
-# What is stale until a change is followed, by how it is known.
-_NAME = "a headless name"
-_STALE = {ways.EDS: "an endpoint", ways.STRICT_DNS: "a name that the sidecar resolves"}
+
+
+def _stale(way: str) -> str:
+    """What is stale until a change is followed, by how it is known."""
+    known = {ways.EDS: "an endpoint", ways.STRICT_DNS: "a name that the sidecar resolves"}
+    return "a headless name" if ways.is_name(way) else known.get(way, way)
 
 
 def whole(runs: store.Runs) -> list[str]:
@@ -60,14 +64,12 @@ def answer(found: pd.DataFrame) -> str:
     """How long names and endpoints are stale for new connections, by how they are known and arm, names first."""
     if found.empty:
         return f"This run did not change endpoints under load; `{PLAN}` does."
-    new = [row for row in rows(found, connection=NEW) if row["followed"].n]
+    new = [row for row in cells.rows(found, connection=NEW) if row["followed"].n]
     if not new:
         return "No change met a load on new connections in a valid cell."
-    stale: dict[str, list[Row]] = {_NAME: []}
-    for row in sorted(_slowest(new), key=_p50):
-        way = str(row["endpoints"])
-        stale.setdefault(_NAME if ways.is_name(way) else _STALE.get(way, way), []).append(row)
-    said = [f"At p50 {what} is stale for {text.listed(map(_within, mine))}." for what, mine in stale.items() if mine]
+    slowest = sorted(_slowest(new), key=lambda row: (not ways.is_name(row["endpoints"]), _p50(row)))
+    stale = text.grouped((_stale(row["endpoints"]), _within(row)) for row in slowest)
+    said = [f"At p50 {what} is stale for {text.listed(mine)}." for what, mine in stale.items()]
     if late := [row for row in new if row["followed"].late]:
         them = text.listed(f"{_where(row)} with {row['endpoints']}" for row in late)
         rest = units.number(min(row["rest_s"] for row in late))
@@ -79,9 +81,7 @@ def answer(found: pd.DataFrame) -> str:
 
 def _slowest(new: list[Row]) -> list[Row]:
     """Of each way and arm, the slowest of the changes that are told at once; of all, where none of these was made."""
-    known: dict[tuple[str, str], list[Row]] = {}
-    for row in new:
-        known.setdefault((row["endpoints"], row["arm"]), []).append(row)
+    known = text.grouped(((row["endpoints"], row["arm"]), row) for row in new)
     told = ([row for row in mine if row["change"] in tables.TOLD] or mine for mine in known.values())
     return [max(mine, key=_p50) for mine in told]
 
@@ -115,20 +115,23 @@ def spread(spell: Spell) -> str:
 
 def gathered_answer(found: pd.DataFrame) -> str:
     """How soon an added replica is asked by istiod's debounce; "" if that was not measured."""
-    parts: dict[str, list[str]] = {}
-    for row in rows(found):
-        spell, gathers = row["followed"], str(WORDS.value("debounce", row["debounce"]))
-        lasts = spell if spell.late or not spell.n else units.duration(spell.p50)
-        parts.setdefault(gathers, []).append(f"{lasts} with {row['endpoints']}")
+    parts = text.grouped(
+        (WORDS.value("debounce", row["debounce"]), f"{_lasts(row['followed'])} with {row['endpoints']}")
+        for row in cells.rows(found)
+    )
     each = [f"{text.listed(said)} where istiod gathers {gathers}" for gathers, said in parts.items()]
     return f"A replica that is added is followed (p50) after {'; '.join(each)}." if each else ""
+
+
+def _lasts(spell: Spell) -> str:
+    return str(spell) if spell.late or not spell.n else units.duration(spell.p50)
 
 
 def errors_answer(found: pd.DataFrame) -> str:
     """What the changes cost in failures; "" if nothing was measured."""
     if found.empty:
         return ""
-    worst = max(rows(found), key=lambda row: float(row["errors"].values.mean()))
+    worst = max(cells.rows(found), key=lambda row: float(row["errors"].values.mean()))
     if not worst["failed"]:
         return f"No request failed because of a change, in {text.blocks(max(each.n for each in found['errors']))}."
     said = f"The most failed requests of all: {worst['failed']} of the {worst['after']} that ended after the change, "
@@ -149,9 +152,9 @@ def kept_answer(found: pd.DataFrame) -> str:
 
 def unnoticed_answer(found: pd.DataFrame) -> str:
     """Whether requests failed; "" if that was not measured."""
-    parts: dict[str, list[str]] = {}
-    for row in rows(found):
-        said = f"{row['failed']} of {row['requests']} requests in {row['arm']}"
-        parts.setdefault(str(WORDS.value("change", row["change"])), []).append(said)
+    parts = text.grouped(
+        (WORDS.value("change", row["change"]), f"{row['failed']} of {row['requests']} requests in {row['arm']}")
+        for row in cells.rows(found)
+    )
     each = [f"{text.listed(said)} fail while {change}" for change, said in parts.items()]
     return f"Of what nobody should notice: {'; '.join(each)}." if each else ""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import pandas as pd
 
 from meshdns import store
+from meshdns.analysis import cells
 from meshdns.core import units
 from meshdns.studies.change import answer, tables, ways
-from meshdns.studies.change.tables import KEPT, NEW, Row, rows
+from meshdns.studies.change.load import Row
+from meshdns.studies.change.tables import KEPT, NEW
 from meshdns.studies.verdict import DEPENDS, FOLLOWING, REFUTED, SUPPORTED, UNDECIDED, Verdict, unmeasured
 
 
@@ -22,30 +25,29 @@ def learnt(found: pd.DataFrame) -> Verdict:
     """C14: whether traffic followed each change, with endpoints pushed to the sidecar and with headless Services."""
     headless = found[found["sidecar"].astype(bool) & found["endpoints"].map(ways.is_name).astype(bool)]
     kinds = {
-        "Service (EDS)": rows(found, endpoints=ways.EDS),
-        "headless, new connections": rows(headless, connection=NEW),
-        "headless, kept alive": rows(headless, connection=KEPT),
+        "Service (EDS)": cells.rows(found, endpoints=ways.EDS),
+        "headless, new connections": cells.rows(headless, connection=NEW),
+        "headless, kept alive": cells.rows(headless, connection=KEPT),
     }
     kinds = {name: [row for row in each if row["followed"].n] for name, each in kinds.items()}
     if not any(kinds.values()):
         return unmeasured("C14", f"needs endpoints that change under load; `{answer.PLAN}`")
     pushed, fresh, kept = ([not row["followed"].late for row in each] for each in kinds.values())
     numbers = "; ".join(_kept_up(name, each) for name, each in kinds.items() if each)
+    decided = partial(Verdict, "C14", numbers=numbers, notebook=FOLLOWING)
     if not any([*pushed, *fresh, *kept]):
-        return Verdict("C14", REFUTED, "traffic followed no change while the load lasted", numbers, FOLLOWING)
+        return decided(REFUTED, "traffic followed no change while the load lasted")
     if lacking := [name for name, each in kinds.items() if not each]:
-        return Verdict("C14", UNDECIDED, f"not measured: {' and '.join(lacking)}", numbers, FOLLOWING)
+        return decided(UNDECIDED, f"not measured: {' and '.join(lacking)}")
     if not all(pushed):
-        because = "not every change was followed even where endpoints are pushed to the sidecar"
-        return Verdict("C14", UNDECIDED, because, numbers, FOLLOWING)
+        return decided(UNDECIDED, "not every change was followed even where endpoints are pushed to the sidecar")
     if all([*fresh, *kept]):
-        because = "at p50 traffic followed every change, on new connections and on kept ones"
-        return Verdict("C14", SUPPORTED, because, numbers, FOLLOWING)
+        return decided(SUPPORTED, "at p50 traffic followed every change, on new connections and on kept ones")
     stay = "new ones follow the name and kept ones stay until they break"
     so = stay if all(fresh) else "not even all new ones follow in time"
     because = "on the Service: endpoints are pushed to the sidecar, which at p50 follows every change; to a headless "
     because += f"one it goes where the client's lookup led, so {so}"
-    return Verdict("C14", DEPENDS, because, numbers, FOLLOWING)
+    return decided(DEPENDS, because)
 
 
 def _kept_up(name: str, found: list[Row]) -> str:

@@ -20,13 +20,11 @@ LINEAR_S = 0.01  # a shorter time is not told by requests to one replica, which 
 
 def follow(table: pd.DataFrame) -> list[Axes]:
     """Rows by change and how endpoints are known, arms side by side: until traffic had followed, and error-seconds."""
+    if table.empty:
+        return [drawing.unmeasured([tables.CHANGE])]
     labels, headings, places = _placed(table, "change")
     with drawing.grid(1, 2, 1.4 + 0.27 * len(labels), sharey=True, width_ratios=[3, 2]) as axes:
         first, second = axes[0]
-        if table.empty:
-            drawing.unmeasured(first, [tables.CHANGE])
-            second.set_axis_off()
-            return [first, second]
         seen = looks.of(table)
         for y, row in zip(places, table.to_dict("records"), strict=True):
             _spell(second, y, row["errors"], seen[row["arm"]], row["rest_s"])
@@ -40,11 +38,10 @@ def follow(table: pd.DataFrame) -> list[Axes]:
 
 def gathered(table: pd.DataFrame) -> Axes:
     """Rows by istiod's debounce and how endpoints are known: until traffic had followed."""
+    if table.empty:
+        return drawing.unmeasured([tables.GATHERED])
     labels, headings, places = _placed(table, "debounce")
     with drawing.axes(1.4 + 0.27 * len(labels)) as ax:
-        if table.empty:
-            drawing.unmeasured(ax, [tables.GATHERED])
-            return ax
         _followed(ax, table, places)
         _named(ax, labels, headings)
         return ax
@@ -88,7 +85,6 @@ def _followed(ax: Axes, table: pd.DataFrame, places: list[float]) -> None:
 
 
 def _named(ax: Axes, labels: list[str], headings: list[int]) -> None:
-    """A line per label, headings in bold."""
     drawing.rows(ax, labels)
     for heading in headings:
         ax.get_yticklabels()[heading].set_fontweight("bold")
@@ -122,13 +118,12 @@ _SERVED = {
 
 def timeline(table: pd.DataFrame) -> list[Axes]:
     """A panel per way to know endpoints and arm: who served the requests around the change, as shares over time."""
+    if table.empty:
+        return [drawing.unmeasured([tables.CHANGE])]
     parts = [part for _, part in table.groupby(["backend", "arm"], sort=False)]
-    columns = min(max(len(parts), 1), 3)
-    rows = max(-(-len(parts) // columns), 1)
+    columns = min(len(parts), 3)
+    rows = -(-len(parts) // columns)
     with drawing.grid(rows, columns, 1.1 + 1.45 * rows, sharex=True, sharey=True) as axes:
-        if table.empty:
-            drawing.unmeasured(axes[0][0], [tables.CHANGE])
-            return [axes[0][0]]
         for ax, part in itertools.zip_longest(axes.flat, parts):
             if part is None:
                 ax.set_axis_off()
@@ -152,7 +147,6 @@ def timeline(table: pd.DataFrame) -> list[Axes]:
 
 
 def _shares(ax: Axes, part: pd.DataFrame) -> None:
-    """Shares of one panel, stacked."""
     begin = part["from_ns"].to_numpy(dtype=float) / units.NS_PER_S
     edges = np.append(begin, begin[-1] + tables.BIN_NS / units.NS_PER_S)
     below = np.zeros(len(edges))

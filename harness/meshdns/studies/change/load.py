@@ -1,20 +1,24 @@
-"""What becomes of the requests of one load in the middle of which something is changed: pure functions.
+"""Loads in the middle of which something is changed, and what becomes of the requests of one: pure functions.
 
 What did not happen before the load ended is infinite, not absent: the median over blocks can tell it, a mean cannot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
+from meshdns import store
+from meshdns.analysis import cells
 from meshdns.core import units
 
+Row = dict[Any, Any]
 Instants = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
@@ -67,6 +71,29 @@ class Change:
     def within(self, load: Load) -> bool:
         """Whether the load was there before it and after it."""
         return bool(load.start_ns.size and load.start_ns[0] < self.at_ns < load.start_ns[-1])
+
+    def rest_s(self, load: Load) -> float:
+        """How long the load went on after it."""
+        return float(load.start_ns[-1] - self.at_ns) / units.NS_PER_S
+
+
+def made(runs: store.Runs, chosen: pd.DataFrame) -> Iterator[tuple[Row, Load, Change]]:
+    """The cells in which a change was made while the load ran, with their requests."""
+    if chosen.empty:
+        return
+    names = list(Load.__dataclass_fields__)
+    there = runs.samples["experiment"].isin(chosen["experiment"].unique())
+    near = runs.samples.loc[there, [*cells.KEY, *names]]
+    keys = cells.keys(near, runs.headers)
+    order = np.lexsort((near["start_ns"].to_numpy(), keys))
+    keys = keys[order]
+    columns = [np.asarray(near[name])[order] for name in names]
+    for row in chosen.to_dict("records"):
+        change = Change.of(row["agent"])
+        begin, end = np.searchsorted(keys, (row["key"], row["key"] + 1))
+        load = Load(*(each[begin:end] for each in columns))
+        if change is not None and change.within(load):
+            yield row, load, change
 
 
 def lasting(seen_ns: Instants, load: Load, change: Change) -> bool:
@@ -128,22 +155,17 @@ def failing_ns(load: Load, change: Change, rate_hz: float) -> float:
     return round(float(np.ptp(due_ns)) + units.NS_PER_S / rate_hz, -3) if due_ns.size else 0.0
 
 
-@dataclass(frozen=True)
-class Stay:
-    """What became of connections to removed replicas."""
+def stay(load: Load, change: Change) -> dict[str, int]:
+    """What became of connections (source ports) to removed replicas.
 
-    connections: int  # that a removed replica served before the change
-    stayed: int  # of them, that it still served when the load ended
-    requests_on_them: int  # that it served after the change
-
-
-def stay(load: Load, change: Change) -> Stay:
-    """What became of connections (source ports) to removed replicas."""
+    Those that one served before the change, those of them that it still served when the load ended, and the requests
+    that it served on these after the change.
+    """
     there = load.served_by(change.removed) & (load.local_port > 0)
     ports = np.unique(load.local_port[there & (load.start_ns < change.at_ns)])
     kept = [port for port in ports if lasting(load.start_ns[there & (load.local_port == port)], load, change)]
     later = there & (load.start_ns >= change.at_ns) & np.isin(load.local_port, kept)
-    return Stay(len(ports), len(kept), int(later.sum()))
+    return {"connections": len(ports), "stayed": len(kept), "requests_on_them": int(later.sum())}
 
 
 def kinds(load: Load, change: Change) -> dict[str, int]:

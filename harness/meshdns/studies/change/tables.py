@@ -5,7 +5,6 @@ A cell is one change in the middle of a load at a constant rate (`load`); the fr
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from meshdns.analysis import absent, cells, gates, looks, provenance, text
 from meshdns.core import errors, units
 from meshdns.studies.change import load as loads
 from meshdns.studies.change import ways
-from meshdns.studies.change.load import Change, Load, Stay
+from meshdns.studies.change.load import Change, Load, Row
 from meshdns.studies.change.spells import Mean, Spell
 
 CHANGE, GATHERED, UNNOTICED = EXPERIMENTS = ("change", "gathered", "unnoticed")
@@ -31,7 +30,6 @@ MET = "met"
 BIN_NS = 200 * units.NS_PER_MS  # of the timeline
 SHARES = ("others", "removed", "added", "failed")
 LEVELS = ["change", "backend", "arm", "connection"]
-Row = dict[str, Any]
 _SPELLS = {
     "followed": Spell, "added": Spell, "left": Spell, "took": Spell, "errors": Mean, "failing": Mean,
 }  # fmt: skip
@@ -40,31 +38,12 @@ _SPELLS = {
 # --- cells ---
 
 
-def _loads(runs: store.Runs, chosen: pd.DataFrame) -> Iterator[tuple[Row, Load, Change]]:
-    """The cells in which a change was made while the load ran, with their requests."""
-    if chosen.empty:
-        return
-    names = list(Load.__dataclass_fields__)
-    there = runs.samples["experiment"].isin(chosen["experiment"].unique())
-    near = runs.samples.loc[there, [*cells.KEY, *names]]
-    keys = cells.keys(near, runs.headers)
-    order = np.lexsort((near["start_ns"].to_numpy(), keys))
-    keys = keys[order]
-    columns = [np.asarray(near[name])[order] for name in names]
-    for row in chosen.to_dict("records"):
-        change = Change.of(row["agent"])
-        begin, end = np.searchsorted(keys, (row["key"], row["key"] + 1))
-        load = Load(*(each[begin:end] for each in columns))
-        if change is not None and change.within(load):
-            yield {str(name): value for name, value in row.items()}, load, change
-
-
 def _per_cell(
     runs: store.Runs, of: Callable[[Row, Load, Change], Row], experiment: str = CHANGE, **levels: Any
 ) -> pd.DataFrame:
     """The cells of the experiment at these levels, with what `of` says of each."""
     chosen = cells.select(runs, experiment, **levels)
-    return pd.DataFrame([row | of(row, load, change) for row, load, change in _loads(runs, chosen)])
+    return pd.DataFrame([row | of(row, load, change) for row, load, change in loads.made(runs, chosen)])
 
 
 def _levels(found: pd.DataFrame, runs: store.Runs) -> Iterator[tuple[Row, pd.DataFrame]]:
@@ -85,19 +64,6 @@ def _levels(found: pd.DataFrame, runs: store.Runs) -> Iterator[tuple[Row, pd.Dat
         known: Row = {"endpoints": ways.endpoints(runs.world, level[1], client), "sidecar": client.sidecar}
         row: Row = dict(zip(LEVELS, level, strict=True)) | known
         yield row | {"blocks": cells.blocks_of(parts[level])}, parts[level]
-
-
-def _by_block(mine: pd.DataFrame, name: str) -> cells.Values:
-    """That duration; averaged within a block should it have several cells."""
-    found: cells.Values = mine.groupby(cells.BLOCK, observed=True)[name].mean().dropna().to_numpy(dtype=float)
-    return found
-
-
-def rows(table: pd.DataFrame, **levels: str) -> list[Row]:
-    """The rows at these levels."""
-    for name, level in levels.items():
-        table = table[table[name] == level]
-    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
 def _among(name: str, value: str, known: Sequence[str], measured: pd.Series[Any]) -> None:
@@ -121,18 +87,14 @@ def _timed(row: Row, load: Load, change: Change) -> Row:
         "failing": loads.failing_ns(load, change, rate_hz),
         "failed": int(loads.failed_after(load, change).sum()),
         "after": int((load.end_ns >= change.at_ns).sum()),
-        "rest_s": _rest_s(load, change),
+        "rest_s": change.rest_s(load),
     }
-
-
-def _rest_s(load: Load, change: Change) -> float:
-    """How long the load went on after the change."""
-    return float(load.start_ns[-1] - change.at_ns) / units.NS_PER_S
 
 
 def _in_blocks(mine: pd.DataFrame) -> Row:
     """What the blocks have; only those count whose load the change concerned."""
-    spells = {name: kind(_by_block(mine, name)) for name, kind in _SPELLS.items()}
+    blocks = mine.groupby(cells.BLOCK, observed=True)[[*_SPELLS]].mean()
+    spells = {name: kind(blocks[name].dropna().to_numpy(dtype=float)) for name, kind in _SPELLS.items()}
     followed = spells["followed"]
     known = {"blocks": followed.n, "followed_mean": followed.mean, "rest_s": float(mine["rest_s"].min())}
     return spells | known | {name: int(mine[name].sum()) for name in ("failed", "after")}
@@ -177,9 +139,9 @@ def kept(runs: store.Runs) -> pd.DataFrame:
     """
 
     def counted(_: Row, load: Load, change: Change) -> Row:
-        return dataclasses.asdict(loads.stay(load, change)) | {"removed": len(change.removed)}
+        return loads.stay(load, change) | {"removed": len(change.removed)}
 
-    sums = [each.name for each in dataclasses.fields(Stay)]
+    sums = ["connections", "stayed", "requests_on_them"]
     made = [
         row | {name: int(mine[name].sum()) for name in sums}
         for row, mine in _levels(_per_cell(runs, counted), runs)
@@ -239,7 +201,7 @@ def unnoticed(runs: store.Runs) -> pd.DataFrame:
 
     def lost(_: Row, load: Load, change: Change) -> Row:
         return {
-            "seconds": _rest_s(load, change),
+            "seconds": change.rest_s(load),
             "requests": int((load.start_ns >= change.at_ns).sum()),
             "failed": int(loads.failed_after(load, change).sum()),
         }
@@ -281,14 +243,11 @@ def _check(runs: store.Runs, experiment: str) -> Row:
             "lag": float(np.quantile(load.start_ns - load.due_ns, 0.99)),
         }
 
-    every = runs.cells[runs.cells["experiment"] == experiment]
     found = _per_cell(runs, counted, experiment).reindex(columns=["requests", "failed_before", "added_before", "took",
                                                                   "lag", *cells.BLOCK])  # fmt: skip
+    row = provenance.counted(runs, experiment, found)
     return {
-        "experiment": experiment,
-        "blocks": cells.blocks_of(found),
-        "cells": len(every),
-        "invalid_or_without_change": len(every) - len(found),
+        **{"invalid_or_without_change" if name == "invalid_cells" else name: value for name, value in row.items()},
         **{name: int(found[name].sum()) for name in ("requests", "failed_before", "added_before")},
         "made_within": Spell(found["took"].to_numpy(dtype=float)),
         "send_lag_us": units.number(float(found["lag"].median()) / units.NS_PER_US),

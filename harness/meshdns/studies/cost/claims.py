@@ -3,49 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
 from meshdns import store
 from meshdns.analysis import stats, text
-from meshdns.studies.cost.tables import (
-    KEPT,
-    LADDER,
-    MODE1,
-    MODE2,
-    REQUEST,
-    RESOLVED,
-    change,
-    changes,
-    difference,
-    floor,
-    path,
-)
-from meshdns.studies.verdict import (
-    COST,
-    DEPENDS,
-    REFUTED,
-    UNDECIDED,
-    Verdict,
-    both,
-    counted_at,
-    unmeasured,
-)
+from meshdns.studies.cost import tables
+from meshdns.studies.cost.tables import KEPT, MODE1, MODE2, REQUEST, RESOLVED
+from meshdns.studies.verdict import COST, DEPENDS, REFUTED, UNDECIDED, Verdict, both, unmeasured
 
 # Experiments whose arms are compared by name -> those that claims are judged by.
-JUDGED = dict.fromkeys((REQUEST, KEPT), tuple(arm for arm, _ in LADDER))
+JUDGED = dict.fromkeys((REQUEST, KEPT), tuple(arm for arm, _ in tables.LADDER))
 
 
 def verdicts(runs: store.Runs) -> Iterator[Verdict]:
     """What these runs say of them."""
-    yield resolving_cost(
-        difference(runs, MODE1, RESOLVED),
-        floor(runs),
-        counted_at(path(runs), *RESOLVED),
-        counted_at(path(runs), *MODE1),
-    )
-    yield choice(changes(runs), changes(runs, KEPT))
+    found, path = tables.difference(runs, MODE1, RESOLVED), tables.path(runs)
+    yield resolving_cost(found, tables.floor(runs), tables.counted_at(path, RESOLVED), tables.counted_at(path, MODE1))
+    yield choice(tables.changes(runs), tables.changes(runs, KEPT))
 
 
 def resolving_cost(
@@ -65,19 +42,19 @@ def resolving_cost(
         if row is not None and row["requests"]:
             numbers += f"; {what}: {row['re_resolutions']} resolutions in {row['requests']} requests"
     reading = text.reading(found, floor)
+    decided = partial(Verdict, "C6", numbers=numbers, notebook=COST)
     rest = "the endpoints of a ClusterIP Service are told to the sidecar (EDS), which then resolves nothing"
     if reading == "more":
-        because = f"on the kind of service: requests take longer to a ServiceEntry that the sidecar resolves; {rest}"
-        return Verdict("C6", DEPENDS, because, numbers, COST)
+        because = "on the kind of service: requests take longer to a ServiceEntry that the sidecar resolves"
+        return decided(DEPENDS, f"{because}; {rest}")
     seen = "requests take even less" if reading == "less" else f"the difference is {reading}"
-    because = f"to a ServiceEntry that the sidecar resolves, in the background, {seen} in steady state; {rest}; "
-    because += "a cold or slow cluster DNS is not measured"
-    return Verdict("C6", UNDECIDED, because, numbers, COST)
+    because = f"to a ServiceEntry that the sidecar resolves, in the background, {seen} in steady state"
+    return decided(UNDECIDED, f"{because}; {rest}; a cold or slow cluster DNS is not measured")
 
 
 def choice(new: pd.DataFrame, kept: pd.DataFrame) -> Verdict:
     """C13: only the word performance is decided here, new connections and kept ones apart."""
-    fresh, open_ = _change(new), _change(kept)
+    fresh, open_ = (tables.row_of(table, (MODE1, MODE2), tables.CLIENT_ONLY) for table in (new, kept))
     if fresh is None:
         return unmeasured("C13", "needs requests in both modes")
     found = fresh["p50"]
@@ -85,28 +62,17 @@ def choice(new: pd.DataFrame, kept: pd.DataFrame) -> Verdict:
     numbers += "" if open_ is None else f", kept alive {both(open_['p50'])}"
     numbers += f" (p50, {text.blocks(found.absolute.n)})"
     rest = "compatibility, simplicity and control are not measured yet"
+    decided = partial(Verdict, "C13", numbers=numbers, notebook=COST)
     if fresh["reading"] == "more":
-        return Verdict("C13", REFUTED, f"mode 2 is the slower one on new connections; {rest}", numbers, COST)
+        return decided(REFUTED, f"mode 2 is the slower one on new connections; {rest}")
     if fresh["reading"] != "less":
-        return Verdict("C13", UNDECIDED, f"new connections: {fresh['reading']}; {rest}", numbers, COST)
+        return decided(UNDECIDED, f"new connections: {fresh['reading']}; {rest}")
     if open_ is None or open_["reading"] not in text.CLEAR:
-        kept_alive = (
-            "kept ones are not measured" if open_ is None else f"on kept ones the difference is {open_['reading']}"
-        )
-        because = f"mode 2 is faster on new connections; {kept_alive}; {rest}"
-        return Verdict("C13", UNDECIDED, because, numbers, COST)
-    because = (
-        f"on what is weighed: mode 2 is faster, new and kept alive; {rest}"
-        if open_["reading"] == "less"
-        else f"on the connection: mode 2 is faster where every request resolves its name, slower on kept ones; {rest}"
-    )
-    return Verdict("C13", DEPENDS, because, numbers, COST)
-
-
-def _change(table: pd.DataFrame) -> dict[Any, Any] | None:
-    if table.empty:
-        return None
-    for pair in ((MODE1, MODE2), (("mode1", "plain"), ("mode2-agent", "plain"))):
-        if found := table[table["change"] == change(*pair)].to_dict("records"):
-            return found[0]
-    return None
+        alive = "kept ones are not measured"
+        if open_ is not None:
+            alive = f"on kept ones the difference is {open_['reading']}"
+        return decided(UNDECIDED, f"mode 2 is faster on new connections; {alive}; {rest}")
+    if open_["reading"] == "less":
+        return decided(DEPENDS, f"on what is weighed: mode 2 is faster, new and kept alive; {rest}")
+    because = "on the connection: mode 2 is faster where every request resolves its name, slower on kept ones"
+    return decided(DEPENDS, f"{because}; {rest}")

@@ -6,6 +6,7 @@ phases do not add up to the median of the total; means do, so the ledger shows m
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,8 @@ from meshdns.core import units
 from meshdns.core.world import World
 from meshdns.studies.names.tables import tail
 
-Level = tuple[str, str]  # arm, backend
-
+Level = tuple[str, str]
+STEP = ["arm", "backend"]
 
 # In this order, and after them any other in the order of the world.
 LADDER: tuple[Level, ...] = (
@@ -28,20 +29,12 @@ LADDER: tuple[Level, ...] = (
     ("plain", "plain"),
     ("plain-aa", "plain"),
     ("plain", "meshed"),
-    ("mode1", "plain"),
-    ("mode1", "meshed"),
-    ("mode1", "resolved"),
-    ("mode2-envoy", "plain"),
-    ("mode2-envoy", "meshed"),
-    ("mode2-envoy", "resolved"),
-    ("mode2-agent", "plain"),
-    ("mode2-agent", "meshed"),
-    ("mode2-agent", "resolved"),
+    *itertools.product(("mode1", "mode2-envoy", "mode2-agent"), ("plain", "meshed", "resolved")),
 )
 PLAIN, TWIN, MODE1, MODE2 = ("plain", "plain"), ("plain-aa", "plain"), ("mode1", "meshed"), ("mode2-agent", "meshed")
 RESOLVED, MODE2_ENVOY = ("mode1", "resolved"), ("mode2-envoy", "meshed")
 RESOLVED_MODE2 = ("mode2-agent", "resolved")
-
+CLIENT_ONLY = ("mode1", "plain"), ("mode2-agent", "plain")  # what the modes differ by without a sidecar at the server
 
 CHANGES: tuple[tuple[Level, Level], ...] = (
     (PLAIN, TWIN),
@@ -50,7 +43,7 @@ CHANGES: tuple[tuple[Level, Level], ...] = (
     (PLAIN, ("mode1", "plain")),
     (("plain", "meshed"), MODE1),
     (MODE1, RESOLVED),
-    (("mode1", "plain"), ("mode2-agent", "plain")),
+    CLIENT_ONLY,
     (MODE1, MODE2),
     (RESOLVED, RESOLVED_MODE2),
     (MODE2, MODE2_ENVOY),
@@ -83,17 +76,13 @@ def change(a: Level, b: Level) -> str:
 
 
 def _medians(runs: store.Runs, experiment: str) -> pd.DataFrame:
-    chosen = cells.select(runs, experiment)
-    return cells.matrix(cells.per_cell(runs, chosen, "from_due"), ["arm", "backend"])
+    return cells.medians(runs, cells.select(runs, experiment), STEP)
 
 
 def _steps(levels: Iterable[Sequence[object]], seen: looks.Looks) -> list[Level]:
     """The steps that were measured: the ladder, then any other in the order of the world."""
     measured = [(str(arm), str(backend)) for arm, backend in levels]
-    further = [level for level in measured if level not in LADDER]
-    order = seen.held(arm for arm, _ in further)
-    further.sort(key=lambda level: (order.index(level[0]), level[1]))
-    return [*(level for level in LADDER if level in measured), *further]
+    return sorted(measured, key=lambda step: (looks.place(LADDER, step), looks.place(seen.arms, step[0]), *step))
 
 
 def _compared(steps: Sequence[Level], seen: looks.Looks) -> list[tuple[Level, Level]]:
@@ -112,10 +101,10 @@ def ladder(runs: store.Runs) -> pd.DataFrame:
     """A row per step: p50, p90, p99 from the due time."""
     chosen = cells.select(runs, REQUEST)
     chosen = chosen.assign(step=chosen["arm"] + "/" + chosen["backend"])
-    found = {p: cells.matrix(cells.per_cell(runs, chosen, "from_due", p), ["arm", "backend"]) for p in (0.5, 0.9, 0.99)}
+    found = {p: cells.matrix(cells.per_cell(runs, chosen, "from_due", p), STEP) for p in cells.PROBABILITIES}
     over_all = {p: cells.pooled(runs, chosen, "step", "from_due", p) for p in (0.9, 0.99)}
     seen = looks.of_runs(runs)
-    rows: list[dict[str, Any]] = [
+    rows = [
         {
             "step": label(step),
             "meaning": label(step) if step in LADDER else f"{looks.words(seen.pod(step[0]))}, calls {step[1]}",
@@ -135,10 +124,10 @@ def phases(runs: store.Runs) -> pd.DataFrame:
     """A row per step: the mean of each phase and of the total (from start), which is their sum."""
     chosen = cells.select(runs, REQUEST)
     found = {
-        phase: cells.matrix(cells.per_cell(runs, chosen, phase, cells.MEAN), ["arm", "backend"])
+        phase: cells.matrix(cells.per_cell(runs, chosen, phase, cells.MEAN), STEP)
         for phase in [*cells.PHASES, "from_start"]
     }
-    rows: list[dict[str, Any]] = []
+    rows = []
     for step in _steps(found["from_start"].columns, looks.of_runs(runs)):
         means = {phase: cells.interval(values, step) for phase, values in found.items()}
         total = means.pop("from_start")
@@ -165,8 +154,7 @@ def changes(runs: store.Runs, experiment: str = REQUEST) -> pd.DataFrame:
     """A row per change of one thing: the paired difference of p50 and how it reads."""
     medians = _medians(runs, experiment)
     noise = cells.noise_floor(medians, PLAIN, TWIN)
-    rows: list[dict[str, Any]] = []
-    seen = looks.of_runs(runs)
+    rows, seen = [], looks.of_runs(runs)
     for a, b in _compared(_steps(medians.columns, seen), seen):
         found = cells.paired(medians, a, b)
         if found is None:
@@ -188,25 +176,26 @@ def changes(runs: store.Runs, experiment: str = REQUEST) -> pd.DataFrame:
     return absent.of(pd.DataFrame(rows), runs, experiment)
 
 
+def row_of(table: pd.DataFrame, *pairs: tuple[Level, Level]) -> dict[Any, Any] | None:
+    """The row of the first of these changes that was measured."""
+    rows = {row["change"]: row for row in table.to_dict("records")}
+    return next((rows[change(*pair)] for pair in pairs if change(*pair) in rows), None)
+
+
 def waits(runs: store.Runs) -> pd.DataFrame:
     """A row per step: requests of an open loop from their due time and from their start; the gap is the hidden wait."""
     chosen = cells.select(runs, OPEN)
-    by = ["arm", "backend"]
-    due, start, lag = (cells.matrix(cells.per_cell(runs, chosen, m), by) for m in ("from_due", "from_start", "lag"))
-    mean = cells.matrix(cells.per_cell(runs, chosen, "lag", cells.MEAN), by)
-    table = pd.DataFrame(
-        [
-            {
-                "step": label(step),
-                "p50_from_due": cells.interval(due, step),
-                "p50_from_start": cells.interval(start, step),
-                "hidden_wait_p50": cells.interval(lag, step),
-                "hidden_wait_mean": cells.interval(mean, step),
-            }
-            for step in _steps(due.columns, looks.of_runs(runs))
-        ]
-    )
-    return absent.of(table, runs, OPEN)
+    found = {
+        "p50_from_due": cells.medians(runs, chosen, STEP),
+        "p50_from_start": cells.medians(runs, chosen, STEP, "from_start"),
+        "hidden_wait_p50": cells.medians(runs, chosen, STEP, "lag"),
+        "hidden_wait_mean": cells.matrix(cells.per_cell(runs, chosen, "lag", cells.MEAN), STEP),
+    }
+    rows = [
+        {"step": label(step)} | {name: cells.interval(values, step) for name, values in found.items()}
+        for step in _steps(found["p50_from_due"].columns, looks.of_runs(runs))
+    ]
+    return absent.of(pd.DataFrame(rows), runs, OPEN)
 
 
 def sizes(runs: store.Runs) -> pd.DataFrame:
@@ -214,12 +203,11 @@ def sizes(runs: store.Runs) -> pd.DataFrame:
 
     Empty if the runs hold no such cell. Compared only with requests that arrived alike, in the same blocks.
     """
-    columns = ["step", "arm", "tls", "body_kb", "blocks", "p50", "p50_against_usual", "reading", "values"]
     chosen = cells.select(runs, *SIZED, REQUEST)
-    by = ["arm", "backend", "arrival", "tls", "body_bytes"]
-    medians = cells.matrix(cells.per_cell(runs, chosen, "from_due"), by)
+    by = [*STEP, "arrival", "tls", "body_bytes"]
+    medians = cells.medians(runs, chosen, by)
     other = set(map(tuple, chosen[chosen["experiment"].isin(SIZED)][by].to_numpy()))
-    rows: list[dict[str, Any]] = []
+    rows = []
     steps = _steps({level[:2] for level in other}, looks.of_runs(runs))
     for step in (each for each in steps if each != TWIN):  # plain once more says nothing of sizes
         for level in sorted(each for each in other if each[:2] == step and each in medians.columns):
@@ -239,7 +227,7 @@ def sizes(runs: store.Runs) -> pd.DataFrame:
                     "values": cells.column(medians, level),
                 }
             )
-    return absent.of(pd.DataFrame(rows, columns=columns), runs, *SIZED)
+    return absent.of(pd.DataFrame(rows), runs, *SIZED)
 
 
 def role(step: Level, service: str, world: World) -> str:
@@ -264,19 +252,13 @@ def behind_client(table: pd.DataFrame) -> list[str]:
 def cpu(runs: store.Runs) -> pd.DataFrame:
     """A row per step: CPU time per request in each kind of container, and their sum (intervals in ns)."""
     chosen = cells.select(runs, REQUEST, tool="agent")
-    each = spent(runs, chosen)
-    whole = {name: cells.matrix(chosen.assign(value=each[name]), ["arm", "backend"]) for name in each.columns}
-    total = cells.matrix(chosen.assign(value=each.sum(axis=1)), ["arm", "backend"])
-    others = cells.matrix(chosen.assign(value=each.drop(columns=CLIENT).sum(axis=1)), ["arm", "backend"])
-    table = pd.DataFrame(
-        [
-            {"step": label(step), "arm": step[0], "blocks": len(cells.column(total, step))}
-            | {name: cells.interval(values, step) for name, values in whole.items()}
-            | {"without_client": cells.interval(others, step), "total": cells.interval(total, step)}
-            for step in _steps(total.columns, looks.of_runs(runs))
-        ]
-    )
-    return absent.of(table, runs, REQUEST)
+    found = spent_by(runs, chosen, STEP)
+    rows = [
+        {"step": label(step), "arm": step[0], "blocks": len(cells.column(found["total"], step))}
+        | {name: cells.interval(values, step) for name, values in found.items()}
+        for step in _steps(found["total"].columns, looks.of_runs(runs))
+    ]
+    return absent.of(pd.DataFrame(rows), runs, REQUEST)
 
 
 def memory(runs: store.Runs) -> pd.DataFrame:
@@ -289,8 +271,7 @@ def memory(runs: store.Runs) -> pd.DataFrame:
     ]
     frame = pd.DataFrame([row for row in rows if row[1]], columns=["container", "role", "mb"])
     table = frame.groupby(["role", "container"])["mb"].agg(median_mb="median", largest_mb="max").reset_index()
-    order = {name: rank for rank, name in enumerate(ROLES)}
-    by = table["role"].map(lambda name: order.get(name, len(order)))
+    by = table["role"].map(lambda name: looks.place(ROLES, name))
     return absent.of(table.iloc[np.lexsort((table["container"], by))].reset_index(drop=True), runs, REQUEST)
 
 
@@ -310,6 +291,13 @@ def spent(runs: store.Runs, chosen: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*columns]).fillna(0.0).div(np.maximum(cells.asked(runs, chosen), 1), axis=0)
 
 
+def spent_by(runs: store.Runs, chosen: pd.DataFrame, by: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """The same by role, without the client and in all: blocks by levels."""
+    each = spent(runs, chosen)
+    each = each.assign(without_client=each.drop(columns=CLIENT).sum(axis=1), total=each.sum(axis=1))
+    return {str(name): cells.matrix(chosen.assign(value=each[name]), by) for name in each}
+
+
 # What the path of a request looks like in counters; sums over valid cells.
 _PATH = {
     "redirected": "pod/rule/redirect_tcp",
@@ -326,35 +314,35 @@ _PATH = {
 }
 
 
-def _given(world: World, answered: pd.Series) -> dict[str, np.ndarray[Any, np.dtype[np.bool_]]]:
-    """Which of these answers are of which kind."""
-    cluster_ips = {each.cluster_ip for each in world.services}
-    kinds = {address: (address in cluster_ips, bool(address) and world.is_virtual(address)) for address in {*answered}}
-    names = ("answered_cluster_ip", "answered_virtual_ip")
-    return {name: np.array([kinds[each][n] for each in answered], dtype=bool) for n, name in enumerate(names)}
-
-
 def path(runs: store.Runs) -> pd.DataFrame:
     """A row per step: requests, the class of the answered addresses, and what each part of the path counted."""
     chosen = cells.select(runs, REQUEST, connection="new", tool="agent")
     rows, position = cells.requests_of(runs, chosen)
     answered = rows["address"].astype(str)
+    addresses, cluster_ips = set(answered), {each.cluster_ip for each in runs.world.services}
+    kinds = {
+        "answers": addresses,
+        "answered_cluster_ip": addresses & cluster_ips,
+        "answered_virtual_ip": {each for each in addresses if each and runs.world.is_virtual(each)},
+    }
     sums = chosen.assign(
         requests=cells.asked(runs, chosen),
-        **{"seconds": chosen["wall_s"].astype(float)},
+        **{name: np.bincount(position[answered.isin(of)], minlength=len(chosen)) for name, of in kinds.items()},
         **{name: cells.counter(chosen, key) for name, key in _PATH.items()},
-        **{
-            name: np.bincount(position[chosen_ones], minlength=len(chosen))
-            for name, chosen_ones in _given(runs.world, answered).items()
-        },
-        answers=np.bincount(position, minlength=len(chosen)),
     )
-    names = ["requests", "answers", "answered_cluster_ip", "answered_virtual_ip", *_PATH, "seconds"]
-    table = sums.groupby(["arm", "backend"], observed=True)[names].sum().reset_index()
-    order = {step: rank for rank, step in enumerate(LADDER)}
-    rank = [order.get(level, len(order)) for level in zip(table["arm"], table["backend"], strict=True)]
-    whole = [name for name in names if name != "seconds"]
-    return table.iloc[np.argsort(rank, kind="stable")].astype(dict.fromkeys(whole, int)).reset_index(drop=True)
+    table = sums.groupby(["arm", "backend"], observed=True)[["requests", *kinds, *_PATH]].sum().astype(int)
+    return table.reindex(sorted(table.index, key=lambda step: looks.place(LADDER, step))).reset_index()
+
+
+def counted_at(table: pd.DataFrame, step: Level) -> dict[Any, Any] | None:
+    """The row of that step, if it was measured."""
+    return next(iter(cells.rows(table, arm=step[0], backend=step[1])), None)
+
+
+def counted_in(table: pd.DataFrame, arm: str) -> dict[str, int]:
+    """Sums over the backends of an arm."""
+    whole = table[table["arm"] == arm].drop(columns=STEP)
+    return {str(name): int(total) for name, total in whole.sum().items()} if len(whole) else {}
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,11 @@ from typing import Any
 import pandas as pd
 
 from meshdns import store
-from meshdns.analysis import stats, text
+from meshdns.analysis import cells, stats, text
 from meshdns.studies.cost import answer as cost
-from meshdns.studies.interception.mechanisms import (
-    FLOW,
-    KEPT,
-    MEASURES,
-    PACKET,
-    SWEEPS,
-    Measure,
-    compared,
-    experiments,
-    refusal,
-)
-from meshdns.studies.interception.tables import AGAINST, counts, differences, lacking, slopes, too_few
+from meshdns.studies.interception import mechanisms, tables
+from meshdns.studies.interception.mechanisms import MEASURES, Measure
+from meshdns.studies.interception.tables import AGAINST
 
 _MEASURES = {
     "new": "new connection", "kept": "kept alive", "lookup": "UDP lookup", "inbound_new": "inbound, new",
@@ -45,7 +36,7 @@ WORDS = text.Words(
     values={
         "measure": _MEASURES,
         "mechanism": {"plain": "nothing (plain)", "tproxy": "TPROXY", "ebpf": "eBPF"},
-        "asked": {FLOW: "each flow", PACKET: "each packet"},
+        "asked": {mechanisms.FLOW: "each flow", mechanisms.PACKET: "each packet"},
         "more_expected": {True: "more", False: "no effect"},
         "as_expected": {False: "NO"},
         "agree": {False: "NO"},
@@ -59,7 +50,7 @@ WORDS = text.Words(
 
 def whole(runs: store.Runs) -> list[str]:
     """All sentences, the main one first."""
-    return [answer(runs), rules_answer(slopes(runs)), counts_answer(counts(runs))]
+    return [answer(runs), rules_answer(tables.slopes(runs)), counts_answer(tables.counts(runs))]
 
 
 def _name(mechanism: object) -> str:
@@ -68,13 +59,12 @@ def _name(mechanism: object) -> str:
 
 def answer(runs: store.Runs) -> str:
     """Whether the mechanisms differ, measure by measure, and what was not measured."""
-    if not experiments(runs):
+    if not mechanisms.experiments(runs):
         return "This run did not compare ways to capture a connection; `meshdns report --plan interception` does."
-    table = differences(runs)
+    table = tables.differences(runs)
     if table.empty:
-        return " ".join(
-            ["No valid block has iptables and another mechanism: nothing can be compared.", *_lacking(runs)]
-        )
+        nothing = "No valid block has iptables and another mechanism: nothing can be compared."
+        return " ".join([nothing, *_lacking(runs)])
     details = [said for measure in MEASURES if (said := _of(measure, table))]
     return " ".join([_headline(table), *_lacking(runs)]) + "\n\n" + " ".join(details)
 
@@ -90,7 +80,7 @@ def _headline(table: pd.DataFrame) -> str:
 
 
 def _of(measure: Measure, table: pd.DataFrame) -> str:
-    rows = table[table["measure"] == measure.name].to_dict("records")
+    rows = cells.rows(table, measure=measure.name)
     if not rows:
         return ""
     blocks, said = max(row["blocks"] for row in rows), _SAID[measure.name]
@@ -109,13 +99,13 @@ def _size(row: dict[Any, Any]) -> str:
 
 
 def _lacking(runs: store.Runs) -> list[str]:
-    said, without = [], lacking(runs)
-    for each in compared(runs):
-        if reason := refusal(runs, each):
+    said = []
+    for each in mechanisms.compared(runs):
+        if reason := mechanisms.refusal(runs, each):
             said.append(f"{_name(each.name)} was refused on this machine ({reason}).")
-        elif each in without:
+        elif cells.select(runs, arm=each.arm).empty:
             said.append(f"{_name(each.name)} was not measured in a valid cell.")
-    few = [_SAID[measure.name] for measure in MEASURES if too_few(runs, measure)]
+    few = [_SAID[measure.name] for measure in MEASURES if tables.too_few(runs, measure)]
     return [*said, f"Cells of {text.listed(few)} hold too few requests to tell a p50."] if few else said
 
 
@@ -123,22 +113,20 @@ def rules_answer(table: pd.DataFrame) -> str:
     """What each extra rule adds, and whether that is what the kernel's design predicts; "" if nothing was measured."""
     if table.empty:
         return ""
-    said = [_added(measure, table) for measure in SWEEPS.values()]
-    found: dict[bool | None, list[str]] = {True: [], False: [], None: []}
-    for row in table[table["measure"] == KEPT.name].to_dict("records"):
-        found[row["as_expected"]].append(_name(row["mechanism"]))
+    said = [_added(measure, table) for measure in mechanisms.SWEEPS.values()]
+    kept = cells.rows(table, measure=mechanisms.KEPT.name)
+    found = text.grouped((row["as_expected"], _name(row["mechanism"])) for row in kept)
     phrases = {True: "it is so with", False: "it is not so with", None: "not resolved with"}
-    told = "; ".join(f"{phrases[each]} {text.listed(names)}" for each, names in found.items() if names)
-    rule = (
-        "Rules that are asked once a flow should cost a kept connection nothing, rules asked for each packet something"
-    )
-    decided = found[True] or found[False]
+    told = "; ".join(f"{said} {text.listed(found[each])}" for each, said in phrases.items() if each in found)
+    rule = "Rules that are asked once a flow should cost a kept connection nothing, "
+    rule += "rules asked for each packet something"
+    decided = found.keys() & {True, False}
     said.append(f"{rule}: {told if decided else 'these blocks decide it for no mechanism'}.")
     return " ".join(each for each in said if each)
 
 
 def _added(measure: Measure, table: pd.DataFrame) -> str:
-    rows = table[table["measure"] == measure.name].to_dict("records")
+    rows = cells.rows(table, measure=measure.name)
     if not rows:
         return ""
     told = [(_name(row["mechanism"]), str(row["per_rule"]).lstrip("+"), row["reading"] in text.CLEAR) for row in rows]

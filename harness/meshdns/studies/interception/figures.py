@@ -15,9 +15,7 @@ from meshdns.studies.interception.answer import WORDS
 def contrasts(table: pd.DataFrame, column: str, label: str) -> Axes:
     """A row per measure, mechanisms side by side: paired differences; grey is what equal arms differ by there."""
     if table.empty:
-        with drawing.axes(drawing.tall(0)) as ax:
-            drawing.unmeasured(ax, absent.known(table))
-            return ax
+        return drawing.unmeasured(absent.known(table))
     table = table.assign(row=[_row(each) for each in table.to_dict("records")])
     measures, seen = list(dict.fromkeys(table["row"])), looks.of(table)
     arms = seen.held(table["arm"])
@@ -34,13 +32,7 @@ def contrasts(table: pd.DataFrame, column: str, label: str) -> Axes:
         handles = drawing.arm_handles(seen, arms)
         for handle, arm in zip(handles, arms, strict=True):
             handle.set_label(str(WORDS.value("mechanism", shown[arm])))
-        ax.legend(
-            handles=handles,
-            loc="lower left",
-            bbox_to_anchor=(0, 1),
-            ncols=drawing.columns(shown, drawing.AXES_LETTERS),
-            handletextpad=0.3,
-        )
+        drawing.legend(ax, handles, drawing.columns(shown, drawing.AXES_LETTERS))
         return ax
 
 

@@ -13,12 +13,11 @@ import pandas as pd
 
 from meshdns import store
 from meshdns.analysis import cells, looks, provenance
-from meshdns.core.world import Pod
 
 # How often the kernel asks the table in which extra rules stand: nat once a flow, mangle always.
 FLOW, PACKET = "flow", "packet"
 _ASKED = {"iptables": FLOW, "nftables": FLOW, "tproxy": PACKET, "ebpf": FLOW}
-PLAIN, TWIN = "plain", "plain-aa"
+PLAIN, TWIN = EQUAL = "plain", "plain-aa"
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,13 @@ SWEEPS = {"rules": NEW, "rules-keepalive": KEPT, "rules-lookup": LOOKUP}
 EXPERIMENTS = (*TIMED, *SWEEPS)
 
 
+def more_expected(mechanism: Mechanism, measure: Measure) -> bool | None:
+    """Whether rules should add to this measure: to a kept connection only where they are asked for each packet."""
+    if measure is not KEPT:
+        return True
+    return None if mechanism.asked is None else mechanism.asked == PACKET
+
+
 def experiments(runs: store.Runs) -> list[str]:
     """Those that the runs hold."""
     there = set(runs.cells["experiment"])
@@ -85,18 +91,17 @@ def held(runs: store.Runs) -> tuple[Mechanism, ...]:
     known = {PLAIN, TWIN, *(each.arm for each in SHIPPED), *(each.backend for each in SHIPPED)}
     seen = looks.of_runs(runs)
     clients = [seen.pod(arm) for arm in seen.held(chosen["arm"]) if arm not in known]
-    own = [Mechanism(each.arm, each.arm, "", _asked(each), each.sidecar or each.dns_proxy) for each in clients]
+    own = [
+        Mechanism(each.arm, each.arm, "", _ASKED.get(each.mechanism), each.sidecar or each.dns_proxy)
+        for each in clients
+    ]
     inbound = chosen.loc[chosen["experiment"].isin(each.experiment for each in MEASURES if each.twins), "backend"]
     for name in sorted(set(inbound) - known):
-        asked = (_asked(pod) for pod in runs.world.pods if pod.backend == name)
+        asked = (_ASKED.get(pod.mechanism) for pod in runs.world.pods if pod.backend == name)
         own.append(Mechanism(name, name, name, next(asked, None)))
     nothing = [each for each in own if not each.captures]
     plain = Mechanism(PLAIN, PLAIN, captures=False)
     return (plain, *nothing, *SHIPPED, *(each for each in own if each.captures))
-
-
-def _asked(pod: Pod) -> str | None:
-    return _ASKED.get(pod.mechanism)
 
 
 def compared(runs: store.Runs) -> tuple[Mechanism, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,24 +13,8 @@ from meshdns import store
 from meshdns.analysis import absent, cells, stats, text
 from meshdns.core import units
 from meshdns.studies.cost import tables as cost
-from meshdns.studies.interception.mechanisms import (
-    BASE,
-    EXPERIMENTS,
-    IN_NEW,
-    KEPT,
-    MEASURES,
-    NEW,
-    PACKET,
-    PLAIN,
-    SWEEPS,
-    TIMED,
-    TWIN,
-    Measure,
-    Mechanism,
-    compared,
-    held,
-    refusal,
-)
+from meshdns.studies.interception import mechanisms
+from meshdns.studies.interception.mechanisms import BASE, EXPERIMENTS, MEASURES, SWEEPS, TIMED, Measure, compared
 
 Row = dict[str, Any]
 AGAINST, ADDED = "p50_against_iptables", "p50_against_no_rules"
@@ -52,13 +36,9 @@ class Amount:
         return f"{units.number(self.of.estimate)} ± {units.number(self.of.half_width)}"
 
 
-def _medians(runs: store.Runs, chosen: pd.DataFrame, by: Sequence[str], what: str = "from_due") -> pd.DataFrame:
-    return cells.matrix(cells.per_cell(runs, chosen, what), by) if len(chosen) else pd.DataFrame()
-
-
 def floor(runs: store.Runs, measure: Measure, what: str = "from_due") -> stats.NoiseFloor | None:
     """What equal arms differ by at p50, when they do what this measure times."""
-    return cells.noise_floor(_medians(runs, measure.equal(runs), ["arm"], what), PLAIN, TWIN)
+    return cells.noise_floor(cells.medians(runs, measure.equal(runs), ["arm"], what), *mechanisms.EQUAL)
 
 
 def _compared(values: pd.DataFrame, a: Any, b: Any, noise: stats.NoiseFloor | None, column: str) -> Row:
@@ -78,9 +58,9 @@ def _compared(values: pd.DataFrame, a: Any, b: Any, noise: stats.NoiseFloor | No
 
 def levels(runs: store.Runs) -> pd.DataFrame:
     """A row per mechanism, and one without a mesh: p50 of every measure."""
-    rows: list[Row] = []
-    medians = {measure: _medians(runs, measure.cells(runs), [measure.by]) for measure in MEASURES}
-    for mechanism in held(runs):
+    rows = []
+    medians = {measure: cells.medians(runs, measure.cells(runs), [measure.by]) for measure in MEASURES}
+    for mechanism in mechanisms.held(runs):
         found = {each.name: cells.interval(values, each.of(mechanism)) for each, values in medians.items()}
         if any(each.n for each in found.values()):
             rows.append({"mechanism": mechanism.name} | found)
@@ -95,7 +75,7 @@ def differences(runs: store.Runs) -> pd.DataFrame:
 
 
 def _against(runs: store.Runs, measure: Measure, what: str = "from_due") -> Iterable[Row]:
-    values, noise = _medians(runs, measure.cells(runs), [measure.by], what), floor(runs, measure, what)
+    values, noise = cells.medians(runs, measure.cells(runs), [measure.by], what), floor(runs, measure, what)
     for each in compared(runs)[1:]:
         if found := _compared(values, measure.of(BASE), measure.of(each), noise, AGAINST):
             yield {"measure": measure.name, "mechanism": each.name, "arm": each.arm} | found
@@ -105,11 +85,11 @@ def phases(runs: store.Runs) -> pd.DataFrame:
     """A row per phase of a new connection and mechanism; medians of phases do not add up to that of the whole."""
     rows = [
         {"measure": measure.name, "phase": phase} | row
-        for measure in (NEW, IN_NEW)
+        for measure in MEASURES
         for phase in measure.phases
         for row in _against(runs, measure, phase)
     ]
-    return absent.of(pd.DataFrame(rows), runs, NEW.experiment, IN_NEW.experiment)
+    return absent.of(pd.DataFrame(rows), runs, *(measure.experiment for measure in MEASURES if measure.phases))
 
 
 # --- extra rules ---
@@ -130,7 +110,7 @@ def rules(runs: store.Runs) -> pd.DataFrame:
 
 
 def _sweep(runs: store.Runs, experiment: str) -> pd.DataFrame:
-    return _medians(runs, cells.select(runs, experiment), ["arm", "extra_rules"])
+    return cells.medians(runs, cells.select(runs, experiment), ["arm", "extra_rules"])
 
 
 @cells.once
@@ -149,9 +129,12 @@ def slopes(runs: store.Runs) -> pd.DataFrame:
             if len(counts) < 2 or counts[0] or whole.empty:
                 continue
             slope = stats.slope_intercept(counts, whole).slope
-            most = cells.paired(whole, (each.arm, 0), (each.arm, counts[-1]))
-            reading = _slope_reading(slope, text.reading(most, noise))
-            expected = True if measure is not KEPT else None if each.asked is None else each.asked == PACKET
+            reading = text.reading(cells.paired(whole, (each.arm, 0), (each.arm, counts[-1])), noise)
+            if reading in text.CLEAR and slope.holds(0.0):
+                reading = f"{text.UNRESOLVED} ({units.span(slope)} per rule)"
+            expected = mechanisms.more_expected(each, measure)
+            # One that is not told says neither that there is an effect nor that none is.
+            decided = reading in text.CLEAR and expected is not None
             rows.append(
                 {
                     "measure": measure.name,
@@ -162,23 +145,10 @@ def slopes(runs: store.Runs) -> pd.DataFrame:
                     "per_rule": Amount(slope, "ns"),
                     "reading": reading,
                     "more_expected": expected,
-                    "as_expected": _as_expected(reading, expected),
+                    "as_expected": expected and reading == "more" if decided else None,
                 }
             )
     return absent.of(pd.DataFrame(rows), runs, *SWEEPS)
-
-
-def _slope_reading(slope: stats.Interval, most: str) -> str:
-    if most in text.CLEAR and slope.low <= 0 <= slope.high:
-        return f"{text.UNRESOLVED} ({units.span(slope)} per rule)"
-    return most
-
-
-def _as_expected(reading: str, expected: bool | None) -> bool | None:
-    """Only a difference that is told decides: one that is not says neither that there is an effect nor that none is."""
-    if reading not in text.CLEAR or expected is None:
-        return None
-    return expected and reading == "more"
 
 
 # --- what it takes, and what counted it ---
@@ -192,11 +162,10 @@ def cpu(runs: store.Runs) -> pd.DataFrame:
     """
     rows: list[Row] = []
     for measure in MEASURES:
-        chosen = measure.cells(runs)
-        spent = cost.spent(runs, chosen)
-        whole = {name: _by(chosen, spent[name], measure.by) for name in spent.columns}
-        others = _by(chosen, spent.drop(columns=cost.CLIENT).sum(axis=1), measure.by)
-        noise = _cpu_floor(runs, measure)
+        spent = cost.spent_by(runs, measure.cells(runs), [measure.by])
+        others, _ = spent["without_client"], spent.pop("total")
+        equal = cost.spent_by(runs, measure.equal(runs), ["arm"])["without_client"]
+        noise = cells.noise_floor(equal, *mechanisms.EQUAL)
         for each in compared(runs):
             level = measure.of(each)
             if not len(cells.column(others, level)):
@@ -204,29 +173,19 @@ def cpu(runs: store.Runs) -> pd.DataFrame:
             found = None if each is BASE else cells.paired(others, measure.of(BASE), level)
             rows.append(
                 {"measure": measure.name, "mechanism": each.name, "blocks": len(cells.column(others, level))}
-                | {name: cells.interval(values, level) for name, values in whole.items()}
-                | {"without_client": cells.interval(others, level), "against_iptables": found}
+                | {name: cells.interval(values, level) for name, values in spent.items()}
+                | {"against_iptables": found}
                 | {"reading": text.BASELINE if each is BASE else text.reading(found, noise)}
             )
     idle = [name for name in cost.ROLES if not any(row[name].estimate > 0 for row in rows)]
     return absent.of(pd.DataFrame(rows).drop(columns=idle, errors="ignore"), runs, *TIMED)
 
 
-def _cpu_floor(runs: store.Runs, measure: Measure) -> stats.NoiseFloor | None:
-    chosen = measure.equal(runs)
-    others = cost.spent(runs, chosen).drop(columns=cost.CLIENT).sum(axis=1)
-    return cells.noise_floor(_by(chosen, others, "arm"), PLAIN, TWIN)
-
-
-def _by(chosen: pd.DataFrame, values: pd.Series[float], by: str) -> pd.DataFrame:
-    return cells.matrix(chosen.assign(value=values.to_numpy()), [by]) if len(chosen) else pd.DataFrame()
-
-
-def _made(name: str) -> Callable[[pd.DataFrame], cells.Values]:
+def _made(chosen: pd.DataFrame, name: str) -> cells.Values:
     """The load agent's own count, with its warm-up."""
-    return lambda rows: np.array(
-        [float(each.get(name, 0)) + float(each.get("warmup", {}).get(name, 0)) for each in rows["agent"]], dtype=float
-    )
+    warm = [each.get("warmup", {}) for each in chosen["agent"]]
+    counts = zip(chosen["agent"], warm, strict=True)
+    return np.array([float(sum(part.get(name, 0) for part in both)) for both in counts], dtype=float)
 
 
 @dataclass(frozen=True)
@@ -258,9 +217,11 @@ def counts(runs: store.Runs) -> pd.DataFrame:
             chosen = every[every[by] == level]
             if chosen.empty:
                 continue
-            own = _made(count.own)(chosen) if count.own else cells.asked(runs, chosen)
+            own = _made(chosen, count.own) if count.own else cells.asked(runs, chosen)
             counted = cells.counter(chosen, count.counter)
-            differing = _differing(own, counted, flows=count.flows)
+            # A single query may well use a port that conntrack remembers; that twenty do is no chance.
+            wrong = (counted > own) | ((counted == 0) & (own >= 20)) if count.flows else counted != own
+            differing = int(wrong.sum())
             rows.append(
                 {
                     "counted": count.name,
@@ -276,12 +237,6 @@ def counts(runs: store.Runs) -> pd.DataFrame:
     return absent.of(pd.DataFrame(rows), runs, *EXPERIMENTS)
 
 
-def _differing(own: cells.Values, counted: cells.Values, *, flows: bool) -> int:
-    # A single query may well use a port that conntrack remembers; that twenty do is no chance.
-    wrong = (counted > own) | ((counted == 0) & (own >= 20)) if flows else counted != own
-    return int(wrong.sum())
-
-
 def entries(runs: store.Runs) -> pd.DataFrame:
     """A row per mechanism: entries of connection tracking in the client's pod after the cells, and against iptables.
 
@@ -289,8 +244,12 @@ def entries(runs: store.Runs) -> pd.DataFrame:
     """
     rows: list[Row] = []
     outbound = [measure for measure in MEASURES if not measure.twins]
-    left = {measure: _entries(measure.cells(runs)) for measure in outbound}
-    for each in held(runs):
+    chosen = {measure: measure.cells(runs) for measure in outbound}
+    left = {
+        measure: cells.matrix(found.assign(value=cells.counter(found, "pod/conntrack/entries")), ["arm"])
+        for measure, found in chosen.items()
+    }
+    for each in mechanisms.held(runs):
         row: Row = {"mechanism": each.name}
         for measure, values in left.items():
             against = cells.paired(values, BASE.arm, each.arm) if each is not BASE else None
@@ -299,11 +258,6 @@ def entries(runs: store.Runs) -> pd.DataFrame:
         if any(len(cells.column(values, each.arm)) for values in left.values()):
             rows.append(row)
     return absent.of(pd.DataFrame(rows), runs, *(measure.experiment for measure in outbound))
-
-
-def _entries(chosen: pd.DataFrame) -> pd.DataFrame:
-    found = chosen.assign(value=cells.counter(chosen, "pod/conntrack/entries"))
-    return cells.matrix(found, ["arm"]) if len(found) else pd.DataFrame()
 
 
 def availability(runs: store.Runs) -> pd.DataFrame:
@@ -315,19 +269,14 @@ def availability(runs: store.Runs) -> pd.DataFrame:
                 "mechanism": each.name,
                 "outbound_blocks": cells.blocks_of(chosen[chosen["arm"] == each.arm]),
                 "inbound_blocks": cells.blocks_of(chosen[chosen["backend"] == each.backend]),
-                "refused": refusal(runs, each) or None,
+                "refused": mechanisms.refusal(runs, each) or None,
             }
             for each in compared(runs)
         ]
     )
 
 
-def lacking(runs: store.Runs) -> list[Mechanism]:
-    """Those without a valid cell."""
-    return [each for each in compared(runs) if cells.select(runs, arm=each.arm).empty]
-
-
 def too_few(runs: store.Runs, measure: Measure) -> bool:
     """Whether it was measured, but in no cell with enough requests for a quantile."""
     chosen = measure.cells(runs)
-    return bool(len(chosen)) and _medians(runs, chosen, [measure.by]).empty
+    return bool(len(chosen)) and cells.medians(runs, chosen, [measure.by]).empty

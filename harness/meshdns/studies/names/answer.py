@@ -8,25 +8,10 @@ from typing import Any
 import pandas as pd
 
 from meshdns import store
-from meshdns.analysis import looks, stats, text
+from meshdns.analysis import cells, looks, stats, text
 from meshdns.core import units
-from meshdns.studies.names import conformance
-from meshdns.studies.names.tables import (
-    BASE,
-    MODE1,
-    MODE2,
-    MODE2_ENVOY,
-    NAME,
-    TWIN,
-    aaaa,
-    break_even,
-    by_arm,
-    by_name,
-    crossing,
-    delays,
-    queries,
-    return_codes,
-)
+from meshdns.studies.names import conformance, tables
+from meshdns.studies.names.tables import BASE, MODE1, MODE2, MODE2_ENVOY, NAME, TWIN, aaaa
 
 WORDS = text.Words(
     headings={
@@ -45,28 +30,31 @@ WORDS = text.Words(
 def whole(runs: store.Runs) -> list[str]:
     """All sentences, the main one first."""
     named = ("fqdn", "external")
-    inside, outside = (break_even_answer(delays(runs, kind), break_even(runs, kind), kind) for kind in named)
-    said = [answer(runs), inside, external_answer(by_name(runs)), outside]
-    return [*said, queries_answer(queries(runs)), aaaa_answer(return_codes(runs)), conformance_answer(runs)]
+    inside, outside = (
+        break_even_answer(tables.delays(runs, kind), tables.break_even(runs, kind), kind) for kind in named
+    )
+    counted = [queries_answer(tables.queries(runs)), aaaa_answer(tables.return_codes(runs)), conformance_answer(runs)]
+    return [answer(runs), inside, external_answer(tables.by_name(runs)), outside, *counted]
 
 
 def answer(runs: store.Runs) -> str:
     """How fast each arm answers a name of the cluster, beside `plain`."""
-    table = by_arm(runs)
-    rows = {row["arm"]: row for row in table.to_dict("records")}
+    rows = {row["arm"]: row for row in tables.by_arm(runs).to_dict("records")}
     if BASE not in rows:
         return "No valid lookups without a mesh were measured, so there is nothing to compare with."
     base = rows[BASE]
     opening = f"Without a mesh a cluster name is answered in {text.interval(base['p50'])}"
-    said = [f"{opening} (p50, {text.blocks(base['blocks'])})."]
-    order = dict.fromkeys([*(arm for arm in (MODE2, MODE2_ENVOY, MODE1) if arm in rows), *rows])
-    said += [_arm_sentence(arm, rows[arm]) for arm in order if arm not in (BASE, TWIN)]
-    return " ".join(reversed(said[:2])) + "".join(f" {each}" for each in said[2:])
+    order = [arm for arm in dict.fromkeys([*_LABELS, *rows]) if arm in rows.keys() - {BASE, TWIN}]
+    said = [_arm_sentence(arm, rows[arm]) for arm in order]
+    said.insert(1, f"{opening} (p50, {text.blocks(base['blocks'])}).")  # behind what is compared with it
+    return " ".join(said)
+
+
+_LABELS = {MODE2: "Mode 2", MODE2_ENVOY: "Mode 2 by Envoy's own DNS filter", MODE1: "Mode 1"}
 
 
 def _arm_sentence(arm: str, row: dict[Any, Any]) -> str:
-    label = {MODE1: "Mode 1", MODE2: "Mode 2", MODE2_ENVOY: "Mode 2 by Envoy's own DNS filter"}.get(arm, arm)
-    opening = f"{label} answers a cluster name in {text.interval(row['p50'])}"
+    opening = f"{_LABELS.get(arm, arm)} answers a cluster name in {text.interval(row['p50'])}"
     difference, verdict = row["p50_against_plain"], row["reading"]
     if verdict in text.CLEAR:
         return f"{opening}, {text.size(difference)} than without a mesh ({text.blocks(difference.absolute.n)})."
@@ -76,12 +64,10 @@ def _arm_sentence(arm: str, row: dict[Any, Any]) -> str:
 def queries_answer(table: pd.DataFrame) -> str:
     """Whether the three counts agree, and what mode 2 keeps from the cluster DNS."""
     total, wrong = len(table), int((table["residual"] != 0).sum())
-    agree = (
-        f"Client, DNS proxy and cluster DNS counted the same queries in all {total} combinations"
-        if not wrong
-        else f"The counts of client, DNS proxy and cluster DNS disagree in {wrong} of {total} combinations"
-    )
-    return " ".join([f"{agree}.", *_per_lookup(table)])
+    agree = f"Client, DNS proxy and cluster DNS counted the same queries in all {total} combinations."
+    if wrong:
+        agree = f"The counts of client, DNS proxy and cluster DNS disagree in {wrong} of {total} combinations."
+    return " ".join([agree, *_per_lookup(table)])
 
 
 def _per_lookup(table: pd.DataFrame) -> list[str]:
@@ -121,17 +107,13 @@ def break_even_answer(table: pd.DataFrame, found: stats.BreakEven | None, name_k
     rows = table[table["blocks"] > 0].to_dict("records")
     if not rows:
         return f"No delay sweep was measured for {name}."
-    by_reading: dict[str, list[float]] = {}
-    for row in rows:
-        by_reading.setdefault(str(row["reading"]), []).append(float(row["delay_ms"]))
+    by_reading = text.grouped((row["reading"], row["delay_ms"]) for row in rows)
     known = {"less": "sooner than plain", "more": "later than plain"}
     told = [f"{known[each]} at {_delayed(by_reading[each])}" for each in known if each in by_reading]
     rest = [f"at {_delayed(at)} the difference is {each}" for each, at in by_reading.items() if each not in known]
-    said = "With delays added to the answers of the cluster DNS, "
-    said += (
-        f"mode 2 answers {name} " + "; ".join([text.listed(told), *rest]) if told else f"for {name} {'; '.join(rest)}"
-    )
-    if (delay := crossing(table, found)) is not None:
+    opening = f"mode 2 answers {name} {text.listed(told)}" if told else f"for {name} {rest.pop(0)}"
+    said = f"With delays added to the answers of the cluster DNS, {'; '.join([opening, *rest])}"
+    if (delay := tables.crossing(table, found)) is not None:
         span = f"{units.number(delay.estimate)} ms [{units.number(delay.low)}, {units.number(delay.high)}]"
         said += f"; by the line through all delays both cost the same at {span}"
     first = rows[0]
@@ -147,8 +129,8 @@ def _delayed(delays: Sequence[float]) -> str:
 def external_answer(table: pd.DataFrame) -> str:
     """What mode 2 makes of names that its proxy does not know, levels first; "" if that was not measured."""
     said = [
-        f"{_asked_by(row)} {text.interval(base)} without a mesh and {text.interval(row['p50'])} in mode 2 "
-        f"({_told(row)})"
+        f"{_ASKED_BY[row['lookup']]} ({row['qtype']}, ndots {row['ndots']}), {text.interval(base)} without a mesh and "
+        f"{text.interval(row['p50'])} in mode 2 ({_told(row)})"
         for row in table.to_dict("records")
         if row["arm"] == MODE2 and row["name_kind"] == "external" and row["qtype"] != "AAAA" and row["p50"].n
         for base in [_level(table, row, BASE)]
@@ -157,9 +139,7 @@ def external_answer(table: pd.DataFrame) -> str:
     return f"An external name takes, {'; '.join(said)}." if said else ""
 
 
-def _asked_by(row: dict[Any, Any]) -> str:
-    by = "asked straight on the socket" if row["lookup"] == "wire" else "through the C library"
-    return f"{by} ({row['qtype']}, ndots {row['ndots']}),"
+_ASKED_BY = {"wire": "asked straight on the socket", "getaddrinfo": "through the C library"}
 
 
 def _told(row: dict[Any, Any]) -> str:
@@ -169,9 +149,8 @@ def _told(row: dict[Any, Any]) -> str:
 
 def _level(table: pd.DataFrame, row: dict[Any, Any], arm: str) -> stats.Interval | None:
     """The p50 of this kind of lookup in another arm."""
-    same = (table[NAME] == [row[name] for name in NAME]).all(axis=1) & (table["arm"] == arm)
-    found: list[stats.Interval] = list(table["p50"][same])
-    return found[0] if found and found[0].n else None
+    same = cells.rows(table, **{name: row[name] for name in NAME}, arm=arm)
+    return same[0]["p50"] if same and same[0]["p50"].n else None
 
 
 def conformance_answer(runs: store.Runs) -> str:

@@ -27,16 +27,11 @@ def transparency(codes: pd.DataFrame, counted: pd.DataFrame) -> Verdict:
     told = {arm: answer for arm, answer in modes.items() if answer and answer != plain}
     if not plain or not any(modes.values()):
         return unmeasured("C16", "needs AAAA lookups with and without a mesh")
-    numbers = ", ".join(f"{arm} {answer}" for arm, answer in {BASE: plain, **modes}.items() if answer)
-    numbers = (
-        f"AAAA for an A-only name: {numbers}; {int(counted['answers'].sum())} requests by the same program in all arms"
-    )
+    answers = ", ".join(f"{arm} {answer}" for arm, answer in {BASE: plain, **modes}.items() if answer)
+    numbers = f"AAAA for an A-only name: {answers}; {int(counted['answers'].sum())} requests by the same program in "
+    numbers += "all arms"
     if told:
-        arms = " and ".join(told)
-        because = (
-            f"on what they look at: requests succeed unchanged, but an AAAA query is answered differently in {arms}"
-        )
-        return Verdict("C16", DEPENDS, because, numbers, NAMES)
-    return Verdict(
-        "C16", UNDECIDED, "the one program tried needs no change and sees no difference; others follow", numbers, NAMES
-    )
+        because = "on what they look at: requests succeed unchanged, but an AAAA query is answered differently in "
+        return Verdict("C16", DEPENDS, because + " and ".join(told), numbers, NAMES)
+    because = "the one program tried needs no change and sees no difference; others follow"
+    return Verdict("C16", UNDECIDED, because, numbers, NAMES)

@@ -26,31 +26,22 @@ def _rows(runs: store.Runs) -> dict[str, dict[str, Row]]:
     return found
 
 
-def _cases(found: dict[str, dict[str, Row]]) -> dict[str, Row]:
-    """Every case that some arm was asked, in the order of the suite."""
-    return {case: row for rows in found.values() for case, row in rows.items()}
-
-
 def differences(runs: store.Runs) -> pd.DataFrame:
     """A row per behaviour in which some proxy differs from Istio's agent, a column per proxy."""
-    found = _rows(runs)
-    table = [
-        {"topic": row["topic"], "question": row["question"], "agent": row["expected"]}
-        | {arm: _seen(rows.get(case)) for arm, rows in found.items()}
-        for case, row in _cases(found).items()
-        if not all(rows.get(case, row)["agrees"] for rows in found.values())
-    ]
+    found, table = _rows(runs), []
+    for case, row in {case: row for rows in found.values() for case, row in rows.items()}.items():
+        asked = {arm: rows[case] for arm, rows in found.items() if case in rows}
+        if not all(each["agrees"] for each in asked.values()):
+            known = {arm: SAME if each["agrees"] else str(each["observed"]) for arm, each in asked.items()}
+            known |= {"topic": row["topic"], "question": row["question"], "agent": row["expected"]}
+            table.append(dict.fromkeys(found, text.ABSENT) | known)
     names = () if found else (absent.CONFORMANCE,)
     return absent.knowing(pd.DataFrame(table, columns=["topic", "question", "agent", *found]), names)
-
-
-def _seen(row: Row | None) -> str:
-    if row is None:
-        return text.ABSENT
-    return SAME if row["agrees"] else str(row["observed"])
 
 
 def agreeing(runs: store.Runs) -> tuple[int, dict[str, int]]:
     """How many behaviours were asked for, and how many of them each proxy shows."""
     found = _rows(runs)
-    return len(_cases(found)), {arm: sum(row["agrees"] for row in rows.values()) for arm, rows in found.items()}
+    return len(set().union(*found.values())), {
+        arm: sum(row["agrees"] for row in rows.values()) for arm, rows in found.items()
+    }

@@ -15,38 +15,29 @@ def names(table: pd.DataFrame, lookup: str) -> Axes:
     """One row per name, record type and ndots; arms side by side in the row."""
     part = table if table.empty else table[table["lookup"] == lookup]
     if part.empty:
-        with drawing.axes(drawing.tall(0)) as ax:
-            drawing.unmeasured(ax, [tables.NAMES])
-            return ax
+        return drawing.unmeasured([tables.NAMES])
     levels = part[["name_kind", "qtype", "ndots"]].drop_duplicates().to_records(index=False).tolist()
     seen = looks.of(table)
     arms = seen.held(part["arm"])
     several = part["ndots"].nunique() > 1
-    step = min(0.26, 0.84 / max(len(arms), 1))  # rows of different names must not meet
+    step = min(0.26, 0.84 / len(arms))  # rows of different names must not meet
     with drawing.axes(1.8 + (0.1 + 0.08 * len(arms)) * len(levels)) as ax:
         for row in part.to_dict("records"):
             y = levels.index((row["name_kind"], row["qtype"], row["ndots"]))
             offset = step * (arms.index(row["arm"]) - (len(arms) - 1) / 2)
             drawing.mark(ax, y + offset, row["p50"], seen[row["arm"]], row["values"], spread=0.38 * step)
         drawing.rows(ax, [f"{name} {qtype}" + (f", ndots {ndots}" if several else "") for name, qtype, ndots in levels])
-        drawing.from_zero(ax, part, "p50", f"{lookup}: p50")
-        ax.legend(
-            handles=drawing.arm_handles(seen, arms),
-            loc="lower left",
-            bbox_to_anchor=(0, 1),
-            ncols=min(drawing.columns(arms, drawing.AXES_LETTERS), 4),
-            handletextpad=0.3,
-        )
+        drawing.from_zero(ax, part, f"{lookup}: p50")
+        drawing.legend(ax, drawing.arm_handles(seen, arms), min(drawing.columns(arms, drawing.AXES_LETTERS), 4))
         return ax
 
 
 def delays(table: pd.DataFrame, crossing: stats.Interval | None = None) -> Axes:
     """Mode 2 minus plain against the delay of the cluster DNS; below zero mode 2 is ahead, at `crossing` neither."""
     table = table[table["blocks"] > 0]
+    if table.empty:
+        return drawing.unmeasured([tables.DELAY])
     with drawing.axes(3.4) as ax:
-        if table.empty:
-            drawing.unmeasured(ax, [tables.DELAY])
-            return ax
         added = table["delay_ms"].to_numpy(dtype=float)
         each = [row.absolute for row in table["mode2_minus_plain"]]
         style = looks.KNOWN[tables.MODE2]

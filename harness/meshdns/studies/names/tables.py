@@ -6,8 +6,7 @@ Latency is counted from the due time. Arms are compared with `plain` in the same
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,10 +23,10 @@ LOOKUP, NAMES, DELAY = EXPERIMENTS = ("lookup", "names", "delay")
 NAME = ["lookup", "name_kind", "qtype", "ndots"]
 RCODES = {0: "NOERROR", 2: "SERVFAIL", 3: "NXDOMAIN", 5: "REFUSED"}
 COUNTERS = {  # of queries: sent by the client, received by the DNS proxy, sent on by it, received by the cluster DNS
-    "client": "pod/rule/dns_client",
-    "proxy": "pod/dnsproxy/queries",
-    "upstream": "pod/rule/dns_proxy",
-    "cluster": "dnsdist/from_pod",
+    "at_client": "pod/rule/dns_client",
+    "at_proxy": "pod/dnsproxy/queries",
+    "by_proxy": "pod/rule/dns_proxy",
+    "at_cluster_dns": "dnsdist/from_pod",
 }
 
 
@@ -35,11 +34,11 @@ COUNTERS = {  # of queries: sent by the client, received by the DNS proxy, sent 
 def by_arm(runs: store.Runs) -> pd.DataFrame:
     """A row per arm: p50, p90, p99 and the difference of p50 from `plain`."""
     chosen = cells.select(runs, LOOKUP)
-    medians = cells.matrix(cells.per_cell(runs, chosen, "from_due"), ["arm"])
+    medians = cells.medians(runs, chosen, ["arm"])
     tails = {p: cells.matrix(cells.per_cell(runs, chosen, "from_due", p), ["arm"]) for p in (0.9, 0.99)}
     over_all = {p: cells.pooled(runs, chosen, "arm", "from_due", p) for p in tails}
     floor = cells.noise_floor(medians, BASE, TWIN)
-    rows: list[dict[str, Any]] = []
+    rows = []
     for arm in looks.of_runs(runs).held(medians.columns):
         difference = None if arm == BASE else cells.paired(medians, BASE, arm)
         rows.append(
@@ -70,15 +69,13 @@ def tail(within: stats.Interval, over_all_ns: float | None) -> stats.Interval | 
 
 def floor(runs: store.Runs) -> stats.NoiseFloor | None:
     """What equal arms differ by at p50."""
-    chosen = cells.select(runs, LOOKUP)
-    return cells.noise_floor(cells.matrix(cells.per_cell(runs, chosen, "from_due"), ["arm"]), BASE, TWIN)
+    return cells.noise_floor(cells.medians(runs, cells.select(runs, LOOKUP), ["arm"]), BASE, TWIN)
 
 
 @cells.once
 def by_name(runs: store.Runs) -> pd.DataFrame:
     """A row per kind of lookup, name, record type, ndots and arm: p50 and the difference from `plain`."""
-    measured = cells.per_cell(runs, cells.select(runs, NAMES), "from_due")
-    medians = cells.matrix(measured, [*NAME, "arm"])
+    medians = cells.medians(runs, cells.select(runs, NAMES), [*NAME, "arm"])
     rows: list[dict[str, Any]] = []
     for level in map(tuple, medians.columns):
         *name, arm = level
@@ -107,27 +104,22 @@ def queries(runs: store.Runs) -> pd.DataFrame:
     )
     # A node's own name server stands in the place of a proxy, and says itself what it asked the cluster DNS for.
     by_node = np.array([runs.world.asks_node(seen.pod(str(arm))) for arm in chosen["arm"]], dtype=bool)
-    counted["upstream"] = np.where(by_node, cells.counter(chosen, "pod/dnsproxy/forwarded"), counted["upstream"])
-    sums = ["lookups", *COUNTERS]
-    table = counted.groupby([*NAME, "arm"], observed=True)[sums].sum().astype(int).reset_index()
+    counted["by_proxy"] = np.where(by_node, cells.counter(chosen, "pod/dnsproxy/forwarded"), counted["by_proxy"])
+    table = counted.groupby([*NAME, "arm"], observed=True)[["lookups", *COUNTERS]].sum().astype(int).reset_index()
     pods = [seen.pod(str(arm)) for arm in table["arm"]]
     proxied = np.array([pod.dns_proxy or runs.world.asks_node(pod) for pod in pods], dtype=bool)
-    counts = {name: table[name].to_numpy(dtype=float) for name in COUNTERS}
-    left_over = disagreement(counts, proxied).astype(int)
-    names = {"client": "at_client", "proxy": "at_proxy", "upstream": "by_proxy", "cluster": "at_cluster_dns"}
-    out = table.rename(columns=names)
-    out["at_proxy"] = [int(n) if there else None for n, there in zip(out["at_proxy"], proxied, strict=True)]
-    out["client_per_lookup"] = table["client"] / table["lookups"].clip(lower=1)
-    out["cluster_dns_per_lookup"] = table["cluster"] / table["lookups"].clip(lower=1)
-    out["residual"] = left_over
-    out["agree"] = left_over == 0
-    return _ordered(absent.of(out, runs, LOOKUP, NAMES))
+    left_over = disagreement({name: table[name].to_numpy(dtype=float) for name in COUNTERS}, proxied).astype(int)
+    table["at_proxy"] = [int(n) if there else None for n, there in zip(table["at_proxy"], proxied, strict=True)]
+    for asked in ("client", "cluster_dns"):
+        table[f"{asked}_per_lookup"] = table[f"at_{asked}"] / table["lookups"].clip(lower=1)
+    return _ordered(absent.of(table.assign(residual=left_over, agree=left_over == 0), runs, LOOKUP, NAMES))
 
 
 def disagreement(counts: Mapping[str, cells.Values], proxied: NDArray[np.bool_]) -> cells.Values:
     """By how many queries counts differ at the cluster DNS and, where there is one (`proxied`), at the DNS proxy."""
-    at_cluster = np.abs(counts["cluster"] - counts["upstream"] - np.where(proxied, 0, counts["client"]))
-    return np.asarray(at_cluster + np.where(proxied, np.abs(counts["proxy"] - counts["client"]), 0), dtype=float)
+    client, proxy, upstream, cluster = (counts[name] for name in COUNTERS)
+    at_cluster = np.abs(cluster - upstream - np.where(proxied, 0, client))
+    return np.asarray(at_cluster + np.where(proxied, np.abs(proxy - client), 0), dtype=float)
 
 
 def return_codes(runs: store.Runs) -> pd.DataFrame:
@@ -152,19 +144,20 @@ def aaaa(codes: pd.DataFrame, arm: str) -> str:
 
 def delays(runs: store.Runs, name_kind: str = "fqdn") -> pd.DataFrame:
     """A row per delay of the cluster DNS's answers: p50 of both arms, mode 2 minus plain, and how that reads."""
-    medians = _delay_medians(runs, name_kind)
-    noise = _delay_floor(medians)
-    rows: list[dict[str, Any]] = []
-    for delay in sorted({level[0] for level in medians.columns}):
-        both = [cells.interval(medians, (delay, arm)) for arm in (BASE, MODE2)]
-        pair = medians.reindex(columns=[(delay, BASE), (delay, MODE2)]).dropna()
-        found = cells.paired(medians, (delay, BASE), (delay, MODE2))
+    medians, rows = _delay_medians(runs, name_kind), []
+    delays = sorted({level[0] for level in medians.columns})
+    # Of the delays at which the twin was measured the largest: an added delay adds noise of its own.
+    floors = [cells.noise_floor(medians, (delay, BASE), (delay, TWIN)) for delay in delays]
+    noise = max((each for each in floors if each is not None), key=lambda each: each.absolute, default=None)
+    for delay in delays:
+        both = [(delay, BASE), (delay, MODE2)]
+        pair, found = medians.reindex(columns=both).dropna(), cells.paired(medians, *both)
         rows.append(
             {
                 "delay_ms": float(delay),
                 "blocks": len(pair),
-                BASE: both[0],
-                MODE2: both[1],
+                BASE: cells.interval(medians, both[0]),
+                MODE2: cells.interval(medians, both[1]),
                 "mode2_minus_plain": found,
                 "reading": text.reading(found, noise),
                 "values": (pair.iloc[:, 1] - pair.iloc[:, 0]).to_numpy(dtype=float),
@@ -173,8 +166,7 @@ def delays(runs: store.Runs, name_kind: str = "fqdn") -> pd.DataFrame:
     columns = ["delay_ms", "blocks", BASE, MODE2, "mode2_minus_plain", "reading", "values"]
     table = absent.of(pd.DataFrame(rows, columns=columns), runs, DELAY)
     held = looks.of_runs(runs).held(cells.select(runs, DELAY, name_kind=name_kind)["arm"])
-    others = [arm for arm in held if arm not in (BASE, TWIN, MODE2)]
-    return absent.leaving(table, others)
+    return absent.leaving(table, [arm for arm in held if arm not in (BASE, TWIN, MODE2)])
 
 
 def break_even(runs: store.Runs, name_kind: str = "fqdn") -> stats.BreakEven | None:
@@ -189,36 +181,22 @@ def break_even(runs: store.Runs, name_kind: str = "fqdn") -> stats.BreakEven | N
     return stats.break_even(np.array(found, dtype=float), values[:, 1::2] - values[:, 0::2])
 
 
-def _delay_floor(medians: pd.DataFrame) -> stats.NoiseFloor | None:
-    """Of the delays at which the twin was measured, the largest: an added delay adds noise of its own."""
-    delays = {level[0] for level in medians.columns}
-    floors = [cells.noise_floor(medians, (delay, BASE), (delay, TWIN)) for delay in delays]
-    return max((each for each in floors if each is not None), key=lambda each: each.absolute, default=None)
-
-
 def _delay_medians(runs: store.Runs, name_kind: str) -> pd.DataFrame:
-    chosen = cells.select(runs, DELAY, name_kind=name_kind)
-    return cells.matrix(cells.per_cell(runs, chosen, "from_due"), ["dns_delay_ms", "arm"])
+    return cells.medians(runs, cells.select(runs, DELAY, name_kind=name_kind), ["dns_delay_ms", "arm"])
 
 
 def _ordered(table: pd.DataFrame) -> pd.DataFrame:
     """Rows in the order in which people think of names, not of the alphabet."""
-    order = {
-        "lookup": ["wire", "getaddrinfo"],
-        "name_kind": ["fqdn", "short", "external", "absent"],
-        "qtype": ["A", "AAAA", "A+AAAA"],
-    }
-    order["arm"] = looks.of(table).held(table["arm"]) if len(table) else []
-    ranks = {
-        name: table[name].map(functools.partial(looks.place, levels))
-        for name, levels in order.items()
-        if name in table.columns
-    }
-    if not ranks or table.empty:
+    if table.empty:
         return table
-    ndots = {"ndots": -table["ndots"]} if "ndots" in table.columns else {}
-    keys = pd.DataFrame(ranks | ndots)[[name for name in [*NAME, "arm"] if name in ranks | ndots]]
-    return table.loc[keys.sort_values(list(keys.columns), kind="stable").index].reset_index(drop=True)
+    orders: dict[str, Iterable[Hashable]] = {
+        "lookup": ("wire", "getaddrinfo"),
+        "name_kind": ("fqdn", "short", "external", "absent"),
+        "qtype": ("A", "AAAA", "A+AAAA"),
+        "ndots": sorted(set(table.get("ndots", ())), reverse=True),
+        "arm": looks.of(table).held(table["arm"]),
+    }
+    return looks.ordered(table, {name: order for name, order in orders.items() if name in table})
 
 
 def crossing(table: pd.DataFrame, found: stats.BreakEven | None) -> stats.Interval | None:

@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any
 
 import pandas as pd
 from tabulate import tabulate
 
 from meshdns import store
-from meshdns.analysis import absent, text
+from meshdns.analysis import absent, cells, text
 from meshdns.core import units
 from meshdns.core.world import World
 from meshdns.studies.names.tables import MODE1, MODE2
+from meshdns.studies.path import tables
 from meshdns.studies.path.hops import Path, read
-from meshdns.studies.path.pods import Entry
-from meshdns.studies.path.tables import (
-    ANSWERS,
-    GUARDED,
-    HOP,
-    KNOWING,
-    UNGUARDED,
-    Row,
-    hops,
-    matrix,
-    paths,
-    rows,
-    totals,
-)
+from meshdns.studies.path.tables import GUARDED, KNOWING, UNGUARDED, Row, totals
 
 MEASURE = "`meshdns report --plan interception` measures them"
 WORDS = text.Words(
@@ -58,7 +45,7 @@ WORDS = text.Words(
     },
     left_out="What each part saw of their requests is listed with that of all arms.",
 )  # fmt: skip
-HOPS = ["number", "times", *HOP]
+HOPS = ["number", "times", *tables.HOP]
 MATRIX = ["mode", "answer", "arm", "intercepted", "sidecar", "outcome", "ended", "connections_each", "requests",
           "served", "told", "silent", "redirected", "translated", "at_sidecar", "by_service", "forwarded",
           "passed_through", "overflow", "at_guard", "at_servers", "escaped"]  # fmt: skip
@@ -66,7 +53,7 @@ MATRIX = ["mode", "answer", "arm", "intercepted", "sidecar", "outcome", "ended",
 
 def whole(runs: store.Runs) -> list[str]:
     """All sentences, the main one first."""
-    return [modes(paths(runs)), outcomes(matrix(runs))]
+    return [modes(tables.paths(runs)), outcomes(tables.matrix(runs))]
 
 
 # --- traced requests ---
@@ -131,7 +118,7 @@ def traced(trace: Mapping[str, Any], world: World) -> str:
     served = f", {request['status']} from {request['replica'] or 'an unnamed server'}" if request["status"] else ""
     answered = f", told {request['address']}" if request["address"] else ", told no address"
     lines = [f"GET {path.url} from {path.pod}: {request['outcome']}{served}{answered}", _phases(request), ""]
-    listed = text.shown(hops({path.arm: path}, path.arm), WORDS, HOPS)
+    listed = text.shown(tables.hops({path.arm: path}, path.arm), WORDS, HOPS)
     if isinstance(listed, pd.DataFrame):
         lines += [tabulate(listed.to_numpy().tolist(), [*listed], tablefmt="plain", disable_numparse=True), ""]
     total = totals(path)
@@ -139,24 +126,16 @@ def traced(trace: Mapping[str, Any], world: World) -> str:
     lines += [f"rules      {pod}: {known.moved}" for pod, known in path.pods.items() if known.rules]
     lines += [f"envoy      {pod}: {known.taken}" for pod, known in path.pods.items() if str(known.taken)]
     for pod, known in path.pods.items():
-        lines += [f"conntrack  {pod}: {_tracked(each)}" for each in known.entries or ()]
+        for each in known.entries or ():
+            zone = f" (zone {each.zone})" if each.zone else ""
+            lines.append(f"conntrack  {pod}: {each.protocol} {each.source}: {each.ends}{zone}")
     return "\n".join(lines)
 
 
-def _tracked(each: Entry) -> str:
-    zone = f" (zone {each.zone})" if each.zone else ""
-    return f"{each.protocol} {each.source}: {each.ends}{zone}"
-
-
-_INSTANTS = ("start_ns", "dns_ns", "connect_ns", "tls_ns", "first_byte_ns", "end_ns")
-_PHASES = ("dns", "connect", "tls", "first byte", "transfer")
-
-
 def _phases(request: Mapping[str, Any]) -> str:
-    instants = [int(request[name]) for name in _INSTANTS]
-    spans = [later - earlier for earlier, later in pairwise(instants)]
-    said = [f"{name} {units.duration(ns, 'µs')}" for name, ns in zip(_PHASES, spans, strict=True) if ns]
-    return ", ".join([*said, f"total {units.duration(instants[-1] - instants[0], 'µs')}"])
+    spans = {name: request[later] - request[earlier] for name, (later, earlier) in cells.PHASES.items()}
+    said = [f"{name.replace('_', ' ')} {units.duration(ns, 'µs')}" for name, ns in spans.items() if ns]
+    return ", ".join([*said, f"total {units.duration(request['end_ns'] - request['start_ns'], 'µs')}"])
 
 
 # --- names that are answered otherwise ---
@@ -188,12 +167,12 @@ def grid(table: pd.DataFrame, mode: str) -> pd.DataFrame:
     """Of that mode's sidecar a row per answer, a column per condition: the outcome, and below it what ended it."""
     heads = [condition(captured, state) for captured in (True, False) for state in ("up", "down")]
     words: dict[str, dict[str, str]] = {head: {} for head in heads}
-    found = rows(table, mode=mode)
+    found = cells.rows(table, mode=mode)
     for row in found:
         head = condition(row["intercepted"], row["sidecar"])
         words.setdefault(head, {})[named(row)] = f"{row['outcome']}\n{end(row)}".strip()
     whole = pd.DataFrame(words, index=list(dict.fromkeys(map(named, found))), dtype=object).fillna(text.ABSENT)
-    return absent.knowing(whole, absent.known(table) or [ANSWERS])
+    return absent.knowing(whole, absent.known(table) or [tables.ANSWERS])
 
 
 def outcomes(table: pd.DataFrame) -> str:
@@ -203,8 +182,8 @@ def outcomes(table: pd.DataFrame) -> str:
             f"What becomes of a request when its name is answered otherwise was not measured in these runs; {MEASURE}."
         )
     usual = {"arm": GUARDED, "sidecar": "up"}
-    away, home = (rows(table, **usual, intercepted=True, home=each) for each in (False, True))
-    without = rows(table, **usual, intercepted=False)
+    away, home = (cells.rows(table, **usual, intercepted=True, home=each) for each in (False, True))
+    without = cells.rows(table, **usual, intercepted=False)
     said = f"With interception {share(away)} to addresses outside the pod were redirected to the sidecar"
     said += f", and {share(home)} to the pod itself; without it {share(without)}."
     if all(each["redirected"] == each["requests"] for each in away) and not redirected([*home, *without]):
@@ -215,7 +194,7 @@ def outcomes(table: pd.DataFrame) -> str:
 
 def _known(table: pd.DataFrame) -> str:
     """What a sidecar that knows virtual IPs makes of the same answers."""
-    found = rows(table, arm=KNOWING, intercepted=True, sidecar="up")
+    found = cells.rows(table, arm=KNOWING, intercepted=True, sidecar="up")
     if not found:
         return "Mode 2's sidecar, which knows virtual IPs, was not tried."
     return f"With mode 2's, which knows virtual IPs: {_fates(found)}."
@@ -232,16 +211,12 @@ def share(found: list[Row]) -> str:
 
 
 def _fates(found: list[Row]) -> str:
-    by_outcome: dict[str, list[str]] = {}
-    for row in found:
-        by_outcome.setdefault(str(row["outcome"]), []).append(meaning(row["answer"]))
+    by_outcome = text.grouped((row["outcome"], meaning(row["answer"])) for row in found)
     return "; ".join(f"{outcome}: {text.listed(answers)}" for outcome, answers in by_outcome.items())
 
 
 def _loops(table: pd.DataFrame) -> list[str]:
     """How loops were ended, with and without the guard."""
-    ends: dict[str, list[str]] = {}
-    for row in rows(table, to_sidecar=True, intercepted=True, sidecar="up"):
-        if row["looped"]:
-            ends.setdefault(end(row), []).append(named(row))
+    tried = cells.rows(table, to_sidecar=True, intercepted=True, sidecar="up")
+    ends = text.grouped((end(row), named(row)) for row in tried if row["looped"])
     return [f"A loop was ended {each}: {text.listed(begun)}." for each, begun in ends.items()]

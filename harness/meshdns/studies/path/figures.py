@@ -32,8 +32,6 @@ _WORDS = {"connects": "connect", "closes": "close", "refuses": "refused"}  # of 
 
 @dataclass(frozen=True)
 class _Arrow:
-    """One message, ready to be drawn."""
-
     at_us: float
     begin: str  # lifelines
     end: str
@@ -67,8 +65,7 @@ def _arrows(path: hops.Path) -> list[_Arrow]:
         hop, first = row.hop, True
         for message in hop.messages:
             ends = (hop.source, hop.target) if message.forward else (hop.target, hop.source)
-            rewritten = hop.asked != hop.reached and first
-            note = f"{hop.asked} → {hop.reached}" if rewritten else ""
+            note = f"{hop.asked} → {hop.reached}" if hop.rewritten and first else ""
             arrows.append(_Arrow(message.at_us, *ends, hop.kind, hop.inside, _label(row, message), note))
             first = False
         if hop.ending == "lost":
@@ -79,15 +76,12 @@ def _arrows(path: hops.Path) -> list[_Arrow]:
 
 def _label(row: hops.Row, message: Message) -> str:
     said = message.says.partition(": ")[2] if message.what == "answers" else message.says
-    words = _WORDS.get(message.what) or _short(said) or message.what
+    name, space, rest = said.partition(" ")
+    if len(name) > _NAME:
+        said = f"{name[: _NAME - 1]}…{space}{rest}"
+    words = _WORDS.get(message.what) or said or message.what
     times = ("own: " if row.hop.own else "") + (f"{row.times} × " if row.times > 1 else "")
     return f"{times}{words}" + (f" ({message.packets})" if row.hop.kind == "TCP" else "")
-
-
-def _short(said: str) -> str:
-    """The beginning of a long name, and what is asked of it."""
-    name, space, rest = said.partition(" ")
-    return said if len(name) <= _NAME else f"{name[: _NAME - 1]}…{space}{rest}"
 
 
 def _panel(ax: Axes, arrows: Sequence[_Arrow], rows: int) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
+from meshdns.analysis import text
 from meshdns.interception.conventions import ISTIO
 
 Packet = Mapping[str, Any]  # one of a trace's `packets`
@@ -66,7 +67,17 @@ class Flow:
             if what != now:
                 stages.append((what, forward, []))
             stages[-1][2].append(packet)
-        return tuple(_message(packets, forward, what) for what, forward, packets in stages)
+        return tuple(
+            Message(
+                at_us=float(packets[0]["at_us"]),
+                forward=forward,
+                what=what,
+                packets=len(packets),
+                size=sum(int(each["size"]) for each in packets),
+                says=_said(packets),
+            )
+            for what, forward, packets in stages
+        )
 
     @property
     def ending(self) -> str:
@@ -118,12 +129,9 @@ def flows(packets: Sequence[Packet]) -> list[Flow]:
 def _questions(flow: Flow) -> Iterator[Flow]:
     """A UDP socket asks several questions, one after the other or at once."""
     if flow.protocol == "tcp":
-        said = next((str(each["says"]) for each in flow.packets if each["says"]), "")
-        yield replace(flow, question=_question(said) if flow.kind == "DNS" else "")
+        yield replace(flow, question=_question(_said(flow.packets)) if flow.kind == "DNS" else "")
         return
-    asked: dict[str, list[Packet]] = {}
-    for packet in flow.packets:
-        asked.setdefault(_question(str(packet["says"])), []).append(packet)
+    asked = text.grouped((_question(packet["says"]), packet) for packet in flow.packets)
     for question, packets in asked.items():
         if any(each["source"] == flow.initiator for each in packets):
             yield replace(flow, packets=packets, question=question)
@@ -144,7 +152,5 @@ def _stage(now: str, packet: Packet, forward: bool) -> str:
     return now or ("connects" if "SYN" in packet["flags"] else "requests")
 
 
-def _message(packets: Sequence[Packet], forward: bool, what: str) -> Message:
-    says = next((str(each["says"]) for each in packets if each["says"]), "")
-    size = sum(int(each["size"]) for each in packets)
-    return Message(float(packets[0]["at_us"]), forward, what, len(packets), size, says)
+def _said(packets: Sequence[Packet]) -> str:
+    return next((str(each["says"]) for each in packets if each["says"]), "")

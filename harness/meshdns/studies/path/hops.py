@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 from urllib.parse import urlsplit
 
+from meshdns.analysis import text
 from meshdns.core import resolver
-from meshdns.core.world import Pod as WorldPod
 from meshdns.core.world import World
 from meshdns.interception.conventions import ISTIO
 from meshdns.studies.path.flows import Flow, Kind, Message, flows, host, port
@@ -122,25 +122,19 @@ class Path:
         return found
 
 
-def _episodes(hops: Sequence[Hop]) -> Iterator[list[Hop]]:
+def _episodes(hops: Sequence[Hop]) -> list[list[Hop]]:
     """What the application starts, each time with all that follows from it."""
-    found: list[Hop] = []
+    found: list[list[Hop]] = []
     for hop in hops:
-        if hop.source == APPLICATION and found:
-            yield found
-            found = []
-        found.append(hop)
-    if found:
-        yield found
+        if hop.source == APPLICATION or not found:
+            found.append([])
+        found[-1].append(hop)
+    return found
 
 
 def _counted(hops: Sequence[Hop]) -> list[Row]:
     """Each kind of hop once: a loop that goes round a thousand times has as many equal ones."""
-    found: dict[tuple[object, ...], Row] = {}
-    for hop in hops:
-        row = found.get(hop.signature)
-        found[hop.signature] = Row(row.hop, row.times + 1) if row else Row(hop, 1)
-    return list(found.values())
+    return [Row(same[0], len(same)) for same in text.grouped((hop.signature, hop) for hop in hops).values()]
 
 
 def read(trace: Mapping[str, Any], world: World) -> Path:
@@ -153,8 +147,7 @@ class _Reader:
 
     def __init__(self, trace: Mapping[str, Any], world: World) -> None:
         self.trace, self.request, self.world = trace, trace["request"], world
-        arm = str(trace["arm"])
-        self.client = world.arms.get(arm) or WorldPod(f"client-{arm}", 0, "client", arm=arm)
+        self.client = world.arms[trace["arm"]]
         self.dns = world.cluster_dns.get(world.dns_address(self.client), "dns")
         parts = {part for pod in world.pods if pod.pod == self.dns for part in (pod.part, *pod.parts)}
         self.server = COREDNS if "coredns" in parts else min(parts, default=COREDNS)
@@ -176,14 +169,8 @@ class _Reader:
             hop = self._hop(flow, hops)
             if hop is not None:
                 hops.append((flow, hop))
-        return Path(
-            self.trace["arm"],
-            self.trace["url"],
-            self.client.pod,
-            self.request,
-            tuple(hop for _, hop in hops),
-            self.known,
-        )
+        found = tuple(hop for _, hop in hops)
+        return Path(self.trace["arm"], self.trace["url"], self.client.pod, self.request, found, self.known)
 
     def _hop(self, flow: Flow, before: Sequence[tuple[Flow, Hop]]) -> Hop | None:
         """None for a question that somebody else asked meanwhile."""
@@ -193,9 +180,9 @@ class _Reader:
         source, own = self._source(flow, pod, before)
         if not source:
             return None
-        asked, reached = self._addresses(flow, source)
+        reached = flow.target
         target_pod = flow.place or self.pods.get(host(reached), host(reached))
-        target = self._target(flow, target_pod, reached)
+        target = self._target(flow, target_pod)
         return Hop(
             kind=flow.kind,
             source=source,
@@ -203,7 +190,7 @@ class _Reader:
             target=target,
             target_pod=target_pod,
             inside=bool(flow.place),
-            asked=asked,
+            asked=self._asked(flow, source),
             reached=reached,
             taken=self._taken_by(flow.kind, target, target_pod),
             kept=flow.protocol == "tcp" and "SYN" not in flow.packets[0]["flags"],
@@ -230,20 +217,20 @@ class _Reader:
             return APPLICATION, False
         return SIDECAR, True
 
-    def _addresses(self, flow: Flow, source: str) -> tuple[str, str]:
-        """What was asked for and what that became; some mechanisms leave no entry, but the application knows."""
-        reached = flow.target
+    def _asked(self, flow: Flow, source: str) -> str:
+        """What was asked for, whatever that became; some mechanisms leave no entry, but the application knows."""
         for each in self.translations:
-            if (each.protocol, each.source, each.reached) == (flow.protocol, flow.initiator, reached):
-                return each.asked, reached
+            if (each.protocol, each.source, each.reached) == (flow.protocol, flow.initiator, flow.target):
+                return each.asked
         if source != APPLICATION:
-            return reached, reached
+            return flow.target
         if flow.kind == "DNS":
-            return f"{self.world.dns_address(self.client)}:53", reached
-        return f"{self.request['address'] or host(reached)}:{self.port}", reached
+            return f"{self.world.dns_address(self.client)}:53"
+        return f"{self.request['address'] or host(flow.target)}:{self.port}"
 
-    def _target(self, flow: Flow, pod: str, reached: str) -> str:
-        """Who is reached."""
+    def _target(self, flow: Flow, pod: str) -> str:
+        """Who is reached; nobody at an address that no process has, as it was not translated."""
+        reached = flow.target
         if pod == self.dns:
             return self.server
         if pod == self.client.pod:
@@ -253,13 +240,9 @@ class _Reader:
             return SIDECAR if port(reached) in _CAPTURING or strange else ITSELF
         if pod in self.pods.values():
             return SERVER_SIDECAR if str(self.known[pod].taken) and not flow.place else SERVER
-        return "nobody" if self._nobody(reached) else pod
-
-    def _nobody(self, endpoint: str) -> bool:
-        """No process has such an address: it was not translated."""
         ranges = (self.world.cluster_ips, self.world.virtual_ips, self.world.unroutable)
-        address = ipaddress.ip_address(host(endpoint))
-        return any(address in ipaddress.ip_network(each) for each in ranges)
+        address = ipaddress.ip_address(host(reached))
+        return "nobody" if any(address in ipaddress.ip_network(each) for each in ranges) else pod
 
     def _taken_by(self, kind: Kind, target: str, pod: str) -> str:
         if target in (SIDECAR, SERVER_SIDECAR) and kind == "TCP":

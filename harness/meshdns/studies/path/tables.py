@@ -7,8 +7,7 @@ sidecar or past it; `looped` reached the sidecar's own port, so that it was to c
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from meshdns import store
 from meshdns.analysis import absent, cells, looks, provenance
 from meshdns.core.world import Pod as Client
 from meshdns.interception.conventions import ISTIO
-from meshdns.studies.path.hops import Hop, Path, read
+from meshdns.studies.path.hops import Path, read
 from meshdns.studies.path.pods import Pod
 
 Row = dict[Any, Any]
@@ -91,40 +90,28 @@ def seen(found: Mapping[str, Path]) -> pd.DataFrame:
 
 
 def _seen(path: Path) -> Row:
-    total, ends = totals(path), _ends(path)
+    pods = {"client": path.pod, "server": path.served}  # of the server that answered
+    total, ends = totals(path), {end: path.pods[pod] for end, pod in pods.items() if pod in path.pods}
+    # Whatever rewrote addresses: rules leave an entry, programs and sockets do not.
+    of_hops = [f"{hop.asked} → {hop.reached}" for hop in path.hops if not hop.own and hop.rewritten]
+    of_entries = [each.ends for pod in ends.values() for each in pod.entries or () if each.rewritten]
     return {
         **{name: total[name] for name in ("hops", "between_pods", "packets")},
-        "questions": "; ".join(map(_asked, path.questions())) or None,
+        "questions": "; ".join(f"{each[0].said.removesuffix('?')}: {each[0].answer}" for each in path.questions())
+        or None,
         "rules": _each(ends, lambda pod: pod.moved),
         "conntrack_client": ends["client"].tracked,
         "conntrack_server": ends["server"].tracked if "server" in ends else None,
         "listener": _each(ends, lambda pod: pod.taken.listener),
         "filter_chain": _each(ends, lambda pod: pod.taken.chain),
         "cluster": _each(ends, lambda pod: pod.taken.cluster),
-        "rewritten": "; ".join(_rewrites(path)) or "none",
+        "rewritten": "; ".join(dict.fromkeys([*of_hops, *of_entries])) or "none",
     }
-
-
-def _ends(path: Path) -> dict[str, Pod]:
-    """The pods of the client and of the server that answered."""
-    names = {"client": path.pod, "server": path.served}
-    return {end: path.pods[pod] for end, pod in names.items() if pod in path.pods}
 
 
 def _each(ends: Mapping[str, Pod], said: Callable[[Pod], str]) -> str | None:
     """What is known at either end."""
     return "; ".join(f"{end}: {known}" for end, pod in ends.items() if (known := said(pod))) or None
-
-
-def _asked(question: Sequence[Hop]) -> str:
-    return f"{question[0].said.removesuffix('?')}: {question[0].answer}"
-
-
-def _rewrites(path: Path) -> list[str]:
-    """Addresses before and after, by whatever rewrote them: rules leave an entry, programs and sockets do not."""
-    of_hops = [f"{hop.asked} → {hop.reached}" for hop in path.hops if not hop.own and hop.asked != hop.reached]
-    entries = [each for pod in _ends(path).values() for each in pod.entries or ()]
-    return list(dict.fromkeys([*of_hops, *(each.ends for each in entries if each.rewritten)]))
 
 
 # --- names that are answered otherwise ---
@@ -162,29 +149,24 @@ def matrix(runs: store.Runs) -> pd.DataFrame:
         escaped=sum((cells.counter(chosen, key) for key in _ESCAPED), np.zeros(len(chosen))),
     )
     per_cell = pd.concat([per_cell, _outcomes(per_cell)], axis=1)[[*LEVELS, *_SUMS, *OUTCOMES]]
-    table = _ordered(runs, per_cell.groupby(LEVELS, observed=True).sum().astype(int).reset_index())
-    rows, clients = table.to_dict("records"), looks.of_runs(runs)
+    table, clients = per_cell.groupby(LEVELS, observed=True).sum().astype(int).reset_index(), looks.of_runs(runs)
+    orders = (runs.world.answers, clients.held(table["arm"]), (True, False), ("up", "down"))
+    table = looks.ordered(table, dict(zip(LEVELS, orders, strict=True)))
+    rows = table.to_dict("records")
     table["mode"] = [mode(clients.pod(row["arm"])) for row in rows]
-    table["home"] = [_home(runs, row["answer"]) for row in rows]
-    table["to_sidecar"] = [_to_sidecar(runs, row["answer"]) for row in rows]
+    home = {name: answer for name, answer in runs.world.answers.items() if answer.address.startswith(("127.", "{own}"))}
+    table["home"] = table["answer"].isin(home)
+    table["to_sidecar"] = [row["answer"] in home and home[row["answer"]].port == ISTIO.outbound_port for row in rows]
     table["outcome"] = [_outcome(row) for row in rows]
     table["ended"] = pd.Series(map(_ended, rows), dtype=object)
-    table["connections_each"] = pd.Series(map(_connections, rows), dtype=object)
+    each = [round((row["passed_through"] + row["at_guard"]) / max(row["requests"], 1)) for row in rows]
+    table["connections_each"] = pd.Series(each, dtype=object).where(table["looped"] > 0, None)
     return absent.of(table, runs, ANSWERS)
 
 
 def mode(client: Client) -> str:
     """Whose sidecar it is: that of mode 2 knows virtual IPs."""
     return "mode2" if client.virtual_ips or client.dns_proxy else "mode1"
-
-
-def _home(runs: store.Runs, answer: str) -> bool:
-    given = runs.world.answers.get(answer)
-    return given is not None and given.address.startswith(("127.", "{own}"))
-
-
-def _to_sidecar(runs: store.Runs, answer: str) -> bool:
-    return _home(runs, answer) and runs.world.answers[answer].port == ISTIO.outbound_port
 
 
 def _client(runs: store.Runs, chosen: pd.DataFrame) -> Row:
@@ -197,7 +179,6 @@ def _client(runs: store.Runs, chosen: pd.DataFrame) -> Row:
 
 
 def _outcomes(per_cell: pd.DataFrame) -> pd.DataFrame:
-    """Requests of each cell by outcome."""
     served = per_cell["served"]
     proxied = np.minimum(served, per_cell["forwarded"] + per_cell["passed_through"])
     # More connections from the sidecar than requests, or one that names its port: it was to connect to itself.
@@ -212,19 +193,6 @@ def _outcomes(per_cell: pd.DataFrame) -> pd.DataFrame:
             "lost": per_cell["silent"].where(~to_itself, 0),
         }
     )
-
-
-def _ordered(runs: store.Runs, table: pd.DataFrame) -> pd.DataFrame:
-    orders: dict[str, list[Any]] = {
-        "answer": list(runs.world.answers),
-        "arm": looks.of_runs(runs).held(table["arm"]),
-        "intercepted": [True, False],
-        "sidecar": ["up", "down"],
-    }
-    keys = pd.DataFrame(
-        {name: table[name].map(functools.partial(looks.place, order)) for name, order in orders.items()}
-    )
-    return table.loc[keys.sort_values(LEVELS, kind="stable").index].reset_index(drop=True)
 
 
 def _outcome(row: Row) -> str:
@@ -249,27 +217,11 @@ def _ended(row: Row) -> str | None:
     return "leaving_pod" if row["lost"] and row["escaped"] else "in_pod"
 
 
-def _connections(row: Row) -> int | None:
-    if not row["looped"]:
-        return None
-    return round(int(row["passed_through"] + row["at_guard"]) / max(int(row["requests"]), 1))
-
-
-def rows(table: pd.DataFrame, **levels: object) -> list[Row]:
-    """The rows at these levels."""
-    found = table
-    for name, level in levels.items():
-        found = found[found[name] == level]
-    return found.to_dict("records")
-
-
 def checks(runs: store.Runs) -> pd.DataFrame:
     """How many cells are valid, which here means: offered, and answered with that address.
 
     A row even where none was measured. Raises ReportError if most cells are invalid.
     """
-    every = runs.cells[runs.cells["experiment"] == ANSWERS]
     chosen = cells.select(runs, ANSWERS)
-    blocks, asked = cells.blocks_of(chosen), int(cells.asked(runs, chosen).sum())
-    row = {"experiment": ANSWERS, "blocks": blocks, "cells": len(every), "invalid_cells": len(every) - len(chosen)}
-    return provenance.judged(runs, [row | {"requests": asked}], provenance.too_many_invalid)
+    row = provenance.counted(runs, ANSWERS, chosen) | {"requests": int(cells.asked(runs, chosen).sum())}
+    return provenance.judged(runs, [row], provenance.too_many_invalid)

@@ -88,9 +88,7 @@ def answer(table: pd.DataFrame) -> str:
 
 def _headline(rows: Rows) -> str:
     """The largest gain, of those that all modes measured agree on: with many rows one alone may differ by chance."""
-    by_level: dict[tuple[str, str], Rows] = {}
-    for row in rows:
-        by_level.setdefault((row["fault"], row["policy"]), []).append(row)
+    by_level = text.grouped(((row["fault"], row["policy"]), row) for row in rows)
     clear = [level for level, found in by_level.items() if {row["reading"] for row in found} == {"more"}]
     if not clear:
         return "No policy was seen to serve more requests in every mode than are served without a mesh."
@@ -219,15 +217,13 @@ def grid(table: pd.DataFrame) -> pd.DataFrame:
 
 def mtls_answer(table: pd.DataFrame) -> str:
     """Who was served under each policy; "" if nothing was measured."""
-    said: dict[str, dict[str, list[str]]] = {}
-    for row in table.to_dict("records"):
-        word, means = fate(row)
-        by_fate = said.setdefault(row["policy"], {})
-        by_fate.setdefault(f"{word} ({means})" if row["served"] else f"{word} {means}", []).append(row["arm"])
-    fates = {
-        policy: "; ".join(f"{text.listed(arms)} {word}" for word, arms in each.items()) for policy, each in said.items()
-    }
-    return " ".join(f"Where servers have mutual TLS {policy}: {each}." for policy, each in fates.items())
+    said = []
+    for policy, rows in text.grouped((row["policy"], row) for row in table.to_dict("records")).items():
+        fates = [("{0} ({1})" if row["served"] else "{0} {1}").format(*fate(row)) for row in rows]
+        by_fate = text.grouped(zip(fates, (row["arm"] for row in rows), strict=True))
+        each = "; ".join(f"{text.listed(arms)} {word}" for word, arms in by_fate.items())
+        said.append(f"Where servers have mutual TLS {policy}: {each}.")
+    return " ".join(said)
 
 
 # --- a policy that denies ---
@@ -250,24 +246,16 @@ def deny_answer(found: pd.DataFrame) -> str:
     rows = [{**row, "kept": f"{row['pooled'].estimate:.3g}"} for row in found.to_dict("records")]
     opening = "Of requests that started after every sidecar had accepted a policy that denies, so many were served"
     late = f"{opening}: {_by_arm(rows, '{late} on {kept}')} connections kept between sidecars."
-    return f"{late} {_as_expected(rows)}. {_refusals(found)}"
+    by_reading = text.grouped((row["reading"], row) for row in rows)
+    # Where it is one on each connection, and where not.
+    each = text.listed(f"{_LATE[reading]} ({_by_arm(mine, '{kept}')})" for reading, mine in by_reading.items())
+    return f"{late} That is {each}. {_refusals(found)}"
 
 
 def _by_arm(rows: Rows, said: str) -> str:
     """`in mode1 2.00 ± 0.10 on 2 and 8.1 ± 0.3 on 8; in …`."""
-    by_arm: dict[str, list[str]] = {}
-    for row in rows:
-        by_arm.setdefault(row["arm"], []).append(said.format(**row))
+    by_arm = text.grouped((row["arm"], said.format(**row)) for row in rows)
     return "; ".join(f"in {arm} {text.listed(each)}" for arm, each in by_arm.items())
-
-
-def _as_expected(rows: Rows) -> str:
-    """Where it is one late request on each connection, and where not."""
-    by_reading: dict[str, Rows] = {}
-    for row in rows:
-        by_reading.setdefault(row["reading"], []).append(row)
-    said = (f"{_LATE[reading]} ({_by_arm(mine, '{kept}')})" for reading, mine in by_reading.items())
-    return f"That is {text.listed(said)}"
 
 
 def _refusals(found: pd.DataFrame) -> str:
@@ -301,9 +289,8 @@ def external_answer(found: pd.DataFrame) -> str:
 
 
 def _http(found: pd.DataFrame) -> str:
-    rows, by_kind = found.to_dict("records"), dict[str, list[str]]()
-    for row in rows:
-        by_kind.setdefault(" and ".join(row["answered"]) or "unknown", []).append(row["arm"])
+    rows = found.to_dict("records")
+    by_kind = text.grouped((" and ".join(row["answered"]) or "unknown", row["arm"]) for row in rows)
     said = text.listed(f"with a {each} address in {text.listed(arms)}" for each, arms in by_kind.items())
     served = text.listed(f"{row['right_share']} in {row['arm']}" for row in rows)
     took = [
@@ -315,10 +302,9 @@ def _http(found: pd.DataFrame) -> str:
 
 
 def _tcp(found: pd.DataFrame) -> str:
-    by_arm: dict[str, list[str]] = {}
-    for row in found.to_dict("records"):
-        wrong = f" ({row['wrong']} of {row['connections']} went to another server)" if row["wrong"] else ""
-        by_arm.setdefault(row["arm"], []).append(f"{row['backend']} {row['right_share']}{wrong}")
-    said = "; ".join(f"in {arm} {text.listed(each)}" for arm, each in by_arm.items())
+    rows: Rows = found.to_dict("records")
+    for row in rows:
+        row["astray"] = f" ({row['wrong']} of {row['connections']} went to another server)" if row["wrong"] else ""
+    said = _by_arm(rows, "{backend} {right_share}{astray}")
     ports = text.listed(f"{port:g}" for port in dict.fromkeys(found["port"]))
     return f"Of connections to TCP services on port {ports} the right server answered: {said}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -37,19 +38,20 @@ def external_name(found: pd.DataFrame) -> Verdict:
         for row in named
     )
     broken = [row["arm"] for row in named if not external.through(row)]
-    if len(broken) == len(named):
-        return Verdict("C11", REFUTED, "in no mode did the sidecar send all requests by its own route", numbers, BUYS)
-    if broken:
-        because = f"on the mode: not all requests were sent by the sidecar's own route in {text.listed(broken)}"
-        return Verdict("C11", DEPENDS, because, numbers, BUYS)
-    if streams:
+    if streams and not broken:
         counted = [f"{row['backend']} in {row['arm']} {row['right']} of {row['connections']}" for row in streams]
         numbers += f"; TCP connections that the right server answered: {', '.join(counted)}"
+    decided = partial(Verdict, "C11", numbers=numbers, notebook=BUYS)
+    if len(broken) == len(named):
+        return decided(REFUTED, "in no mode did the sidecar send all requests by its own route")
+    if broken:
+        because = "on the mode: not all requests were sent by the sidecar's own route in "
+        return decided(DEPENDS, because + text.listed(broken))
     if wrong := [f"{row['backend']} in {row['arm']}" for row in streams if row["right"] < row["connections"]]:
         because = "on protocol and mode: HTTP works, but of TCP services on one port not all are told apart: "
-        return Verdict("C11", DEPENDS, because + text.listed(wrong), numbers, BUYS)
+        return decided(DEPENDS, because + text.listed(wrong))
     both = " and so do TCP services on one port" if streams else "; TCP services are not measured"
-    return Verdict("C11", SUPPORTED, f"every request takes the sidecar's own route{both}", numbers, BUYS)
+    return decided(SUPPORTED, f"every request takes the sidecar's own route{both}")
 
 
 def one_plane(found: pd.DataFrame) -> Verdict:
@@ -59,12 +61,13 @@ def one_plane(found: pd.DataFrame) -> Verdict:
     names, wrong = found["name"].nunique(), found[~found["agree"].astype(bool)]
     numbers = f"{names - wrong['name'].nunique()} of {names} names that the agent answers have a cluster and, at each "
     numbers += f"address, a listener ({text.listed(sorted(set(found['pod'])))})"
+    decided = partial(Verdict, "C15", numbers=numbers, notebook=BUYS)
     if len(wrong):
         first = wrong.iloc[0]
-        because = f"names and policy do not fit: {first['name']} in {first['pod']} ({'; '.join(first['lacking'])})"
-        return Verdict("C15", REFUTED, because, numbers, BUYS)
+        lacking = "; ".join(first["lacking"])
+        return decided(REFUTED, f"names and policy do not fit: {first['name']} in {first['pod']} ({lacking})")
     because = "each name that istiod tells an agent has what traffic to its addresses needs, from the same istiod"
-    return Verdict("C15", SUPPORTED, because, numbers, BUYS)
+    return decided(SUPPORTED, because)
 
 
 def strict_mtls(found: pd.DataFrame) -> Verdict:
@@ -80,16 +83,17 @@ def strict_mtls(found: pd.DataFrame) -> Verdict:
     refused, *served = asked.values()
     through, direct = ({row["outcome"] for row in rows} for rows in served)
     rest = "what happens to an answer that no sidecar recognises is not measured"
+    decided = partial(Verdict, "C12", numbers=numbers, notebook=BUYS)
     if any(row["served"] for row in refused):
-        return Verdict("C12", REFUTED, "strict servers served a client without a sidecar", numbers, BUYS)
+        return decided(REFUTED, "strict servers served a client without a sidecar")
     if direct <= {mtls.REFUSED, mtls.LOST}:
-        return Verdict("C12", REFUTED, "permissive servers refused a client without a sidecar", numbers, BUYS)
+        return decided(REFUTED, "permissive servers refused a client without a sidecar")
     if through | direct != {mtls.SERVED}:
-        return Verdict("C12", UNDECIDED, f"not every call of a kind had the same outcome; {rest}", numbers, BUYS)
+        return decided(UNDECIDED, f"not every call of a kind had the same outcome; {rest}")
     if not all(row["closed_without_chain"] for row in refused):
-        return Verdict("C12", UNDECIDED, "refused, but not seen to be by the server's sidecar", numbers, BUYS)
-    because = f"strict servers serve only clients with a sidecar, permissive ones direct calls too; {rest}"
-    return Verdict("C12", SUPPORTED, because, numbers, BUYS)
+        return decided(UNDECIDED, "refused, but not seen to be by the server's sidecar")
+    because = "strict servers serve only clients with a sidecar, permissive ones direct calls too"
+    return decided(SUPPORTED, f"{because}; {rest}")
 
 
 def _let_in(rows: Rows) -> str:
@@ -127,18 +131,18 @@ def passing(found: pd.DataFrame, answered: pd.DataFrame, divided: pd.DataFrame) 
     if not works:
         return unmeasured("C17", f"needs policies for faulty replicas; {PLAN}")
     outside, counted = _without(found, answered, divided)
-    said = "; ".join(each for each in [*numbers, *counted] if each)
+    decided = partial(Verdict, "C17", numbers="; ".join(filter(None, [*numbers, *counted])), notebook=BUYS)
     acting, idle = (text.listed(name for name, acts in works.items() if acts == kind) for kind in (True, False))
     if not acting:
-        return Verdict("C17", REFUTED, "no policy acted even on traffic that passes a sidecar", said, BUYS)
+        return decided(REFUTED, "no policy acted even on traffic that passes a sidecar")
     if same := [name for name in outside if name in works]:
-        return Verdict("C17", REFUTED, f"without a sidecar there was {text.listed(same)} too", said, BUYS)
+        return decided(REFUTED, f"without a sidecar there was {text.listed(same)} too")
     if idle:
-        return Verdict("C17", DEPENDS, f"on the policy: {acting} acted, {idle} did not", said, BUYS)
+        return decided(DEPENDS, f"on the policy: {acting} acted, {idle} did not")
     if outside:
         because = f"on what is meant: {acting} act only in a sidecar, but connections to a ClusterIP are spread over "
-        return Verdict("C17", DEPENDS, because + "the replicas without one", said, BUYS)
-    return Verdict("C17", SUPPORTED, f"{acting} were seen only in a sidecar", said, BUYS)
+        return decided(DEPENDS, because + "the replicas without one")
+    return decided(SUPPORTED, f"{acting} were seen only in a sidecar")
 
 
 def _gain(rows: Rows) -> str:

@@ -9,13 +9,13 @@ first refusal has come and is served all the same.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 
 from meshdns import store
 from meshdns.analysis import absent, cells, gates, looks, stats, text
+from meshdns.studies.change import load
 from meshdns.studies.change.load import Change, Load
 from meshdns.studies.policies.tables import DENY, Row, Times
 
@@ -39,7 +39,9 @@ def table(runs: store.Runs) -> pd.DataFrame:
     `blocks` are those whose load went on after every sidecar had accepted the policy, `blocks_refused` those of them in
     which anybody was refused. Durations begin when the API server was told, and end with an answer.
     """
-    order, found = runs.world.arms, pd.DataFrame([row | seen(load, change) for row, load, change in _loads(runs)])
+    loads = load.made(runs, cells.select(runs, DENY))
+    went_on = [row | seen(mine, change) for row, mine, change in loads if change.done_ns < mine.start_ns[-1]]
+    order, found = runs.world.arms, pd.DataFrame(went_on)
     groups = found.groupby(["arm", "concurrency"], observed=True) if len(found) else ()
     rows = sorted(
         (_row(mine) for _, mine in groups), key=lambda row: (looks.place(order, row["arm"]), row["connections"])
@@ -55,27 +57,15 @@ _TABLE = [
 ]  # fmt: skip
 
 
-def _loads(runs: store.Runs) -> Iterator[tuple[Row, Load, Change]]:
-    """The cells whose load went on after every sidecar had accepted the policy, with their requests."""
-    chosen = cells.select(runs, DENY)
-    requests, position = cells.requests_of(runs, chosen, failed=None)
-    for n, row in enumerate(chosen.to_dict("records")):
-        mine = requests[position == n].sort_values("start_ns")
-        load = Load(*(np.asarray(mine[each.name]) for each in dataclasses.fields(Load)))
-        change = Change.of(row["agent"])
-        if change is not None and change.within(load) and change.done_ns < load.start_ns[-1]:
-            yield row, load, change
-
-
-def seen(load: Load, change: Change) -> Row:
-    """What became of the requests of one load."""
-    refused = (load.status == FORBIDDEN) & (load.end_ns >= change.at_ns)
-    first_ns = load.end_ns[refused].min(initial=np.iinfo(np.int64).max)
-    ended_ns = load.end_ns[load.ok].max(initial=change.at_ns)
+def seen(requests: Load, change: Change) -> Row:
+    """What became of the requests of one requests."""
+    refused = (requests.status == FORBIDDEN) & (requests.end_ns >= change.at_ns)
+    first_ns = requests.end_ns[refused].min(initial=np.iinfo(np.int64).max)
+    ended_ns = requests.end_ns[requests.ok].max(initial=change.at_ns)
     return {
         "pooled": change.pooled,
-        "late": int((load.ok & (load.start_ns > change.done_ns)).sum()),
-        "since_refusal": int((load.ok & (load.start_ns > first_ns)).sum()),
+        "late": int((requests.ok & (requests.start_ns > change.done_ns)).sum()),
+        "since_refusal": int((requests.ok & (requests.start_ns > first_ns)).sum()),
         "accepted": float(change.done_ns - change.at_ns),
         "first_refused": float(first_ns - change.at_ns) if refused.any() else np.nan,
         "last_served": float(ended_ns - change.at_ns) if refused.any() else np.nan,

@@ -7,8 +7,6 @@ them apart. A connection reached the right server if that is who answered it.
 
 from __future__ import annotations
 
-import ipaddress
-
 import pandas as pd
 
 from meshdns import store
@@ -16,7 +14,7 @@ from meshdns.analysis import absent, cells, looks, shares
 from meshdns.core.world import World
 from meshdns.studies.policies.tables import EXTERNAL, TCP, Row, Rows, parts
 
-REAL, VIRTUAL = "real", "virtual"
+REAL, VIRTUAL = "real", "virtual"  # a virtual address is one that only sidecars know
 SERVICE = ("backend", "protocol", "port")
 
 
@@ -40,7 +38,10 @@ def table(runs: store.Runs) -> pd.DataFrame:
     for level, mine in parts(runs, levels.assign(**texts), *by):
         backend = level["backend"]
         of = chosen[(chosen[by] == [*level.values()]).all(axis=1)]
-        row: Row = _service(runs.world, backend) | _answers(mine, backend, runs.world)
+        service = runs.world.backends.get(backend)
+        host, port = (service.host, service.ports[0]) if service else (backend, None)
+        row: Row = {"host": host, "port": port, "protocol": "TCP" if backend in TCP else "HTTP"}
+        row |= _answers(mine, backend, runs.world)
         row |= {"blocks": cells.blocks_of(mine), "requests_made": int(of["made"].sum())}
         if seen.pod(level["arm"]).sidecar:  # what it sent by what it knows of services
             row |= {"in_sidecar": int(of["connections" if backend in TCP else "requests"].sum())}
@@ -55,12 +56,6 @@ _TABLE = [
 ]  # fmt: skip
 
 
-def _service(world: World, backend: str) -> Row:
-    service = world.backends.get(backend)
-    host, port = (service.host, service.ports[0]) if service else (backend, None)
-    return {"host": host, "port": port, "protocol": "TCP" if backend in TCP else "HTTP"}
-
-
 def _answers(mine: pd.DataFrame, backend: str, world: World) -> Row:
     """Who answered the connections to a service, and at which addresses."""
     other = mine["replica"].isin(TCP) & (mine["replica"] != backend)
@@ -70,7 +65,7 @@ def _answers(mine: pd.DataFrame, backend: str, world: World) -> Row:
     wrong = int((other & ~right).sum())
     return {
         "connections": len(mine),
-        "answered": tuple(dict.fromkeys(kind(each, world) for each in addresses)),
+        "answered": tuple(dict.fromkeys(VIRTUAL if world.is_virtual(each) else REAL for each in addresses)),
         "addresses": tuple(addresses),
         "right": int(right.sum()),
         "wrong": wrong,
@@ -79,11 +74,6 @@ def _answers(mine: pd.DataFrame, backend: str, world: World) -> Row:
         "answered_by": mine["replica"][mine["replica"] != ""].value_counts().to_dict(),
         "right_share_values": (per_block["sum"] / per_block["size"]).to_numpy(dtype=float),
     }
-
-
-def kind(address: str, world: World) -> str:
-    """Whether the address is one that only sidecars know."""
-    return VIRTUAL if ipaddress.ip_address(address) in ipaddress.ip_network(world.virtual_ips) else REAL
 
 
 def meshed(found: pd.DataFrame, *backends: str) -> Rows:

@@ -25,14 +25,13 @@ def compared(table: pd.DataFrame, column: str, label: str, by: Sequence[str] = (
 
     Shares have an axis up to 100 %; durations are in ms, on a logarithmic axis where they are far apart.
     """
+    if table.empty:
+        return drawing.unmeasured(absent.known(table))
     table = table.assign(row=pd.Series([*zip(*(table[name] for name in by), strict=True)], table.index, object))
     rows, arms = list(dict.fromkeys(table["row"])), list(dict.fromkeys(table["arm"]))
     seen, band, values = looks.of(table), f"{column}_without_mesh", f"{column}_values"
     lanes = max(len(arms), drawing.LANES)
-    with drawing.axes(1.3 + 0.14 * lanes * max(len(rows), 1)) as ax:
-        if table.empty:
-            drawing.unmeasured(ax, absent.known(table))
-            return ax
+    with drawing.axes(1.3 + 0.14 * lanes * len(rows)) as ax:
         unit = PERCENT if isinstance(table[column].iloc[0], shares.Share) else units.NS_PER_MS
         ends = _axis(ax, table, column, unit=unit, label=label)
         for y, each in enumerate(table.drop_duplicates("row")[band] if band in table else ()):
@@ -59,12 +58,11 @@ def late(table: pd.DataFrame) -> Axes:
 
     The line is one for each connection.
     """
+    if table.empty:
+        return drawing.unmeasured(absent.known(table))
     seen = looks.of(table)
     arms = seen.held(table["arm"])
     with drawing.axes(2.9) as ax:
-        if table.empty:
-            drawing.unmeasured(ax, absent.known(table))
-            return ax
         far = 1.1 * max(1.0, *(float(each.estimate) for each in table["pooled"]))
         ax.axline((0, 0), slope=deny.EACH, color="#888888", linestyle="--", linewidth=1.2, label="one per connection")
         for row in table.to_dict("records"):

@@ -213,17 +213,8 @@ def checks(runs: store.Runs) -> text.Shown:
     one block; failures are the question here, so that their number condemns nothing."""
     rows = []
     for name in (each for each in EXPERIMENTS if each in set(runs.cells["experiment"])):
-        every, found = runs.cells[runs.cells["experiment"] == name], counted(runs, cells.select(runs, name))
+        found = counted(runs, cells.select(runs, name))
         n, hits = int(found["n"].sum()), int(found["hits"].sum())
-        rows.append(
-            {
-                "experiment": name,
-                "blocks": cells.blocks_of(found),
-                "cells": len(every),
-                "invalid_cells": len(every) - len(found),
-                "requests": n,
-                "of_those_offered": n / max(float(found["offered"].sum()), 1),
-                "not_served": n - hits,
-            }
-        )
+        shares = {"requests": n, "of_those_offered": n / max(float(found["offered"].sum()), 1), "not_served": n - hits}
+        rows.append(provenance.counted(runs, name, found) | shares)
     return provenance.judged(runs, rows, provenance.lacking)

@@ -7,7 +7,6 @@ its addresses at each of the cluster's ports. Clusters are named `outbound|port|
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Any
 
 import pandas as pd
 
@@ -25,22 +24,15 @@ def table(runs: store.Runs) -> pd.DataFrame:
         for pod, names in provenance.branch(header.facts, "names").items():
             if not dumps.get(pod):
                 continue
-            clusters, listeners = ({*_dumped(dumps[pod], what)} for what in ("clusters", "listeners"))
+            parts = dumps[pod].get("configs", [])  # of Envoy's /config_dump
+            clusters = {each["cluster"]["name"] for part in parts for each in part.get("dynamic_active_clusters", [])}
+            told = [each for part in parts for each in part.get("dynamic_listeners", [])]
+            listeners = {each["name"] for each in told if "active_state" in each}
             for host, addresses in names.items():
                 lacking = tuple(_lacking(host, addresses, clusters, listeners))
                 row = {"name": host, "addresses": tuple(addresses), "lacking": lacking, "agree": not lacking}
                 rows.append({"run": header.name, "pod": pod} | row)
     return absent.knowing(pd.DataFrame(rows, columns=_TABLE), ("names",))
-
-
-def _dumped(dump: dict[str, Any], what: str) -> Iterator[str]:
-    """From Envoy's /config_dump, the names of what it was told."""
-    for part in dump.get("configs", []):
-        for each in part.get("dynamic_active_clusters", []) if what == "clusters" else []:
-            yield str(each["cluster"]["name"])
-        for each in part.get("dynamic_listeners", []) if what == "listeners" else []:
-            if "active_state" in each:
-                yield str(each["name"])
 
 
 def _lacking(host: str, addresses: Collection[str], clusters: set[str], listeners: set[str]) -> Iterator[str]:
