@@ -114,9 +114,3 @@ def words(pod: Pod) -> str:
         return "a DNS proxy, no sidecar" if pod.dns_proxy else "no sidecar"
     by = {"agent": "mode 2 by the agent's proxy", "envoy": "mode 2 by Envoy's DNS filter"}
     return f"sidecar, {by.get(pod.dns, 'mode 1')}"
-
-
-def apart(labels: Mapping[str, str]) -> dict[str, str]:
-    """The labels by arm, with the arm where several have the same."""
-    several = [*labels.values()]
-    return {arm: label if several.count(label) == 1 else f"{label} ({arm})" for arm, label in labels.items()}

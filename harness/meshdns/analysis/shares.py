@@ -55,7 +55,8 @@ def wilson(hits: float, n: float, blocks: int) -> Share:
 
 def interval(hits: ArrayLike, n: ArrayLike) -> Share:
     """The share over blocks; blocks without requests are left out."""
-    counted, asked = _present(hits, n)
+    counted, asked = np.asarray(hits, dtype=float), np.asarray(n, dtype=float)
+    counted, asked = counted[asked > 0], asked[asked > 0]
     shares = counted / asked
     if _alike(shares):
         return wilson(float(counted.sum()), float(asked.sum()), len(shares))
@@ -80,11 +81,6 @@ def difference(a: pd.DataFrame, b: pd.DataFrame) -> Points | None:
     low = found - math.hypot(one.high - one.estimate, two.estimate - two.low)
     high = found + math.hypot(one.estimate - one.low, two.high - two.estimate)
     return Points(found, low, high, len(both))
-
-
-def _present(hits: ArrayLike, n: ArrayLike) -> tuple[cells.Values, cells.Values]:
-    counted, asked = np.asarray(hits, dtype=float), np.asarray(n, dtype=float)
-    return counted[asked > 0], asked[asked > 0]
 
 
 def _alike(values: cells.Values) -> bool:

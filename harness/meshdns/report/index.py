@@ -35,6 +35,7 @@ def document(pages: Sequence[Page], runs: store.Runs, unasked: Sequence[Unasked]
     blocks = sum(header.blocks for header in runs.headers)
     days = sorted({header.created[:10] for header in runs.headers})
     commands, how = _again(runs, pages)
+    unasked_for = text.shown(found) if len(found := own.levels(runs)) else None
     return markup.render(
         "index.html",
         title=TITLE,
@@ -46,18 +47,12 @@ def document(pages: Sequence[Page], runs: store.Runs, unasked: Sequence[Unasked]
         self_test=next((each for each in pages if each.stem.startswith(SELF_TEST)), None),
         cards=sorted(pages, key=lambda each: (each.stem.startswith(SELF_TEST), each.stem.startswith(CLAIMS))),
         unasked=unasked,
-        own=_own(runs),
+        own=markup.accessible(unasked_for.to_html(border=0)) if isinstance(unasked_for, text.Shown) else "",
         commands=commands,
         how=how,
         table=markup.accessible(provenance.table(runs).rename_axis(columns=None).to_html(border=0)),
         runs=runs,
     )
-
-
-def _own(runs: store.Runs) -> str:
-    """What was measured and is asked by no notebook, as a table; "" of nothing."""
-    shown = text.shown(found) if len(found := own.levels(runs)) else None
-    return str(markup.accessible(shown.to_html(border=0))) if isinstance(shown, text.Shown) else ""
 
 
 def about(runs: store.Runs) -> list[str]:

@@ -15,7 +15,6 @@ from meshdns.analysis import text
 from meshdns.studies import verdict
 from meshdns.studies.policies import answer, claims, external
 from policies_world import ARMS, World
-from shipped import WORLD
 
 
 @pytest.fixture(scope="module")

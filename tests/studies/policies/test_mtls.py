@@ -10,6 +10,7 @@ import pytest
 import measured
 import policies_world
 from meshdns import store
+from meshdns.analysis import cells
 from meshdns.studies import verdict
 from meshdns.studies.policies import answer, claims, mtls, tables
 from policies_world import MODES, World
@@ -21,7 +22,7 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> store.Runs:
 
 
 def cell(table: pd.DataFrame, policy: str, arm: str) -> str:
-    found = mtls.rows(table, policy, arm)
+    found = cells.rows(table, policy=policy, arm=arm)
     assert len(found) == 1
     return ", ".join(answer.fate(found[0]))
 
@@ -33,7 +34,7 @@ def test_strict_refuses_plain_text_and_permissive_takes_it(usual: store.Runs) ->
     assert cell(table, "disable", "mode1") == "served, no TLS handshake"
     for arm in MODES:
         assert cell(table, "strict", arm) == cell(table, "permissive", arm) == "served, mutual TLS"
-    refused = mtls.rows(table, "strict", "plain")[0]
+    refused = cells.rows(table, policy="strict", arm="plain")[0]
     assert (refused["requests"], refused["served"], refused["failed_as"]) == (60, 0, {"reset": 60})
     assert refused["closed_without_chain"] == 75  # the warm-up too
     assert refused["at_application"] == 0
@@ -53,7 +54,7 @@ def test_outcomes_that_differ_are_counted(usual: store.Runs) -> None:
     assert cell(table, "strict", "plain") == "6 of 60 served, no TLS handshake, by the server's sidecar"
     silent = whole.assign(outcome=whole["outcome"].astype(str).where(whole["outcome"] != "reset", "timeout"))
     table = mtls.table(store.Runs(silent, usual.cells, usual.headers, usual.notes, usual.world))
-    assert mtls.rows(table, "strict", "plain")[0]["outcome"] == "lost"
+    assert cells.rows(table, policy="strict", arm="plain")[0]["outcome"] == "lost"
 
 
 def test_the_grid_has_a_row_per_client_and_a_column_per_policy(usual: store.Runs) -> None:

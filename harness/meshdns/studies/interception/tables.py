@@ -244,11 +244,10 @@ def entries(runs: store.Runs) -> pd.DataFrame:
     """
     rows: list[Row] = []
     outbound = [measure for measure in MEASURES if not measure.twins]
-    chosen = {measure: measure.cells(runs) for measure in outbound}
-    left = {
-        measure: cells.matrix(found.assign(value=cells.counter(found, "pod/conntrack/entries")), ["arm"])
-        for measure, found in chosen.items()
-    }
+    left: dict[Measure, pd.DataFrame] = {}
+    for measure in outbound:
+        chosen = measure.cells(runs)
+        left[measure] = cells.matrix(chosen.assign(value=cells.counter(chosen, "pod/conntrack/entries")), ["arm"])
     for each in mechanisms.held(runs):
         row: Row = {"mechanism": each.name}
         for measure, values in left.items():
@@ -263,17 +262,16 @@ def entries(runs: store.Runs) -> pd.DataFrame:
 def availability(runs: store.Runs) -> pd.DataFrame:
     """A row per mechanism: blocks with valid cells, outbound and inbound, and why there are none."""
     chosen = cells.select(runs, *EXPERIMENTS)
-    return pd.DataFrame(
-        [
-            {
-                "mechanism": each.name,
-                "outbound_blocks": cells.blocks_of(chosen[chosen["arm"] == each.arm]),
-                "inbound_blocks": cells.blocks_of(chosen[chosen["backend"] == each.backend]),
-                "refused": mechanisms.refusal(runs, each) or None,
-            }
-            for each in compared(runs)
-        ]
-    )
+    rows = [
+        {
+            "mechanism": each.name,
+            "outbound_blocks": cells.blocks_of(chosen[chosen["arm"] == each.arm]),
+            "inbound_blocks": cells.blocks_of(chosen[chosen["backend"] == each.backend]),
+            "refused": mechanisms.refusal(runs, each) or None,
+        }
+        for each in compared(runs)
+    ]
+    return pd.DataFrame(rows)
 
 
 def too_few(runs: store.Runs, measure: Measure) -> bool:

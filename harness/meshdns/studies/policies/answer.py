@@ -207,7 +207,9 @@ def fate(row: Row) -> tuple[str, str]:
 def grid(table: pd.DataFrame) -> pd.DataFrame:
     """A row per client, a column per policy: what became of the calls."""
     seen = looks.of(table)
-    clients = looks.apart({arm: looks.words(seen.pod(arm)) for arm in seen.held(table["arm"])})
+    labels = {arm: looks.words(seen.pod(arm)) for arm in seen.held(table["arm"])}
+    several = [*labels.values()]
+    clients = {arm: said if several.count(said) == 1 else f"{said} ({arm})" for arm, said in labels.items()}
     policies = list(dict.fromkeys([*tables.WANTED, *table["policy"]]))
     found = pd.DataFrame(text.ABSENT, index=list(clients.values()), columns=policies)
     for row in table.to_dict("records"):

@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 
 from meshdns import store
-from meshdns.analysis import stats, text
+from meshdns.analysis import cells, stats, text
 from meshdns.studies.policies import answer, external, mtls, tables, told
 from meshdns.studies.policies.answer import PLAN
-from meshdns.studies.policies.tables import HTTP, INSIDE, NONE, OUTSIDE, PLAIN, SPLIT, TCP, Row, Rows, meshed, modes
+from meshdns.studies.policies.tables import HTTP, INSIDE, NONE, OUTSIDE, PLAIN, SPLIT, TCP, Row, Rows, meshed
 from meshdns.studies.verdict import BUYS, DEPENDS, REFUTED, SUPPORTED, UNDECIDED, Verdict, unmeasured
 
 ONCE = 1.01  # more requests at the replicas per request made than this are retries
@@ -73,9 +73,9 @@ def one_plane(found: pd.DataFrame) -> Verdict:
 def strict_mtls(found: pd.DataFrame) -> Verdict:
     """C12: clients with and without a sidecar, where servers want mutual TLS and where they take both."""
     asked = {
-        "strict, no sidecar": mtls.rows(found, tables.STRICT, PLAIN),
-        "strict, sidecar": mtls.rows(found, tables.STRICT, *modes(found)),
-        "permissive, no sidecar": mtls.rows(found, tables.PERMISSIVE, PLAIN),
+        "strict, no sidecar": cells.rows(found, policy=tables.STRICT, arm=PLAIN),
+        "strict, sidecar": [row for row in meshed(found) if row["policy"] == tables.STRICT],
+        "permissive, no sidecar": cells.rows(found, policy=tables.PERMISSIVE, arm=PLAIN),
     }
     if not all(asked.values()):
         return unmeasured("C12", f"needs strict and permissive servers and clients of both kinds; {PLAN}")
@@ -169,8 +169,8 @@ def _without(found: pd.DataFrame, answered: pd.DataFrame, divided: pd.DataFrame)
     outside = ["retries"] if any(each.low > ONCE for each in plain["arrived"] if each.n > 1) else []
     outside += ["traffic split"] if (divided["promised"] == INSIDE).any() else []
     numbers = [f"{share} to v2 in {PLAIN}" for share in divided["share_of_v2"]]
-    cells: list[Any] = [*answered.to_numpy().ravel()]
-    if spread := [each.estimate for each in cells if isinstance(each, stats.Interval) and each.n]:
+    values: list[Any] = [*answered.to_numpy().ravel()]
+    if spread := [each.estimate for each in values if isinstance(each, stats.Interval) and each.n]:
         least, most = min(spread), max(spread)
         outside += ["load balancing"] if least > EVEN * most else []
         numbers.append(f"each replica {100 * least:.0f} to {100 * most:.0f} % in {PLAIN}")

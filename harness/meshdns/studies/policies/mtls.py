@@ -10,7 +10,7 @@ import pandas as pd
 
 from meshdns import store
 from meshdns.analysis import absent, cells
-from meshdns.studies.policies.tables import MTLS, Row, Rows, counted, parts
+from meshdns.studies.policies.tables import MTLS, Row, counted, parts
 
 SERVED, SOME, REFUSED, LOST = "served", "some", "refused", "lost"
 _COUNTED = {
@@ -45,8 +45,3 @@ def table(runs: store.Runs) -> pd.DataFrame:
 _TABLE = [
     "policy", "arm", "blocks", "requests", "served", "outcome", "failed_as", *_COUNTED, "blocks_with_mtls",
 ]  # fmt: skip
-
-
-def rows(found: pd.DataFrame, policy: str, *arms: str) -> Rows:
-    """The rows of this policy and these clients."""
-    return found[(found["policy"] == policy) & found["arm"].isin(arms)].to_dict("records")
