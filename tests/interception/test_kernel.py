@@ -81,7 +81,7 @@ class fresh_namespace:  # noqa: N801  a context manager
 
 
 def state() -> str:
-    """All that could have been changed, without counters and the routes that the kernel makes of addresses, in its time."""
+    """All that could have been changed, without counters and routes that the kernel makes of addresses in its time."""
     commands = (
         "iptables-save", "ip6tables-save", "nft -s list ruleset", "ip rule", "ip -6 rule", "ip route show table all",
         "ip -6 route show table all", "ip address show dev lo",
