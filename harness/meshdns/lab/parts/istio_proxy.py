@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import urllib.parse
@@ -63,8 +64,8 @@ _SERVER_FILTER = (
 )
 # A sidecar that connects to itself without end takes all descriptors there are, and ends: Istio sets no limit.
 _LIMITED = {"runtimeValues": {"overload.global_downstream_max_connections": "1000"}}
-# Of a Prometheus page: name, labels, value.
-_SERIES = re.compile(r"^([a-z]\w*)(\{.+\})?(?:\{\})? ([0-9.e+]+)$", re.MULTILINE)
+# Of a Prometheus page: name with labels, value. The agent's other series are of its own memory.
+_SERIES = re.compile(r"^((?:envoy|istio_agent_dns)_\w+(?:\{.+\})?)(?:\{\})? ([0-9.e+]+)$", re.MULTILINE)
 
 
 class IstioProxy(Component):
@@ -107,15 +108,17 @@ class IstioProxy(Component):
     def page(self, at: At) -> Page:
         client = (_CLIENT_FILTER, *[_POLICIES_FILTER] * at.world.live)
         wanted = "|".join(client) if at.pod.arm else _SERVER_FILTER
-        page = f"{ISTIO.status_port}/stats/prometheus?filter={urllib.parse.quote(f'^({wanted})$', safe='')}"
+        # The agent's page is Envoy's and its own, and takes twice as long: it is asked where its DNS proxy counts.
+        port = ISTIO.status_port if at.pod.dns == "agent" else ISTIO.stats_port
+        page = f"{port}/stats/prometheus?filter={urllib.parse.quote(f'^({wanted})$', safe='')}"
         return at.inner(page) if at.pod.arm else at.outer(page)
 
     def counts(self, body: str, at: At, client: Pod) -> Counts:
         names, front = (_CLIENT | _resolving(at.world), "pod/") if at.pod.arm else (_SERVER, "")
         found: dict[str, float] = {} if at.pod.arm else dict.fromkeys(names.values(), 0.0)
-        for name, labels, value in _SERIES.findall(body):
+        for series, value in _SERIES.findall(body):
             for pattern, ours in names.items():
-                if re.fullmatch(pattern.replace("{", r"\{").replace("}", r"\}"), name + labels):
+                if _compiled(pattern).fullmatch(series):
                     found[front + ours] = found.get(front + ours, 0) + float(value)
         return found
 
@@ -131,6 +134,12 @@ class IstioProxy(Component):
             yield "connections passed through unrouted", counts.get("pod/envoy/passthrough_cx", 0), 0
             if not made.tls:
                 yield "requests in the sidecar", counts.get("pod/envoy/cluster_rq", 0), made.requests
+
+
+@functools.cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """Of a series, whose braces are none of the pattern's."""
+    return re.compile(pattern.replace("{", r"\{").replace("}", r"\}"))
 
 
 def handed(service: str, file: str) -> str:
