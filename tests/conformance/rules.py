@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import collections
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -90,13 +88,7 @@ def compare(agent: Path, seed: int, form: str, found: Found) -> None:
     sent = [asking.routed(rules, packet) for packet in asking.packets(rng)]
     expected = asking.predicted(form, options, False, sent)
     there = len(expected["arrived"]) + len(expected["left"])
-    request = {
-        "mechanism": form,
-        "patient_for": there,
-        "out": [asdict(packet) for packet in sent if packet.path == "out"],
-        "in": [asdict(packet) for packet in sent if packet.path == "in"],
-    }
-    answer, said = _in_namespace(agent, options, form, request)
+    answer, said = _under_the_agents(agent, options, form, sent, there)
     found.packets += len(sent)
     where = f"{form}, options {seed}"
     refused = _stated(options, form, None)
@@ -137,21 +129,17 @@ def command(agent: Path, options: Options, form: str) -> list[str]:
     return ["env", *environment, str(agent), "istio-iptables", *flags, *switches, *native]
 
 
-def _in_namespace(
-    agent: Path, options: Options, form: str, request: dict[str, Any]
+def _under_the_agents(
+    agent: Path, options: Options, form: str, sent: list[Packet], patient_for: int
 ) -> tuple[dict[str, Any] | None, str]:
-    """What the kernel did under the agent's rules; None, and what it said, where it made none."""
+    """What the kernel did under its rules; None, and what it said, where it made none."""
     with tempfile.NamedTemporaryFile("w", suffix=".conf") as resolv:
         resolv.writelines(f"nameserver {one}\n" for one in (*options.dns_servers_v4, *options.dns_servers_v6))
         resolv.flush()
-        load: list[tuple[list[str], str]] = [(["mount", "--bind", resolv.name, "/etc/resolv.conf"], "")]
-        load.append((command(agent, options, form), ""))
+        load = [(["mount", "--bind", resolv.name, "/etc/resolv.conf"], ""), (command(agent, options, form), "")]
         if not options.enable_ipv6:  # else the agent gives the pod this address
-            load.append((["ip", "address", "add", "::6/128", "dev", "lo"], ""))
-        done = subprocess.run(
-            ["unshare", "--net", "--mount", sys.executable, str(asking.PROBE)],
-            input=json.dumps({**request, "load": load}), capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
+            load.append(asking.PASSED_THROUGH)
+        done = asking.probe_of(form, load, sent, patient_for)
     return (None, done.stderr[-600:]) if done.returncode else (json.loads(done.stdout), "")
 
 

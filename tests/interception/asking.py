@@ -22,6 +22,8 @@ from meshdns.interception.options import Family, Options
 from meshdns.interception.ruleset import FAMILIES, RuleSet
 from meshdns.interception.verdict import Packet
 
+Loading = list[tuple[list[str], str]]  # commands and their input
+PASSED_THROUGH = (["ip", "address", "add", "::6/128", "dev", "lo"], "")  # so that packets can come from there
 PROBE = Path(__file__).with_name("probe.py")
 TOOLS: dict[Family, str] = {"ipv4": "iptables", "ipv6": "ip6tables"}
 PROTOCOLS = {"tcp": 6, "udp": 17}
@@ -134,23 +136,35 @@ def needs_kernel() -> None:
             pytest.skip(f"needs {tool}: apt-get install iptables nftables iproute2 util-linux")
 
 
-def in_namespace(request: dict[str, Any]) -> dict[str, Any]:
-    """What the kernel did."""
-    done = subprocess.run(
-        ["unshare", "--net", sys.executable, str(PROBE)],
+def probe_of(form: str, load: Loading, sent: list[Packet], patient_for: int) -> subprocess.CompletedProcess[str]:
+    """The probe, ended: under rules that `load` makes; so many packets are waited for."""
+    request = {
+        "mechanism": form,
+        "patient_for": patient_for,
+        "load": load,
+        "out": [asdict(packet) for packet in sent if packet.path == "out"],
+        "in": [asdict(packet) for packet in sent if packet.path == "in"],
+    }
+    return subprocess.run(
+        ["unshare", "--net", "--mount", sys.executable, str(PROBE)],
         input=json.dumps(request), capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
+
+
+def in_namespace(form: str, load: Loading, sent: list[Packet], patient_for: int) -> dict[str, Any]:
+    """What the kernel did."""
+    done = probe_of(form, load, sent, patient_for)
     assert done.returncode == 0, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 
 
-def loading(mechanism: str, options: Options, outbound_tproxy: bool) -> list[tuple[list[str], str]]:
+def loading(mechanism: str, options: Options, outbound_tproxy: bool) -> Loading:
     """Commands and their input that load the rules of every family enabled."""
     both = ruleset.build(options, *FAMILIES, outbound_tproxy=outbound_tproxy)
     steps = [(["ip", routing.OPTION[family], "-batch", "-"], text) for family, text in routing.render(both).items()]
     if "ipv6" not in both.families or not both.mesh.passthrough_v6:
-        steps.append((["ip", "address", "add", "::6/128", "dev", "lo"], ""))  # so that packets can come from there
+        steps.append(PASSED_THROUGH)
     if mechanism == "nftables":
         return [*steps, (["nft", "-f", "-"], nftables.render(both))]
     for family, tool in TOOLS.items():
@@ -181,15 +195,7 @@ def observed(
     mechanism: str, options: Options, outbound_tproxy: bool, sent: list[Packet], patient_for: int
 ) -> dict[str, Any]:
     """The same, as the kernel did it; so many packets are waited for."""
-    answer = in_namespace(
-        {
-            "mechanism": mechanism,
-            "patient_for": patient_for,
-            "load": loading(mechanism, options, outbound_tproxy),
-            "out": [asdict(packet) for packet in sent if packet.path == "out"],
-            "in": [asdict(packet) for packet in sent if packet.path == "in"],
-        }
-    )
+    answer = in_namespace(mechanism, loading(mechanism, options, outbound_tproxy), sent, patient_for)
     counters = answer.pop("counters")
     hits = {(place, i): n for place, counts in counters.items() for i, n in enumerate(counts) if n}
     return {**answer, "hits": hits}

@@ -72,16 +72,8 @@ def test_their_rules_are_read_as_the_kernel_reads_them(one: theirs.Fixture) -> N
     owners = theirs.pools(one).owners
     sent = [packet for packet in asking.packets(rng, owners) if asking.family_of(packet) == one.family]
     outcomes = [(packet, verdict.judge(one.theirs, packet)) for packet in sent]
-    seen = asking.in_namespace({
-        "mechanism": "",
-        "patient_for": len(sent),
-        "load": [
-            (["ip", "address", "add", "::6/128", "dev", "lo"], ""),
-            ([f"{asking.TOOLS[one.family]}-restore", "--noflush"], one.restore()),
-        ],
-        "out": [asdict(packet) for packet in sent if packet.path == "out"],
-        "in": [asdict(packet) for packet in sent if packet.path == "in"],
-    })  # fmt: skip
+    load = [asking.PASSED_THROUGH, ([f"{asking.TOOLS[one.family]}-restore", "--noflush"], one.restore())]
+    seen = asking.in_namespace("", load, sent, len(sent))
     for name, arrives in (("left", False), ("arrived", True)):
         assert seen[name] == sorted(
             [

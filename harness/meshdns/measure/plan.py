@@ -25,7 +25,7 @@ from meshdns.measure import factors
 from meshdns.measure.cell import Cell
 from meshdns.measure.factors.arm import NULL
 
-OVERHEAD_S = 0.018  # of a trial beside its load: readings before and after (from data/sample)
+OVERHEAD_S = 0.05  # of a trial beside its load: readings before and after, and repeats (60 ms in data/sample)
 MAX_SECONDS = 24 * 3600  # a plan that runs for longer is a typing error
 MAX_CELLS = 10_000  # in a block: their number is stored in 16 bits, and an invalid cell is measured up to three times
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}")  # the beginning of a run's name, on every file system
